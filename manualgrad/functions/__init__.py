@@ -1,0 +1,1 @@
+"""One operation a file: its mathematics, its formulas, its Functions, and the function that people call."""

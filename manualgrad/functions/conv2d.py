@@ -1,0 +1,245 @@
+r"""2-D convolution, equations (1), (2) and (3).
+
+    C_ijk         = Σ_pqr x_(s1·i+p)(s2·j+q)r w_(P−p)(Q−q)rk                     (1)
+    ∂C_ijk/∂x_tuv = w_(P+s1·i−t)(Q+s2·j−u)vk, where both indices are in range    (2)
+    ∂C_ijk/∂w_ctuv = x_(s1·i+P−c)(s2·j+Q−t)u δ_kv                                (3)
+
+C is linear in x and linear in w, and so are the two sums that (2) and (3) lead to in their own operands. Hence
+each of the three has the other two for its derivatives, to any order:
+
+    operation                        derivative along its first and its second operand
+    C(x, w)                          X(δ, w)     W(δ, x)
+    X(δ, w) = Σ_ijk δ_ijk (2)        C(v, w)     W(δ, v)
+    W(δ, x) = Σ_ij  δ_ijv (3)        C(x, v)     X(δ, v)
+
+The formulas have the document's layout: x (B, H, W, R), w (P+1, Q+1, R, K), z and δ (B, I, J, K). The Functions
+have PyTorch's, and turn one into the other by views.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from manualgrad.functions import checks
+from manualgrad.functions.bias import pull_to_bias
+from manualgrad.functions.conv2d_geometry import Geometry, geometry_of
+from manualgrad.functions.differentiable import differentiable, save, total
+from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
+from manualgrad.functions.precision import accumulator, autocast_lower
+from manualgrad.functions.windows import crop, overlap_add, pad, view
+
+
+# ----------------------------------------------------------------------------------------------- formulas
+
+
+def columns(x: Tensor, geometry: Geometry) -> Tensor:
+    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, B·I·J, P·Q·R)."""
+    x = view(pad(x, geometry.windows), geometry.windows)
+    b, i, j, p, q, r = x.shape
+    groups = geometry.groups
+    x = x.reshape(b, i, j, p, q, groups, r // groups).permute(5, 0, 1, 2, 3, 4, 6)
+    if q * r // groups >= j:
+        return x.reshape(groups, b * i * j, p * q * r // groups)
+    # The copy runs along j, which is longer than (q, r): much the faster for an image of one channel.
+    return x.permute(0, 4, 5, 6, 1, 2, 3).reshape(groups, p * q * r // groups, b * i * j).transpose(1, 2)
+
+
+def kernel_matrix(w: Tensor, geometry: Geometry) -> Tensor:
+    """w_(P−p)(Q−q)rk as matrices with a column for each output channel: (groups, P·Q·R, K)."""
+    if geometry.flip:
+        w = w.flip(0, 1)
+    p, q, r, k = w.shape
+    w = w.reshape(p * q * r, geometry.groups, k // geometry.groups)
+    return w.transpose(0, 1)
+
+
+def grouped(z: Tensor, geometry: Geometry) -> Tensor:
+    """(B, I, J, K) as (groups, B·I·J, K)."""
+    b, i, j, k = z.shape
+    return z.reshape(b * i * j, geometry.groups, k // geometry.groups).transpose(0, 1)
+
+
+def convolution(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+    """C(x, w) + b: (B, I, J, K)."""
+    rows, kernels = columns(x, geometry), kernel_matrix(w, geometry)
+    if b is None:
+        z = torch.bmm(rows, kernels)  # eq. (1)
+    else:
+        z = torch.baddbmm(b.view(geometry.groups, 1, -1), rows, kernels)  # eq. (1), (17)
+    return z.transpose(0, 1).reshape(x.shape[0], *geometry.windows.count(*geometry.size), w.shape[3])
+
+
+def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    """Σ_ijk g_ijk ∂C_ijk/∂x_tuv: (B, H, W, R). With t = s1·i+p, (2) is w_(P−p)(Q−q)vk: what (1) gathers from
+    the place (s1·i+p, s2·j+q), this adds to it."""
+    (b, i, j, _), (p, q, r, _) = g.shape, w.shape
+    exact = accumulator(g.dtype)  # up to (P+1)(Q+1) products meet in one place
+    kernels = kernel_matrix(w, geometry).to(exact)
+    each = torch.bmm(grouped(g, geometry).to(exact), kernels.transpose(1, 2))  # eq. (2)
+    each = each.view(geometry.groups, b, i, j, p, q, r).permute(1, 2, 3, 4, 5, 0, 6)
+    each = each.reshape(b, i, j, p, q, geometry.groups * r)
+    x = overlap_add(each, geometry.windows, geometry.windows.padded(*geometry.size))
+    return crop(x, geometry.windows).to(g.dtype)
+
+
+def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K), the mean over b not taken."""
+    kernels = torch.bmm(columns(x, geometry).transpose(1, 2), grouped(g, geometry))  # eq. (3)
+    p, q = geometry.windows.kernel_size
+    w = kernels.transpose(0, 1).reshape(p, q, x.shape[3] // geometry.groups, g.shape[3])
+    return w.flip(0, 1) if geometry.flip else w
+
+
+# ---------------------------------------------------------------------------------------------- Functions
+
+
+class Convolution(Function):
+    """C(x, w) + b of equations (1) and (17). Saves x for the gradient of w, and w for that of x."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+        return to_nchw(convolution(from_nchw(x), from_oihw(w), b, geometry))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, w, _, ctx.geometry = inputs
+        ctx.shape = output.shape
+        save(ctx, x, w, needed=(ctx.needs_input_grad[1], ctx.needs_input_grad[0]))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        for_x, for_w, for_b, _ = ctx.needs_input_grad
+        return (
+            pull_to_input(g, w, ctx.geometry) if for_x else None,
+            pull_to_weight(g, x, ctx.geometry) if for_w else None,
+            pull_to_bias(g) if for_b else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor | None, w_t: Tensor | None, b_t: Tensor | None, _: None) -> Tensor | None:
+        x, w = ctx.saved_tensors
+        return total(
+            None if x_t is None else convolve(x_t, w, None, ctx.geometry),
+            None if w_t is None else convolve(x, w_t, None, ctx.geometry),
+            None if b_t is None else b_t.view(-1, 1, 1).expand(ctx.shape),
+        )
+
+
+class InputGradient(Function):
+    """X(δ, w) of equation (2)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+        return to_nchw(input_gradient(from_nchw(g), from_oihw(w), geometry))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        g, w, ctx.geometry = inputs
+        save(ctx, g, w, needed=(ctx.needs_input_grad[1], ctx.needs_input_grad[0]))
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        g, w = ctx.saved_tensors
+        for_g, for_w, _ = ctx.needs_input_grad
+        return (
+            convolve(v, w, None, ctx.geometry) if for_g else None,
+            pull_to_weight(g, v, ctx.geometry) if for_w else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, g_t: Tensor | None, w_t: Tensor | None, _: None) -> Tensor | None:
+        g, w = ctx.saved_tensors
+        return total(
+            None if g_t is None else pull_to_input(g_t, w, ctx.geometry),
+            None if w_t is None else pull_to_input(g, w_t, ctx.geometry),
+        )
+
+
+class WeightGradient(Function):
+    """W(δ, x) of equation (3)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+        return to_oihw(weight_gradient(from_nchw(g), from_nchw(x), geometry))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        g, x, ctx.geometry = inputs
+        save(ctx, g, x, needed=(ctx.needs_input_grad[1], ctx.needs_input_grad[0]))
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        g, x = ctx.saved_tensors
+        for_g, for_x, _ = ctx.needs_input_grad
+        return (
+            convolve(x, v, None, ctx.geometry) if for_g else None,
+            pull_to_input(g, v, ctx.geometry) if for_x else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, g_t: Tensor | None, x_t: Tensor | None, _: None) -> Tensor | None:
+        g, x = ctx.saved_tensors
+        return total(
+            None if g_t is None else pull_to_weight(g_t, x, ctx.geometry),
+            None if x_t is None else pull_to_weight(g, x_t, ctx.geometry),
+        )
+
+
+convolve = differentiable(Convolution)
+pull_to_input = differentiable(InputGradient)
+pull_to_weight = differentiable(WeightGradient)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    flip_kernel: bool = True,
+) -> Tensor:
+    """The 2-D convolution of equation (1), with a bias as in (17); its derivatives are (2) and (3).
+
+    Args:
+        input: (B, R, H, W), or (R, H, W) for one image; float16, bfloat16, float32 or float64. B may be 0.
+        weight: (K, R / groups, P+1, Q+1), of the same dtype and on the same device.
+        bias: (K,), or None.
+        stride: s1 and s2 of the document, or one number for both.
+        padding: zeros around the image: one number, (rows, columns), "valid" (none), or "same" (the output has
+            the size of the input; stride 1 only; of an odd number of rows or columns the last side gets one more).
+        dilation: distance between the places that neighbouring kernel entries see.
+        groups: input and output channels are split into as many groups that do not see each other.
+        flip_kernel: True is (1), a true convolution; False is the correlation of ``torch.nn.functional.conv2d``,
+            which equals ``conv2d(input, weight.flip(2, 3), flip_kernel=True)``.
+
+    Returns:
+        (B, K, I, J) or (K, I, J), channels last in memory; under autocast in autocast's dtype.
+
+    Raises:
+        TypeError: a tensor that is not real floating point, or two dtypes.
+        ValueError: shapes, devices or numbers that do not fit; a kernel larger than the padded input.
+    """
+    checks.images("conv2d", input)
+    input, weight, bias = autocast_lower(input, weight, bias)
+    checks.floating("conv2d", input=input, weight=weight, bias=bias)
+    geometry = geometry_of(input, weight, bias, stride, padding, dilation, groups, flip_kernel)
+    if input.dim() == 3:
+        return convolve(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
+    return convolve(input, weight, bias, geometry)

@@ -1,0 +1,25 @@
+"""PyTorch's memory order of images and kernels, seen as the document's, and back: views, not copies."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def from_nchw(x: Tensor) -> Tensor:
+    """(B, C, H, W) seen as the document's (B, H, W, C)."""
+    return x.permute(0, 2, 3, 1)
+
+
+def to_nchw(x: Tensor) -> Tensor:
+    """The document's (B, H, W, C) seen as (B, C, H, W)."""
+    return x.permute(0, 3, 1, 2)
+
+
+def from_oihw(w: Tensor) -> Tensor:
+    """(K, R, P+1, Q+1) seen as the document's (P+1, Q+1, R, K)."""
+    return w.permute(2, 3, 1, 0)
+
+
+def to_oihw(w: Tensor) -> Tensor:
+    """The document's (P+1, Q+1, R, K) seen as (K, R, P+1, Q+1)."""
+    return w.permute(3, 2, 0, 1)

@@ -1,0 +1,115 @@
+r"""ReLU, equations (9) and (10).
+
+    R_i(z)    = z_i where z_i ≥ 0, 0 where z_i < 0                               (9)
+    ∂R_i/∂z_j = δ_ij where z_i > 0, ½ δ_ij where z_i = 0, 0 where z_i < 0        (10)
+
+The ½ at zero is a parameter here, ``subgradient``; PyTorch's own ReLU has 0. Zero is zero, −0.0 too. Away from
+zero (10) is constant, so the second derivative is 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from manualgrad.functions.differentiable import differentiable
+
+
+def rectified(z: Tensor) -> Tensor:
+    """R(z); NaN stays NaN."""
+    return z.clamp(min=0)  # eq. (9)
+
+
+def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
+    """g ∂R/∂z. A selection, not a product with the derivative, so that 0 comes of an infinite g where z < 0."""
+    at_zero = g if subgradient == 1 else torch.where(z == 0, subgradient * g, g)
+    return torch.where(z < 0, 0, at_zero)  # eq. (10)
+
+
+class Rectification(Function):
+    """R(z) of equation (9). Saves z, since R(z) alone no longer tells z = 0 from z < 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, subgradient: float) -> Tensor:
+        return rectified(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        z, ctx.subgradient = inputs
+        ctx.save_for_forward(z)
+        ctx.save_for_backward(z)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        return pull_to_z(g, z, ctx.subgradient), None
+
+    @staticmethod
+    def jvp(ctx: Any, z_t: Tensor, _: None) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return pull_to_z(z_t, z, ctx.subgradient)
+
+
+class RectificationGradient(Function):
+    """g ∂R/∂z of equation (10): linear in g, and constant in z but for the jump at 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
+        return rectified_gradient(g, z, subgradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, z, ctx.subgradient = inputs
+        ctx.save_for_forward(z)
+        ctx.save_for_backward(z)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (z,) = ctx.saved_tensors
+        for_g, for_z, _ = ctx.needs_input_grad
+        return (
+            pull_to_z(v, z, ctx.subgradient) if for_g else None,
+            torch.zeros_like(z) if for_z else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, g_t: Tensor | None, *_: Tensor | None) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return torch.zeros_like(z) if g_t is None else pull_to_z(g_t, z, ctx.subgradient)
+
+
+rectify = differentiable(Rectification)
+pull_to_z = differentiable(RectificationGradient)
+
+
+def relu(input: Tensor, *, subgradient: float = 0.5) -> Tensor:
+    """ReLU, equation (9); its derivative is (10).
+
+    Equals ``torch.nn.functional.relu`` in value. In gradient it differs at exact zeros: ``subgradient=0`` is
+    PyTorch's ReLU, ½ is the document's, and that of ``torch.maximum(input, zeros)``.
+
+    Args:
+        input: any shape, any real dtype but bool (whole numbers have no gradient).
+        subgradient: the derivative at zero, from 0 to 1.
+
+    Returns:
+        a tensor of the same shape and dtype.
+
+    Raises:
+        TypeError: a dtype that has no order.
+        ValueError: a subgradient outside [0, 1].
+    """
+    if not isinstance(input, Tensor) or input.dtype == torch.bool or input.is_complex():
+        kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
+        raise TypeError(f"relu: input must be a tensor of real numbers, got {kind}")
+    if not 0 <= subgradient <= 1:
+        raise ValueError(f"relu: subgradient must lie between 0 and 1, got {subgradient}")
+    return rectify(input, subgradient)

@@ -1,0 +1,221 @@
+r"""Softmax cross-entropy, equations (13), (14) and (15).
+
+    J          = (1/B) Σ_b J^b                                                   (13)
+    J^b        = −Σ_i y_i log S_i(z^b)                                           (14)
+    ∂J^b/∂z_j  = S_j Σ_k y_k − y_j, which is S_j − y_j where Σ_k y_k = 1         (15)
+    ∂J^b/∂y_j  = −log S_j
+
+The document's (14) prints z where it means the softmax of it. The general form of (15), the line before its last, is
+what is computed: targets need not sum to 1. So class weights, label smoothing, ignored examples and the 1/B of (13)
+are all part of y (see ``targets.py``), and one formula serves.
+
+With τ = Σ_k y_k and a gradient g of J, (15) is G(g, z, y) = g (τ S − y). Its own derivatives, with v given:
+
+    along g:  Σ_k v_k (τ S_k − y_k)
+    along z:  g τ S ⊙ (v − Σ_k v_k S_k), equation (12) again
+    along y:  g (Σ_k v_k S_k − v)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from manualgrad.functions.differentiable import differentiable, save, total
+from manualgrad.functions.precision import accumulator, autocast_float32
+from manualgrad.functions.softmax import pull_through_softmax, soften, softmax_values
+from manualgrad.functions.targets import Reduction, target_distribution
+
+# -------------------------------------------------------------- formulas; the classes are the last dimension
+
+
+def log_softmax_values(z: Tensor) -> Tensor:
+    """log S(z), the logarithm of (11), which stays finite where S itself rounds to 0."""
+    shifted = z - z.amax(-1, keepdim=True)
+    return shifted - shifted.exp().sum(-1, keepdim=True).log()  # eq. (11)
+
+
+def cross_entropy(z: Tensor, y: Tensor, summed: bool) -> Tensor:
+    """J^b of every example, or its sum; a class with y = 0 costs nothing, though its S be 0."""
+    each = torch.where(y == 0, 0, y * log_softmax_values(z)).sum(-1).neg()  # eq. (14)
+    return each.sum() if summed else each  # eq. (13), whose 1/B is part of y
+
+
+def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    """G(g, z, y), where g is one number, or one for each example."""
+    return g.unsqueeze(-1) * (softmax_values(z, -1) * y.sum(-1, keepdim=True) - y)  # eq. (15)
+
+
+def target_gradient(g: Tensor, z: Tensor) -> Tensor:
+    """∂J/∂y."""
+    return -g.unsqueeze(-1) * log_softmax_values(z)  # eq. (14)
+
+
+# ---------------------------------------------------------------------------------------------- Functions
+
+
+class CrossEntropy(Function):
+    """J of equations (13) and (14). Saves z, and y for the gradient of z."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, y: Tensor, summed: bool) -> Tensor:
+        return cross_entropy(z, y, summed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        z, y, ctx.summed = inputs
+        ctx.shape = output.shape
+        save(ctx, z, y, needed=(True, ctx.needs_input_grad[0]))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        z, y = ctx.saved_tensors
+        for_z, for_y, _ = ctx.needs_input_grad
+        return pull_to_logits(g, z, y) if for_z else None, pull_to_target(g, z) if for_y else None, None
+
+    @staticmethod
+    def jvp(ctx: Any, z_t: Tensor | None, y_t: Tensor | None, _: None) -> Tensor | None:
+        z, y = ctx.saved_tensors
+        one = z.new_ones(ctx.shape)
+        each = total(
+            None if z_t is None else pull_to_logits(one, z, y) * z_t,
+            None if y_t is None else pull_to_target(one, z) * y_t,
+        )
+        return each.sum() if ctx.summed else each.sum(-1)
+
+
+class LogitsGradient(Function):
+    """G(g, z, y) of equation (15)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, z: Tensor, y: Tensor) -> Tensor:
+        return logits_gradient(g, z, y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        g, z, y = inputs
+        for_g, for_z, for_y = ctx.needs_input_grad
+        save(ctx, g, z, y, needed=(for_z or for_y, True, for_g or for_z))
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        g, z, y = ctx.saved_tensors
+        for_g, for_z, for_y = ctx.needs_input_grad
+        s = soften(z, -1)
+        along_g = along_z = along_y = None
+        if for_g:
+            along_g = (v * (s * _sum(y) - y)).sum(-1)
+            along_g = along_g if g.dim() == along_g.dim() else along_g.sum()
+        if for_z:
+            along_z = g.unsqueeze(-1) * _sum(y) * pull_through_softmax(v, s, -1)
+        if for_y:
+            along_y = g.unsqueeze(-1) * (_sum(v * s) - v)
+        return along_g, along_z, along_y
+
+    @staticmethod
+    def jvp(ctx: Any, g_t: Tensor | None, z_t: Tensor | None, y_t: Tensor | None) -> Tensor | None:
+        g, z, y = ctx.saved_tensors
+        return total(
+            None if g_t is None else pull_to_logits(g_t, z, y),
+            None if z_t is None else g.unsqueeze(-1) * _sum(y) * pull_through_softmax(z_t, soften(z, -1), -1),
+            None if y_t is None else pull_to_logits(g, z, y_t),  # G is linear in y
+        )
+
+
+class TargetGradient(Function):
+    """∂J/∂y = −g log S(z), whose derivative along z is g (S Σ_k v_k − v), for v given."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor, z: Tensor) -> Tensor:
+        return target_gradient(g, z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        g, z = inputs
+        save(ctx, g, z, needed=(True, True))
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        g, z = ctx.saved_tensors
+        for_g, for_z = ctx.needs_input_grad
+        along_g = along_z = None
+        if for_g:
+            along_g = (v * pull_to_target(torch.ones_like(g), z)).sum(-1)
+            along_g = along_g if g.dim() == along_g.dim() else along_g.sum()
+        if for_z:
+            along_z = pull_to_logits(g, z, v)
+        return along_g, along_z
+
+    @staticmethod
+    def jvp(ctx: Any, g_t: Tensor | None, z_t: Tensor | None) -> Tensor | None:
+        g, z = ctx.saved_tensors
+        along_z = None
+        if z_t is not None:
+            along_z = g.unsqueeze(-1) * (_sum(soften(z, -1) * z_t) - z_t)
+        return total(None if g_t is None else pull_to_target(g_t, z), along_z)
+
+
+def _sum(x: Tensor) -> Tensor:
+    return x.sum(-1, keepdim=True)
+
+
+entropy = differentiable(CrossEntropy)
+pull_to_logits = differentiable(LogitsGradient)
+pull_to_target = differentiable(TargetGradient)
+
+
+def softmax_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The cost J of equations (13) and (14), of logits; its derivative is (15).
+
+    Equals ``torch.nn.functional.cross_entropy``, but for two things: a class whose target is 0 costs 0 even where
+    its softmax is 0 (natively NaN, for probability targets), and 16-bit logits are added up in float32.
+
+    Args:
+        input: logits z, (B, C), (B, C, d1, ...) or (C,); float16, bfloat16, float32 or float64.
+        target: class indices, whole numbers of shape (B,), (B, d1, ...) or (); or probabilities y, floating
+            point of the shape of input, which need not sum to 1 and may ask for a gradient.
+        weight: (C,), by which each class's cost is multiplied; it has no gradient.
+        ignore_index: examples with this class index cost nothing, and do not count in the mean.
+        reduction: "mean" as (13) has it, weighted by ``weight`` for class indices; "sum"; or "none".
+        label_smoothing: the share of each target, 0 to 1, that is spread evenly over all classes.
+
+    Returns:
+        one number, or for reduction "none" one for each example, (B,), (B, d1, ...) or (); input's dtype, float32
+        under autocast. The mean of no examples is NaN, as in PyTorch.
+
+    Raises:
+        TypeError: logits that are not real floating point, targets of a dtype that is neither.
+        IndexError: a class index outside 0 to C − 1 (in compiled code and under vmap its cost is NaN instead,
+            since there no value can be looked at).
+        ValueError: shapes, devices or numbers that do not fit.
+    """
+    logits = autocast_float32(input) if isinstance(input, Tensor) else input
+    distribution = target_distribution(logits, target, weight, ignore_index, reduction, label_smoothing)
+    z = logits.to(accumulator(logits.dtype))
+    if z.dim() > 1:
+        z = z.movedim(1, -1)
+    if z.numel() == 0:
+        cost = z.sum(-1)
+        cost = cost if reduction == "none" else cost.sum()
+    else:
+        cost = entropy(z, distribution.y, reduction != "none")
+    if reduction == "mean":
+        cost = cost.masked_fill(distribution.count == 0, torch.nan)
+    return cost.to(logits.dtype)

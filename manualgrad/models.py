@@ -1,0 +1,92 @@
+"""The network of section 4.2, equations (22) and (23)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from manualgrad import functional
+from manualgrad.functions import checks
+from manualgrad.nn import Conv2d, Dense, Flatten, MaxPool2d, ReLU
+
+
+class DocumentCNN(nn.Module):
+    """C, P∘R, C, F∘P∘R, D, R, D, and then S with J: L = 4 as in equation (22), in the order of (23).
+
+    ``model(x)`` is z³, the logits; ``model.probabilities(x)`` is x⁴ = S(z³); ``model.cost(x, target)`` is J.
+
+    Args:
+        in_channels: channels of an image.
+        image_size: its rows and columns, or one number for both.
+        channels: output channels of each convolution; as many of them as there are numbers.
+        kernel_size: of every convolution.
+        hidden: outputs of each dense layer before the last.
+        classes: outputs of the last.
+        stride: of every convolution.
+        subgradient: the derivative of ReLU at 0; the document has ½.
+
+    Shapes:
+        x (B, in_channels, rows, columns) to z³ (B, classes); without B for one image.
+
+    Raises:
+        ValueError: an image too small for the layers; the message names the layer and the size that reaches it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        image_size: int | tuple[int, int] = 28,
+        channels: Sequence[int] = (16, 32),
+        kernel_size: int | tuple[int, int] = 5,
+        hidden: Sequence[int] = (128,),
+        classes: int = 10,
+        *,
+        stride: int | tuple[int, int] = 1,
+        subgradient: float = 0.5,
+        device: object = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not channels:
+            raise ValueError("DocumentCNN: channels must name at least one convolution")
+        rows, columns = checks.pair("DocumentCNN", "image_size", image_size, least=1)
+        made = {"device": device, "dtype": dtype}
+        layers: list[tuple[str, nn.Module]] = []
+        for n, out_channels in enumerate(channels):
+            convolution = Conv2d(in_channels, out_channels, kernel_size, stride, **made)  # f^n = C, eq. (23)
+            (p, q), (s1, s2) = convolution.kernel_size, convolution.stride
+            after = ((rows - p) // s1 + 1) // 2, ((columns - q) // s2 + 1) // 2
+            if min(after) < 1:
+                raise ValueError(
+                    f"DocumentCNN: convolution {n} with kernel {p}x{q}, stride {s1}x{s2} and 2x2 pooling leaves "
+                    f"nothing of the {rows}x{columns} that reach it; image_size is {image_size}"
+                )
+            rows, columns = after
+            layers += [(f"conv{n}", convolution), (f"relu{n}", ReLU(subgradient=subgradient)), (f"pool{n}", MaxPool2d())]
+            in_channels = out_channels
+        layers.append(("flatten", Flatten()))
+        features = rows * columns * in_channels
+        for n, out_features in enumerate(hidden, start=len(channels)):
+            layers += [
+                (f"dense{n}", Dense(features, out_features, **made)),  # f^n = D, eq. (23)
+                (f"relu{n}", ReLU(subgradient=subgradient)),
+            ]
+            features = out_features
+        layers.append((f"dense{len(channels) + len(hidden)}", Dense(features, classes, **made)))
+        for name, layer in layers:
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():  # eq. (16), (17), (22), (23)
+            x = layer(x)
+        return x
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """x^L = S(z^{L−1}): (B, classes)."""
+        return functional.softmax(self(x))  # eq. (23)
+
+    def cost(self, x: Tensor, target: Tensor) -> Tensor:
+        """J of equation (13): one number, from class indices (B,) or probabilities (B, classes)."""
+        return functional.softmax_cross_entropy(self(x), target)

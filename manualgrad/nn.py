@@ -1,0 +1,213 @@
+"""The seven operations as modules, with the argument names and the initialisation of ``torch.nn``."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from manualgrad import functional
+from manualgrad.functions import checks
+from manualgrad.functions.targets import Reduction
+
+
+class _Weighted(nn.Module):
+    """A weight and perhaps a bias, both drawn uniformly from ±1/√(inputs of one output), as torch.nn draws them."""
+
+    def __init__(self, shape: tuple[int, ...], bias: bool, device: object, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.register_parameter(
+            "bias", nn.Parameter(torch.empty(shape[0], device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws weight and bias anew from torch's random generator."""
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        with torch.no_grad():
+            for parameter in self.parameters(recurse=False):
+                parameter.uniform_(-bound, bound)
+
+
+class Conv2d(_Weighted):
+    """:func:`manualgrad.functional.conv2d` with a weight (K, R / groups, P+1, Q+1) and a bias (K,).
+
+    Arguments are those of ``torch.nn.Conv2d``, and ``flip_kernel``: True, the default, is the convolution of
+    equation (1); False is PyTorch's correlation. Padding is with zeros.
+
+    Raises:
+        ValueError: numbers of channels, sizes or groups that do not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        flip_kernel: bool = True,
+        device: object = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+            checks.whole("Conv2d", name, value, least=1)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"Conv2d: in_channels and out_channels must split into groups={groups}, got {in_channels} and "
+                f"{out_channels}"
+            )
+        kernel_size = checks.pair("Conv2d", "kernel_size", kernel_size, least=1)
+        super().__init__((out_channels, in_channels // groups, *kernel_size), bias, device, dtype)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.stride = checks.pair("Conv2d", "stride", stride, least=1)
+        self.padding = padding if isinstance(padding, str) else checks.pair("Conv2d", "padding", padding, least=0)
+        self.dilation = checks.pair("Conv2d", "dilation", dilation, least=1)
+        self.groups, self.flip_kernel = groups, flip_kernel
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.conv2d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            flip_kernel=self.flip_kernel,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
+            f"bias={self.bias is not None}, flip_kernel={self.flip_kernel}"
+        )
+
+
+class MaxPool2d(nn.Module):
+    """:func:`manualgrad.functional.max_pool2d` with the arguments of ``torch.nn.MaxPool2d``; 2×2 by default."""
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int] = 2,
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        return_indices: bool = False,
+        ceil_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
+        self.return_indices, self.ceil_mode = return_indices, ceil_mode
+
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        return functional.max_pool2d(
+            input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, self.return_indices
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}"
+        )
+
+
+class Flatten(nn.Module):
+    """:func:`manualgrad.functional.flatten`: (row, column, channel) order, as equation (5) has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.flatten(input)
+
+
+class Dense(_Weighted):
+    """:func:`manualgrad.functional.dense` with a weight (J, I) and a bias (J,), as ``torch.nn.Linear``.
+
+    Raises:
+        ValueError: a number of features below 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        device: object = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            checks.whole("Dense", name, value, least=1)
+        super().__init__((out_features, in_features), bias, device, dtype)
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.dense(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class ReLU(nn.Module):
+    """:func:`manualgrad.functional.relu`; ``subgradient`` is the derivative at 0, ½ in the document."""
+
+    def __init__(self, *, subgradient: float = 0.5) -> None:
+        super().__init__()
+        self.subgradient = subgradient
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.relu(input, subgradient=self.subgradient)
+
+    def extra_repr(self) -> str:
+        return f"subgradient={self.subgradient}"
+
+
+class Softmax(nn.Module):
+    """:func:`manualgrad.functional.softmax` along ``dim``."""
+
+    def __init__(self, dim: int = -1) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.softmax(input, self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class SoftmaxCrossEntropyLoss(nn.Module):
+    """:func:`manualgrad.functional.softmax_cross_entropy` with the arguments of ``torch.nn.CrossEntropyLoss``."""
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.softmax_cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
+            f"label_smoothing={self.label_smoothing}"
+        )
