@@ -64,7 +64,11 @@ class DocumentCNN(nn.Module):
                     f"nothing of the {rows}x{columns} that reach it; image_size is {image_size}"
                 )
             rows, columns = after
-            layers += [(f"conv{n}", convolution), (f"relu{n}", ReLU(subgradient=subgradient)), (f"pool{n}", MaxPool2d())]
+            layers += [
+                (f"conv{n}", convolution),
+                (f"relu{n}", ReLU(subgradient=subgradient)),
+                (f"pool{n}", MaxPool2d()),  # P∘R, the maximum after the ReLU
+            ]
             in_channels = out_channels
         layers.append(("flatten", Flatten()))
         features = rows * columns * in_channels

@@ -32,7 +32,6 @@ from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.functions.precision import accumulator, autocast_lower
 from manualgrad.functions.windows import crop, overlap_add, pad, view
 
-
 # ----------------------------------------------------------------------------------------------- formulas
 
 
@@ -83,7 +82,7 @@ def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     each = each.view(geometry.groups, b, i, j, p, q, r).permute(1, 2, 3, 4, 5, 0, 6)
     each = each.reshape(b, i, j, p, q, geometry.groups * r)
     x = overlap_add(each, geometry.windows, geometry.windows.padded(*geometry.size))
-    return crop(x, geometry.windows).to(g.dtype)
+    return crop(x, geometry.windows).contiguous().to(g.dtype)
 
 
 def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:

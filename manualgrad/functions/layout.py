@@ -1,4 +1,8 @@
-"""PyTorch's memory order of images and kernels, seen as the document's, and back: views, not copies."""
+"""PyTorch's order of dimensions, seen as the document's, and back: views, not copies.
+
+What a Function returns lies in memory in the document's order, channels last, whatever the order of its input:
+forward mode wants a tangent to lie as its primal does.
+"""
 
 from __future__ import annotations
 

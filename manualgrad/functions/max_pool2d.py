@@ -46,7 +46,7 @@ def maximum(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
             wins, seen = wins | (here & ~seen), seen | here
         best = torch.where(wins, value, best)  # eq. (4)
         number = torch.where(wins, n, number)
-    return best, number
+    return best.contiguous(), number.contiguous()
 
 
 def _inside(x: Tensor, geometry: Geometry) -> Tensor | None:
@@ -62,7 +62,7 @@ def unpool(g: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
     x = g.new_zeros(g.shape[0], *windows.padded(*geometry.size), g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
         place(x, windows, p, q, geometry.count).add_(torch.where(number == n, g, 0))  # eq. (4)
-    return crop(x, windows)
+    return crop(x, windows).contiguous()
 
 
 def pick(x: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
@@ -72,7 +72,7 @@ def pick(x: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
     picked = place(padded, windows, 0, 0, geometry.count)
     for n, (p, q) in enumerate(windows.positions()):
         picked = torch.where(number == n, place(padded, windows, p, q, geometry.count), picked)
-    return picked
+    return picked.contiguous()
 
 
 def indices(number: Tensor, geometry: Geometry) -> Tensor:

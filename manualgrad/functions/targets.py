@@ -90,7 +90,7 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str
         )
     classes = shape[1] if len(shape) > 1 else shape[0]
     if weight is not None and tuple(weight.shape) != (classes,):
-        raise ValueError(f"{name}: weight must have shape ({classes},), one for each class, got {tuple(weight.shape)}")
+        raise ValueError(f"{name}: weight must have shape ({classes},), one a class, got {tuple(weight.shape)}")
     if weight is not None and (weight.device != logits.device or not weight.is_floating_point()):
         raise ValueError(
             f"{name}: weight must be floating point on {logits.device}, got {weight.dtype} on {weight.device}"
