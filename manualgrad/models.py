@@ -71,6 +71,8 @@ class DocumentCNN(nn.Module):
             ]
             in_channels = out_channels
         layers.append(("flatten", Flatten()))
+        self.flattened = (in_channels, rows, columns)  # K, I, J of the last pooling
+        self.first_dense = f"dense{len(channels)}"
         features = rows * columns * in_channels
         for n, out_features in enumerate(hidden, start=len(channels)):
             layers += [

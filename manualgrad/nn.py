@@ -208,6 +208,5 @@ class SoftmaxCrossEntropyLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, "
-            f"label_smoothing={self.label_smoothing}"
+            f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, label_smoothing={self.label_smoothing}"
         )

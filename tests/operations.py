@@ -71,7 +71,9 @@ OPERATIONS = [
     Operation("max_pool2d unbatched", mg.max_pool2d, ((2, 4, 5),), untied=True),
     Operation("max_pool2d overlapping", partial(mg.max_pool2d, kernel_size=3, stride=(1, 2)), ((1, 2, 5, 5),), True),
     Operation("max_pool2d gaps", partial(mg.max_pool2d, kernel_size=2, stride=3), ((1, 2, 5, 5),), True),
-    Operation("max_pool2d padding", partial(mg.max_pool2d, kernel_size=3, stride=2, padding=1), ((1, 2, 5, 4),), True),
+    Operation(
+        "max_pool2d padding", partial(mg.max_pool2d, kernel_size=3, stride=2, padding=1), ((1, 2, 5, 4),), True
+    ),
     Operation("max_pool2d dilation", partial(mg.max_pool2d, stride=1, dilation=(2, 1)), ((1, 2, 4, 4),), True),
     Operation("max_pool2d ceil", partial(mg.max_pool2d, kernel_size=(2, 3), ceil_mode=True), ((1, 2, 5, 4),), True),
     Operation("flatten", mg.flatten, ((2, 3, 2, 4),)),

@@ -66,7 +66,8 @@ def test_a_wrong_gradient_is_noticed():
         def backward(ctx, g):
             return g * 1.01
 
-    assert not gradcheck(Wrong.apply, (torch.rand(3, dtype=torch.float64, requires_grad=True) + 1,), raise_exception=False)
+    x = (torch.rand(3, dtype=torch.float64) + 1).requires_grad_()
+    assert not gradcheck(Wrong.apply, (x,), raise_exception=False)
 
 
 def graph_nodes(output):
@@ -82,7 +83,8 @@ def graph_nodes(output):
 
 # What torch's own engine may differentiate: views, copies, casts, and the sums and products that join our Functions.
 JOINTS = {
-    "torch::autograd::AccumulateGrad", "CloneBackward0", "ToCopyBackward0", "TBackward0", "TransposeBackward0", "PermuteBackward0",
+    "torch::autograd::AccumulateGrad",
+    "CloneBackward0", "ToCopyBackward0", "TBackward0", "TransposeBackward0", "PermuteBackward0",
     "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ExpandBackward0", "SqueezeBackward0",
     "SqueezeBackward1", "UnsqueezeBackward0", "AddBackward0", "MaskedFillBackward0", "DivBackward0", "MulBackward0",
 }  # fmt: skip

@@ -22,6 +22,7 @@ from manualgrad.functions import checks
 from manualgrad.functions.differentiable import differentiable
 from manualgrad.functions.layout import from_nchw, to_nchw
 from manualgrad.functions.max_pool2d_geometry import Geometry, geometry_of
+from manualgrad.functions.selection import select
 from manualgrad.functions.windows import crop, pad, place
 
 # ----------------------------------------------------------------------------------------------- formulas
@@ -44,8 +45,8 @@ def maximum(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         if inside is not None:  # a place in the padding never keeps the maximum, not even from -inf
             here = place(inside, windows, p, q, count)
             wins, seen = wins | (here & ~seen), seen | here
-        best = torch.where(wins, value, best)  # eq. (4)
-        number = torch.where(wins, n, number)
+        best = torch.maximum(best, value)  # eq. (4)
+        number = torch.maximum(number, wins.to(number.dtype) * n)  # n grows: the larger is the later winner
     return best.contiguous(), number.contiguous()
 
 
@@ -61,7 +62,7 @@ def unpool(g: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
     windows = geometry.windows
     x = g.new_zeros(g.shape[0], *windows.padded(*geometry.size), g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
-        place(x, windows, p, q, geometry.count).add_(torch.where(number == n, g, 0))  # eq. (4)
+        place(x, windows, p, q, geometry.count).add_(select(number == n, g))  # eq. (4)
     return crop(x, windows).contiguous()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.functions.differentiable import differentiable
+from manualgrad.functions.selection import select
 
 
 def rectified(z: Tensor) -> Tensor:
@@ -24,9 +25,9 @@ def rectified(z: Tensor) -> Tensor:
 
 
 def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
-    """g ∂R/∂z. A selection, not a product with the derivative, so that 0 comes of an infinite g where z < 0."""
-    at_zero = g if subgradient == 1 else torch.where(z == 0, subgradient * g, g)
-    return torch.where(z < 0, 0, at_zero)  # eq. (10)
+    """g ∂R/∂z, where a NaN in z lets g through, as in PyTorch."""
+    above = select(~(z <= 0), g)  # eq. (10), z > 0
+    return above + subgradient * select(z == 0, g) if subgradient else above  # eq. (10), z = 0
 
 
 class Rectification(Function):

@@ -1,0 +1,68 @@
+"""What `load` returns, and the one error that it raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class DataError(Exception):
+    """The data cannot be used. The message is for people: a line or two, no traceback needed."""
+
+
+# eq=False: comparing tensors gives a tensor, so the generated `==` would raise instead of answering.
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their labels, in the order of the files.
+
+    images: uint8, (N, 1, H, W), 0 for paper and 255 for ink. labels: int64, (N,), each a class index.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on `device`; tensors that are there already are shared, not copied."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def first(self, n: int) -> Split:
+        """The first `n` images (all, if there are fewer), sharing memory. ValueError where n < 1."""
+        if n < 1:
+            raise ValueError(f"a split needs at least 1 image, got {n}")
+        return Split(self.images[:n], self.labels[:n])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split, and what is known about them.
+
+    name: one of NAMES, or "mnist-sample" for the bundled sample, so that it never passes for the whole set.
+    source: one sentence for people, where the images came from.
+    classes: a name for each label. mean, std: of all training pixels, scaled to 0..1.
+    """
+
+    name: str
+    source: str
+    is_sample: bool
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: float
+    std: float
+
+
+def mean_and_std(images: Tensor) -> tuple[float, float]:
+    """Mean and population standard deviation of uint8 `images` scaled to 0..1; (0.1307, 0.3081) for MNIST.
+
+    Exact in float64, from how often each of the 256 values occurs: no scaled copy of the images is made.
+    """
+    share = torch.bincount(images.flatten(), minlength=256).double() / images.numel()
+    value = torch.arange(256, dtype=torch.float64) / 255
+    mean = (share * value).sum()
+    std = (share * (value - mean) ** 2).sum().sqrt()
+    return mean.item(), std.item()

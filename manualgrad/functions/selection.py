@@ -1,0 +1,18 @@
+"""δ_ij times a gradient: what a derivative that is 1 or 0 lets through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from manualgrad.kernels import cpu
+
+
+def select(condition: Tensor, value: Tensor) -> Tensor:
+    """``value`` where ``condition`` holds, 0 elsewhere.
+
+    Not a product with 0 and 1, which would make NaN of an infinite value; a selection, as in PyTorch's own layers.
+    """
+    if cpu.takes(condition, value):
+        return cpu.select(condition, value)
+    return torch.where(condition, value, 0)

@@ -1,0 +1,1 @@
+"""Fast versions of formulas, each under its formula's name; the formula says what it computes."""

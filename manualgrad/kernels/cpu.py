@@ -1,0 +1,34 @@
+"""Formulas that PyTorch's CPU operators compute slowly, made of operators that it vectorises."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_BITS = {
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+def takes(condition: Tensor, value: Tensor) -> bool:
+    """Whether :func:`select` is for these tensors: both plain ones on the CPU, of one shape, floating point."""
+    return (
+        value.device.type == "cpu"
+        and value.dtype in _BITS
+        and condition.shape == value.shape
+        and not torch.compiler.is_compiling()  # the compiler vectorises the formula itself
+        and not any(
+            torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
+            for t in (condition, value)
+        )
+    )
+
+
+def select(condition: Tensor, value: Tensor) -> Tensor:
+    """``value`` and all bits where ``condition`` holds, and no bits elsewhere, which is +0."""
+    bits = _BITS[value.dtype]
+    mask = condition.to(bits).neg_()  # −1 has all bits set
+    return mask.bitwise_and_(value.view(bits)).view(value.dtype)
