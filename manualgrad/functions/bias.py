@@ -8,15 +8,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad.functions.differentiable import differentiable
+from manualgrad.functions.differentiable import differentiable, outer_tangents
 
 
 def bias_gradient(g: Tensor) -> Tensor:
     """Σ over all but the channels, dimension 1: (B, K, ...) to (K,)."""
     return g.sum([dim for dim in range(g.dim()) if dim != 1])  # eq. (17)
+
+
+def spread(b: Tensor, shape: torch.Size) -> Tensor:
+    """b broadcast to z: (K,) to (B, K, ...), a view."""
+    return b.view(-1, *[1] * (len(shape) - 2)).expand(shape)  # eq. (17)
+
+
+def bias_tangent(b_t: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """What a tangent of b, if there is one, adds to that of z."""
+    if b_t is None:
+        return None
+    with outer_tangents():
+        return spread(b_t, shape)
 
 
 class BiasGradient(Function):
@@ -34,7 +48,7 @@ class BiasGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:
-        return v.view(-1, *[1] * (len(ctx.shape) - 2)).expand(ctx.shape)
+        return spread(v, ctx.shape)
 
     @staticmethod
     def jvp(ctx: Any, g_t: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.functions import checks
-from manualgrad.functions.bias import pull_to_bias
+from manualgrad.functions.bias import bias_tangent, pull_to_bias
 from manualgrad.functions.conv2d_geometry import Geometry, geometry_of
 from manualgrad.functions.differentiable import differentiable, save, total
 from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
@@ -128,7 +128,7 @@ class Convolution(Function):
         return total(
             None if x_t is None else convolve(x_t, w, None, ctx.geometry),
             None if w_t is None else convolve(x, w_t, None, ctx.geometry),
-            None if b_t is None else b_t.view(-1, 1, 1).expand(ctx.shape),
+            bias_tangent(b_t, ctx.shape),
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.functions import checks
-from manualgrad.functions.bias import pull_to_bias
+from manualgrad.functions.bias import bias_tangent, pull_to_bias
 from manualgrad.functions.differentiable import differentiable, save, total
 from manualgrad.functions.precision import autocast_lower
 
@@ -60,7 +60,7 @@ class WeightedSums(Function):
         return total(
             None if x_t is None else weigh(x_t, w, None),  # eq. (7)
             None if w_t is None else weigh(x, w_t, None),  # eq. (8)
-            None if b_t is None else b_t.expand(ctx.shape),
+            bias_tangent(b_t, ctx.shape),
         )
 
 

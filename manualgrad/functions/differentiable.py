@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import BackwardCFunction
 
 
@@ -46,7 +47,18 @@ def total(*terms: Tensor | None) -> Tensor | None:
     present = [term for term in terms if term is not None]
     if not present:
         return None
-    result = present[0]
-    for term in present[1:]:
-        result = result + term
+    with outer_tangents():
+        result = present[0]
+        for term in present[1:]:
+            result = result + term
     return result
+
+
+def outer_tangents() -> AbstractContextManager:
+    """Inside a ``jvp``: lets an enclosing forward mode see what plain operators do with tangents.
+
+    PyTorch switches forward mode off while a ``jvp`` runs. Functions get it back from functorch, plain operators
+    do not, and forward mode over forward mode would lose their part without a word. To be used on tangents only:
+    a saved input still has a tangent of this level.
+    """
+    return forward_ad._set_fwd_grad_enabled(True)

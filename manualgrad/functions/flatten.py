@@ -8,9 +8,9 @@ view of an image that lies so. It moves numbers and changes none: its derivative
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -19,15 +19,23 @@ from manualgrad.functions.differentiable import differentiable
 from manualgrad.functions.layout import from_nchw, to_nchw
 
 
+@dataclass(frozen=True)
+class ImageSize:
+    """K, I and J of equation (5)."""
+
+    channels: int
+    rows: int
+    columns: int
+
+
 def flatten_image(x: Tensor) -> Tensor:
     """The document's (B, I, J, K) as (B, I·J·K)."""
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2] * x.shape[3])  # eq. (5)
 
 
-def unflatten_image(f: Tensor, size: torch.Size) -> Tensor:
-    """F⁻¹ of section 4.2: (B, I·J·K) as (B, I, J, K), where ``size`` is (K, I, J)."""
-    k, i, j = size
-    return f.reshape(f.shape[0], i, j, k)  # eq. (5)
+def unflatten_image(f: Tensor, size: ImageSize) -> Tensor:
+    """F⁻¹ of section 4.2: (B, I·J·K) as (B, I, J, K)."""
+    return f.reshape(f.shape[0], size.rows, size.columns, size.channels)  # eq. (5)
 
 
 class Flattening(Function):
@@ -41,7 +49,7 @@ class Flattening(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.size = inputs[0].shape[1:]
+        ctx.size = ImageSize(*inputs[0].shape[1:])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
@@ -58,7 +66,7 @@ class Unflattening(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(f: Tensor, size: torch.Size) -> Tensor:
+    def forward(f: Tensor, size: ImageSize) -> Tensor:
         return to_nchw(unflatten_image(f, size))
 
     @staticmethod

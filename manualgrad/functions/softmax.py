@@ -115,7 +115,7 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension along which the results sum to 1.
 
     Returns:
-        a tensor of the same shape and dtype; float32 under autocast.
+        a tensor of the same shape and dtype; float32 under autocast, but on the CPU.
 
     Raises:
         TypeError: an input that is not real floating point.
@@ -123,7 +123,8 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:
     """
     checks.floating("softmax", input=input)
     checks.dimension("softmax", input, dim)
-    input = autocast_float32(input)
+    if input.device.type != "cpu":  # autocast leaves softmax alone there
+        input = autocast_float32(input)
     if input.numel() == 0:
         return input.clone()  # nothing to take the maximum of
     return soften(input.to(accumulator(input.dtype)), dim).to(input.dtype)

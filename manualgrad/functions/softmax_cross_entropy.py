@@ -9,11 +9,13 @@ The document's (14) prints z where it means the softmax of it. The general form 
 what is computed: targets need not sum to 1. So class weights, label smoothing, ignored examples and the 1/B of (13)
 are all part of y (see ``targets.py``), and one formula serves.
 
-With τ = Σ_k y_k and a gradient g of J, (15) is G(g, z, y) = g (τ S − y). Its own derivatives, with v given:
+J is linear in y: the derivative along y, towards v, is J again with v in place of y. With τ = Σ_k y_k and a
+gradient g of J, (15) is G(g, z, y) = g (τ S − y); and towards a change v of z, J changes by
+A(v, z, y) = Σ_k v_k (τ S_k − y_k). The two are each other's adjoint, and their own derivatives are
 
-    along g:  Σ_k v_k (τ S_k − y_k)
-    along z:  g τ S ⊙ (v − Σ_k v_k S_k), equation (12) again
-    along y:  g (Σ_k v_k S_k − v)
+    of A along z:  τ S ⊙ (v − Σ_k v_k S_k) = τ B(v, S), equation (12) again
+    of A along y:  Σ_k v_k S_k − v
+    of G, towards v: g times the same two; the second derivative of J is symmetric.
 """
 
 from __future__ import annotations
@@ -49,6 +51,12 @@ def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor:
     return g.unsqueeze(-1) * (softmax_values(z, -1) * y.sum(-1, keepdim=True) - y)  # eq. (15)
 
 
+def logits_tangent(v: Tensor, z: Tensor, y: Tensor, summed: bool) -> Tensor:
+    """A(v, z, y)."""
+    each = (v * (softmax_values(z, -1) * y.sum(-1, keepdim=True) - y)).sum(-1)  # eq. (15)
+    return each.sum() if summed else each
+
+
 def target_gradient(g: Tensor, z: Tensor) -> Tensor:
     """∂J/∂y."""
     return -g.unsqueeze(-1) * log_softmax_values(z)  # eq. (14)
@@ -69,7 +77,6 @@ class CrossEntropy(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         z, y, ctx.summed = inputs
-        ctx.shape = output.shape
         save(ctx, z, y, needed=(True, ctx.needs_input_grad[0]))
 
     @staticmethod
@@ -81,12 +88,10 @@ class CrossEntropy(Function):
     @staticmethod
     def jvp(ctx: Any, z_t: Tensor | None, y_t: Tensor | None, _: None) -> Tensor | None:
         z, y = ctx.saved_tensors
-        one = z.new_ones(ctx.shape)
-        each = total(
-            None if z_t is None else pull_to_logits(one, z, y) * z_t,
-            None if y_t is None else pull_to_target(one, z) * y_t,
+        return total(
+            None if z_t is None else push_from_logits(z_t, z, y, ctx.summed),
+            None if y_t is None else entropy(z, y_t, ctx.summed),
         )
-        return each.sum() if ctx.summed else each.sum(-1)
 
 
 class LogitsGradient(Function):
@@ -108,24 +113,59 @@ class LogitsGradient(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         g, z, y = ctx.saved_tensors
         for_g, for_z, for_y = ctx.needs_input_grad
-        s = soften(z, -1)
-        along_g = along_z = along_y = None
-        if for_g:
-            along_g = (v * (s * _sum(y) - y)).sum(-1)
-            along_g = along_g if g.dim() == along_g.dim() else along_g.sum()
-        if for_z:
-            along_z = g.unsqueeze(-1) * _sum(y) * pull_through_softmax(v, s, -1)
-        if for_y:
-            along_y = g.unsqueeze(-1) * (_sum(v * s) - v)
-        return along_g, along_z, along_y
+        return (
+            push_from_logits(v, z, y, g.dim() == 0) if for_g else None,
+            g.unsqueeze(-1) * _along_logits(v, z, y) if for_z else None,
+            g.unsqueeze(-1) * _along_target(v, z) if for_y else None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, g_t: Tensor | None, z_t: Tensor | None, y_t: Tensor | None) -> Tensor | None:
         g, z, y = ctx.saved_tensors
         return total(
             None if g_t is None else pull_to_logits(g_t, z, y),
-            None if z_t is None else g.unsqueeze(-1) * _sum(y) * pull_through_softmax(z_t, soften(z, -1), -1),
+            None if z_t is None else g.unsqueeze(-1) * _along_logits(z_t, z, y),
             None if y_t is None else pull_to_logits(g, z, y_t),  # G is linear in y
+        )
+
+
+class LogitsTangent(Function):
+    """A(v, z, y) of equation (15)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor, z: Tensor, y: Tensor, summed: bool) -> Tensor:
+        return logits_tangent(v, z, y, summed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        v, z, y, ctx.summed = inputs
+        for_v, for_z, for_y, _ = ctx.needs_input_grad
+        save(ctx, v, z, y, needed=(for_z or for_y, True, for_v or for_z))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        v, z, y = ctx.saved_tensors
+        for_v, for_z, for_y, _ = ctx.needs_input_grad
+        return (
+            pull_to_logits(g, z, y) if for_v else None,
+            g.unsqueeze(-1) * _along_logits(v, z, y) if for_z else None,
+            g.unsqueeze(-1) * _along_target(v, z) if for_y else None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, v_t: Tensor | None, z_t: Tensor | None, y_t: Tensor | None, _: None) -> Tensor | None:
+        v, z, y = ctx.saved_tensors
+        along_z = None
+        if z_t is not None:
+            along_z = (z_t * _along_logits(v, z, y)).sum(-1)
+            along_z = along_z.sum() if ctx.summed else along_z
+        return total(
+            None if v_t is None else push_from_logits(v_t, z, y, ctx.summed),
+            along_z,
+            None if y_t is None else push_from_logits(v, z, y_t, ctx.summed),  # A is linear in y
         )
 
 
@@ -147,29 +187,33 @@ class TargetGradient(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None]:
         g, z = ctx.saved_tensors
         for_g, for_z = ctx.needs_input_grad
-        along_g = along_z = None
-        if for_g:
-            along_g = (v * pull_to_target(torch.ones_like(g), z)).sum(-1)
-            along_g = along_g if g.dim() == along_g.dim() else along_g.sum()
-        if for_z:
-            along_z = pull_to_logits(g, z, v)
-        return along_g, along_z
+        return (
+            entropy(z, v, g.dim() == 0) if for_g else None,
+            pull_to_logits(g, z, v) if for_z else None,
+        )
 
     @staticmethod
     def jvp(ctx: Any, g_t: Tensor | None, z_t: Tensor | None) -> Tensor | None:
         g, z = ctx.saved_tensors
-        along_z = None
-        if z_t is not None:
-            along_z = g.unsqueeze(-1) * (_sum(soften(z, -1) * z_t) - z_t)
-        return total(None if g_t is None else pull_to_target(g_t, z), along_z)
+        return total(
+            None if g_t is None else pull_to_target(g_t, z),
+            None if z_t is None else g.unsqueeze(-1) * _along_target(z_t, z),
+        )
 
 
-def _sum(x: Tensor) -> Tensor:
-    return x.sum(-1, keepdim=True)
+def _along_logits(v: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    """The derivative of A along z: τ B(v, S)."""
+    return y.sum(-1, keepdim=True) * pull_through_softmax(v, soften(z, -1), -1)  # eq. (12)
+
+
+def _along_target(v: Tensor, z: Tensor) -> Tensor:
+    """The derivative of A along y: Σ_k v_k S_k − v."""
+    return (v * soften(z, -1)).sum(-1, keepdim=True) - v  # eq. (15)
 
 
 entropy = differentiable(CrossEntropy)
 pull_to_logits = differentiable(LogitsGradient)
+push_from_logits = differentiable(LogitsTangent)
 pull_to_target = differentiable(TargetGradient)
 
 
