@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,6 +54,16 @@ class Dataset:
     classes: tuple[str, ...]
     mean: float
     std: float
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same dataset with both splits on `device`."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def limited(self, n: int) -> Dataset:
+        """The same dataset with the first `n` training images only, named so; all test images stay."""
+        if n >= len(self.train):
+            return self
+        return replace(self, train=self.train.first(n), name=f"{self.name}, first {n:,} training images")
 
 
 def mean_and_std(images: Tensor) -> tuple[float, float]:

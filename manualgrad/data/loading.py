@@ -44,6 +44,11 @@ def load(
         raise DataError(f"{error.filename or data_dir} cannot be used: {error.strerror or error}") from error
 
 
+def bundled_sample() -> Dataset:
+    """The sample of MNIST that comes with the package, named "mnist-sample". DataError where it was altered."""
+    return _dataset("mnist-sample", DESCRIPTION, True, SOURCES["mnist"], *load_sample())
+
+
 def _load(name: str, data_dir: Path, announce: Callable[[str], object]) -> Dataset:
     source = SOURCES[name]
     if not _present(source, data_dir):
@@ -61,7 +66,7 @@ def _load(name: str, data_dir: Path, announce: Callable[[str], object]) -> Datas
                 ) from reason
             announce(f"mnist could not be downloaded ({reason}). Using {DESCRIPTION}.")
             announce(f"For the whole set: run this again with a network, or {advice}.")
-            return _dataset("mnist-sample", DESCRIPTION, True, source, *load_sample())
+            return bundled_sample()
         origin = "unpacked in" if unpack else "downloaded to"
     else:
         origin = "files under"

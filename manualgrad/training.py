@@ -1,0 +1,90 @@
+"""The pieces of a training run: minibatches, step sizes, and what the network says of the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer, lr_scheduler
+
+from manualgrad.data import Dataset, Split
+from manualgrad.functional import softmax_cross_entropy
+from manualgrad.models import DocumentCNN
+
+# Optimisers of torch that step from gradients alone. "sgd" without momentum is the document's: w − η ∂J/∂w.
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        torch.optim.SGD,
+        torch.optim.Adadelta,
+        torch.optim.Adagrad,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.Adamax,
+        torch.optim.ASGD,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.RMSprop,
+        torch.optim.Rprop,
+    )
+}
+SCHEDULES = ("constant", "cosine", "one-cycle")
+
+
+def normalised(images: Tensor, dataset: Dataset) -> Tensor:
+    """uint8 images as float32 of mean 0 and standard deviation 1 over ``dataset``'s training images."""
+    return images.float().sub_(255 * dataset.mean).div_(255 * dataset.std)
+
+
+def minibatches(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, in an order drawn from ``generator``: (uint8 images, labels); the last batch may be smaller.
+
+    The images are gathered on the device where they lie; only the order comes from the CPU, so that a seed means
+    the same order on every device.
+    """
+    order = torch.randperm(len(split), generator=generator).to(split.labels.device)
+    for chosen in order.split(batch_size):
+        yield split.images[chosen], split.labels[chosen]
+
+
+def step_sizes(name: str, optimizer: Optimizer, steps: int) -> lr_scheduler.LRScheduler:
+    """The schedule of η over ``steps`` steps: "constant", "cosine" down to 0, or "one-cycle" up to η and down."""
+    if name == "constant":
+        return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+    if name == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if name == "one-cycle":
+        peak = optimizer.param_groups[0]["lr"]
+        return lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps, cycle_momentum=False)
+    raise ValueError(f"no schedule is called {name!r}; there are {', '.join(SCHEDULES)}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the network says of a split: ``predicted`` (N,) class indices, ``cost`` the mean J, ``labels`` (N,)."""
+
+    predicted: Tensor
+    labels: Tensor
+    cost: float
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images whose class is predicted right, in percent."""
+        return 100 * (self.predicted == self.labels).double().mean().item()
+
+    def confusion(self, classes: int) -> Tensor:
+        """(classes, classes) counts: row the true class, column the predicted."""
+        return torch.bincount(self.labels * classes + self.predicted, minlength=classes**2).view(classes, classes)
+
+
+@torch.no_grad()
+def examine(model: DocumentCNN, split: Split, dataset: Dataset, batch_size: int = 250) -> Verdict:
+    """The network's answer to every image of ``split``, in order."""
+    predicted, cost = [], 0.0
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        logits = model(normalised(images, dataset))
+        predicted.append(logits.argmax(1))
+        cost += softmax_cross_entropy(logits, labels, reduction="sum").item()
+    return Verdict(torch.cat(predicted).cpu(), split.labels.cpu(), cost / len(split))
