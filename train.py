@@ -1,8 +1,8 @@
 """Trains the document's network on MNIST, by gradients that were derived by hand.
 
-    python train.py                              # downloads MNIST, or uses the bundled sample
-    python train.py --data-dir DIR               # files in torchvision's layout under DIR
-    python train.py --optimizer adam --epochs 5
+python train.py                              # downloads MNIST, or uses the bundled sample
+python train.py --data-dir DIR               # files in torchvision's layout under DIR
+python train.py --optimizer adam --epochs 5
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> int:
 
     write_results(out, options, device, dataset, model, losses, epochs, verdict)
     wrong = int((verdict.predicted != verdict.labels).sum())
-    print(f"\n{verdict.accuracy:.2f} % of the {len(dataset.test):,} test images are classified right ({wrong} wrong), "
+    print(f"\n{verdict.accuracy:.2f} % of the {len(dataset.test):,} test images are right ({wrong} wrong), "
           f"after {seconds:.1f} s of training on {dataset.name}.\n"
           f"Weights, metrics.json and pictures are in {out}")  # fmt: skip
     if options.target_accuracy is not None and verdict.accuracy < options.target_accuracy:

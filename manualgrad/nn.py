@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from manualgrad import functional
 from manualgrad.functions import checks
+from manualgrad.functions.conv2d_geometry import padding_of
 from manualgrad.functions.targets import Reduction
+from manualgrad.functions.windows import Windows
 
 
 class _Weighted(nn.Module):
@@ -25,7 +27,7 @@ class _Weighted(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws weight and bias anew from torch's random generator."""
-        bound = 1 / math.sqrt(self.weight[0].numel())
+        bound = 1 / math.sqrt(max(1, self.weight[0].numel()))
         with torch.no_grad():
             for parameter in self.parameters(recurse=False):
                 parameter.uniform_(-bound, bound)
@@ -56,8 +58,9 @@ class Conv2d(_Weighted):
         device: object = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
-            checks.whole("Conv2d", name, value, least=1)
+        groups = checks.whole("Conv2d", "groups", groups, least=1)
+        in_channels = checks.whole("Conv2d", "in_channels", in_channels, least=0)
+        out_channels = checks.whole("Conv2d", "out_channels", out_channels, least=1)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"Conv2d: in_channels and out_channels must split into groups={groups}, got {in_channels} and "
@@ -67,8 +70,9 @@ class Conv2d(_Weighted):
         super().__init__((out_channels, in_channels // groups, *kernel_size), bias, device, dtype)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.stride = checks.pair("Conv2d", "stride", stride, least=1)
-        self.padding = padding if isinstance(padding, str) else checks.pair("Conv2d", "padding", padding, least=0)
         self.dilation = checks.pair("Conv2d", "dilation", dilation, least=1)
+        padding_of(padding, Windows(kernel_size, self.stride, dilation=self.dilation))
+        self.padding = padding if isinstance(padding, str) else checks.pair("Conv2d", "padding", padding, least=0)
         self.groups, self.flip_kernel = groups, flip_kernel
 
     def forward(self, input: Tensor) -> Tensor:
@@ -142,8 +146,8 @@ class Dense(_Weighted):
         device: object = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, value in (("in_features", in_features), ("out_features", out_features)):
-            checks.whole("Dense", name, value, least=1)
+        in_features = checks.whole("Dense", "in_features", in_features, least=0)
+        out_features = checks.whole("Dense", "out_features", out_features, least=1)
         super().__init__((out_features, in_features), bias, device, dtype)
         self.in_features, self.out_features = in_features, out_features
 

@@ -28,7 +28,7 @@ from manualgrad.functions import checks
 from manualgrad.functions.bias import bias_tangent, pull_to_bias
 from manualgrad.functions.conv2d_geometry import Geometry, geometry_of
 from manualgrad.functions.differentiable import differentiable, save, total
-from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
+from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
 from manualgrad.functions.precision import accumulator, autocast_lower
 from manualgrad.functions.windows import crop, overlap_add, pad, view
 
@@ -86,10 +86,21 @@ def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
 
 
 def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K), the mean over b not taken."""
-    kernels = torch.bmm(columns(x, geometry).transpose(1, 2), grouped(g, geometry))  # eq. (3)
+    """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K).
+
+    First the sum over i and j for each example, then that over b: a sum of sums rounds less than one long sum. Where
+    these products would take more memory than the columns do, all in one.
+    """
+    rows, g = columns(x, geometry), grouped(g, geometry)
+    b, ij, k = x.shape[0], g.shape[1] // max(1, x.shape[0]), g.shape[2]
+    if b > 1 and k <= ij:
+        rows = rows.reshape(geometry.groups * b, ij, rows.shape[2])
+        each = torch.bmm(rows.transpose(1, 2), g.reshape(geometry.groups * b, ij, k))  # eq. (3), for each b
+        kernels = each.view(geometry.groups, b, -1, k).sum(1)
+    else:
+        kernels = torch.bmm(g.transpose(1, 2), rows).transpose(1, 2)  # eq. (3)
     p, q = geometry.windows.kernel_size
-    w = kernels.transpose(0, 1).reshape(p, q, x.shape[3] // geometry.groups, g.shape[3])
+    w = kernels.transpose(0, 1).reshape(p, q, x.shape[3] // geometry.groups, k * geometry.groups)
     return w.flip(0, 1) if geometry.flip else w
 
 
@@ -103,7 +114,7 @@ class Convolution(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-        return to_nchw(convolution(from_nchw(x), from_oihw(w), b, geometry))
+        return owned(to_nchw(convolution(from_nchw(x), from_oihw(w), b, geometry)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -236,6 +247,7 @@ def conv2d(
         ValueError: shapes, devices or numbers that do not fit; a kernel larger than the padded input.
     """
     checks.images("conv2d", input)
+    checks.a_tensor("conv2d", "weight", weight)
     input, weight, bias = autocast_lower(input, weight, bias)
     checks.floating("conv2d", input=input, weight=weight, bias=bias)
     geometry = geometry_of(input, weight, bias, stride, padding, dilation, groups, flip_kernel)

@@ -32,13 +32,15 @@ def geometry_of(
     flip_kernel: bool,
 ) -> Geometry:
     """The arguments of :func:`manualgrad.functional.conv2d`, looked at; raises ValueError where they do not fit."""
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"conv2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
     if weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(
             f"conv2d: weight must be (out channels, in channels / groups, rows, columns), none of them 0, "
             f"got shape {tuple(weight.shape)}"
         )
     out_channels, in_channels, *kernel_size = weight.shape
-    checks.whole("conv2d", "groups", groups, least=1)
+    groups = checks.whole("conv2d", "groups", groups, least=1)
     if input.shape[-3] != in_channels * groups:
         raise ValueError(
             f"conv2d: weight of shape {tuple(weight.shape)} with groups={groups} takes {in_channels * groups} "
@@ -52,7 +54,7 @@ def geometry_of(
     stride = checks.pair("conv2d", "stride", stride, least=1)
     dilation = checks.pair("conv2d", "dilation", dilation, least=1)
     unpadded = Windows(tuple(kernel_size), stride, dilation=dilation)
-    windows = replace(unpadded, padding=_padding(padding, unpadded))
+    windows = replace(unpadded, padding=padding_of(padding, unpadded))
     size = tuple(input.shape[-2:])
     padded, span = windows.padded(*size), windows.span()
     if padded[0] < span[0] or padded[1] < span[1]:
@@ -63,7 +65,8 @@ def geometry_of(
     return Geometry(windows, size, groups, flip_kernel)
 
 
-def _padding(padding: int | tuple[int, int] | str, windows: Windows) -> tuple[int, int, int, int]:
+def padding_of(padding: int | tuple[int, int] | str, windows: Windows) -> tuple[int, int, int, int]:
+    """The argument ``padding`` as (top, bottom, left, right); raises ValueError where it is not one."""
     if padding == "valid":
         padding = 0
     if padding == "same":

@@ -50,7 +50,7 @@ class WeightedSums(Function):
         for_x, for_w, for_b = ctx.needs_input_grad
         return (
             weigh(g, w.t(), None) if for_x else None,  # eq. (7)
-            weigh(x.t(), g, None) if for_w else None,  # eq. (8)
+            weigh(g.t(), x, None).t() if for_w else None,  # eq. (8), δᵀx: rounds less than xᵀδ where B is large
             pull_to_bias(g) if for_b else None,
         )
 
@@ -84,7 +84,8 @@ def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         TypeError: a tensor that is not real floating point, or two dtypes.
         ValueError: shapes or devices that do not fit.
     """
-    checks.floating("dense", input=input)
+    checks.a_tensor("dense", "input", input)
+    checks.a_tensor("dense", "weight", weight)
     input, weight, bias = autocast_lower(input, weight, bias)
     checks.floating("dense", input=input, weight=weight, bias=bias)
     if weight.dim() not in (1, 2):

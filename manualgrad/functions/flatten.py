@@ -96,7 +96,8 @@ def flatten(input: Tensor) -> Tensor:
         input: (B, K, I, J), or (K, I, J) for one image; any dtype.
 
     Returns:
-        (B, I·J·K) or (I·J·K,); a view where the memory allows it.
+        (B, I·J·K) or (I·J·K,); a view where the memory allows it, and then not to be changed in place:
+        PyTorch refuses that for a view that a Function made.
 
     Raises:
         ValueError: another number of dimensions, or an empty image.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from manualgrad.kernels.plain import is_plain
+
 
 def from_nchw(x: Tensor) -> Tensor:
     """(B, C, H, W) seen as the document's (B, H, W, C)."""
@@ -27,3 +29,14 @@ def from_oihw(w: Tensor) -> Tensor:
 def to_oihw(w: Tensor) -> Tensor:
     """The document's (P+1, Q+1, R, K) seen as (K, R, P+1, Q+1)."""
     return w.permute(3, 2, 0, 1)
+
+
+def owned(x: Tensor) -> Tensor:
+    """``x``, a view of memory that nothing else refers to, as a tensor in its own right, without a copy.
+
+    Autograd refuses to change a view in place that a Function returned: a ReLU with ``inplace=True`` after a
+    convolution would fail.
+    """
+    if not is_plain(x):
+        return x
+    return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())

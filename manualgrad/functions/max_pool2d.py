@@ -20,7 +20,7 @@ from torch.autograd import Function
 
 from manualgrad.functions import checks
 from manualgrad.functions.differentiable import differentiable
-from manualgrad.functions.layout import from_nchw, to_nchw
+from manualgrad.functions.layout import from_nchw, owned, to_nchw
 from manualgrad.functions.max_pool2d_geometry import Geometry, geometry_of
 from manualgrad.functions.selection import select
 from manualgrad.functions.windows import crop, pad, place
@@ -99,7 +99,7 @@ class MaxPooling(Function):
     @staticmethod
     def forward(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
         best, number = maximum(from_nchw(x), geometry)
-        return to_nchw(best), to_nchw(number)
+        return owned(to_nchw(best)), to_nchw(number)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

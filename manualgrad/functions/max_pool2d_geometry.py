@@ -37,8 +37,16 @@ def geometry_of(
     """The arguments of :func:`manualgrad.functional.max_pool2d`, looked at; raises where they do not fit."""
     if input.dtype == torch.bool or input.is_complex():
         raise TypeError(f"max_pool2d: input must be real numbers, got {input.dtype}")
+    if 0 in input.shape[-3:]:
+        raise ValueError(f"max_pool2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"max_pool2d: ceil_mode must be True or False, got {ceil_mode!r}")
     kernel = checks.pair("max_pool2d", "kernel_size", kernel_size, least=1)
-    steps = kernel if stride is None or stride == [] else checks.pair("max_pool2d", "stride", stride, least=1)
+    steps = (
+        kernel
+        if stride is None or stride == [] or stride == ()
+        else checks.pair("max_pool2d", "stride", stride, least=1)
+    )
     border = checks.pair("max_pool2d", "padding", padding, least=0)
     spacing = checks.pair("max_pool2d", "dilation", dilation, least=1)
     if border[0] > kernel[0] // 2 or border[1] > kernel[1] // 2:

@@ -9,7 +9,7 @@ from torch import Tensor
 def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """For products (convolution, dense): to autocast's dtype where it is on, as native layers do."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if not _autocast(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor.to(dtype) if _eligible(tensor) else tensor for tensor in tensors)
@@ -17,9 +17,13 @@ def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 def autocast_float32(tensor: Tensor) -> Tensor:
     """For exponentials (softmax, cross-entropy): to float32 where autocast is on, as native layers do."""
-    if torch.is_autocast_enabled(tensor.device.type) and _eligible(tensor):
+    if _autocast(tensor.device.type) and _eligible(tensor):
         return tensor.float()
     return tensor
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _eligible(tensor: Tensor | None) -> bool:

@@ -122,7 +122,7 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:
         IndexError: no such dimension.
     """
     checks.floating("softmax", input=input)
-    checks.dimension("softmax", input, dim)
+    dim = checks.dimension("softmax", input, dim)
     if input.device.type != "cpu":  # autocast leaves softmax alone there
         input = autocast_float32(input)
     if input.numel() == 0:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.functions.differentiable import differentiable, save, total
-from manualgrad.functions.precision import accumulator, autocast_float32
+from manualgrad.functions.precision import autocast_float32
 from manualgrad.functions.softmax import pull_through_softmax, soften, softmax_values
 from manualgrad.functions.targets import Reduction, target_distribution
 
@@ -42,13 +42,14 @@ def log_softmax_values(z: Tensor) -> Tensor:
 
 def cross_entropy(z: Tensor, y: Tensor, summed: bool) -> Tensor:
     """J^b of every example, or its sum; a class with y = 0 costs nothing, though its S be 0."""
-    each = torch.where(y == 0, 0, y * log_softmax_values(z)).sum(-1).neg()  # eq. (14)
+    each = torch.where(y == 0, 0, -y * log_softmax_values(z)).sum(-1)  # eq. (14)
     return each.sum() if summed else each  # eq. (13), whose 1/B is part of y
 
 
 def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor:
-    """G(g, z, y), where g is one number, or one for each example."""
-    return g.unsqueeze(-1) * (softmax_values(z, -1) * y.sum(-1, keepdim=True) - y)  # eq. (15)
+    """G(g, z, y), where g is one number, or one for each example; an example without a target has no part in g."""
+    g = torch.where((y != 0).any(-1), g, 0).unsqueeze(-1)
+    return g * (softmax_values(z, -1) * y.sum(-1, keepdim=True) - y)  # eq. (15)
 
 
 def logits_tangent(v: Tensor, z: Tensor, y: Tensor, summed: bool) -> Tensor:
@@ -235,7 +236,7 @@ def softmax_cross_entropy(
         input: logits z, (B, C), (B, C, d1, ...) or (C,); float16, bfloat16, float32 or float64.
         target: class indices, whole numbers of shape (B,), (B, d1, ...) or (); or probabilities y, floating
             point of the shape of input, which need not sum to 1 and may ask for a gradient.
-        weight: (C,), by which each class's cost is multiplied; it has no gradient.
+        weight: (C,), by which each class's cost is multiplied.
         ignore_index: examples with this class index cost nothing, and do not count in the mean.
         reduction: "mean" as (13) has it, weighted by ``weight`` for class indices; "sum"; or "none".
         label_smoothing: the share of each target, 0 to 1, that is spread evenly over all classes.
@@ -252,14 +253,10 @@ def softmax_cross_entropy(
     """
     logits = autocast_float32(input) if isinstance(input, Tensor) else input
     distribution = target_distribution(logits, target, weight, ignore_index, reduction, label_smoothing)
-    z = logits.to(accumulator(logits.dtype))
-    if z.dim() > 1:
-        z = z.movedim(1, -1)
-    if z.numel() == 0:
-        cost = z.sum(-1)
-        cost = cost if reduction == "none" else cost.sum()
-    else:
-        cost = entropy(z, distribution.y, reduction != "none")
+    y = distribution.y
+    z = logits.to(y.dtype)
+    z = z.movedim(1, -1) if z.dim() > 1 else z
+    cost = entropy(z, y, reduction != "none")
     if reduction == "mean":
         cost = cost.masked_fill(distribution.count == 0, torch.nan)
-    return cost.to(logits.dtype)
+    return cost.to(torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype)

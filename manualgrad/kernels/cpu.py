@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manualgrad.kernels.plain import is_plain
+
 _BITS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
@@ -19,11 +21,8 @@ def takes(condition: Tensor, value: Tensor) -> bool:
         value.device.type == "cpu"
         and value.dtype in _BITS
         and condition.shape == value.shape
-        and not torch.compiler.is_compiling()  # the compiler vectorises the formula itself
-        and not any(
-            torch._C._functorch.is_functorch_wrapped_tensor(t) or torch._C._functorch.is_legacy_batchedtensor(t)
-            for t in (condition, value)
-        )
+        and is_plain(condition)
+        and is_plain(value)
     )
 
 

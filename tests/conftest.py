@@ -1,0 +1,44 @@
+"""What all tests share: the devices there are, a fixed seed, two threads, and a run there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device there is, one after the other."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers for a test, whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+def there_and_back(
+    function: Callable[..., Any], inputs: Sequence[Tensor], gradient: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Runs ``function`` forward and backward; ``gradient`` makes the output's gradient out of the output.
+
+    cuDNN stays off: its Winograd and FFT algorithms round where a plain sum of whole numbers is exact.
+    """
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+    with torch.backends.cudnn.flags(enabled=False):
+        output = function(*leaves)
+        output, *others = output if isinstance(output, tuple) else (output,)
+        if output.requires_grad:
+            output.backward(gradient(output.detach()))
+    results = {"output": output.detach()}
+    results |= {f"output {n}": other for n, other in enumerate(others, 1)}
+    return results | {f"gradient {n}": leaf.grad for n, leaf in enumerate(leaves) if leaf.grad is not None}
