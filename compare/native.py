@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from manualgrad.models import DocumentCNN
+from manualgrad.nn import ConvReLUMaxPool2d
 
 
 class HalfReLU(nn.Module):
@@ -27,6 +28,9 @@ def native_twin(model: DocumentCNN) -> nn.Sequential:
     twin = nn.Sequential()
     for name, layer in model.named_children():
         twin.add_module(name, _native(name, layer))
+        if isinstance(layer, ConvReLUMaxPool2d):
+            twin.add_module(name.replace("conv", "relu"), _native("relu", layer))
+            twin.add_module(name.replace("conv", "pool"), _native("pool", layer))
     example = next(model.parameters())
     twin.to(device=example.device, dtype=example.dtype)
     load_weights(twin, model)

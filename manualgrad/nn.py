@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from manualgrad import functional
 from manualgrad.functions import checks
 from manualgrad.functions.conv2d_geometry import padding_of
+from manualgrad.functions.fused import conv2d_relu_max_pool2d
 from manualgrad.functions.targets import Reduction
 from manualgrad.functions.windows import Windows
 
@@ -93,6 +94,36 @@ class Conv2d(_Weighted):
             f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, "
             f"bias={self.bias is not None}, flip_kernel={self.flip_kernel}"
         )
+
+
+class ConvReLUMaxPool2d(Conv2d):
+    """P∘R∘C as one: :class:`Conv2d`, then :class:`ReLU`, then 2×2 :class:`MaxPool2d`, with the same numbers.
+
+    Arguments are the first five of :class:`Conv2d`, and ``subgradient`` of :class:`ReLU`; parameters are Conv2d's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        *,
+        subgradient: float = 0.5,
+        device: object = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, device=device, dtype=dtype)
+        self.subgradient = subgradient
+
+    def forward(self, input: Tensor) -> Tensor:
+        return conv2d_relu_max_pool2d(
+            input, self.weight, self.bias, self.stride, self.padding, subgradient=self.subgradient
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, subgradient={self.subgradient}"
 
 
 class MaxPool2d(nn.Module):

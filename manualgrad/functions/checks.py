@@ -37,6 +37,19 @@ def floating(function: str, **tensors: Tensor | None) -> None:
             )
 
 
+def real(function: str, input: Tensor) -> None:
+    """Raises TypeError unless ``input`` is a tensor of real numbers, whole ones included."""
+    a_tensor(function, "input", input)
+    if input.dtype == torch.bool or input.is_complex():
+        raise TypeError(f"{function}: input must be a tensor of real numbers, got {input.dtype}")
+
+
+def share(function: str, name: str, value: float) -> None:
+    """Raises ValueError unless ``value`` lies between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{function}: {name} must lie between 0 and 1, got {value}")
+
+
 def whole(function: str, name: str, value: int, least: int) -> int:
     """``value`` as a Python int; raises ValueError unless it is one whole number >= ``least``."""
     number = index(value)

@@ -37,7 +37,7 @@ def maximum(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     number = torch.zeros_like(best, dtype=geometry.number_dtype)
     inside = _inside(x, geometry)
     seen = None if inside is None else place(inside, windows, 0, 0, count)
-    for n, (p, q) in enumerate(windows.positions()):
+    for n, (p, q) in enumerate(list(windows.positions())[1:], start=1):
         value = place(padded, windows, p, q, count)
         wins = value > best
         if x.is_floating_point():
@@ -207,7 +207,8 @@ def max_pool2d(
         ValueError: a shape or number that does not fit; windows larger than the padded image.
     """
     checks.images("max_pool2d", input)
-    geometry = geometry_of(input, kernel_size, stride, padding, dilation, ceil_mode)
+    checks.real("max_pool2d", input)
+    geometry = geometry_of(tuple(input.shape), kernel_size, stride, padding, dilation, ceil_mode)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
     best, number = pool(batched, geometry)
     results = [best]

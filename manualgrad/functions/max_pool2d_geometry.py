@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from manualgrad.functions import checks
 from manualgrad.functions.windows import Windows
@@ -27,18 +26,19 @@ class Geometry:
 
 
 def geometry_of(
-    input: Tensor,
+    shape: tuple[int, ...],
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None,
     padding: int | tuple[int, int],
     dilation: int | tuple[int, int],
     ceil_mode: bool,
 ) -> Geometry:
-    """The arguments of :func:`manualgrad.functional.max_pool2d`, looked at; raises where they do not fit."""
-    if input.dtype == torch.bool or input.is_complex():
-        raise TypeError(f"max_pool2d: input must be real numbers, got {input.dtype}")
-    if 0 in input.shape[-3:]:
-        raise ValueError(f"max_pool2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
+    """The arguments of :func:`manualgrad.functional.max_pool2d`, looked at; ``shape`` is that of its input.
+
+    Raises TypeError or ValueError where they do not fit.
+    """
+    if 0 in shape[-3:]:
+        raise ValueError(f"max_pool2d: only the batch may be empty, got input of shape {tuple(shape)}")
     if not isinstance(ceil_mode, bool):
         raise TypeError(f"max_pool2d: ceil_mode must be True or False, got {ceil_mode!r}")
     kernel = checks.pair("max_pool2d", "kernel_size", kernel_size, least=1)
@@ -53,7 +53,7 @@ def geometry_of(
         raise ValueError(
             f"max_pool2d: padding must be at most half the kernel, got padding {border} for kernel_size {kernel}"
         )
-    size = tuple(input.shape[-2:])
+    size = tuple(shape[-2:])
     sides = [
         _side(n, k, s, b, d, ceil_mode) for n, k, s, b, d in zip(size, kernel, steps, border, spacing, strict=True)
     ]

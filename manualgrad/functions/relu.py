@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from manualgrad.functions import checks
 from manualgrad.functions.differentiable import differentiable
 from manualgrad.functions.selection import select
 
@@ -108,9 +109,6 @@ def relu(input: Tensor, *, subgradient: float = 0.5) -> Tensor:
         TypeError: a dtype that has no order.
         ValueError: a subgradient outside [0, 1].
     """
-    if not isinstance(input, Tensor) or input.dtype == torch.bool or input.is_complex():
-        kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
-        raise TypeError(f"relu: input must be a tensor of real numbers, got {kind}")
-    if not 0 <= subgradient <= 1:
-        raise ValueError(f"relu: subgradient must lie between 0 and 1, got {subgradient}")
+    checks.real("relu", input)
+    checks.share("relu", "subgradient", subgradient)
     return rectify(input, subgradient)

@@ -78,8 +78,7 @@ def _check(
         raise TypeError(f"{name}: target must be class indices or probabilities, got {type(target).__name__}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"{name}: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"{name}: label_smoothing must lie between 0 and 1, got {smoothing}")
+    checks.share(name, "label_smoothing", smoothing)
     if checks.index(ignore_index) is None:
         raise TypeError(f"{name}: ignore_index must be a whole number, got {ignore_index!r}")
     shape = tuple(logits.shape)

@@ -1,0 +1,94 @@
+"""Promise: P(R(C + b)) as one Function gives what the three give, in every window where zeros tie too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import manualgrad as mg
+from manualgrad.functions.fused import DEAD, ZERO, Geometry, conv2d_relu_max_pool2d, pooled_and_codes
+from manualgrad.functions.max_pool2d_geometry import geometry_of
+
+
+def composed(x, w, b, subgradient, **options):
+    """The same, layer by layer."""
+    return mg.max_pool2d(mg.relu(mg.conv2d(x, w, b, **options), subgradient=subgradient))
+
+
+def both(x, w, b, subgradient, **options):
+    """(output, gradients) of the fused Function and of the three."""
+    results = []
+    for function in (conv2d_relu_max_pool2d, composed):
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, w, b)]
+        output = function(*leaves, subgradient=subgradient, **options)
+        upstream = torch.arange(1.0, output.numel() + 1, dtype=x.dtype, device=x.device).reshape(output.shape)
+        results.append([output.detach(), *torch.autograd.grad(output, leaves, upstream)])
+    return results
+
+
+@pytest.mark.parametrize("subgradient", [0, 0.5, 1])
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (3, 2, 7, 9), (1, 1, 5, 5), (0, 2, 6, 6)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"stride": (1, 2)}, {"padding": 1}, {"padding": "same"}], ids=str)
+def test_whole_numbers_agree_bit_for_bit(shape, subgradient, options, device):
+    x = torch.randint(-1, 2, shape, device=device).double()  # so many ties and exact zeros
+    w = torch.randint(-1, 2, (3, shape[1], 2, 3), device=device).double()
+    b = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64, device=device)
+    for ours, expected in zip(*both(x, w, b, subgradient, **options), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize("window", torch.cartesian_prod(*[torch.tensor([-1.0, -0.0, 0.0, 2.0, torch.nan])] * 4))
+def test_every_window_of_signs_zeros_and_nan(window):
+    """All 5⁴ windows of −, −0, 0, + and NaN: z itself goes in, through a kernel of one 1."""
+    x = window.view(1, 1, 2, 2)
+    one, zero = torch.ones(1, 1, 1, 1), torch.tensor([-0.0])
+    (ours, *our_gradients), (expected, *expected_gradients) = both(x, one, zero, 0.5)
+    assert torch.equal(ours, expected) or (ours.isnan().all() and expected.isnan().all())
+    assert torch.equal(our_gradients[0], expected_gradients[0]), "δ goes to the same place, with the same factor"
+
+
+def test_the_codes_say_where_and_how_much():
+    z = torch.tensor([[1.0, 3], [3, 2]]), torch.tensor([[0.0, -1], [0, -1]]), torch.tensor([[-1.0, 0], [0, -1]])
+    z = torch.stack(z).unsqueeze(-1)  # (B, H, W, 1)
+    geometry = Geometry(None, geometry_of((1, 2, 2), 2, None, 0, 1, False), 0.5)
+    pooled, code = pooled_and_codes(z, geometry)
+    assert pooled.flatten().tolist() == [3, 0, 0]
+    assert code.flatten().tolist() == [1, ZERO, DEAD]
+
+
+def test_the_network_is_the_same_fused_or_not():
+    x, labels = torch.randn(3, 1, 28, 28, dtype=torch.float64), torch.tensor([0, 5, 9])
+    x[:, :, :8] = 0  # as a background is
+    fused, single = (mg.DocumentCNN(fused=fused, dtype=torch.float64) for fused in (True, False))
+    assert fused.state_dict().keys() == single.state_dict().keys()
+    with torch.no_grad():
+        fused.conv0.bias.zero_()
+    single.load_state_dict(fused.state_dict())
+    costs = [model.cost(x, labels) for model in (fused, single)]
+    assert torch.equal(*costs)
+    for cost in costs:
+        cost.backward()
+    for name, parameter in fused.named_parameters():
+        assert torch.equal(parameter.grad, single.get_parameter(name).grad), name
+
+
+def test_less_is_kept_for_backward():
+    def kept(function):
+        sizes = {}
+
+        def note(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x, w, b = (
+            torch.randn(8, 1, 28, 28),
+            torch.randn(16, 1, 5, 5).requires_grad_(),
+            torch.zeros(16).requires_grad_(),
+        )
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            function(x, w, b, subgradient=0.5)
+        return sum(sizes.values())
+
+    # x, w and 12×12×16 bytes an image, against z and more
+    assert kept(conv2d_relu_max_pool2d) == 8 * 28 * 28 * 4 + 16 * 25 * 4 + 8 * 12 * 12 * 16
+    assert kept(conv2d_relu_max_pool2d) < kept(composed) / 6
