@@ -24,8 +24,8 @@ from manualgrad import DocumentCNN, data, pictures, softmax_cross_entropy
 from manualgrad.training import OPTIMIZERS, SCHEDULES, Verdict, examine, minibatches, normalised, step_sizes
 
 
-def main() -> int:
-    options = arguments()
+def main(argv: list[str] | None = None) -> int:
+    options = arguments(argv)
     device = pick_device(options.device)
     out = make_folder(options.out)
     dataset = load(options, device)
@@ -90,7 +90,7 @@ def train_epoch(model, optimizer, schedule, dataset, options, order, epoch) -> t
     return torch.stack(costs).tolist(), int(right)
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line; argparse answers a mistake with one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -107,7 +107,7 @@ def arguments() -> argparse.Namespace:
     add("--seed", type=at_least(int, 0), default=0, help="the same seed gives the same weights, bit for bit")
     add("--limit", type=at_least(int, 1), metavar="N", help="use the first N training images only")
     add("--target-accuracy", type=percent, metavar="%", help="exit with 1 unless the test accuracy reaches it")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def at_least(kind: type, least: float):

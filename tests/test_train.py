@@ -1,0 +1,235 @@
+"""Promise: the command trains on real digits, the same each time, writes what it says, and explains wrong use."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+import manualgrad as mg
+import train as command
+from manualgrad import data
+from manualgrad.training import OPTIMIZERS, SCHEDULES, examine, minibatches, normalised, step_sizes
+
+ROOT = Path(__file__).parents[1]
+QUICK = ("--limit", "640", "--epochs", "2")
+
+
+def idx(values: torch.Tensor, kind: bytes) -> bytes:
+    """An IDX file of unsigned bytes."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return b"\0\0\x08" + kind + sizes + values.to(torch.uint8).numpy().tobytes()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """A part of the bundled sample as files of Fashion-MNIST, whose raw files have no published md5: no network."""
+    folder = tmp_path_factory.mktemp("data")
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    sample = data.bundled_sample()
+    for name, split in (("train", sample.train.first(1000)), ("t10k", sample.test.first(300))):
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(split.images[:, 0], b"\x03"))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(split.labels, b"\x01"))
+    return folder
+
+
+def train(*arguments: object) -> SimpleNamespace:
+    """What the command line does, in this process: starting another takes seconds."""
+    stdout, stderr = StringIO(), StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            code = command.main([str(argument) for argument in arguments])
+        except SystemExit as ending:
+            code = ending.code
+    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+
+@pytest.fixture(scope="session")
+def run(digits, tmp_path_factory) -> tuple[SimpleNamespace, Path]:
+    out = tmp_path_factory.mktemp("run") / "new" / "folder"
+    return train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", out, *QUICK), out
+
+
+def test_it_learns_and_says_so(run):
+    result, out = run
+    assert result.returncode == 0, result.stderr
+    accuracy = float(re.search(r"^([\d.]+) % of the 300 test images are right", result.stdout, re.M)[1])
+    assert accuracy > 50, "after 40 steps; guessing gives 10"
+    assert "fashion-mnist, first 640 training images" in result.stdout
+    assert str(out) in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_metrics_name_the_data_and_hold_every_step(run):
+    metrics = json.loads((run[1] / "metrics.json").read_text())
+    assert metrics["dataset"] == "fashion-mnist, first 640 training images"
+    assert metrics["source"].startswith("files under")
+    assert len(metrics["losses"]) == 2 * 20
+    assert [epoch["epoch"] for epoch in metrics["epochs"]] == [1, 2]
+    assert metrics["epochs"][-1]["test_accuracy"] == metrics["test_accuracy"]
+    confusion = torch.tensor(metrics["confusion"])
+    assert confusion.sum() == 300
+    assert 100 * confusion.trace() / 300 == pytest.approx(metrics["test_accuracy"])
+    assert metrics["versions"]["torch"] == torch.__version__
+    assert metrics["options"]["seed"] == 0
+
+
+def test_weights_give_the_accuracy_that_was_reported(run, digits):
+    _, out = run
+    model = mg.DocumentCNN()
+    model.load_state_dict(torch.load(out / "weights.pt", weights_only=True))
+    dataset = data.load("fashion-mnist", digits).limited(640)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert examine(model, dataset.test, dataset).accuracy == pytest.approx(metrics["test_accuracy"])
+
+
+@pytest.mark.parametrize("name", ["curves", "confusion", "kernels", "mistakes"])
+def test_pictures_show_something(run, name):
+    picture = imread(run[1] / f"{name}.png")
+    assert min(picture.shape[:2]) > 100
+    assert picture[..., :3].std() > 0.02, "a blank page has none"
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, digits, tmp_path):
+    common = ("--dataset", "fashion-mnist", "--data-dir", digits, *QUICK)
+    for seed, same in ((0, True), (1, False)):
+        assert train(*common, "--out", tmp_path / str(seed), "--seed", seed).returncode == 0
+        again = torch.load(tmp_path / str(seed) / "weights.pt", weights_only=True)
+        before = torch.load(run[1] / "weights.pt", weights_only=True)
+        assert all(torch.equal(again[name], before[name]) for name in before) == same
+
+
+def test_a_missed_target_exits_with_1_and_a_reached_one_with_0(digits, tmp_path):
+    common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--limit", 64, "--epochs", 1, "--out", tmp_path)
+    missed = train(*common, "--target-accuracy", 100)
+    assert missed.returncode == 1
+    assert "the target of 100.0 % is missed" in missed.stderr
+    assert train(*common, "--target-accuracy", 1.1).returncode == 0
+
+
+def test_without_a_network_the_sample_is_used_and_named_everywhere(tmp_path):
+    offline = "import socket\ndef getaddrinfo(*_, **__): raise socket.gaierror('offline')\n"
+    (tmp_path / "sitecustomize.py").write_text(offline + "socket.getaddrinfo = getaddrinfo\n")
+    arguments = ["--data-dir", "none", "--out", "out", "--limit", "320", "--epochs", "1"]
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *arguments],
+        capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "the bundled sample of MNIST" in result.stdout
+    assert "mnist-sample" in json.loads((tmp_path / "out" / "metrics.json").read_text())["dataset"]
+    assert not (tmp_path / "none" / "MNIST").exists()
+
+
+WRONG = {
+    "unknown dataset": (("--dataset", "minst"), "invalid choice: 'minst'"),
+    "unknown optimizer": (("--optimizer", "sdg"), "invalid choice: 'sdg'"),
+    "unknown schedule": (("--schedule", "cosinus"), "invalid choice: 'cosinus'"),
+    "unknown device": (("--device", "gpu"), "invalid choice: 'gpu'"),
+    "unknown flag": (("--lr", "0.1"), "unrecognized arguments: --lr"),
+    "no epochs": (("--epochs", "0"), "expected a whole number, at least 1, got '0'"),
+    "half an epoch": (("--epochs", "0.5"), "expected a whole number, at least 1, got '0.5'"),
+    "empty batches": (("--batch-size", "-4"), "expected a whole number, at least 1, got '-4'"),
+    "no limit": (("--limit", "0"), "expected a whole number, at least 1, got '0'"),
+    "a negative rate": (("--learning-rate", "-1"), "expected a number, at least 0, got '-1'"),
+    "an endless rate": (("--learning-rate", "nan"), "expected a number, at least 0, got 'nan'"),
+    "a share for percent": (("--target-accuracy", "0.992"), "expected percent, such as 99.2, got '0.992'"),
+    "a seed that is none": (("--seed", "x"), "expected a whole number, at least 0, got 'x'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_gets_one_message_and_exit_code_2(case, tmp_path):
+    arguments, words = WRONG[case]
+    result = train(*arguments, "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists(), "nothing is begun"
+
+
+def test_damaged_missing_and_unwritable_files_are_named(digits, tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    files = sorted((digits / "FashionMNIST" / "raw").iterdir())
+    for file in files:
+        (raw / file.name).write_bytes(file.read_bytes())
+    common = ("--dataset", "fashion-mnist", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    (raw / files[0].name).write_bytes(files[0].read_bytes()[:-1])
+    truncated = train(*common)
+    (raw / files[0].name).unlink()
+    missing = train(*common)
+    (tmp_path / "file").write_text("")
+    unwritable = train(*common[:4], "--out", tmp_path / "file")
+    for result, words in ((truncated, "is truncated"), (missing, "missing"), (unwritable, "cannot be written to")):
+        assert result.returncode == 2
+        assert words in result.stderr
+        assert "Traceback" not in result.stderr
+    assert str(raw / files[0].name) in truncated.stderr
+    assert str(raw / files[0].name) in missing.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without CUDA says")
+def test_cuda_where_there_is_none(tmp_path):
+    result = train("--device", "cuda", "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert "finds no CUDA device" in result.stderr
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_lowers_the_cost(name):
+    sample = data.bundled_sample().limited(64)
+    torch.manual_seed(0)
+    model = mg.DocumentCNN()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    x, labels = normalised(sample.train.images, sample), sample.train.labels
+    costs = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        cost = model.cost(x, labels)
+        cost.backward()
+        optimizer.step()
+        costs.append(cost.item())
+    assert costs[-1] < costs[0]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules(name):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.2)
+    schedule = step_sizes(name, optimizer, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == pytest.approx(0.2)
+    if name == "constant":
+        assert set(rates) == {0.2}
+    else:
+        assert rates[-1] < 0.01
+        assert rates[0] == pytest.approx(0.2 if name == "cosine" else 0.2 / 25)
+
+
+def test_minibatches_show_every_image_once_in_an_order_of_the_seed():
+    split = data.Split(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10))
+    batches = list(minibatches(split, 4, torch.Generator().manual_seed(3)))
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    seen = torch.cat([labels for _, labels in batches])
+    assert sorted(seen.tolist()) == list(range(10))
+    assert seen.tolist() != list(range(10))
+    assert all(torch.equal(images.flatten().long(), labels) for images, labels in batches)
+    again = torch.cat([labels for _, labels in minibatches(split, 4, torch.Generator().manual_seed(3))])
+    assert torch.equal(seen, again)
