@@ -1,7 +1,8 @@
-"""What all tests share: the devices there are, a fixed seed, two threads, and a run there and back."""
+"""What all tests share: the devices there are, a fixed seed, a number of threads, and a run there and back."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
-torch.set_num_threads(2)
+# Two alone; one where pytest-xdist runs tests side by side, since threads that wait for each other spin.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(params=DEVICES)

@@ -125,7 +125,7 @@ def test_without_a_network_the_sample_is_used_and_named_everywhere(tmp_path):
     result = subprocess.run(
         [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *arguments],
         capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "the bundled sample of MNIST" in result.stdout
