@@ -98,7 +98,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data-dir", default="data", metavar="DIR", help="where the files are, or are downloaded to (default: data)")
     add("--out", type=Path, default=Path("runs/latest"), metavar="DIR", help="for the results (default: runs/latest)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--epochs", type=at_least(int, 1), default=2)
+    add("--epochs", type=at_least(int, 1), default=3)
     add("--batch-size", type=at_least(int, 1), default=32)
     add("--optimizer", choices=OPTIMIZERS, default="sgd", help="sgd, the default, is plain gradient descent")
     add("--learning-rate", type=at_least(float, 0), metavar="η",

@@ -78,6 +78,7 @@ class DocumentCNN(nn.Module):
             layers += zip((f"conv{n}", f"relu{n}", f"pool{n}"), stage, strict=False)
             in_channels = out_channels
         layers.append(("flatten", Flatten()))
+        self.stages, self.subgradient = len(channels), subgradient
         self.flattened = (in_channels, rows, columns)  # K, I, J of the last pooling
         self.first_dense = f"dense{len(channels)}"
         features = rows * columns * in_channels
@@ -95,6 +96,10 @@ class DocumentCNN(nn.Module):
         for layer in self.children():  # eq. (16), (17), (22), (23)
             x = layer(x)
         return x
+
+    def weighted(self) -> list[nn.Module]:
+        """The layers that have a weight, f^0 to f^{L−1}: convolutions, then dense layers."""
+        return [layer for layer in self.children() if isinstance(layer, (Conv2d, Dense))]
 
     def probabilities(self, x: Tensor) -> Tensor:
         """x^L = S(z^{L−1}): (B, classes)."""

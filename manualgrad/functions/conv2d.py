@@ -18,6 +18,7 @@ have PyTorch's, and turn one into the other by views.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -85,22 +86,30 @@ def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     return crop(x, geometry.windows).contiguous().to(g.dtype)
 
 
+def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """Σ_ij g_bijv ∂C_ijk/∂w_ctuv of each example b: (B, P+1, Q+1, R, K)."""
+    rows, g = columns(x, geometry), grouped(g, geometry)
+    b, ij, k = x.shape[0], math.prod(geometry.windows.count(*geometry.size)), g.shape[2]
+    rows = rows.reshape(geometry.groups * b, ij, rows.shape[2])
+    each = torch.bmm(rows.transpose(1, 2), g.reshape(geometry.groups * b, ij, k))  # eq. (3)
+    p, q = geometry.windows.kernel_size
+    each = each.view(geometry.groups, b, p * q * x.shape[3] // geometry.groups, k).permute(1, 2, 0, 3)
+    w = each.reshape(b, p, q, x.shape[3] // geometry.groups, geometry.groups * k)
+    return w.flip(1, 2) if geometry.flip else w
+
+
 def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K).
 
     First the sum over i and j for each example, then that over b: a sum of sums rounds less than one long sum. Where
-    these products would take more memory than the columns do, all in one.
+    that would take more memory than the columns do, all in one.
     """
-    rows, g = columns(x, geometry), grouped(g, geometry)
-    b, ij, k = x.shape[0], g.shape[1] // max(1, x.shape[0]), g.shape[2]
-    if b > 1 and k <= ij:
-        rows = rows.reshape(geometry.groups * b, ij, rows.shape[2])
-        each = torch.bmm(rows.transpose(1, 2), g.reshape(geometry.groups * b, ij, k))  # eq. (3), for each b
-        kernels = each.view(geometry.groups, b, -1, k).sum(1)
-    else:
-        kernels = torch.bmm(g.transpose(1, 2), rows).transpose(1, 2)  # eq. (3)
+    b, i, j, k = g.shape
+    if b > 1 and k // geometry.groups <= i * j:
+        return weight_gradients(g, x, geometry).sum(0)
+    kernels = torch.bmm(grouped(g, geometry).transpose(1, 2), columns(x, geometry)).transpose(1, 2)  # eq. (3)
     p, q = geometry.windows.kernel_size
-    w = kernels.transpose(0, 1).reshape(p, q, x.shape[3] // geometry.groups, k * geometry.groups)
+    w = kernels.transpose(0, 1).reshape(p, q, x.shape[3] // geometry.groups, k)
     return w.flip(0, 1) if geometry.flip else w
 
 

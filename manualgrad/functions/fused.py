@@ -43,6 +43,22 @@ class Geometry:
     subgradient: float
 
 
+def geometry_of(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    flip_kernel: bool,
+    subgradient: float,
+) -> Geometry:
+    """The arguments of :func:`conv2d_relu_max_pool2d`, looked at; raises ValueError where they do not fit."""
+    convolving = conv2d_geometry.geometry_of(input, weight, bias, stride, padding, 1, 1, flip_kernel)
+    rows_columns = convolving.windows.count(*convolving.size)
+    pooling = max_pool2d_geometry.geometry_of((weight.shape[0], *rows_columns), 2, None, 0, 1, False)
+    return Geometry(convolving, pooling, subgradient)
+
+
 # ----------------------------------------------------------------------------------------------- formulas
 
 
@@ -207,10 +223,7 @@ def conv2d_relu_max_pool2d(
     checks.share("relu", "subgradient", subgradient)
     input, weight, bias = autocast_lower(input, weight, bias)
     checks.floating("conv2d", input=input, weight=weight, bias=bias)
-    convolving = conv2d_geometry.geometry_of(input, weight, bias, stride, padding, 1, 1, flip_kernel)
-    rows_columns = convolving.windows.count(*convolving.size)
-    pooling = max_pool2d_geometry.geometry_of((weight.shape[0], *rows_columns), 2, None, 0, 1, False)
-    geometry = Geometry(convolving, pooling, subgradient)
+    geometry = geometry_of(input, weight, bias, stride, padding, flip_kernel, subgradient)
     if input.dim() == 3:
         return fused(input.unsqueeze(0), weight, bias, geometry)[0].squeeze(0)
     return fused(input, weight, bias, geometry)[0]

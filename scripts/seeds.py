@@ -1,0 +1,41 @@
+"""Trains with several seeds and prints each test accuracy, their mean, and the seconds of training.
+
+python scripts/seeds.py 5 --data-dir DIR        # everything after the number goes to train.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TRAIN = Path(__file__).parents[1] / "train.py"
+
+
+def main() -> int:
+    if len(sys.argv) < 2 or not sys.argv[1].isdigit() or sys.argv[1] == "0":
+        print(__doc__, file=sys.stderr)
+        return 2
+    accuracies, seconds = [], []
+    for seed in range(int(sys.argv[1])):
+        with tempfile.TemporaryDirectory() as out:
+            command = [sys.executable, str(TRAIN), *sys.argv[2:], "--seed", str(seed), "--out", out]
+            code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+            if code not in (0, 1):  # 1 is a missed --target-accuracy, of which the numbers tell
+                return code
+            metrics = json.loads((Path(out) / "metrics.json").read_text())
+        accuracies.append(metrics["test_accuracy"])
+        seconds.append(metrics["epochs"][-1]["seconds"])
+        report = f"seed {seed}: {accuracies[-1]:.2f} % on {metrics['dataset']}, {seconds[-1]:.1f} s of training"
+        print(report, flush=True)
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    print(f"mean {statistics.mean(accuracies):.3f} %, standard deviation {spread:.3f}, "
+          f"median {statistics.median(seconds):.1f} s of training on {metrics['threads']} threads")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
