@@ -18,9 +18,10 @@ from pathlib import Path
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA repeats its sums in one order only with this
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from manualgrad import DocumentCNN, data, pictures, softmax_cross_entropy
+from manualgrad import DocumentCNN, backprop, data, pictures, softmax_cross_entropy
 from manualgrad.training import OPTIMIZERS, SCHEDULES, Verdict, examine, minibatches, normalised, step_sizes
 
 
@@ -75,19 +76,34 @@ def train_epoch(model, optimizer, schedule, dataset, options, order, epoch) -> t
     costs, right, seen = [], torch.zeros((), dtype=torch.long, device=dataset.train.labels.device), 0
     with tqdm(total=len(dataset.train), unit=" images", desc=f"epoch {epoch}", leave=False, disable=None) as bar:
         for step, (images, labels) in enumerate(minibatches(dataset.train, options.batch_size, order)):
-            optimizer.zero_grad()
-            logits = model(normalised(images, dataset))
-            cost = softmax_cross_entropy(logits, labels)
-            cost.backward()
+            cost, answers = find_gradients(model, normalised(images, dataset), labels, options.engine)
             optimizer.step()
             schedule.step()
-            costs.append(cost.detach())
-            right += (logits.detach().argmax(1) == labels).sum()
+            costs.append(cost)
+            right += (answers.argmax(1) == labels).sum()
             seen += len(labels)
             bar.update(len(labels))
             if step % 50 == 0 and not bar.disable:
                 bar.set_postfix(cost=f"{cost.item():.4f}", accuracy=f"{100 * right.item() / seen:.2f} %")
     return torch.stack(costs).tolist(), int(right)
+
+
+def find_gradients(model: DocumentCNN, x: Tensor, labels: Tensor, engine: str) -> tuple[Tensor, Tensor]:
+    """Leaves ∂J/∂w in every parameter's ``grad``; returns J, and the network's answers (B, classes).
+
+    "autograd" chains our Functions; "document" runs the recursion of δ, section 4, whose steps for η = −1 are the
+    gradients. The numbers are the same.
+    """
+    if engine == "document":
+        steps = backprop.backpropagate(model, x, labels, eta=-1)
+        for layer, weight, bias in zip(model.weighted(), steps.weights, steps.biases, strict=True):
+            layer.weight.grad, layer.bias.grad = weight, bias
+        return steps.cost, steps.probabilities
+    model.zero_grad()
+    logits = model(x)
+    cost = softmax_cross_entropy(logits, labels)
+    cost.backward()
+    return cost.detach(), logits.detach()
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -98,11 +114,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data-dir", default="data", metavar="DIR", help="where the files are, or are downloaded to (default: data)")
     add("--out", type=Path, default=Path("runs/latest"), metavar="DIR", help="for the results (default: runs/latest)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--engine", choices=("autograd", "document"), default="autograd",
+        help="what chains the derivatives: torch's, or the document's own recursion; the numbers are the same")  # fmt: skip
     add("--epochs", type=at_least(int, 1), default=3)
-    add("--batch-size", type=at_least(int, 1), default=32)
+    add("--batch-size", type=at_least(int, 1), default=64)
     add("--optimizer", choices=OPTIMIZERS, default="sgd", help="sgd, the default, is plain gradient descent")
     add("--learning-rate", type=at_least(float, 0), metavar="η",
-        help="the highest of the schedule (default: 0.2 for sgd, torch's own default for others)")  # fmt: skip
+        help="the highest of the schedule (default: 0.25 for sgd, torch's own default for others)")  # fmt: skip
     add("--schedule", choices=SCHEDULES, default="one-cycle")
     add("--seed", type=at_least(int, 0), default=0, help="the same seed gives the same weights, bit for bit")
     add("--limit", type=at_least(int, 1), metavar="N", help="use the first N training images only")
@@ -173,7 +191,7 @@ def load(options: argparse.Namespace, device: torch.device) -> data.Dataset:
 def make_optimizer(options: argparse.Namespace, model: DocumentCNN) -> torch.optim.Optimizer:
     rate = options.learning_rate
     if rate is None and options.optimizer == "sgd":
-        rate = 0.2
+        rate = 0.25
     return OPTIMIZERS[options.optimizer](model.parameters(), **({} if rate is None else {"lr": rate}))
 
 

@@ -27,7 +27,7 @@ from manualgrad.functions.dense import weighted_sums
 from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.functions.relu import rectified, rectified_gradient
 from manualgrad.functions.softmax import softmax_values
-from manualgrad.functions.softmax_cross_entropy import logits_gradient
+from manualgrad.functions.softmax_cross_entropy import cross_entropy, logits_gradient
 from manualgrad.functions.targets import target_distribution
 from manualgrad.models import DocumentCNN
 
@@ -49,8 +49,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Steps:
-    """δ^l, Δw^l and Δb^l for l = 0 to L − 1; Δw^l and Δb^l in the shape of the model's weight and bias."""
+    """``probabilities`` is x^L, ``cost`` is J (or J^b of each example); then δ^l, Δw^l and Δb^l for l = 0 to L − 1,
+    the last two in the shape of the model's weight and bias."""
 
+    probabilities: Tensor
+    cost: Tensor
     deltas: list[Tensor]
     weights: list[Tensor]
     biases: list[Tensor]
@@ -109,9 +112,9 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
         eta: the learning rate η; with −1 the steps are the gradients ∂J/∂w and ∂J/∂b.
 
     Raises:
-        TypeError, ValueError, IndexError: as :func:`manualgrad.functional.softmax_cross_entropy` does for the targets.
+        TypeError, ValueError, IndexError: targets that :func:`manualgrad.functional.softmax_cross_entropy` refuses.
     """
-    layers, _ = forward(model, x)
+    layers, probabilities = forward(model, x)
     y = target_distribution(layers[-1].z, target, None, -100, "mean", 0.0).y
     found = deltas(layers, y, eta, model.subgradient)
     weights, biases = [], []
@@ -122,7 +125,7 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
         else:
             weights.append(to_oihw(conv2d.weight_gradient(delta, layer.x, layer.geometry.convolution)))  # eq. (21)
             biases.append(bias_gradient(to_nchw(delta)))  # eq. (18)
-    return Steps(found, weights, biases)
+    return Steps(probabilities, cross_entropy(layers[-1].z, y, True), found, weights, biases)
 
 
 @torch.no_grad()
@@ -132,7 +135,7 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
     Arguments and errors are those of :func:`backpropagate`. Every tensor has B for its first dimension, and the mean
     over it is what :func:`backpropagate` returns. There is no loop over the batch: a sum over b is left out.
     """
-    layers, _ = forward(model, x)
+    layers, probabilities = forward(model, x)
     y = target_distribution(layers[-1].z, target, None, -100, "sum", 0.0).y
     found = deltas(layers, y, eta, model.subgradient)
     weights, biases = [], []
@@ -144,7 +147,7 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
             each = conv2d.weight_gradients(delta, layer.x, layer.geometry.convolution)  # eq. (21), ∂C/∂w
             weights.append(each.permute(0, 4, 3, 1, 2))
             biases.append(delta.sum((1, 2)))  # eq. (18)
-    return Steps(found, weights, biases)
+    return Steps(probabilities, cross_entropy(layers[-1].z, y, False), found, weights, biases)
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ class DocumentCNN(nn.Module):
             layers += zip((f"conv{n}", f"relu{n}", f"pool{n}"), stage, strict=False)
             in_channels = out_channels
         layers.append(("flatten", Flatten()))
-        self.stages, self.subgradient = len(channels), subgradient
+        self.stages, self.subgradient, self.classes = len(channels), subgradient, classes
         self.flattened = (in_channels, rows, columns)  # K, I, J of the last pooling
         self.first_dense = f"dense{len(channels)}"
         features = rows * columns * in_channels

@@ -22,7 +22,7 @@ from manualgrad import data
 from manualgrad.training import OPTIMIZERS, SCHEDULES, examine, minibatches, normalised, step_sizes
 
 ROOT = Path(__file__).parents[1]
-QUICK = ("--limit", "640", "--epochs", "2")
+QUICK = ("--limit", "640", "--epochs", "2", "--batch-size", "32")
 
 
 def idx(values: torch.Tensor, kind: bytes) -> bytes:
@@ -108,6 +108,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, digit
         again = torch.load(tmp_path / str(seed) / "weights.pt", weights_only=True)
         before = torch.load(run[1] / "weights.pt", weights_only=True)
         assert all(torch.equal(again[name], before[name]) for name in before) == same
+
+
+def test_both_engines_give_the_same_weights(run, digits, tmp_path):
+    common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, *QUICK)
+    assert train(*common, "--engine", "document").returncode == 0
+    by_recursion = torch.load(tmp_path / "weights.pt", weights_only=True)
+    by_autograd = torch.load(run[1] / "weights.pt", weights_only=True)
+    assert all(torch.equal(by_recursion[name], by_autograd[name]) for name in by_autograd)
+    losses = [json.loads((folder / "metrics.json").read_text())["losses"] for folder in (tmp_path, run[1])]
+    assert losses[0] == losses[1]
 
 
 def test_a_missed_target_exits_with_1_and_a_reached_one_with_0(digits, tmp_path):

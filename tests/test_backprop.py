@@ -1,0 +1,160 @@
+"""Promise: section 4's recursion gives the reference's numbers, autograd's bits, and native per-example gradients."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import func
+
+import manualgrad as mg
+from compare.native import from_native, native_twin
+from manualgrad import backprop, reference_network
+from manualgrad.functions.layout import from_oihw, to_nchw
+
+
+def architecture(seed: int) -> dict:
+    """A small network of any sizes, strides and depth that fits an image of 26×23."""
+    draw = random.Random(seed)
+    kernel = (draw.randint(1, 4), draw.randint(1, 4))
+    return {
+        "in_channels": draw.randint(1, 3),
+        "image_size": (26, 23),
+        "channels": tuple(draw.randint(1, 4) for _ in range(draw.randint(1, 2))),
+        "kernel_size": kernel,
+        "hidden": tuple(draw.randint(2, 6) for _ in range(draw.randint(0, 2))),
+        "classes": draw.randint(2, 5),
+        "stride": (draw.randint(1, 2), draw.randint(1, 2)),
+        "subgradient": draw.choice([0, 0.5, 1]),
+    }
+
+
+def example(seed: int):
+    """(model, x, labels); a part of x is exactly 0 and so is the first layer's bias: z has exact zeros."""
+    options = architecture(seed)
+    torch.manual_seed(seed)
+    model = mg.DocumentCNN(**options, dtype=torch.float64)
+    with torch.no_grad():
+        model.conv0.bias.zero_()
+    x = torch.randn(4, options["in_channels"], 26, 23, dtype=torch.float64)
+    x[:, :, :, :9] = 0
+    return model, x, torch.randint(options["classes"], (4,))
+
+
+TEN = range(10)
+
+
+def test_the_ten_architectures_differ():
+    assert len({str(architecture(seed)) for seed in TEN}) == 10
+    assert {len(architecture(seed)["channels"]) for seed in TEN} == {1, 2}
+    assert {len(architecture(seed)["hidden"]) for seed in TEN} == {0, 1, 2}
+    assert {architecture(seed)["subgradient"] for seed in TEN} == {0, 0.5, 1}
+
+
+@pytest.mark.parametrize("seed", TEN)
+def test_every_delta_and_step_is_the_references(seed):
+    model, x, labels = example(seed)
+    layers = model.weighted()
+    weights = [(from_oihw(f.weight) if f.weight.dim() == 4 else f.weight.t()).detach().numpy() for f in layers]
+    biases = [f.bias.detach().numpy() for f in layers]
+    stride = model.conv0.stride
+    y = np.eye(model.classes)[labels]
+    zs, xs = reference_network.forward(x.permute(0, 2, 3, 1).numpy(), weights, biases, stride)
+    expected = reference_network.backpropagate(zs, xs, y, weights, biases, 0.3, stride, model.subgradient)
+    ours = backprop.per_example(model, x, labels, eta=0.3)
+    close = {"rtol": 0, "atol": 1e-12}  # sums of some hundred float64 numbers of size 1, in another order
+    np.testing.assert_allclose(ours.probabilities, xs[-1], **close)
+    for l, (delta, weight, bias) in enumerate(zip(*expected, strict=True)):  # noqa: E741
+        np.testing.assert_allclose(ours.deltas[l], delta, **close)
+        turned = ours.weights[l].permute(0, 3, 4, 2, 1) if weight.ndim == 5 else ours.weights[l].transpose(1, 2)
+        np.testing.assert_allclose(turned, weight, **close)
+        np.testing.assert_allclose(ours.biases[l], bias, **close)
+    mean = backprop.backpropagate(model, x, labels, eta=0.3)
+    for each, together in zip(ours.weights + ours.biases, mean.weights + mean.biases, strict=True):
+        torch.testing.assert_close(each.mean(0), together, **close)
+    assert any(delta.any() for delta in expected[0]), "not all is dead"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("seed", TEN)
+def test_the_steps_are_autograds_gradients_bit_for_bit(seed, dtype):
+    model, x, labels = example(seed)
+    model, x = model.to(dtype), x.to(dtype)
+    cost = model.cost(x, labels)
+    cost.backward()
+    steps = backprop.backpropagate(model, x, labels, eta=-1)
+    assert torch.equal(steps.cost, cost)
+    for layer, weight, bias in zip(model.weighted(), steps.weights, steps.biases, strict=True):
+        assert torch.equal(layer.weight.grad, weight)
+        assert torch.equal(layer.bias.grad, bias)
+
+
+@pytest.mark.parametrize("subgradient", [0, 0.5])
+def test_per_example_steps_are_vmap_of_natives_gradients(subgradient):
+    model = mg.DocumentCNN(image_size=16, channels=(2, 3), hidden=(5,), subgradient=subgradient, dtype=torch.float64)
+    twin = native_twin(model)
+    x, labels = torch.randn(6, 1, 16, 16, dtype=torch.float64), torch.arange(6)
+
+    def cost(parameters, image, label):
+        return F.cross_entropy(func.functional_call(twin, parameters, (image.unsqueeze(0),)), label.unsqueeze(0))
+
+    native = func.vmap(func.grad(cost), in_dims=(None, 0, 0))(dict(twin.named_parameters()), x, labels)
+    ours = backprop.per_example(model, x, labels, eta=-1)
+    names = [name for name, layer in model.named_children() if layer in model.weighted()]
+    for b in range(6):
+        expected = from_native({name: gradient[b] for name, gradient in native.items()}, model)
+        for name, weight, bias in zip(names, ours.weights, ours.biases, strict=True):
+            torch.testing.assert_close(weight[b], expected[f"{name}.weight"], rtol=1e-10, atol=1e-13)
+            torch.testing.assert_close(bias[b], expected[f"{name}.bias"], rtol=1e-10, atol=1e-13)
+
+
+def test_eta_and_its_minus_are_part_of_the_steps():
+    model, x, labels = example(0)
+    before = model.cost(x, labels)
+    small, large = (backprop.backpropagate(model, x, labels, eta) for eta in (2**-7, 2**-6))
+    for a, b in zip(small.weights + small.deltas, large.weights + large.deltas, strict=True):
+        assert torch.equal(2 * a, b)
+    backprop.apply(model, small)
+    assert model.cost(x, labels) < before
+
+
+def test_targets_that_do_not_sum_to_1():
+    model, x, _ = example(1)
+    y = torch.rand(4, model.classes, dtype=torch.float64) * 3
+    model.cost(x, y).backward()
+    steps = backprop.backpropagate(model, x, y, eta=-1)
+    assert torch.equal(steps.weights[0], model.conv0.weight.grad)
+
+
+def test_there_is_no_graph_and_nothing_is_changed():
+    model, x, labels = example(2)
+    before = [parameter.clone() for parameter in model.parameters()]
+    steps = backprop.backpropagate(model, x.requires_grad_(), labels)
+    assert not any(tensor.requires_grad for tensor in (steps.cost, *steps.deltas, *steps.weights, *steps.biases))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_an_empty_batch_moves_nothing():
+    model, x, labels = example(3)
+    steps = backprop.per_example(model, x[:0], labels[:0])
+    assert [weight.shape for weight in steps.weights] == [(0, *f.weight.shape) for f in model.weighted()]
+    steps = backprop.backpropagate(model, x[:0], labels[:0])
+    assert all((weight == 0).all() for weight in steps.weights)
+
+
+def test_a_wrong_label_is_named():
+    model, x, labels = example(4)
+    with pytest.raises(IndexError, match=f"between 0 and {model.classes - 1}, got 99"):
+        backprop.backpropagate(model, x, labels * 0 + 99)
+
+
+def test_the_deltas_of_convolutions_have_the_shape_of_z():
+    model, x, labels = example(5)
+    layers, _ = backprop.forward(model, x)
+    steps = backprop.backpropagate(model, x, labels)
+    assert [delta.shape for delta in steps.deltas] == [layer.z.shape for layer in layers]
+    assert torch.equal(to_nchw(layers[0].z), mg.conv2d(x, model.conv0.weight, model.conv0.bias, model.conv0.stride))
