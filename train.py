@@ -115,7 +115,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/latest"), metavar="DIR", help="for the results (default: runs/latest)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--engine", choices=("autograd", "document"), default="autograd",
-        help="what chains the derivatives: torch's, or the document's own recursion; the numbers are the same")  # fmt: skip
+        help="what chains the derivatives: torch's engine, or the document's recursion of δ")  # fmt: skip
     add("--epochs", type=at_least(int, 1), default=3)
     add("--batch-size", type=at_least(int, 1), default=64)
     add("--optimizer", choices=OPTIMIZERS, default="sgd", help="sgd, the default, is plain gradient descent")

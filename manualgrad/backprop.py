@@ -97,7 +97,8 @@ def deltas(layers: list[Layer], y: Tensor, eta: float, subgradient: float) -> li
         else:
             if here.geometry is None:
                 delta = flatten.unflatten_image(delta, _image_size(below))  # F⁻¹
-            delta = fused.spread(delta, below.code, below.geometry)  # eq. (20), P⁻¹ and ∂R/∂z
+            delta = fused.spread(to_nchw(delta), to_nchw(below.code), below.geometry)  # eq. (20), P⁻¹ and ∂R/∂z
+            delta = from_nchw(delta)
         found.insert(0, delta)
     return found
 

@@ -57,6 +57,46 @@ def total(*terms: Tensor | None) -> Tensor | None:
     return result
 
 
+def linear_pair(
+    names: tuple[str, str], formula: Callable[..., Tensor], adjoint: Callable[..., Tensor]
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Two formulas, linear in their first argument and each other's adjoint, made differentiable by one another.
+
+    The derivative of what is linear is itself: forward mode applies it to the tangent, backward its adjoint to the
+    gradient, to any order. Both take (x, held, geometry): ``held``, a tensor, has no gradient.
+    """
+    pair: list[Callable[..., Tensor]] = []
+
+    def made(name: str, own: Callable[..., Tensor], itself: int) -> Callable[..., Tensor]:
+        class Linear(Function):
+            __doc__ = own.__doc__
+            generate_vmap_rule = True
+
+            @staticmethod
+            def forward(x: Tensor, held: Tensor, geometry: Any) -> Tensor:
+                return own(x, held, geometry)
+
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+                _, held, ctx.geometry = inputs
+                save(ctx, held, needed=(True,))
+
+            @staticmethod
+            def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+                (held,) = ctx.saved_tensors
+                return pair[1 - itself](g, held, ctx.geometry), None, None
+
+            @staticmethod
+            def jvp(ctx: Any, x_t: Tensor, *_: None) -> Tensor:
+                (held,) = ctx.saved_tensors
+                return pair[itself](x_t, held, ctx.geometry)
+
+        return differentiable(type(name, (Linear,), {}))
+
+    pair += [made(names[0], formula, 0), made(names[1], adjoint, 1)]
+    return pair[0], pair[1]
+
+
 def outer_tangents() -> AbstractContextManager:
     """Inside a ``jvp``: lets an enclosing forward mode see what plain operators do with tangents.
 

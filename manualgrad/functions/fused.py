@@ -24,7 +24,7 @@ from torch.autograd import Function
 from manualgrad.functions import checks, conv2d_geometry, max_pool2d_geometry
 from manualgrad.functions.bias import bias_tangent, pull_to_bias
 from manualgrad.functions.conv2d import convolution, convolve, pull_to_input, pull_to_weight
-from manualgrad.functions.differentiable import differentiable, save, total
+from manualgrad.functions.differentiable import differentiable, linear_pair, save, total
 from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw
 from manualgrad.functions.max_pool2d import maximum
 from manualgrad.functions.precision import autocast_lower
@@ -71,24 +71,24 @@ def pooled_and_codes(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
 
 
 def spread(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
-    """P⁻¹(g) R': (B, H, W, K), each g_ijk sent to the place, and with the factor, that its code says."""
-    windows = geometry.pooling.windows
+    """P⁻¹(g) R': each g_ijk sent to the place, and with the factor, that its code says."""
+    g, code, windows = from_nchw(g), from_nchw(code), geometry.pooling.windows
     z = g.new_zeros(g.shape[0], *geometry.pooling.size, g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
         place(z, windows, p, q, geometry.pooling.count).add_(select(code == n, g))  # eq. (4), (10) with z > 0
     if geometry.subgradient:
         at_zero = geometry.subgradient * select(code == ZERO, g)  # eq. (10) with z = 0
         place(z, windows, 0, 0, geometry.pooling.count).add_(at_zero)
-    return z
+    return to_nchw(z)
 
 
 def gather(z: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
     """The adjoint of :func:`spread`: from each window of z what is at its code's place, times R'."""
-    windows, count = geometry.pooling.windows, geometry.pooling.count
+    z, code, windows, count = from_nchw(z), from_nchw(code), geometry.pooling.windows, geometry.pooling.count
     picked = geometry.subgradient * select(code == ZERO, place(z, windows, 0, 0, count))
     for n, (p, q) in enumerate(windows.positions()):
         picked = picked + select(code == n, place(z, windows, p, q, count))
-    return picked.contiguous()
+    return to_nchw(picked.contiguous())
 
 
 # ---------------------------------------------------------------------------------------------- Functions
@@ -138,59 +138,8 @@ class ConvReLUPool(Function):
         return None if z_t is None else gather_from(z_t, code, ctx.geometry), None
 
 
-class Spreading(Function):
-    """P⁻¹(g) R', for codes held fixed."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
-        return to_nchw(spread(from_nchw(g), from_nchw(code), geometry))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, code, ctx.geometry = inputs
-        save(ctx, code, needed=(True,))
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
-        (code,) = ctx.saved_tensors
-        return gather_from(v, code, ctx.geometry), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, g_t: Tensor, *_: None) -> Tensor:
-        (code,) = ctx.saved_tensors
-        return spread_back(g_t, code, ctx.geometry)
-
-
-class Gathering(Function):
-    """The adjoint of P⁻¹(g) R', for codes held fixed."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
-        return to_nchw(gather(from_nchw(z), from_nchw(code), geometry))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, code, ctx.geometry = inputs
-        save(ctx, code, needed=(True,))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        (code,) = ctx.saved_tensors
-        return spread_back(g, code, ctx.geometry), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, z_t: Tensor, *_: None) -> Tensor:
-        (code,) = ctx.saved_tensors
-        return gather_from(z_t, code, ctx.geometry)
-
-
 fused = differentiable(ConvReLUPool)
-spread_back = differentiable(Spreading)
-gather_from = differentiable(Gathering)
+spread_back, gather_from = linear_pair(("Spreading", "Gathering"), spread, gather)
 
 
 def conv2d_relu_max_pool2d(

@@ -7,7 +7,7 @@ that place. The first maximum in row-major order takes it all; NaN counts as a m
 takes it, as in PyTorch. Where the places are held fixed, P is linear: its derivative picks the same places from
 whatever it is given, and that of P⁻¹ too.
 
-The formulas have the document's layout, (B, H, W, K).
+The maximum is taken in the document's layout, (B, H, W, K).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.functions import checks
-from manualgrad.functions.differentiable import differentiable
+from manualgrad.functions.differentiable import differentiable, linear_pair
 from manualgrad.functions.layout import from_nchw, owned, to_nchw
 from manualgrad.functions.max_pool2d_geometry import Geometry, geometry_of
 from manualgrad.functions.selection import select
@@ -58,22 +58,22 @@ def _inside(x: Tensor, geometry: Geometry) -> Tensor | None:
 
 
 def unpool(g: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
-    """P⁻¹(g): (B, H, W, K), each g_ijk added to the place that its maximum came from."""
-    windows = geometry.windows
+    """P⁻¹(g): each g_ijk added to the place that its maximum came from."""
+    g, number, windows = from_nchw(g), from_nchw(number), geometry.windows
     x = g.new_zeros(g.shape[0], *windows.padded(*geometry.size), g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
         place(x, windows, p, q, geometry.count).add_(select(number == n, g))  # eq. (4)
-    return crop(x, windows).contiguous()
+    return to_nchw(crop(x, windows).contiguous())
 
 
 def pick(x: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
-    """The adjoint of :func:`unpool`: from each window of x the value at the numbered place, (B, I, J, K)."""
-    windows = geometry.windows
+    """The adjoint of :func:`unpool`: from each window of x the value at the numbered place."""
+    x, number, windows = from_nchw(x), from_nchw(number), geometry.windows
     padded = pad(x, windows)
     picked = place(padded, windows, 0, 0, geometry.count)
     for n, (p, q) in enumerate(windows.positions()):
         picked = torch.where(number == n, place(padded, windows, p, q, geometry.count), picked)
-    return picked.contiguous()
+    return to_nchw(picked.contiguous())
 
 
 def indices(number: Tensor, geometry: Geometry) -> Tensor:
@@ -119,61 +119,8 @@ class MaxPooling(Function):
         return pick_places(x_t, number, ctx.geometry), None
 
 
-class Unpooling(Function):
-    """P⁻¹(g), for places held fixed."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(g: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
-        return to_nchw(unpool(from_nchw(g), from_nchw(number), geometry))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, number, ctx.geometry = inputs
-        ctx.save_for_forward(number)
-        ctx.save_for_backward(number)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None, None]:
-        (number,) = ctx.saved_tensors
-        return pick_places(v, number, ctx.geometry), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, g_t: Tensor, *_: None) -> Tensor:
-        (number,) = ctx.saved_tensors
-        return pull_to_places(g_t, number, ctx.geometry)
-
-
-class Picking(Function):
-    """P for places held fixed: the adjoint of P⁻¹."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
-        return to_nchw(pick(from_nchw(x), from_nchw(number), geometry))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, number, ctx.geometry = inputs
-        ctx.save_for_forward(number)
-        ctx.save_for_backward(number)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        (number,) = ctx.saved_tensors
-        return pull_to_places(g, number, ctx.geometry), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, x_t: Tensor, *_: None) -> Tensor:
-        (number,) = ctx.saved_tensors
-        return pick_places(x_t, number, ctx.geometry)
-
-
 pool = differentiable(MaxPooling)
-pull_to_places = differentiable(Unpooling)
-pick_places = differentiable(Picking)
+pull_to_places, pick_places = linear_pair(("Unpooling", "Picking"), unpool, pick)
 
 
 def max_pool2d(
