@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,9 +26,18 @@ from tqdm import tqdm
 from manualgrad import DocumentCNN, backprop, data, pictures, softmax_cross_entropy
 from manualgrad.training import OPTIMIZERS, SCHEDULES, Verdict, examine, minibatches, normalised, step_sizes
 
+RESULTS = ("weights.pt", "metrics.json", "curves.png", "confusion.png", "kernels.png", "mistakes.png")
+
 
 def main(argv: list[str] | None = None) -> int:
-    options = arguments(argv)
+    try:
+        return train(arguments(argv))
+    except KeyboardInterrupt:
+        print("\ntrain.py: interrupted; no results were written", file=sys.stderr)
+        return 130
+
+
+def train(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     out = make_folder(options.out)
     dataset = load(options, device)
@@ -53,6 +64,11 @@ def main(argv: list[str] | None = None) -> int:
         epoch_losses, right = train_epoch(model, optimizer, schedule, dataset, options, order, epoch)
         seconds += time.perf_counter() - start
         losses += epoch_losses
+        if not all(map(math.isfinite, epoch_losses)):
+            step = next(n for n, loss in enumerate(epoch_losses, 1) if not math.isfinite(loss))
+            print(f"train.py: the cost is {epoch_losses[step - 1]} at step {step} of epoch {epoch}: the steps are "
+                  f"too large, try a smaller --learning-rate; no results were written", file=sys.stderr)  # fmt: skip
+            return 1
         verdict = examine(model, dataset.test, dataset)
         mean = sum(epoch_losses) / len(epoch_losses)
         epochs.append({"epoch": epoch, "cost": mean, "accuracy": 100 * right / len(dataset.train),
@@ -117,29 +133,30 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--engine", choices=("autograd", "document"), default="autograd",
         help="what chains the derivatives: torch's engine, or the document's recursion of δ")  # fmt: skip
     add("--epochs", type=at_least(int, 1), default=3)
-    add("--batch-size", type=at_least(int, 1), default=64)
+    add("--batch-size", type=at_least(int, 1, most=10**9), default=64)
     add("--optimizer", choices=OPTIMIZERS, default="sgd", help="sgd, the default, is plain gradient descent")
     add("--learning-rate", type=at_least(float, 0), metavar="η",
         help="the highest of the schedule (default: 0.25 for sgd, torch's own default for others)")  # fmt: skip
     add("--schedule", choices=SCHEDULES, default="one-cycle")
-    add("--seed", type=at_least(int, 0), default=0, help="the same seed gives the same weights, bit for bit")
+    add("--seed", type=at_least(int, 0, most=2**63 - 1), default=0, help="the same seed gives the same weights")
     add("--limit", type=at_least(int, 1), metavar="N", help="use the first N training images only")
     add("--target-accuracy", type=percent, metavar="%", help="exit with 1 unless the test accuracy reaches it")
     return parser.parse_args(argv)
 
 
-def at_least(kind: type, least: float):
-    """An argparse type: a number of ``kind`` that is finite and not below ``least``."""
+def at_least(kind: type, least: float, most: float = math.inf):
+    """An argparse type: a number of ``kind`` that is finite, not below ``least`` and not above ``most``."""
+    wanted = f"a {'whole ' if kind is int else ''}number, at least {least}"
+    if not math.isinf(most):
+        wanted += f", at most {most}"
 
     def number(text: str):
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not least <= value < float("inf"):
-            raise argparse.ArgumentTypeError(
-                f"expected a {'whole ' if kind is int else ''}number, at least {least}, got {text!r}"
-            )
+        if value is None or not (least <= value <= most and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
         return value
 
     return number
@@ -172,9 +189,13 @@ def make_folder(path: Path) -> Path:
     """Made, and written to, before any work is done that could be lost."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        (path / "metrics.json").touch()
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         fail(f"--out {path} cannot be written to: {error.strerror}")
+    for name in RESULTS:
+        if (path / name).is_dir():
+            fail(f"--out {path} holds a folder {name}, where a file is to be written")
     return path
 
 
@@ -217,7 +238,7 @@ def write_results(out, options, device, dataset, model, losses, epochs, verdict:
         "confusion": verdict.confusion(len(dataset.classes)).tolist(),
         "losses": losses,
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1, allow_nan=False))
     title = f"{dataset.name}, seed {options.seed}"
     pictures.save(pictures.curves(losses, [e["test_accuracy"] for e in epochs], title), out / "curves.png")
     pictures.save(pictures.confusion(verdict, dataset.classes, title), out / "confusion.png")

@@ -51,6 +51,9 @@ class DocumentCNN(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, sizes in (("channels", channels), ("hidden", hidden)):
+            if not isinstance(sizes, Sequence):
+                raise ValueError(f"DocumentCNN: {name} must be a sequence of sizes, such as (16, 32), got {sizes!r}")
         if not channels:
             raise ValueError("DocumentCNN: channels must name at least one convolution")
         rows, columns = checks.pair("DocumentCNN", "image_size", image_size, least=1)

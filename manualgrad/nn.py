@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ class _Weighted(nn.Module):
 class Conv2d(_Weighted):
     """:func:`manualgrad.functional.conv2d` with a weight (K, R / groups, P+1, Q+1) and a bias (K,).
 
-    Arguments are those of ``torch.nn.Conv2d``, and ``flip_kernel``: True, the default, is the convolution of
-    equation (1); False is PyTorch's correlation. Padding is with zeros.
+    Arguments are those of ``torch.nn.Conv2d`` but for ``padding_mode``, since padding is with zeros, and with
+    ``flip_kernel``: True, the default, is the convolution of equation (1); False is PyTorch's correlation.
 
     Raises:
         ValueError: numbers of channels, sizes or groups that do not fit.
@@ -60,7 +61,7 @@ class Conv2d(_Weighted):
         dtype: torch.dtype | None = None,
     ) -> None:
         groups = checks.whole("Conv2d", "groups", groups, least=1)
-        in_channels = checks.whole("Conv2d", "in_channels", in_channels, least=0)
+        in_channels = checks.whole("Conv2d", "in_channels", in_channels, least=1)
         out_channels = checks.whole("Conv2d", "out_channels", out_channels, least=1)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
@@ -115,6 +116,7 @@ class ConvReLUMaxPool2d(Conv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, device=device, dtype=dtype)
+        checks.share("ConvReLUMaxPool2d", "subgradient", subgradient)
         self.subgradient = subgradient
 
     def forward(self, input: Tensor) -> Tensor:
@@ -139,6 +141,7 @@ class MaxPool2d(nn.Module):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
+        checks.pair("MaxPool2d", "kernel_size", kernel_size, least=1)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.return_indices, self.ceil_mode = return_indices, ceil_mode
 
@@ -150,7 +153,7 @@ class MaxPool2d(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}"
+            f"dilation={self.dilation}, ceil_mode={self.ceil_mode}, return_indices={self.return_indices}"
         )
 
 
@@ -165,7 +168,7 @@ class Dense(_Weighted):
     """:func:`manualgrad.functional.dense` with a weight (J, I) and a bias (J,), as ``torch.nn.Linear``.
 
     Raises:
-        ValueError: a number of features below 1.
+        ValueError: fewer than 0 inputs, or than 1 output.
     """
 
     def __init__(
@@ -194,6 +197,7 @@ class ReLU(nn.Module):
 
     def __init__(self, *, subgradient: float = 0.5) -> None:
         super().__init__()
+        checks.share("ReLU", "subgradient", subgradient)
         self.subgradient = subgradient
 
     def forward(self, input: Tensor) -> Tensor:
@@ -228,6 +232,10 @@ class SoftmaxCrossEntropyLoss(nn.Module):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        if reduction not in get_args(Reduction):
+            raise ValueError(
+                f"SoftmaxCrossEntropyLoss: reduction must be one of {get_args(Reduction)}, got {reduction!r}"
+            )
         self.register_buffer("weight", weight)
         self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
 

@@ -44,7 +44,7 @@ def confusion(verdict: Verdict, classes: tuple[str, ...], title: str) -> Figure:
     axes = figure.subplots()
     wrong = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     wrong.fill_diagonal_(0)
-    axes.imshow(wrong, cmap="Reds", vmin=0, vmax=max(wrong.max().item(), 1e-9) * 1.4)
+    axes.imshow(wrong.numpy(), cmap="Reds", vmin=0, vmax=max(wrong.max().item(), 1e-9) * 1.4)
     for row in range(n):
         for column in range(n):
             if counts[row, column]:
@@ -68,7 +68,7 @@ def kernels(weight: Tensor, title: str) -> Figure:
     for n, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
         if n < len(weight):
-            image = axes.imshow(weight[n], cmap="RdBu_r", vmin=-limit, vmax=limit)
+            image = axes.imshow(weight[n].numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
     figure.colorbar(image, ax=figure.axes, shrink=0.8)
     figure.suptitle(title)
     return figure
@@ -86,7 +86,7 @@ def mistakes(verdict: Verdict, dataset: Dataset, title: str, most: int = 60) -> 
         axes.axis("off")
         if n < len(shown):
             index = shown[n]
-            axes.imshow(dataset.test.images[index, 0].cpu(), cmap="gray_r")
+            axes.imshow(dataset.test.images[index, 0].cpu().numpy(), cmap="gray_r")
             true, predicted = names[verdict.labels[index]], names[verdict.predicted[index]]
             axes.set_title(f"{true} → {predicted}", fontsize=8, pad=2)
     more = f", the first {most} of" if len(wrong) > most else ":"

@@ -50,8 +50,11 @@ def minibatches(split: Split, batch_size: int, generator: torch.Generator) -> It
 
 
 def step_sizes(name: str, optimizer: Optimizer, steps: int) -> lr_scheduler.LRScheduler:
-    """The schedule of η over ``steps`` steps: "constant", "cosine" down to 0, or "one-cycle" up to η and down."""
-    if name == "constant":
+    """The schedule of η over ``steps`` steps: "constant", "cosine" down to 0, or "one-cycle" up to η and down.
+
+    Fewer than 4 steps are all of size η.
+    """
+    if name == "constant" or steps < 4:  # of so few, one-cycle would make the last, or the only one, nothing
         return lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
     if name == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)

@@ -116,12 +116,12 @@ CITED_BY = {
     13: ["functions/softmax_cross_entropy.py", "functions/targets.py", "reference.py"],
     14: ["functions/softmax_cross_entropy.py", "reference.py"],
     15: ["functions/softmax_cross_entropy.py", "reference.py"],
-    16: ["models.py", "reference_network.py"],
+    16: ["backprop.py", "models.py", "reference_network.py"],
     17: ["functions/bias.py", "functions/conv2d.py", "functions/dense.py", "models.py", "reference.py"],
-    18: ["reference_network.py"],  # (18) to (21) are the engine's work in a model, so only the reference has them
-    19: ["reference_network.py"],
-    20: ["reference_network.py"],
-    21: ["reference_network.py"],
+    18: ["backprop.py", "reference_network.py"],  # (18) to (21) are the engine's work where there is one
+    19: ["backprop.py", "reference_network.py"],
+    20: ["backprop.py", "reference_network.py"],
+    21: ["backprop.py", "reference_network.py"],
     22: ["models.py", "reference_network.py"],
     23: ["models.py", "reference_network.py"],
 }

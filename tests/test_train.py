@@ -151,12 +151,16 @@ WRONG = {
     "unknown flag": (("--lr", "0.1"), "unrecognized arguments: --lr"),
     "no epochs": (("--epochs", "0"), "expected a whole number, at least 1, got '0'"),
     "half an epoch": (("--epochs", "0.5"), "expected a whole number, at least 1, got '0.5'"),
-    "empty batches": (("--batch-size", "-4"), "expected a whole number, at least 1, got '-4'"),
+    "empty batches": (("--batch-size", "-4"), "expected a whole number, at least 1, at most 1000000000, got '-4'"),
     "no limit": (("--limit", "0"), "expected a whole number, at least 1, got '0'"),
     "a negative rate": (("--learning-rate", "-1"), "expected a number, at least 0, got '-1'"),
     "an endless rate": (("--learning-rate", "nan"), "expected a number, at least 0, got 'nan'"),
     "a share for percent": (("--target-accuracy", "0.992"), "expected percent, such as 99.2, got '0.992'"),
-    "a seed that is none": (("--seed", "x"), "expected a whole number, at least 0, got 'x'"),
+    "a seed beyond 64 bits": (("--seed", str(2**70)), "at most 9223372036854775807"),
+    "a seed that is none": (
+        ("--seed", "x"),
+        "expected a whole number, at least 0, at most 9223372036854775807, got 'x'",
+    ),
 }
 
 
@@ -189,6 +193,32 @@ def test_damaged_missing_and_unwritable_files_are_named(digits, tmp_path):
         assert "Traceback" not in result.stderr
     assert str(raw / files[0].name) in truncated.stderr
     assert str(raw / files[0].name) in missing.stderr
+
+
+def test_a_diverging_run_says_so_and_leaves_nothing(digits, tmp_path):
+    common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path / "out", *QUICK)
+    result = train(*common, "--learning-rate", "1e30")
+    assert result.returncode == 1
+    assert re.search(r"the cost is (nan|inf) at step \d+ of epoch 1: .* smaller --learning-rate", result.stderr)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interrupted_run_says_so_and_leaves_nothing(digits, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "examine", interrupt)
+    result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path / "out", *QUICK)
+    assert result.returncode == 130
+    assert "interrupted; no results were written" in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_where_a_result_would_go_is_named_before_any_work(digits, tmp_path):
+    (tmp_path / "weights.pt").mkdir()
+    result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path)
+    assert result.returncode == 2
+    assert "holds a folder weights.pt" in result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without CUDA says")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -66,6 +67,42 @@ def test_hessian_by_every_pair_of_modes(operation, device):
     expected = func.jacrev(func.jacrev(function))(flat)
     for outer, inner in ((func.jacfwd, func.jacrev), (func.jacrev, func.jacfwd), (func.jacfwd, func.jacfwd)):
         torch.testing.assert_close(outer(inner(function))(flat), expected, **CLOSE)
+
+
+THIRD = [o for o in OPERATIONS if o.name.startswith(("softmax", "cross-entropy", "dense", "conv2d unbatched"))]
+
+
+@pytest.mark.parametrize("operation", THIRD, ids=names)
+def test_third_derivatives_by_every_triple_of_modes(operation):
+    """Along one line through all inputs, so that a third derivative is one number."""
+    inputs = detached(operation)
+    directions = [torch.randn_like(tensor) for tensor in inputs]
+
+    def along(t):
+        line = (tensor + t * direction for tensor, direction in zip(inputs, directions, strict=True))
+        return scalar(operation)(*line)
+
+    def forward(function):
+        return lambda t: func.jvp(function, (t,), (torch.ones_like(t),))[1]
+
+    zero = torch.zeros((), dtype=torch.float64)
+    expected = func.grad(func.grad(func.grad(along)))(zero)
+    assert expected.abs() > 1e-6
+    for outer, middle, inner in itertools.product((forward, func.grad), repeat=3):
+        torch.testing.assert_close(outer(middle(inner(along)))(zero), expected, **CLOSE)
+
+
+def test_three_jacfwd():
+    z = torch.randn(3, dtype=torch.float64)
+    for ours, native in (
+        (mg.softmax, lambda z: torch.softmax(z, -1)),
+        (
+            lambda z: mg.softmax_cross_entropy(z, torch.tensor(1)),
+            lambda z: torch.nn.functional.cross_entropy(z, torch.tensor(1)),
+        ),
+    ):
+        expected = func.jacrev(func.jacrev(func.jacrev(native)))(z)
+        torch.testing.assert_close(func.jacfwd(func.jacfwd(func.jacfwd(ours)))(z), expected, **CLOSE)
 
 
 BATCHED = [(o, b) for o in OPERATIONS for b in ("all", "first", "not first") if len(o.shapes) > 1 or b == "all"]

@@ -40,6 +40,8 @@ def geometry_of(
             f"got shape {tuple(weight.shape)}"
         )
     out_channels, in_channels, *kernel_size = weight.shape
+    if not isinstance(flip_kernel, bool):
+        raise TypeError(f"conv2d: flip_kernel must be True or False, got {flip_kernel!r}")
     groups = checks.whole("conv2d", "groups", groups, least=1)
     if input.shape[-3] != in_channels * groups:
         raise ValueError(

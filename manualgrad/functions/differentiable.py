@@ -100,8 +100,8 @@ def linear_pair(
 def outer_tangents() -> AbstractContextManager:
     """Inside a ``jvp``: lets an enclosing forward mode see what plain operators do with tangents.
 
-    PyTorch switches forward mode off while a ``jvp`` runs. Functions get it back from functorch, plain operators
-    do not, and forward mode over forward mode would lose their part without a word. To be used on tangents only:
-    a saved input still has a tangent of this level.
+    PyTorch switches forward mode off while a ``jvp`` runs. Functions get it back from functorch, plain operators do
+    not, and forward mode over forward mode would lose their part without a word. To be used on tangents and on what
+    Functions returned: a saved input still has a tangent of this level, and its products are for ``products.py``.
     """
     return forward_ad._set_fwd_grad_enabled(True)

@@ -6,6 +6,7 @@ forward mode wants a tangent to lie as its primal does.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from manualgrad.kernels.plain import is_plain
@@ -37,6 +38,6 @@ def owned(x: Tensor) -> Tensor:
     Autograd refuses to change a view in place that a Function returned: a ReLU with ``inplace=True`` after a
     convolution would fail.
     """
-    if not is_plain(x):
-        return x
+    if not is_plain(x) or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return x  # something is watching, which might not know what this is
     return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.functions import checks
-from manualgrad.functions.differentiable import differentiable, save, total
+from manualgrad.functions.differentiable import differentiable, outer_tangents, save, total
 from manualgrad.functions.precision import accumulator, autocast_float32
+from manualgrad.functions.products import difference, multiply
 
 
 def softmax_values(z: Tensor, dim: int) -> Tensor:
@@ -89,7 +90,7 @@ class SoftmaxGradient(Function):
         g, s = ctx.saved_tensors
         return total(
             None if g_t is None else pull_through_softmax(g_t, s, ctx.dim),
-            None if s_t is None else s_t * g - s_t * _dot(g, s, ctx.dim) - s * _dot(g, s_t, ctx.dim),
+            None if s_t is None else _change_along_s(s_t, g, s, ctx.dim),
         )
 
 
@@ -98,7 +99,17 @@ def _dot(a: Tensor, b: Tensor, dim: int) -> Tensor:
 
 
 def _along_s(v: Tensor, g: Tensor, s: Tensor, dim: int) -> Tensor:
+    """Σ_i v_i ∂B_i/∂S_j."""
     return v * (g - _dot(g, s, dim)) - g * _dot(v, s, dim)
+
+
+def _change_along_s(v: Tensor, g: Tensor, s: Tensor, dim: int) -> Tensor:
+    """Σ_j ∂B_i/∂S_j v_j = v_i (g_i − Σ_j g_j S_j) − S_i Σ_j g_j v_j, out of Functions, as a ``jvp`` needs it."""
+    gs, gv = multiply(g, s), multiply(g, v)
+    with outer_tangents():
+        first = gv - v * gs.sum(dim, keepdim=True)
+        towards = gv.sum(dim, keepdim=True).expand_as(gv)
+    return difference(first, multiply(s, towards))
 
 
 soften = differentiable(Softmax)

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad.functions.differentiable import differentiable, save, total
+from manualgrad.functions.differentiable import differentiable, outer_tangents, save, total
 from manualgrad.functions.precision import autocast_float32
+from manualgrad.functions.products import difference, multiply, repeat_last, scale, sum_last
 from manualgrad.functions.softmax import pull_through_softmax, soften, softmax_values
 from manualgrad.functions.targets import Reduction, target_distribution
 
@@ -116,8 +117,8 @@ class LogitsGradient(Function):
         for_g, for_z, for_y = ctx.needs_input_grad
         return (
             push_from_logits(v, z, y, g.dim() == 0) if for_g else None,
-            g.unsqueeze(-1) * _along_logits(v, z, y) if for_z else None,
-            g.unsqueeze(-1) * _along_target(v, z) if for_y else None,
+            scale(g, _along_logits(v, z, y)) if for_z else None,
+            scale(g, _along_target(v, z)) if for_y else None,
         )
 
     @staticmethod
@@ -125,7 +126,7 @@ class LogitsGradient(Function):
         g, z, y = ctx.saved_tensors
         return total(
             None if g_t is None else pull_to_logits(g_t, z, y),
-            None if z_t is None else g.unsqueeze(-1) * _along_logits(z_t, z, y),
+            None if z_t is None else scale(g, _along_logits(z_t, z, y)),
             None if y_t is None else pull_to_logits(g, z, y_t),  # G is linear in y
         )
 
@@ -151,8 +152,8 @@ class LogitsTangent(Function):
         for_v, for_z, for_y, _ = ctx.needs_input_grad
         return (
             pull_to_logits(g, z, y) if for_v else None,
-            g.unsqueeze(-1) * _along_logits(v, z, y) if for_z else None,
-            g.unsqueeze(-1) * _along_target(v, z) if for_y else None,
+            scale(g, _along_logits(v, z, y)) if for_z else None,
+            scale(g, _along_target(v, z)) if for_y else None,
             None,
         )
 
@@ -161,8 +162,10 @@ class LogitsTangent(Function):
         v, z, y = ctx.saved_tensors
         along_z = None
         if z_t is not None:
-            along_z = (z_t * _along_logits(v, z, y)).sum(-1)
-            along_z = along_z.sum() if ctx.summed else along_z
+            each = _along_logits(v, z, y)
+            with outer_tangents():
+                along_z = (z_t * each).sum(-1)
+                along_z = along_z.sum() if ctx.summed else along_z
         return total(
             None if v_t is None else push_from_logits(v_t, z, y, ctx.summed),
             along_z,
@@ -198,18 +201,18 @@ class TargetGradient(Function):
         g, z = ctx.saved_tensors
         return total(
             None if g_t is None else pull_to_target(g_t, z),
-            None if z_t is None else g.unsqueeze(-1) * _along_target(z_t, z),
+            None if z_t is None else scale(g, _along_target(z_t, z)),
         )
 
 
 def _along_logits(v: Tensor, z: Tensor, y: Tensor) -> Tensor:
     """The derivative of A along z: τ B(v, S)."""
-    return y.sum(-1, keepdim=True) * pull_through_softmax(v, soften(z, -1), -1)  # eq. (12)
+    return scale(sum_last(y), pull_through_softmax(v, soften(z, -1), -1))  # eq. (12)
 
 
 def _along_target(v: Tensor, z: Tensor) -> Tensor:
     """The derivative of A along y: Σ_k v_k S_k − v."""
-    return (v * soften(z, -1)).sum(-1, keepdim=True) - v  # eq. (15)
+    return difference(repeat_last(sum_last(multiply(v, soften(z, -1))), v.shape[-1]), v)  # eq. (15)
 
 
 entropy = differentiable(CrossEntropy)
@@ -236,7 +239,7 @@ def softmax_cross_entropy(
         input: logits z, (B, C), (B, C, d1, ...) or (C,); float16, bfloat16, float32 or float64.
         target: class indices, whole numbers of shape (B,), (B, d1, ...) or (); or probabilities y, floating
             point of the shape of input, which need not sum to 1 and may ask for a gradient.
-        weight: (C,), by which each class's cost is multiplied.
+        weight: (C,), by which each class's cost is multiplied; it has a gradient with probabilities only.
         ignore_index: examples with this class index cost nothing, and do not count in the mean.
         reduction: "mean" as (13) has it, weighted by ``weight`` for class indices; "sum"; or "none".
         label_smoothing: the share of each target, 0 to 1, that is spread evenly over all classes.

@@ -106,6 +106,8 @@ def _check(
             raise ValueError(f"{name}: weight must have shape ({classes},), one a class, got {tuple(weight.shape)}")
         if weight.device != logits.device:
             raise ValueError(f"{name}: weight must be on {logits.device} as input is, got {weight.device}")
+        if weight.requires_grad and not target.is_floating_point():
+            raise ValueError(f"{name}: weight has no gradient with class indices; detach it")
 
 
 def _check_labels(name: str, target: Tensor, shape: tuple[int, ...]) -> None:
