@@ -66,7 +66,8 @@ def pooled_and_codes(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """P(R(z)) and the code of each window, both (B, I, J, K), from z (B, H, W, K)."""
     best, number = maximum(z, geometry.pooling)  # eq. (4), of z: R does not change the order
     at_first = place(z, geometry.pooling.windows, 0, 0, geometry.pooling.count) == 0
-    code = torch.where(best <= 0, torch.where(at_first, ZERO, DEAD).to(torch.uint8), number)
+    nothing = (best <= 0).to(number.dtype) * (DEAD - at_first.to(number.dtype))  # DEAD or ZERO; 0 where z is positive
+    code = torch.maximum(number, nothing)  # ZERO and DEAD are larger than any number
     return best.clamp(min=0), code  # eq. (9)
 
 
