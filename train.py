@@ -33,11 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return train(arguments(argv))
     except KeyboardInterrupt:
-        print("\ntrain.py: interrupted; no results were written", file=sys.stderr)
+        print("\ntrain.py: interrupted before its results were complete", file=sys.stderr)
         return 130
 
 
 def train(options: argparse.Namespace) -> int:
+    """From data to results; the exit code: 1 for a missed target or a cost that is no longer finite, else 0."""
     device = pick_device(options.device)
     out = make_folder(options.out)
     dataset = load(options, device)
