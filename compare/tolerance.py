@@ -1,0 +1,112 @@
+"""How far from the float64 oracle a right answer may be: measured, not chosen.
+
+Two things bound it. What native PyTorch itself gets wrong in this dtype, of which twice is granted; and what the
+answer does when the inputs change by a few roundings, since an answer that is exact for such inputs is as good as
+any. The second is what native's luck cannot make too small: a sum that happens to be right to the last digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compare.running import run
+from compare.variants import Variant, incoming_gradient
+
+TRIALS = 6  # of one number alone, six normal draws are all below a seventh of their spread once in 500,000 times
+ROUNDINGS = 4  # an input is changed by so many; sums and products inside a right function round about as often
+# Native's own error in float64 cannot be seen, so the second bound stands alone, and there is room for it to be
+# generous: it stays eight digits below the smallest mistake that compare promises to find.
+ROUNDINGS_FLOAT64 = 64
+# With a kink inside, right answers part where rounding carries a value across it; changes twice as large see it.
+ROUNDINGS_KINKS = 8
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What small changes of the inputs do to one quantity: the largest change of an element, and of the norm."""
+
+    element: float
+    norm: float
+    flips: bool
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """Half the distance from 1 to the next larger number."""
+    return torch.finfo(dtype).eps / 2
+
+
+def ulp(largest: float, dtype: torch.dtype) -> float:
+    """The distance between neighbouring numbers of ``dtype`` at ``largest``."""
+    info = torch.finfo(dtype)
+    if not math.isfinite(largest) or largest < info.smallest_normal:
+        return info.smallest_normal * info.eps
+    return info.eps * 2.0 ** math.floor(math.log2(largest))
+
+
+def noise(
+    native: Callable[..., Any],
+    inputs: dict[str, Tensor],
+    oracle: dict[str, Tensor | None],
+    variant: Variant,
+    seed: int,
+    kinks: bool,
+) -> dict[str, Noise]:
+    """For every quantity of ``oracle``, what it does when inputs and incoming gradients change by a few roundings.
+
+    Equal values change equally, so ties stay ties. On whole numbers, sums inside tie as well, and come apart: changes
+    larger than the root of the rounding are such flips and not counted there.
+    """
+    roundings = ROUNDINGS_KINKS if kinks else ROUNDINGS
+    if variant.dtype is torch.float64:
+        roundings = ROUNDINGS_FLOAT64
+    size = roundings * unit_roundoff(variant.dtype)
+    flip = math.sqrt(unit_roundoff(variant.dtype))
+    exact = Variant(device=variant.device)
+    found: dict[str, list[Noise]] = {name: [] for name in oracle}
+    for trial in range(TRIALS):
+        moved = {name: _moved(value, size, trial) for name, value in inputs.items()}
+
+        def gradients(n: int, output: Tensor, trial: int = trial) -> Tensor:
+            return _moved(incoming_gradient(output, variant, seed + n), size, trial)
+
+        result = run(native, moved, exact, seed, gradients)
+        for name, value in result.values.items():
+            right = oracle.get(name)
+            if value is None or right is None or not right.is_floating_point() or not right.numel():
+                continue
+            change = (value - right).abs()
+            change = change[change.isfinite()]
+            scale = _largest(right)
+            large = change > flip * scale
+            counted = change[~large] if variant.data == "whole numbers" else change
+            found[name].append(Noise(_largest(counted), float(change.norm()), bool(large.any())))
+    return {
+        name: Noise(
+            max((n.element for n in all_), default=0.0),
+            max((n.norm for n in all_), default=0.0),
+            variant.data == "drawn" and any(n.flips for n in all_),
+        )
+        for name, all_ in found.items()
+    }
+
+
+def _moved(value: Tensor, size: float, trial: int) -> Tensor:
+    """Each element times 1 + size or 1 − size, as a hash of its bits says: equal ones alike."""
+    if not value.is_floating_point():
+        return value
+    bits = value.contiguous().view(torch.int64)
+    mixed = (bits ^ (bits >> 31)) * (0x5851F42D4C957F2D + 2 * trial) + trial * 0x14057B7EF767814F
+    mixed = (mixed ^ (mixed >> 29)) * 0x369DEA0F31A53F85
+    sign = 1 - 2 * ((mixed >> 62) & 1).double()
+    return value * (1 + size * sign)
+
+
+def _largest(values: Tensor) -> float:
+    values = values[values.isfinite()]
+    return float(values.abs().max()) if values.numel() else 0.0
