@@ -11,7 +11,7 @@ from compare.variants import Variant, with_values
 
 def census(case: Case, variant: Variant, seed: int = 0) -> dict[str, int]:
     """Elements, exact zeros and equal neighbours (along rows and columns) of every float input; the case's own."""
-    inputs = {name: with_values(value, variant) for name, value in case.inputs(seed).items()}
+    inputs = with_values(case.inputs(seed), variant)
     counts: dict[str, int] = {}
     for name, value in inputs.items():
         if not value.is_floating_point():

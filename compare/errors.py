@@ -23,7 +23,8 @@ class Row:
             convention says so; "wrong"; "refused": native itself does not run this, so nothing was compared.
         error, native_error: the largest absolute difference from the oracle.
         relative: the largest difference of an element over the oracle's own size there; of norms where ``by_norm``.
-        ulps, native_ulps: ``error`` in units in the last place of the oracle's largest element.
+        ulps, native_ulps: ``error`` in units in the last place of the oracle's largest element, or of what cancels
+            in it, where that is larger.
         ratio: ``error`` over ``native_error``; 1 where both are 0.
         tolerance, share: what was granted, and how much of it was used.
         by_norm: judged by the norm of the difference over the oracle's norm, and not element by element.
@@ -83,7 +84,7 @@ def measure(
     error = _distance(ours, oracle, native)
     native_error = _distance(native, oracle, native)
     worst_native = _largest(native_error[judged])
-    unit = ulp(scale, dtype)
+    unit = ulp(max(scale, noise.scale), dtype)
 
     if by_norm:
         # Native's infinities in this dtype say nothing of ours: the norm is over what is finite in both.
@@ -92,8 +93,7 @@ def measure(
         norms = {name: _norm(ours, other, judged) for name, other in candidates.items()}
         tolerance = 2 * _norm(native, oracle, judged) + noise.norm + 2 * unit_roundoff(dtype) * length
         best = min(norms, key=norms.__getitem__)
-        bad = ~(norms[best] <= tolerance)
-        wrong = (error > 0) & judged if bad else torch.zeros_like(judged)
+        wrong = torch.zeros_like(judged) if norms[best] <= tolerance else (error > 0) & judged
         explained = {best: int((error > tolerance).sum())} if best and not norms[""] <= tolerance else {}
         used = norms[best]
         relative = norms[""] / length if length else norms[""]

@@ -37,7 +37,7 @@ KINDS = {
     "changes the incoming gradient": "the gradient from above is written into; others may still need it",
     "not repeatable": "the same call gives another answer",
     "raises": "an exception",
-    "wrong shape": "a gradient of another shape than its input",
+    "wrong shape": "an output or a gradient of another shape than native's",
     "few elements": "wrong in a few elements, without a pattern",
     "unknown": "none of the patterns that are looked for",
 }

@@ -11,12 +11,22 @@ from torch import Tensor
 
 from compare.case import Case, CaseError
 from compare.census import census
-from compare.diagnose import diagnose
-from compare.errors import EQUAL, EXPLAINED, REFUSED, WRONG, Row, measure
+from compare.diagnose import Trial, diagnose
+from compare.errors import EQUAL, REFUSED, WRONG, Row, measure
 from compare.findings import Asked, Finding, Subject
 from compare.running import OUTPUT, Run, run
 from compare.tolerance import Noise, noise
 from compare.variants import DATA, DTYPES, Variant, incoming_gradient, variants, with_values
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One quantity to be looked at: ours and the oracle in float64, and from which variant they are."""
+
+    variant: Variant
+    status: str
+    ours: Tensor
+    oracle: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,14 +37,14 @@ class Comparison:
         rows: one for each output and gradient of each variant.
         findings: what is wrong, in words; the most telling first. Empty where all is well.
         census: for each kind of data, counts of exact zeros, ties and so on.
-        pictures: of each quantity that is wrong, and of every gradient in plain float64: ours and the oracle.
+        pictures: of every quantity, ours and the oracle: where it is wrong, or else in plain float32.
     """
 
     case: Case
     rows: tuple[Row, ...]
     findings: tuple[Finding, ...]
     census: dict[str, dict[str, int]]
-    pictures: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pictures: dict[str, Shown] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -89,8 +99,9 @@ def compare(
     for variant in variants(tuple(dtypes), device, case.whole_numbers):
         if examined.makes_a_difference(variant):
             rows += examined.rows(variant)
-    findings = diagnose(examined.subjects, rows, examined.notes(), examined.asked, seed)
-    counts = {data: census(case, Variant(data=data, device=device), seed) for data in DATA}
+    findings = diagnose(examined.subjects, rows, examined.notes(), Trial(case.native, examined.asked, seed))
+    kinds = DATA if case.whole_numbers else DATA[:1]
+    counts = {data: census(case, Variant(data=data, device=device), seed) for data in kinds}
     if progress is not None:
         progress.update(1)
     return Comparison(case, tuple(rows), tuple(findings), counts, examined.pictures)
@@ -110,7 +121,7 @@ class _Examination:
         self.case, self.seed = case, seed
         self.inputs = case.inputs(seed)
         self.subjects: list[Subject] = []
-        self.pictures: dict[str, tuple[Tensor, Tensor]] = {}
+        self.pictures: dict[str, Shown] = {}
         self._oracles: dict[Any, tuple[dict, dict, dict, dict]] = {}
         self._plain = Variant(device=device)
         floating = [value for value in self.inputs.values() if value.is_floating_point()]
@@ -134,7 +145,7 @@ class _Examination:
         expanded = variant.layout == "expanded", variant.gradient_layout == "expanded"
         key = (variant.dtype, variant.data, *expanded)
         if key not in self._oracles:
-            values = {name: with_values(value, variant) for name, value in self.inputs.items()}
+            values = with_values(self.inputs, variant)
             exact = self._native(values, variant).values
             noises = noise(self.case.native, values, exact, variant, self.seed, self.case.kinks)
             others = {
@@ -207,15 +218,23 @@ class _Examination:
             conventions = {key: found[name] for key, found in others.items() if found.get(name) is not None}
             row, wrong = measure(
                 self.case.name, name, variant, got, beside if beside is not None else torch.zeros_like(got), right,
-                noises.get(name, Noise(0.0, 0.0, False)), conventions, self.case.kinks,
+                noises.get(name, Noise()), conventions, self.case.kinks,
             )  # fmt: skip
         if row.status == WRONG:
             self.subjects.append(
                 Subject(name, variant, got.double().cpu(), right.double().cpu(), wrong, row.tolerance, values, ours)
             )
-        if variant == self._plain or (row.status in (WRONG, EXPLAINED) and name not in self.pictures):
-            self.pictures[name] = got.double().cpu(), right.double().cpu()
+        if self._worth_a_picture(name, row):
+            self.pictures[name] = Shown(variant, row.status, got.double().cpu(), right.double().cpu())
         return row
+
+    def _worth_a_picture(self, name: str, row: Row) -> bool:
+        """The first that is wrong, else the plain run in float32, where errors are there to be seen."""
+        before = self.pictures.get(name)
+        if row.status == WRONG:
+            return before is None or before.status != WRONG
+        plain = Variant(row.variant.dtype, device=row.variant.device) == row.variant
+        return plain and (before is None or (before.status != WRONG and row.variant.dtype is torch.float32))
 
     def _raised(self, variant: Variant, ours: Run, exact: dict, values: dict[str, Tensor]) -> Row:
         quantity = OUTPUT if OUTPUT not in ours.values else "backward"
@@ -245,7 +264,7 @@ class _Examination:
                 largest = (
                     float((value.double() - other.double()).abs().nan_to_num(0.0).max()) if value.numel() else 0.0
                 )
-                if largest > noises.get(name, Noise(0.0, 0.0, False)).element:
+                if largest > noises.get(name, Noise()).element:
                     notes[name] = "not repeatable"
         return notes
 

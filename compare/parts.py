@@ -1,7 +1,8 @@
-"""Which part of the sum a wrong gradient lacks: what one slice of the output contributes, or one of its terms."""
+"""Which part of the sum a wrong gradient lacks: what an example, a channel, a row or an output contributes."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -12,13 +13,16 @@ from compare.hypotheses import as_it_was
 from compare.running import OUTPUT, output_name
 
 MOST = 64  # slices of the output that are asked for one by one: each costs a native run
+MOST_ELEMENTS = 400  # elements of the output, likewise
+MOST_SHARES = 9  # contributions to one element, all of whose subsets are tried
 
 
 def parts(subject: Subject, asked: Asked, seed: int) -> Iterator[Finding]:
     """Patterns of the sum that the gradient is: examples, channels, rows, columns and outputs that are not in it."""
     if subject.quantity.startswith(OUTPUT):
         return
-    yield from _outputs(subject, asked, seed)
+    names = [name for name in subject.run.values if name.startswith(OUTPUT)]
+    yield from _outputs(subject, asked, seed, names)
     output = subject.run.values.get(OUTPUT)
     if output is None or not output.is_floating_point():
         return
@@ -27,9 +31,8 @@ def parts(subject: Subject, asked: Asked, seed: int) -> Iterator[Finding]:
             yield from _slices(subject, asked, seed, output, dim)
 
 
-def _outputs(subject: Subject, asked: Asked, seed: int) -> Iterator[Finding]:
+def _outputs(subject: Subject, asked: Asked, seed: int, names: list[str]) -> Iterator[Finding]:
     incoming = as_it_was(subject, seed)
-    names = [name for name in subject.run.values if name.startswith(OUTPUT)]
     for silent in range(len(names)) if len(names) > 1 else ():
         without = asked(lambda n, output, silent=silent: incoming(n, output) * (n != silent))
         if subject.equals(without.get(subject.quantity)):
@@ -89,76 +92,38 @@ def _slices(subject: Subject, asked: Asked, seed: int, output: Tensor, dim: int)
         yield Finding("constant factor", subject.quantity, statement, f"the factors are {values}")
 
 
-def terms(subject: Subject, seed: int) -> Iterator[Finding]:
-    """What lies between ours and the right one, as a simple expression of what backward knows."""
-    missing = subject.oracle - subject.ours
-    if not missing.isfinite().all() or not missing.any():
+def elements(subject: Subject, asked: Asked, seed: int) -> Iterator[Finding]:
+    """Where an input is used more than once: each wrong element is the sum of some, not all, of what it is owed."""
+    outputs = [value for name, value in subject.run.values.items() if name.startswith(OUTPUT)]
+    output = outputs[0]
+    if subject.quantity.startswith(OUTPUT) or len(outputs) > 1 or not 2 <= output.numel() <= MOST_ELEMENTS:
         return
-    known = _known(subject, seed)
-    for name, value in known.items():
-        c = float((missing * value).sum() / (value * value).sum())
-        if abs(c) > 1e-9 and _negligible(missing - c * value, subject) and missing.numel() > 1:
-            yield Finding("missing term", subject.quantity, f"{number(c)} times {name} is missing from it")
+    incoming = as_it_was(subject, seed)
+    owed = []
+    for k in range(output.numel()):
+
+        def one(n: int, result: Tensor, k: int = k) -> Tensor:
+            kept = torch.zeros_like(result, dtype=torch.float64)
+            if n == 0:
+                kept.view(-1)[k] = incoming(n, result).flatten()[k]
+            return kept
+
+        value = asked(one).get(subject.quantity)
+        if value is None:
             return
-    for dim in range(missing.dim()):
-        if missing.shape[dim] < 3:
-            continue
-        if _negligible(missing - missing.mean(dim, keepdim=True), subject):
-            statement = f"what is missing is the same all along {dimension(missing, dim)}: a sum or mean over it"
-            yield Finding("missing term", subject.quantity, statement)
+        owed.append(value[subject.wrong.to(value.device)].cpu())
+    lost = 0
+    for got, shares in zip(subject.ours[subject.wrong], torch.stack(owed, 1), strict=True):
+        shares = shares[shares != 0]
+        if not 2 <= len(shares) <= MOST_SHARES:
             return
-        for name, value in known.items():
-            share = (missing * value).sum(dim, keepdim=True) / (value * value).sum(dim, keepdim=True)
-            if _negligible(missing - share * value, subject):
-                statement = (
-                    f"what is missing is {name} times a number that is the same all along {dimension(missing, dim)}"
-                )
-                yield Finding("missing term", subject.quantity, statement)
-                return
-    yield from _together(subject, missing, known)
-
-
-def _together(subject: Subject, missing: Tensor, known: dict[str, Tensor]) -> Iterator[Finding]:
-    """Two or more terms at once, each times a number, for all elements or along one dimension."""
-    named = {"1": torch.ones_like(missing), **{k: v for k, v in known.items() if "·" not in k}}
-    for dim in range(missing.dim()):
-        columns = torch.stack([v.movedim(dim, -1) for v in named.values()], -1)
-        if columns.shape[-2] <= columns.shape[-1] + 1:
-            continue
-        target = missing.movedim(dim, -1).unsqueeze(-1)
-        weights = torch.linalg.lstsq(columns, target, driver="gelsd").solution
-        if _negligible((columns @ weights - target), subject):
-            statement = (
-                f"what is missing is a mix of {', '.join(named)}, the same all along {dimension(missing, dim)}"
-            )
-            yield Finding("missing term", subject.quantity, statement)
+        chosen = torch.tensor(list(itertools.product((0.0, 1.0), repeat=len(shares))), dtype=torch.float64)
+        off = (chosen @ shares - got).abs()
+        best = int(off.argmin())
+        if float(off[best]) > max(4 * subject.tolerance, 1e-9 * float(shares.abs().max())):
             return
-    if known and missing.numel() > 3 * len(known):
-        columns, target = torch.stack([v.flatten() for v in known.values()], 1), missing.flatten().unsqueeze(1)
-        weights = torch.linalg.lstsq(columns, target, driver="gelsd").solution
-        if _negligible(columns @ weights - target, subject):
-            present = [(float(w), name) for name, w in zip(known, weights.flatten(), strict=True) if abs(w) > 1e-9]
-            mix = " + ".join(f"{number(w)} {name}" for w, name in present)
-            yield Finding("missing term", subject.quantity, f"what is missing is {mix}")
-
-
-def _known(subject: Subject, seed: int) -> dict[str, Tensor]:
-    """What a backward has at hand in the gradient's shape: inputs, output, what comes from above, and products."""
-    shape = subject.oracle.shape
-    simple: dict[str, Tensor] = {}
-    output = subject.run.values.get(OUTPUT)
-    if output is not None and output.is_floating_point() and output.shape == shape:
-        simple["the incoming gradient"] = as_it_was(subject, seed)(0, output).cpu()
-        simple["the output"] = output.double().cpu()
-    for name, value in subject.values.items():
-        if value.is_floating_point() and value.shape == shape:
-            simple[name] = value.cpu()
-    products = {
-        f"{a}·{b}": simple[a] * simple[b] for a in simple for b in simple if a == "the incoming gradient" and a != b
-    }
-    return {name: value for name, value in (simple | products).items() if value.any()}
-
-
-def _negligible(rest: Tensor, subject: Subject) -> bool:
-    missing = (subject.oracle - subject.ours).abs().max()
-    return bool((rest.abs() <= max(4 * subject.tolerance, 1e-8 * float(missing))).all())
+        lost += int(len(shares) - chosen[best].sum())
+    n = int(subject.wrong.sum())
+    statement = "some of the outputs that an element goes into are not in its sum"
+    evidence = f"in {n} of {subject.wrong.numel()} elements, {lost} contributions in all; written over, not added?"
+    yield Finding("missing term", subject.quantity, statement, evidence)

@@ -131,7 +131,7 @@ def zero(subject: Subject) -> Iterator[Finding]:
 def few(subject: Subject) -> Iterator[Finding]:
     """A few elements, without a pattern."""
     n, total = int(subject.wrong.sum()), subject.wrong.numel()
-    if 0 < n <= max(1, min(3, total // 4), total // 50):
+    if 0 < n <= max(1, min(3, total // 4), total // 16):
         statement = (
             f"{n} of {total} elements {'is' if n == 1 else 'are'} wrong{_factors(subject).replace('; it is', ',')}"
         )

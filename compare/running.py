@@ -92,10 +92,8 @@ def run(
 def _leaf(value: Tensor, variant: Variant) -> Tensor:
     if not value.is_floating_point():
         return value.to(variant.device).clone()
-    leaf = laid(value.to(device=variant.device, dtype=variant.dtype), variant.layout)
-    if leaf.data_ptr() == value.data_ptr() and leaf.numel():
-        leaf = leaf.clone(memory_format=torch.preserve_format)
-    return leaf.detach().requires_grad_()
+    own = value.to(device=variant.device, dtype=variant.dtype, copy=True)  # ours may write into it
+    return laid(own, variant.layout).detach().requires_grad_()
 
 
 def _pull(
@@ -105,7 +103,8 @@ def _pull(
         found = torch.autograd.grad(outputs, leaves, incoming, allow_unused=True)
     except RuntimeError as error:
         if "invalid gradient" in str(error) and len(outputs) == 1 and outputs[0].grad_fn is not None:
-            returned = outputs[0].grad_fn(incoming[0])  # the same backward, without the engine's look at shapes
+            node = outputs[0].grad_fn
+            returned = getattr(node, "apply", node)(incoming[0])  # its backward, without the engine's look at shapes
             returned = returned if isinstance(returned, tuple) else (returned,)
             if len(returned) >= len(names):
                 raw |= {

@@ -29,11 +29,16 @@ ROUNDINGS_KINKS = 8
 
 @dataclass(frozen=True)
 class Noise:
-    """What small changes of the inputs do to one quantity: the largest change of an element, and of the norm."""
+    """What small changes of the inputs do to one quantity: the largest change of an element, and of the norm.
 
-    element: float
-    norm: float
-    flips: bool
+    ``scale`` is the largest change of an element over the relative change of the inputs: as large as the oracle's
+    largest element, or as the terms that cancel in it. ``flips``: a change carried some value across a kink.
+    """
+
+    element: float = 0.0
+    norm: float = 0.0
+    scale: float = 0.0
+    flips: bool = False
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -73,7 +78,7 @@ def noise(
         moved = {name: _moved(value, size, trial) for name, value in inputs.items()}
 
         def gradients(n: int, output: Tensor, trial: int = trial) -> Tensor:
-            return _moved(incoming_gradient(output, variant, seed + n), size, trial)
+            return _shaken(incoming_gradient(output, variant, seed + n), size, trial)
 
         result = run(native, moved, exact, seed, gradients)
         for name, value in result.values.items():
@@ -85,11 +90,12 @@ def noise(
             scale = _largest(right)
             large = change > flip * scale
             counted = change[~large] if variant.data == "whole numbers" else change
-            found[name].append(Noise(_largest(counted), float(change.norm()), bool(large.any())))
+            found[name].append(Noise(_largest(counted), float(change.norm()), flips=bool(large.any())))
     return {
         name: Noise(
             max((n.element for n in all_), default=0.0),
             max((n.norm for n in all_), default=0.0),
+            max((n.element for n in all_), default=0.0) / size,
             variant.data == "drawn" and any(n.flips for n in all_),
         )
         for name, all_ in found.items()
@@ -100,11 +106,20 @@ def _moved(value: Tensor, size: float, trial: int) -> Tensor:
     """Each element times 1 + size or 1 − size, as a hash of its bits says: equal ones alike."""
     if not value.is_floating_point():
         return value
-    bits = value.contiguous().view(torch.int64)
+    return value * (1 + size * _signs(value.contiguous().view(torch.int64), trial))
+
+
+def _shaken(value: Tensor, size: float, trial: int) -> Tensor:
+    """The same, but each by its place: what comes from above has no ties to keep, and must not cancel by symmetry."""
+    places = torch.arange(value.numel(), device=value.device).reshape(value.shape)
+    return value * (1 + size * _signs(places * 0x2545F4914F6CDD1D, trial))
+
+
+def _signs(bits: Tensor, trial: int) -> Tensor:
+    """1 or −1 for each, at random and always the same."""
     mixed = (bits ^ (bits >> 31)) * (0x5851F42D4C957F2D + 2 * trial) + trial * 0x14057B7EF767814F
     mixed = (mixed ^ (mixed >> 29)) * 0x369DEA0F31A53F85
-    sign = 1 - 2 * ((mixed >> 62) & 1).double()
-    return value * (1 + size * sign)
+    return 1 - 2 * ((mixed >> 62) & 1).double()
 
 
 def _largest(values: Tensor) -> float:

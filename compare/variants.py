@@ -51,17 +51,23 @@ def variants(
             yield Variant(dtype, gradient_layout=layout, device=device)
 
 
-def with_values(tensor: Tensor, variant: Variant) -> Tensor:
-    """``tensor`` rounded as the variant has it: to its dtype, to whole numbers, and one image repeated if expanded.
+def with_values(inputs: dict[str, Tensor], variant: Variant) -> dict[str, Tensor]:
+    """The inputs rounded as the variant has it: to its dtype, to whole numbers, and the first repeated if expanded.
 
-    In float64, contiguous: these are the exact values that every run of the variant starts from.
+    In float64, contiguous: these are the exact values that every run of the variant starts from. Only the first input
+    that has rows is expanded: with every weight the same, too much would cancel.
     """
+    first = next((name for name, value in inputs.items() if value.is_floating_point() and value.dim() > 1), None)
+    return {name: _with_values(value, variant, name == first) for name, value in inputs.items()}
+
+
+def _with_values(tensor: Tensor, variant: Variant, first: bool) -> Tensor:
     if not tensor.is_floating_point():
         return tensor.to(variant.device)
     tensor = tensor.to(device=variant.device, dtype=torch.float64)
     if variant.data == "whole numbers":
         tensor = (2 * tensor).round()
-    if variant.layout == "expanded" and tensor.dim() > 1:
+    if variant.layout == "expanded" and first:
         tensor = tensor[:1].expand_as(tensor)
     return tensor.to(variant.dtype).double().contiguous()
 
@@ -69,13 +75,13 @@ def with_values(tensor: Tensor, variant: Variant) -> Tensor:
 def laid(tensor: Tensor, layout: str) -> Tensor:
     """The same values with another order in memory; as they are where the layout has no meaning for their shape.
 
-    "expanded" takes the values from the first of the first dimension, as :func:`with_values` put them there.
+    "expanded" has a stride of 0 where :func:`with_values` put the same values everywhere along the first dimension.
     """
     if layout == "channels_last" and tensor.dim() == 4:
         return tensor.contiguous(memory_format=torch.channels_last)
     if layout == "transposed" and tensor.dim() > 1:
         return tensor.mT.contiguous().mT
-    if layout == "expanded" and tensor.dim() > 1:
+    if layout == "expanded" and tensor.dim() > 1 and len(tensor) > 1 and bool((tensor == tensor[:1]).all()):
         return tensor[:1].expand_as(tensor)
     return tensor.contiguous()
 
