@@ -159,7 +159,7 @@ def _heat_maps(comparisons: Sequence[Comparison]) -> list[Picture]:
         ]  # fmt: skip
         chosen = shown[-EXAMPLES:]
     pictures = []
-    for c, name in dict.fromkeys(chosen):
+    for c, name in chosen:
         shown = c.pictures[name]
         if shown.ours.shape != shown.oracle.shape:
             continue
