@@ -104,6 +104,14 @@ def dimension(tensor: Tensor, dim: int) -> str:
     return f"dimension {dim}"
 
 
+def two(ours: float, right: float) -> str:
+    """Both numbers, with as many digits as it takes to tell them apart."""
+    for digits in range(6, 18):
+        if f"{ours:.{digits}g}" != f"{right:.{digits}g}":
+            break
+    return f"it is {ours:.{digits}g}, right is {right:.{digits}g}"
+
+
 def number(value: float) -> str:
     """A number as a person would write it: -1, 2, 0.3333."""
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.4g}"
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.6g}"

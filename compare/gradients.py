@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -295,4 +296,4 @@ def _expandable(shape: torch.Size, onto: torch.Size) -> bool:
 
 def _told(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"
+    return f"{type(error).__name__}: {textwrap.shorten(text[0], 160) if text else ''}"

@@ -28,8 +28,8 @@ def section(comparisons: Sequence[Comparison]) -> Section:
     text = [
         f"{len(comparisons)} cases were run, and {len(compared):,} outputs and gradients compared with native "
         f"PyTorch's, both measured against native float64. Of them {counts[EQUAL]:,} have native's bits, "
-        f"{counts[CLOSE]:,} differ within the tolerance, {counts[EXPLAINED]:,} differ where a convention says so, and "
-        f"{counts[WRONG]:,} differ and nothing explains it.",
+        f"{counts[CLOSE]:,} differ within the tolerance, {counts[EXPLAINED]:,} differ where a convention says so, "
+        f"and {counts[WRONG]:,} differ and nothing explains it.",
         "An element may be off by twice native's own largest error, plus what the right answer itself does when "
         "inputs change by a few roundings, plus 2 ulp. Inputs rounded to whole numbers bring exact zeros and ties.",
     ]

@@ -74,8 +74,6 @@ def _named(c: float, subject: Subject) -> str:
     output = subject.run.values.get(OUTPUT)
     if output is not None and output.numel() > 1:
         sizes["the number of outputs"] = output.numel()
-        for dim, size in enumerate(output.shape[1:], 1):
-            sizes.setdefault(f"the number of {dimension(output, dim)} of the output", size)
     names = {-1.0: "-1, the sign", 2.0: "2", 0.5: "1/2", -2.0: "-2", -0.5: "-1/2"}
     for name, size in sizes.items():
         names.setdefault(float(size), f"{size} is {name}")
@@ -126,7 +124,14 @@ def spread_over_the_batch(subject: Subject) -> Iterator[Finding]:
     values |= {f"that of example {b}": oracle[b] for b in (0, len(oracle) - 1)}
     for words, value in values.items():
         if subject.equals(value.expand_as(ours)) and not same(value.expand_as(oracle), oracle):
-            yield Finding("summed over the batch", subject.quantity, f"every example has {words}, not its own")
+            if len(oracle) == _batch(subject):
+                yield Finding("summed over the batch", subject.quantity, f"every example has {words}, not its own")
+            else:  # the first dimension of a parameter, say
+                yield Finding(
+                    "unknown",
+                    subject.quantity,
+                    f"every slice along dimension 0 has {words.replace('example', 'slice')}",
+                )
 
 
 def permuted(subject: Subject) -> Iterator[Finding]:

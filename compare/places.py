@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from compare.findings import Finding, Subject, dimension, number
+from compare.findings import Finding, Subject, dimension, number, two
 from compare.running import OUTPUT
 
 NEAR = 3  # how far apart two equal values may lie and still be in one window
@@ -128,10 +128,10 @@ def zero(subject: Subject) -> Iterator[Finding]:
             yield Finding("zero", subject.quantity, statement + slices(subject), _example(subject, wrong))
 
 
-def few(subject: Subject) -> Iterator[Finding]:
-    """A few elements, without a pattern."""
+def few(subject: Subject, most: int | None = None) -> Iterator[Finding]:
+    """A few elements, without a pattern: ``most``, or one in sixteen."""
     n, total = int(subject.wrong.sum()), subject.wrong.numel()
-    if 0 < n <= max(1, min(3, total // 4), total // 16):
+    if 0 < n <= min(most or total, max(1, min(3, total // 4), total // 16)):
         statement = (
             f"{n} of {total} elements {'is' if n == 1 else 'are'} wrong{_factors(subject).replace('; it is', ',')}"
         )
@@ -152,7 +152,7 @@ def slices(subject: Subject) -> str:
 
 def _example(subject: Subject, among: Tensor) -> str:
     index = tuple(int(i) for i in among.nonzero()[0])
-    return f"at {list(index)} it is {float(subject.ours[index]):.6g}, right is {float(subject.oracle[index]):.6g}"
+    return f"at {list(index)} {two(float(subject.ours[index]), float(subject.oracle[index]))}"
 
 
 def example(subject: Subject) -> str:
@@ -161,7 +161,7 @@ def example(subject: Subject) -> str:
         return ""
     error = (subject.ours - subject.oracle).abs().nan_to_num(torch.inf)
     index = tuple(int(i) for i in torch.unravel_index(torch.where(subject.wrong, error, -1.0).argmax(), error.shape))
-    return f"at {list(index)} it is {float(subject.ours[index]):.6g}, right is {float(subject.oracle[index]):.6g}"
+    return f"at {list(index)} {two(float(subject.ours[index]), float(subject.oracle[index]))}"
 
 
 def all_from_zero_outputs(subject: Subject) -> bool:

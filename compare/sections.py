@@ -13,9 +13,10 @@ Cell = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under ``columns``. The report formats numbers; a string stands as it is, True and False become words.
+    """Rows of cells under ``columns``. The report formats numbers, True and False; a string stands as it is.
 
-    ``failed``: the indices of rows that a failure is about; the report marks them.
+    ``failed``: the indices of rows that a failure is about; the report marks them. ``detail``: too much for the
+    terminal, and folded in the page.
     """
 
     title: str
@@ -23,11 +24,12 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     failed: Collection[int] = ()
+    detail: bool = False
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, drawn when the report asks: once under light colours and once under dark ones (matplotlib's rcParams).
+    """A figure, drawn when the report asks: under light colours, and again under dark ones (matplotlib's rcParams).
 
     ``draw`` leaves text and background to rcParams, and picks data colours that are legible on both.
     ``alt`` says in words what is to be seen.
@@ -43,7 +45,7 @@ class Picture:
 class Document:
     """A page of Markdown, with ``$$formulas$$`` on lines of their own. The HTML report holds it, the others name it.
 
-    ``source`` says in words where the page is to be found outside the report.
+    ``source`` names where the page is to be found outside the report.
     """
 
     title: str

@@ -1,8 +1,8 @@
 """A term that a wrong gradient lacks: what lies between it and the right one, as a simple expression.
 
 The expression is made of what a backward has at hand: inputs, the output, what comes from above, their products, and
-the probabilities and labels of a classifier. One or two of them, each times a number, which is one for all elements, or
-one for each row, column, channel and so on: the sums and means of a normalisation or a softmax.
+the probabilities and labels of a classifier. One or two of them, each times a number, which is one for all elements,
+or one for each row, column, channel and so on: the sums and means of a normalisation or a softmax.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ G = "the incoming gradient"
 def terms(subject: Subject, seed: int) -> Iterator[Finding]:
     """The first expression that is what is missing; the simplest first."""
     missing = subject.oracle - subject.ours
+    if subject.quantity.startswith(OUTPUT):
+        return
     if not missing.isfinite().all() or not missing.any() or missing.numel() < 4:
         return
     known = _known(subject, seed)
@@ -49,10 +51,10 @@ def _simple(target: Tensor, names: tuple[str, ...]) -> bool:
 def _said(names: tuple[str, ...], weights: Tensor, words: str) -> str:
     if words:
         if names == ("1",):
-            return f"what is missing is the same all along {words}: a sum or mean over it"
-        return f"what is missing is {' and '.join(names)}, by factors that are the same all along {words}"
-    mix = " + ".join(f"{number(float(w))} times {name}" for name, w in zip(names, weights.flatten(), strict=True))
-    return f"what is missing is {mix}"
+            return f"what it is off by is the same all along {words}: a sum or mean over it"
+        return f"what it is off by is {' and '.join(names)}, times factors that are the same all along {words}"
+    mix = " and ".join(f"{number(float(w))} times {name}" for name, w in zip(names, weights.flatten(), strict=True))
+    return f"what it lacks is {mix}"
 
 
 def _scopes(tensor: Tensor) -> Iterator[tuple]:

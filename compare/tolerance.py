@@ -1,25 +1,30 @@
 """How far from the float64 oracle a right answer may be: measured, not chosen.
 
-Two things bound it. What native PyTorch itself gets wrong in this dtype, of which twice is granted; and what the
-answer does when the inputs change by a few roundings, since an answer that is exact for such inputs is as good as
-any. The second is what native's luck cannot make too small: a sum that happens to be right to the last digit.
+Two things bound it. What native PyTorch itself gets wrong in this dtype, of which twice is granted; and what native's
+answer does in float64 when what it is computed from changes by a few roundings: the inputs, since an answer that is
+exact for such inputs is as good as any, or the result of every operation on the way. The second is what native's luck
+cannot make too small: a sum that happens to be right to the last digit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from compare.running import run
 from compare.variants import Variant, incoming_gradient
 
 TRIALS = 6  # of one number alone, six normal draws are all below a seventh of their spread once in 500,000 times
-ROUNDINGS = 4  # an input is changed by so many; sums and products inside a right function round about as often
+ON_THE_WAY = 3  # trials more, in which not the inputs but the results of operations change
+ROUNDINGS = 4  # a number is changed by so many; sums and products inside a right function round about as often
 # Native's own error in float64 cannot be seen, so the second bound stands alone, and there is room for it to be
 # generous: it stays eight digits below the smallest mistake that compare promises to find.
 ROUNDINGS_FLOAT64 = 64
@@ -64,8 +69,8 @@ def noise(
 ) -> dict[str, Noise]:
     """For every quantity of ``oracle``, what it does when inputs and incoming gradients change by a few roundings.
 
-    Equal values change equally, so ties stay ties. On whole numbers, sums inside tie as well, and come apart: changes
-    larger than the root of the rounding are such flips and not counted there.
+    Equal values change equally, so ties stay ties. On whole numbers, sums inside tie as well, and come apart when the
+    inputs change: changes larger than the root of the rounding are such flips and not counted there.
     """
     roundings = ROUNDINGS_KINKS if kinks else ROUNDINGS
     if variant.dtype is torch.float64:
@@ -74,13 +79,14 @@ def noise(
     flip = math.sqrt(unit_roundoff(variant.dtype))
     exact = Variant(device=variant.device)
     found: dict[str, list[Noise]] = {name: [] for name in oracle}
-    for trial in range(TRIALS):
-        moved = {name: _moved(value, size, trial) for name, value in inputs.items()}
+    for trial in range(TRIALS + ON_THE_WAY):
+        moved = inputs if trial >= TRIALS else {name: _moved(value, size, trial) for name, value in inputs.items()}
 
         def gradients(n: int, output: Tensor, trial: int = trial) -> Tensor:
             return _shaken(incoming_gradient(output, variant, seed + n), size, trial)
 
-        result = run(native, moved, exact, seed, gradients)
+        with _Rounding(size, trial) if trial >= TRIALS else nullcontext():
+            result = run(native, moved, exact, seed, gradients)
         for name, value in result.values.items():
             right = oracle.get(name)
             if value is None or right is None or not right.is_floating_point() or not right.numel():
@@ -89,7 +95,7 @@ def noise(
             change = change[change.isfinite()]
             scale = _largest(right)
             large = change > flip * scale
-            counted = change[~large] if variant.data == "whole numbers" else change
+            counted = change[~large] if variant.data == "whole numbers" and trial < TRIALS else change
             found[name].append(Noise(_largest(counted), float(change.norm()), flips=bool(large.any())))
     return {
         name: Noise(
@@ -100,6 +106,25 @@ def noise(
         )
         for name, all_ in found.items()
     }
+
+
+class _Rounding(TorchDispatchMode):
+    """Changes the result of every operation, forward and backward, as if it were rounded; equal values alike."""
+
+    def __init__(self, size: float, trial: int) -> None:
+        super().__init__()
+        self.size, self.trial = size, trial
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        if any(returned.alias_info is not None for returned in operator._schema.returns):
+            return result  # a view, or written in place: no new numbers, or numbers that others see
+        return tree_map(self._rounded, result)
+
+    def _rounded(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float64:
+            return value
+        return _moved(value, self.size, self.trial)  # inside __torch_dispatch__ the mode is off
 
 
 def _moved(value: Tensor, size: float, trial: int) -> Tensor:

@@ -39,6 +39,7 @@ class _Uses(TorchFunctionMode):
             result = function(*args, **(kwargs or {}))
             if not isinstance(result, Tensor):
                 return result
+            name = f".{function.__self__.__name__}"
         return function(*tree_map(own, args), **tree_map(own, kwargs or {}))
 
 

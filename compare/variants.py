@@ -82,7 +82,7 @@ def laid(tensor: Tensor, layout: str) -> Tensor:
     if layout == "transposed" and tensor.dim() > 1:
         return tensor.mT.contiguous().mT
     if layout == "expanded" and tensor.dim() > 1 and len(tensor) > 1 and bool((tensor == tensor[:1]).all()):
-        return tensor[:1].expand_as(tensor)
+        return tensor[:1].clone().expand_as(tensor)  # one row of memory, as expand makes it
     return tensor.contiguous()
 
 
@@ -103,5 +103,5 @@ def incoming_gradient(like: Tensor, variant: Variant, seed: int) -> Tensor:
 def laid_gradient(gradient: Tensor, layout: str) -> Tensor:
     """The incoming gradient in its layout."""
     if layout == "expanded" and gradient.numel():
-        return gradient.flatten()[0].expand(gradient.shape)
+        return gradient.flatten()[0].clone().expand(gradient.shape)
     return laid(gradient, layout)
