@@ -46,6 +46,13 @@ class ReLU(ours.ReLU):
         return super().extra_repr() + ", inplace=True" * self.inplace
 
 
+class Softmax(ours.Softmax):
+    """``torch.nn.Softmax``: memory lies as PyTorch's does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return operations.softmax(input, self.dim)
+
+
 class Flatten(nn.Module):
     """``torch.nn.Flatten``: (channel, row, column) order, from ``start_dim`` to ``end_dim``; a view."""
 

@@ -108,8 +108,8 @@ def _max_pool2d(layer: nn.Module) -> None:
 def _flatten(layer: nn.Module) -> None:
     """(B, K, I, J) to (B, I, J, K), and flattened: equation (5). One image without a batch is not taken."""
     _become(layer, nn.Sequential())
-    layer.add_module("rows_first", Permute([0, 2, 3, 1]))
-    layer.add_module("flatten", nn.Flatten())
+    layer.add_module("rows_first", Permute([0, 2, 3, 1]).train(layer.training))
+    layer.add_module("flatten", nn.Flatten().train(layer.training))
 
 
 def _document_cnn(network: nn.Module) -> None:
@@ -154,6 +154,7 @@ NATIVE: dict[type, Callable[[nn.Module], None]] = {
     ours.ReLU: lambda layer: _become(layer, nn.ReLU()),
     layers.ReLU: lambda layer: _become(layer, nn.ReLU()),
     ours.Softmax: lambda layer: _become(layer, nn.Softmax()),
+    layers.Softmax: lambda layer: _become(layer, nn.Softmax()),
     ours.SoftmaxCrossEntropyLoss: lambda layer: _become(layer, nn.CrossEntropyLoss()),
     DocumentCNN: _document_cnn,
 }

@@ -7,6 +7,7 @@ line: what it would freeze without a word is looked for, and refused.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import random
@@ -111,48 +112,56 @@ def _traced(part: nn.Module) -> dict[bool, fx.Graph]:
             parameter.VAR_KEYWORD,
         ):
             raise Frozen(f"it takes {parameter}, and a trace would fix what is given")
-    graphs = {}
+    found = {}
     with _unchanged(part):
         for own in (True, False):
-            found = []
             for others in (True, False):
                 for module in part.modules():
                     vars(module)["training"] = own if module is part else others
-                found.append(_Tracer().trace(part))
-            if str(found[0]) != str(found[1]):
-                raise Frozen("it looks at the training mode of another module")
-            graphs[own] = found[0]
-    return graphs
+                found[own, others] = _Tracer().trace(part)
+    for own in (True, False):
+        if str(found[own, True]) != str(found[own, False]):
+            raise Frozen("it looks at the training mode of another module")
+    return {own: found[own, True] for own in (True, False)}
 
 
 @contextmanager
 def _unchanged(part: nn.Module) -> Iterator[None]:
     """Puts back what a forward changes besides its result, and refuses it: a trace leaves that out."""
     modules = list(part.modules())
-    held = [(dict(vars(module)), dict(module._buffers), _contents(module)) for module in modules]
+    held = [(dict(vars(module)), {k: copy.copy(v) for k, v in _containers(module)}) for module in modules]
+    before = [_contents(module) for module in modules]
     numbers = torch.get_rng_state(), random.getstate()
     try:
         yield
-        if any(_contents(module) != before for module, (_, _, before) in zip(modules, held, strict=True)):
+        if [_contents(module) for module in modules] != before:
             raise Frozen("it sets attributes")
         if not torch.equal(torch.get_rng_state(), numbers[0]) or random.getstate() != numbers[1]:
             raise Frozen("it draws random numbers without its input, which would be the same in every call")
     finally:
         torch.set_rng_state(numbers[0])
         random.setstate(numbers[1])
-        for module, (attributes, buffers, _) in zip(modules, held, strict=True):
+        for module, (attributes, inside) in zip(modules, held, strict=True):
             vars(module).clear()
             vars(module).update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            for name, contents in inside.items():
+                container = attributes[name]
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(contents)
 
 
-def _contents(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """What each attribute but the mode is, and how much there is in it: enough to see that a forward set one."""
-    held = {name: value for name, value in vars(module).items() if name != "training"} | module._buffers
-    return {
-        name: (id(value), len(value) if isinstance(value, (list, dict, set)) else 0) for name, value in held.items()
-    }
+def _containers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes with things in them; parameters, buffers, children and hooks are among them."""
+    return ((name, value) for name, value in vars(module).items() if isinstance(value, (list, dict, set)))
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """What each attribute but the mode is, and what is in it: enough to see that a forward set one."""
+    held: dict[str, Any] = {name: id(value) for name, value in vars(module).items() if name != "training"}
+    for name, value in _containers(module):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        held[f"in {name}"] = [(key, id(item)) for key, item in items]
+    return held
 
 
 # --------------------------------------------------------------------------------- the traced forward, as a class
