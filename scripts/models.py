@@ -131,15 +131,17 @@ def measure(name: str, seed: int, size: int = 224, batch_size: int = 2, function
     float64 = distance(gradients(ours, our_loss, batch), oracle) / length
 
     def run(found: dict[str, Tensor], decided: Decisions) -> Run:
-        with made_to_decide(native, decided):
-            same_way = gradients(native, native_loss, batch)
+        flipped, same_way = flips(decided, decisions), oracle
+        if any(flipped.values()):
+            with made_to_decide(native, decided):
+                same_way = gradients(native, native_loss, batch)
         each = {name: norm({name: g}) or 1.0 for name, g in oracle.items()}
         return Run(
             distance(found, oracle) / length,
             distance(found, same_way) / norm(same_way),
             {name: (found[name] - g).norm().item() / each[name] for name, g in oracle.items()},
             {name: (found[name] - g).norm().item() / each[name] for name, g in same_way.items()},
-            flips(decided, decisions),
+            flipped,
         )
 
     return Measured(
