@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import Permute
 
 from manualgrad import nn as ours
 from manualgrad.interop import layers
@@ -52,31 +52,35 @@ def to_torch(
     made, told = copied("to_torch", module, copy_parameters), Report()
     names = {layer: name for name, layer in made.named_modules()}
     _flip_kernels(names, copy_parameters)
+    entries: list[tuple[nn.Module, Replaced | Left]] = []
     for layer, name in reversed(names.items()):  # inner layers first: DocumentCNN looks at what became of its own
-        for entry in _convert(name, layer, any_subgradient):
-            (told.replaced if isinstance(entry, Replaced) else told.left).insert(0, entry)
+        entries = _convert(name, layer, any_subgradient) + entries
+    names = {layer: name for name, layer in made.named_modules()}
+    for layer, entry in entries:
+        entry = replace(entry, name=names.get(layer, entry.name))
+        (told.replaced if isinstance(entry, Replaced) else told.left).append(entry)
     return (made, told) if report else made
 
 
-def _convert(name: str, layer: nn.Module, any_subgradient: bool) -> list[Replaced | Left]:
+def _convert(name: str, layer: nn.Module, any_subgradient: bool) -> list[tuple[nn.Module, Replaced | Left]]:
     kind, flipped = type(layer), getattr(layer, "flip_kernel", False)
     if kind is ours.ConvReLUMaxPool2d:
         return _take_apart(name, layer, any_subgradient)
     if traced_from(layer):
         layer.__class__ = traced_from(layer)
-        return [Replaced(name, "its forward, traced", name_of(type(layer)))]
+        return [(layer, Replaced(name, "its forward, traced", name_of(type(layer))))]
     if kind not in NATIVE:
         if isinstance(layer, tuple(NATIVE)):
-            return [Left(name, name_of(kind), "a subclass, or parametrized: its forward may be its own")]
+            return [(layer, Left(name, name_of(kind), "a subclass, or parametrized: its forward may be its own"))]
         return []
     why = _why_not(layer, any_subgradient)
     if why:
-        return [Left(name, name_of(kind), why)]
+        return [(layer, Left(name, name_of(kind), why))]
     NATIVE[kind](layer)
     for attribute in OUR_OWN:
         vars(layer).pop(attribute, None)
     note = FLIPPED if flipped else NOTES.get(kind, "")
-    return [Replaced(name, name_of(kind), name_of(type(layer)), note)]
+    return [(layer, Replaced(name, name_of(kind), name_of(type(layer)), note))]
 
 
 def _why_not(layer: nn.Module, any_subgradient: bool) -> str | None:
@@ -107,6 +111,8 @@ def _max_pool2d(layer: nn.Module) -> None:
 
 def _flatten(layer: nn.Module) -> None:
     """(B, K, I, J) to (B, I, J, K), and flattened: equation (5). One image without a batch is not taken."""
+    from torchvision.ops import Permute  # here alone: torchvision takes a second to import
+
     _become(layer, nn.Sequential())
     layer.add_module("rows_first", Permute([0, 2, 3, 1]).train(layer.training))
     layer.add_module("flatten", nn.Flatten().train(layer.training))
@@ -127,7 +133,7 @@ def _document_cnn(network: nn.Module) -> None:
     _become(network, nn.Sequential())
 
 
-def _take_apart(name: str, layer: nn.Module, any_subgradient: bool) -> list[Replaced | Left]:
+def _take_apart(name: str, layer: nn.Module, any_subgradient: bool) -> list[tuple[nn.Module, Replaced | Left]]:
     """P∘R∘C as a ``Sequential`` of three, which hold its parameters; hooks and mode stay with the whole."""
     convolution = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
     relu = ours.ReLU(subgradient=layer.subgradient)
@@ -138,9 +144,9 @@ def _take_apart(name: str, layer: nn.Module, any_subgradient: bool) -> list[Repl
         vars(layer).pop(attribute)
     for part, single in (("conv", convolution), ("relu", relu), ("pool", nn.MaxPool2d(2))):
         layer.add_module(part, single.train(layer.training))
-    note = f"{FLIPPED}; its parameters are under conv"
+    note = f"conv, relu and pool; {FLIPPED}"
     whole = Replaced(name, name_of(ours.ConvReLUMaxPool2d), name_of(nn.Sequential), note)
-    return [whole, *_convert(f"{name}.relu".lstrip("."), relu, any_subgradient)]
+    return [(layer, whole), *_convert(f"{name}.relu".lstrip("."), relu, any_subgradient)]
 
 
 NATIVE: dict[type, Callable[[nn.Module], None]] = {
