@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.forward_ad import unpack_dual
 
 from manualgrad.functions import checks
 from manualgrad.functions.differentiable import differentiable
@@ -20,7 +21,7 @@ from manualgrad.kernels.plain import is_plain
 
 
 class RectificationInPlace(Function):
-    """R(z) of equation (9), over z. Saves R(z), which lies where z lay: no memory of its own."""
+    """R(z) of equation (9), over z. Saves R(z), which lies where z lay: no memory of its own. Reverse mode alone."""
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -29,18 +30,12 @@ class RectificationInPlace(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.mark_dirty(inputs[0])
-        ctx.save_for_forward(output)
         ctx.save_for_backward(output)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (r,) = ctx.saved_tensors
         return pull_to_z(g, r, 0)  # eq. (10)
-
-    @staticmethod
-    def jvp(ctx: Any, z_t: Tensor) -> Tensor:
-        (r,) = ctx.saved_tensors
-        return z_t.copy_(pull_to_z(z_t, r, 0))  # eq. (10); a changed input wants its own tangent changed
 
 
 rectify_in_place = differentiable(RectificationInPlace)
@@ -49,8 +44,8 @@ rectify_in_place = differentiable(RectificationInPlace)
 def relu_in_place(input: Tensor) -> Tensor:
     """ReLU, equation (9), over ``input``, which is returned; whoever holds ``input`` sees the change.
 
-    Equals ``torch.nn.functional.relu_`` in value and gradient. Under the compiler and ``torch.func``'s transforms,
-    which take a Function that changes its input for something else, a copy is made first and written back.
+    Equals ``torch.nn.functional.relu_`` in value and gradient. Under the compiler, ``torch.func``'s transforms and
+    forward mode, none of which bears a Function that changes its input, a copy is made first and written back.
 
     Args:
         input: any shape, any real dtype but bool.
@@ -60,6 +55,6 @@ def relu_in_place(input: Tensor) -> Tensor:
         RuntimeError: a leaf that requires a gradient, as PyTorch's own raises.
     """
     checks.real("relu", input)
-    if is_plain(input):
+    if is_plain(input) and unpack_dual(input).tangent is None:
         return rectify_in_place(input)
     return input.copy_(rectify(input.clone(), 0))
