@@ -1,7 +1,8 @@
 """manualgrad: neural-network layers for PyTorch whose gradients are derived by hand, and proven right."""
 
-from manualgrad import functional, models, nn
+from manualgrad import functional, interop, models, nn
 from manualgrad.functional import conv2d, dense, flatten, max_pool2d, relu, softmax, softmax_cross_entropy
+from manualgrad.interop import from_torch, to_torch
 from manualgrad.models import DocumentCNN
 
 __version__ = "0.1.0"
@@ -11,11 +12,14 @@ __all__ = [
     "conv2d",
     "dense",
     "flatten",
+    "from_torch",
     "functional",
+    "interop",
     "max_pool2d",
     "models",
     "nn",
     "relu",
     "softmax",
     "softmax_cross_entropy",
+    "to_torch",
 ]

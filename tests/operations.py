@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import manualgrad as mg
+from manualgrad.functions.relu_in_place import relu_in_place
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ OPERATIONS = [
     Operation("dense one output", mg.dense, ((3, 4), (4,), ())),
     Operation("relu", mg.relu, ((3, 4),), untied=True),
     Operation("relu native", partial(mg.relu, subgradient=0.0), ((2, 3, 2),), untied=True),
+    Operation("relu in place", lambda z: relu_in_place(z.clone()), ((2, 3, 2),), untied=True),
     Operation("softmax", mg.softmax, ((3, 4),)),
     Operation("softmax dim 0", partial(mg.softmax, dim=0), ((3, 2, 2),)),
     Operation("cross-entropy", _cross_entropy(), ((3, 4),)),

@@ -96,9 +96,9 @@ def test_the_graph_of_a_first_derivative_is_ours(operation: Operation, device):
     output = operation.function(*inputs)
     gradients = torch.autograd.grad(output, inputs, torch.ones_like(output), create_graph=True)
     ours = {"Convolution", "InputGradient", "WeightGradient", "BiasGradient", "MaxPooling", "Unpooling", "Picking",
-            "Flattening", "Unflattening", "WeightedSums", "Rectification", "RectificationGradient", "Softmax",
-            "SoftmaxGradient", "CrossEntropy", "LogitsGradient", "LogitsTangent", "TargetGradient",
-            "Product", "Scaling", "Sum", "Repetition"}  # fmt: skip
+            "Flattening", "Unflattening", "WeightedSums", "Rectification", "RectificationGradient",
+            "RectificationInPlace", "Softmax", "SoftmaxGradient", "CrossEntropy", "LogitsGradient", "LogitsTangent",
+            "TargetGradient", "Product", "Scaling", "Sum", "Repetition"}  # fmt: skip
     for result in (output, *gradients):
         names = {node.name() for node in graph_nodes(result)} if result.grad_fn else set()
         strangers = {name for name in names if name not in JOINTS and name.removesuffix("Backward") not in ours}

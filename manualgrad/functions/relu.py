@@ -32,7 +32,10 @@ def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
 
 
 class Rectification(Function):
-    """R(z) of equation (9). Saves z, since R(z) alone no longer tells z = 0 from z < 0."""
+    """R(z) of equation (9). Saves z, since R(z) alone no longer tells z = 0 from z < 0.
+
+    Where both have derivative 0 it saves R(z), which the next layer keeps anyway.
+    """
 
     generate_vmap_rule = True
 
@@ -43,8 +46,9 @@ class Rectification(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         z, ctx.subgradient = inputs
-        ctx.save_for_forward(z)
-        ctx.save_for_backward(z)
+        kept = z if ctx.subgradient else output
+        ctx.save_for_forward(kept)
+        ctx.save_for_backward(kept)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
