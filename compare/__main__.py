@@ -18,14 +18,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from compare import (
-    capabilities,
-    capabilities_section,
-    equations_section,
-    gradients_section,
-    speed_section,
-    training_section,
-)
+from compare import capabilities, equations_section, gradients_section
+from compare.capabilities import section as capabilities_section
 from compare.case import Case, CaseError
 from compare.cases import every_case, networks, operations
 from compare.gradients import compare
@@ -33,10 +27,12 @@ from compare.load_cases import load_cases
 from compare.report import as_text, write
 from compare.report.headline import headline
 from compare.sections import Section
-from compare.speed import compare_speed
-from compare.speed_networks import Network
+from compare.speed.measuring import compare_speed
+from compare.speed import section as speed_section
+from compare.speed.networks import Network
 from compare.stamp import make_stamp
-from compare.training import compare_training
+from compare.training.side_by_side import compare_training
+from compare.training import section as training_section
 from compare.variants import DTYPES
 from manualgrad import data
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from compare.case import Case, CaseError
 from compare.census import census
-from compare.diagnose import Trial, diagnose
+from compare.diagnosis.diagnose import Trial, diagnose
+from compare.diagnosis.findings import Asked, Finding, Subject
 from compare.errors import EQUAL, REFUSED, WRONG, Row, measure
-from compare.findings import Asked, Finding, Subject
 from compare.running import OUTPUT, Run, run
 from compare.tolerance import Noise, noise
 from compare.variants import DATA, DTYPES, Variant, incoming_gradient, variants, with_values

@@ -25,7 +25,7 @@ from compare.capabilities import (
     examine,
     how,
 )
-from compare.capabilities_section import section
+from compare.capabilities.section import section
 from compare.case import Case
 
 EVERYTHING_BUT_COPIES = [name for name in CAPABILITIES if name != "copies"]

@@ -16,21 +16,17 @@ import torch
 from torch import Tensor, nn
 
 import manualgrad as mg
-from compare import (
-    allocator,
-    clock,
-    memory,
-    speed,
-    speed_networks,
-    speed_operations,
-    speed_rows,
-    speed_section,
-    speed_worker,
-)
 from compare.sections import Picture, Table
-from compare.speed_check import distance, mistakes, tolerance
-from compare.speed_networks import DOCUMENT, NATIVE, OURS, Network
-from compare.speed_turns import Spread, fastest, ratio, take_turns
+from compare.speed.check import distance, mistakes, tolerance
+from compare.speed import allocator, clock, memory
+from compare.speed import measuring as speed
+from compare.speed import networks as speed_networks
+from compare.speed import operations as speed_operations
+from compare.speed import rows as speed_rows
+from compare.speed import section as speed_section
+from compare.speed import worker as speed_worker
+from compare.speed.networks import DOCUMENT, NATIVE, OURS, Network
+from compare.speed.turns import Spread, fastest, ratio, take_turns
 from manualgrad.functions.fused import conv2d_relu_max_pool2d
 
 SMALL = Network((2, 3), 2)

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from compare.sections import Picture, Table
-from compare.training import compare_training
-from compare.training_checks import FirstSteps
-from compare.training_result import HALF, NATIVE, NUDGED, OURS
-from compare.training_section import section
+from compare.training.checks import FirstSteps
+from compare.training.result import HALF, NATIVE, NUDGED, OURS
+from compare.training.section import section
+from compare.training.side_by_side import compare_training
 from manualgrad import DocumentCNN, data
 from manualgrad.data import Split
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from compare.memory import Peak, Saved
-from compare.speed_networks import COMPILED, NATIVE
-from compare.speed_turns import Spread, fastest, ratio
+from compare.speed.memory import Peak, Saved
+from compare.speed.networks import COMPILED, NATIVE
+from compare.speed.turns import Spread, fastest, ratio
 
 WHOLE = "step"
 Side = Literal["ours", "native"]

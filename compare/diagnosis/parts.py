@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from compare.findings import Asked, Finding, Subject, dimension, number, same
-from compare.hypotheses import as_it_was
+from compare.diagnosis.findings import Asked, Finding, Subject, dimension, number, same
+from compare.diagnosis.hypotheses import as_it_was
 from compare.running import OUTPUT, output_name
 
 MOST = 64  # slices of the output that are asked for one by one: each costs a native run

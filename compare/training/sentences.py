@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import mean, stdev
 
-from compare.training_result import HALF, NATIVE, NUDGED, OURS, TrainingComparison
+from compare.training.result import HALF, NATIVE, NUDGED, OURS, TrainingComparison
 
 
 def text(result: TrainingComparison) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compare.case import CaseError
-from compare.findings import Asked, Finding, Subject, dimension, number, same
+from compare.diagnosis.findings import Asked, Finding, Subject, dimension, number, same
 from compare.running import OUTPUT
 from compare.variants import incoming_gradient
 

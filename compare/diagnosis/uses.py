@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from compare.findings import Finding, Subject
-from compare.hypotheses import as_it_was
+from compare.diagnosis.findings import Finding, Subject
+from compare.diagnosis.hypotheses import as_it_was
 
 MOST = 8  # uses, all of whose subsets are tried
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from compare.sections import Picture
-from compare.speed_networks import COMPILED, DOCUMENT, FORMULAS, OURS
-from compare.speed_rows import WHOLE, Row
+from compare.speed.networks import COMPILED, DOCUMENT, FORMULAS, OURS
+from compare.speed.rows import WHOLE, Row
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#e08214", "#4a9e5c", "#d6604d", "#888888"
 PHASES = (("forward", "o", BLUE), ("backward", "s", ORANGE), (WHOLE, "D", GREEN))

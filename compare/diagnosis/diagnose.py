@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from compare import places
+from compare.diagnosis import places
+from compare.diagnosis.findings import Asked, Finding, Subject
+from compare.diagnosis.hypotheses import whole_tensor
+from compare.diagnosis.parts import elements, parts
+from compare.diagnosis.terms import terms
+from compare.diagnosis.uses import uses
 from compare.errors import REFUSED, WRONG, Row
-from compare.findings import Asked, Finding, Subject
-from compare.hypotheses import whole_tensor
-from compare.parts import elements, parts
 from compare.running import OUTPUT
-from compare.terms import terms
-from compare.uses import uses
 from compare.variants import Variant
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from compare.native import from_native, native_twin
-from compare.training_checks import (
+from compare.training.checks import (
     STEPS,
     FirstSteps,
     SameWeights,
@@ -22,7 +22,7 @@ from compare.training_checks import (
     rounding_of,
     zeros_at,
 )
-from compare.training_result import HALF, NATIVE, NUDGED, OURS, Run, Settings, TrainingComparison, kinds_of
+from compare.training.result import HALF, NATIVE, NUDGED, OURS, Run, Settings, TrainingComparison, kinds_of
 from manualgrad.data import Dataset
 from manualgrad.functional import softmax_cross_entropy
 from manualgrad.models import DocumentCNN

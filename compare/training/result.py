@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compare.training_checks import FirstSteps, SameWeights, Zeros, joined, layers_of
+from compare.training.checks import FirstSteps, SameWeights, Zeros, joined, layers_of
 from manualgrad.data import Dataset
 
 HALF = 0.5  # the document's derivative of ReLU at 0

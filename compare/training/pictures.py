@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from compare.training_result import HALF, NATIVE, NUDGED, OURS, TrainingComparison
+from compare.training.result import HALF, NATIVE, NUDGED, OURS, TrainingComparison
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#e08214", "#4a9e5c", "#d6604d", "#888888"
 COLOURS = {OURS: BLUE, NATIVE: ORANGE, NUDGED: GREY}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from compare import speed_check
 from compare.native import from_native, native_twin
+from compare.speed import check as speed_check
 from manualgrad import DocumentCNN, backprop, kernels, softmax_cross_entropy
 
 ETA = 1e-9

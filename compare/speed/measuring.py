@@ -1,6 +1,6 @@
 """Speed and memory, side by side: ours and native in turn, medians of ratios, and only of what is right.
 
-Measured in processes that are started for it (``speed_worker``). In the first the allocator is tuned and all are
+Measured in processes that are started for it (``worker``). In the first the allocator is tuned and all are
 together, checked before they are timed: each operation, then the whole step of training. Then each contender has a
 process of its own, as shipped, which also tells its peak memory; these take turns, so that a round meets the same
 machine. Last, native under ``torch.compile``.
@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from compare.memory import Peak, Saved
-from compare.speed_networks import COMPILED, DOCUMENT, NATIVE, OURS, Network
-from compare.speed_operations import operations as operations_of
-from compare.speed_rows import MemoryRow, Row, Side, SpeedComparison, Wrong, rows_of
-from compare.speed_turns import take_turns
-from compare.speed_worker import Worker, WorkerError
+from compare.speed.memory import Peak, Saved
+from compare.speed.networks import COMPILED, DOCUMENT, NATIVE, OURS, Network
+from compare.speed.operations import operations as operations_of
+from compare.speed.rows import MemoryRow, Row, Side, SpeedComparison, Wrong, rows_of
+from compare.speed.turns import take_turns
+from compare.speed.worker import Worker, WorkerError
 
 NETWORKS = tuple(Network((16, 32), batch) for batch in (32, 64, 128, 512)) + tuple(
     Network((32, 64), batch) for batch in (64, 512)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from compare import speed_pictures
 from compare.sections import Cell, Picture, Section, Table
-from compare.speed import TUNED_PROCESS
-from compare.speed_networks import AVX2, COMPILED, DOCUMENT, FORMULAS, OURS
-from compare.speed_rows import WHOLE, MemoryRow, Row, SpeedComparison
-from compare.speed_turns import Spread
+from compare.speed.measuring import TUNED_PROCESS
+from compare.speed import pictures as speed_pictures
+from compare.speed.networks import AVX2, COMPILED, DOCUMENT, FORMULAS, OURS
+from compare.speed.rows import WHOLE, MemoryRow, Row, SpeedComparison
+from compare.speed.turns import Spread
 
 ALLOCATORS = {"tuned": "allocator tuned on both sides", "as shipped": "allocator as shipped"}
 CLAIMS = (

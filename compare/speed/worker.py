@@ -1,4 +1,4 @@
-"""A process of its own that measures what it is told: ``python -m compare.speed_worker``, a JSON line in, one out.
+"""A process of its own that measures what it is told: ``compare.speed.worker``, a JSON line in, one out.
 
 glibc adapts to what a process allocates and frees, and cannot be set back. So whoever is timed as shipped, and
 whoever's memory is measured, has a process for itself, and those processes take turns.
@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parents[2]
 
 
 class WorkerError(RuntimeError):
@@ -27,11 +27,11 @@ class Worker:
     """One such process, seen from the one that started it. It starts at once; the first answer waits for it."""
 
     def __init__(self, *, threads: int, device: str, tuned: bool) -> None:
-        from compare import allocator
+        from compare.speed import allocator
 
         environment = allocator.untouched_environment() | {"OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "compare.speed_worker"],
+            [sys.executable, "-m", "compare.speed.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -115,12 +115,12 @@ class Bench:
     """What is asked for, inside the process."""
 
     def set_up(self, threads: int, device: str, tuned: bool) -> dict[str, Any]:
-        from compare import allocator
+        from compare.speed import allocator
 
         tuning = allocator.tune() if tuned else allocator.Tuning(False, "as shipped")
         import torch
 
-        from compare.clock import clock_for
+        from compare.speed.clock import clock_for
 
         torch.set_num_threads(threads)
         self.device, self.clock = device, clock_for(device)
@@ -131,7 +131,7 @@ class Bench:
 
     def names(self) -> list[str]:
         """Those of a network that there are in one process."""
-        from compare import speed_networks
+        from compare.speed import networks as speed_networks
 
         return speed_networks.contenders()
 
@@ -143,7 +143,7 @@ class Bench:
 
     def operation(self, name: str, side: str, layout: str, label: str, sizes: dict[str, Any]) -> list[str]:
         """Makes a contender of an operation, to be called ``label``; its phases."""
-        from compare import speed_operations
+        from compare.speed import operations as speed_operations
 
         if name not in self.operations:
             self.operations = {name: speed_operations.operations(**sizes)[name]}
@@ -152,7 +152,7 @@ class Bench:
 
     def network(self, name: str, channels: list[int], batch: int) -> list[str]:
         """Makes the contender ``name`` for a network; its phases."""
-        from compare import speed_networks
+        from compare.speed import networks as speed_networks
 
         network = speed_networks.Network(tuple(channels), batch)
         self.contenders[name] = speed_networks.contender(name, network, self.device)
@@ -162,15 +162,15 @@ class Bench:
         return self.contenders[label].wrong()
 
     def calibrate(self, label: str, seconds: float) -> int:
-        from compare.clock import calls_for
+        from compare.speed.clock import calls_for
 
         self.calls[label] = calls_for(self.contenders[label].step, seconds, self.clock)
         return self.calls[label]
 
     def bout(self, label: str) -> dict[str, Any]:
         """Mean seconds of each phase, and page faults of a step, those of the untimed one before included."""
-        from compare.allocator import page_faults
-        from compare.clock import bout
+        from compare.speed.allocator import page_faults
+        from compare.speed.clock import bout
 
         before = page_faults()
         seconds = bout(self.contenders[label].step, self.calls[label], self.clock)
@@ -178,7 +178,7 @@ class Bench:
         return {"seconds": seconds, "faults": faults}
 
     def saved(self, label: str) -> list[int] | None:
-        from compare.memory import saved_bytes
+        from compare.speed.memory import saved_bytes
 
         asked = self.contenders[label].saved_of()
         if asked is None:
@@ -187,7 +187,7 @@ class Bench:
         return [saved.own, saved.given]
 
     def peak(self, label: str, steps: int) -> list[Any]:
-        from compare.memory import peak
+        from compare.speed.memory import peak
 
         found = peak(lambda: self.contenders[label].step(lambda: None), steps, self.device)
         return [found.step, found.process, found.how]

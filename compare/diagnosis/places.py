@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from compare.findings import Finding, Subject, dimension, number, two
+from compare.diagnosis.findings import Finding, Subject, dimension, number, two
 from compare.running import OUTPUT
 
 NEAR = 3  # how far apart two equal values may lie and still be in one window

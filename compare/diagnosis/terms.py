@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from compare.findings import Finding, Subject, dimension, number
-from compare.hypotheses import as_it_was
+from compare.diagnosis.findings import Finding, Subject, dimension, number
+from compare.diagnosis.hypotheses import as_it_was
 from compare.running import OUTPUT
 
 G = "the incoming gradient"

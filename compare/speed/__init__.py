@@ -1,0 +1,1 @@
+"""Speed and memory, ours and native in turn in one process; correctness first."""

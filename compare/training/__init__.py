@@ -1,0 +1,1 @@
+"""Accuracy for accuracy: both networks trained from the same weights on the same batches."""
