@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from compare.running import run
+from compare.running import output_name, run
 from compare.variants import Variant, incoming_gradient
 
 TRIALS = 6  # of one number alone, six normal draws are all below a seventh of their spread once in 500,000 times
@@ -81,9 +81,14 @@ def noise(
     found: dict[str, list[Noise]] = {name: [] for name in oracle}
     for trial in range(TRIALS + ON_THE_WAY):
         moved = inputs if trial >= TRIALS else {name: _moved(value, size, trial) for name, value in inputs.items()}
+        incoming = {  # made here, since drawing them is no operation on the way
+            n: _shaken(incoming_gradient(oracle[output_name(n)], variant, seed + n), size, trial)
+            for n in range(len(oracle))
+            if oracle.get(output_name(n)) is not None
+        }
 
-        def gradients(n: int, output: Tensor, trial: int = trial) -> Tensor:
-            return _shaken(incoming_gradient(output, variant, seed + n), size, trial)
+        def gradients(n: int, output: Tensor, incoming: dict[int, Tensor] = incoming) -> Tensor:
+            return incoming[n]
 
         with _Rounding(size, trial) if trial >= TRIALS else nullcontext():
             result = run(native, moved, exact, seed, gradients)
@@ -108,6 +113,9 @@ def noise(
     }
 
 
+COPIES = ("aten::clone", "aten::_to_copy", "aten::copy")  # which round nothing
+
+
 class _Rounding(TorchDispatchMode):
     """Changes the result of every operation, forward and backward, as if it were rounded; equal values alike."""
 
@@ -117,7 +125,9 @@ class _Rounding(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
-        if any(returned.alias_info is not None for returned in operator._schema.returns):
+        if operator._schema.name in COPIES or any(
+            returned.alias_info is not None for returned in operator._schema.returns
+        ):
             return result  # a view, or written in place: no new numbers, or numbers that others see
         return tree_map(self._rounded, result)
 
