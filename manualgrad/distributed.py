@@ -9,7 +9,8 @@ and the gradients are added up. Process 0 speaks and writes for all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,13 +48,27 @@ class Processes:
 
     def connected(self, model: nn.Module) -> nn.Module:
         """``model``, whose gradients a backward now averages over all processes; alone, ``model`` itself."""
-        return model if self.count == 1 else DistributedDataParallel(model)
+        if self.count == 1:
+            return model
+        # It says so of a dimension of size 1, conv0's one input channel, whose stride means nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        return DistributedDataParallel(model)
 
     def add_up(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """The sum over all processes, in place; ``tensor`` is contiguous."""
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The sum over all processes in every ``grad``, whatever its strides, which processes need not share."""
+        if self.count == 1:
+            return
+        parameters = list(parameters)
+        whole = self.add_up(torch.cat([parameter.grad.reshape(-1) for parameter in parameters]))
+        parts = whole.split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def largest(self, number: int, device: torch.device) -> int:
         """The largest of all processes' numbers."""

@@ -115,4 +115,7 @@ def _writer(log_dir: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         fail('--log-dir needs TensorBoard, which is not installed: pip install "manualgrad[tensorboard]"')
-    return SummaryWriter(str(log_dir), purge_step=step + 1, flush_secs=10)
+    try:
+        return SummaryWriter(str(log_dir), purge_step=step + 1, flush_secs=10)
+    except OSError as error:
+        fail(f"--log-dir {log_dir} cannot be written to: {error.strerror or error}")

@@ -149,8 +149,7 @@ class Run:
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             cost, answers = x.new_zeros(()), x.new_zeros((0, self.model.classes))
-        for parameter in self.model.parameters():
-            self.processes.add_up(parameter.grad)
+        self.processes.add_up_gradients(self.model.parameters())
         return cost, answers
 
     def _explain(self, cost: float, x: Tensor) -> str:

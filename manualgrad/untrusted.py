@@ -29,10 +29,10 @@ def require_alike(found: object, expected: object, name: str, *, equal: bool = F
     if isinstance(expected, Tensor):
         _require_like_tensor(found, expected, name)
     elif isinstance(expected, Mapping):
-        if found.keys() != expected.keys():
-            raise ValueError(
-                f"{name}: expected {printable(list(expected))}, found {printable(list(found)[: len(expected) + 1])}"
-            )
+        for key in (key for key in expected if key not in found):
+            raise ValueError(f"{name}: {key} is missing")
+        for key in (key for key in found if key not in expected):
+            raise ValueError(f"{name}: {printable(repr(key))} has no place there")
         for key, value in expected.items():
             require_alike(found[key], value, f"{name}.{key}", equal=equal)
     elif isinstance(expected, Sequence) and not isinstance(expected, str):

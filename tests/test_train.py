@@ -7,13 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from command_line import train
 from matplotlib.image import imread
 
 import manualgrad as mg
@@ -23,36 +22,6 @@ from manualgrad.training import OPTIMIZERS, SCHEDULES, examine, minibatches, nor
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--limit", "640", "--epochs", "2", "--batch-size", "32")
-
-
-def idx(values: torch.Tensor, kind: bytes) -> bytes:
-    """An IDX file of unsigned bytes."""
-    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
-    return b"\0\0\x08" + kind + sizes + values.to(torch.uint8).numpy().tobytes()
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    """A part of the bundled sample as files of Fashion-MNIST, whose raw files have no published md5: no network."""
-    folder = tmp_path_factory.mktemp("data")
-    raw = folder / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    sample = data.bundled_sample()
-    for name, split in (("train", sample.train.first(1000)), ("t10k", sample.test.first(300))):
-        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(split.images[:, 0], b"\x03"))
-        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(split.labels, b"\x01"))
-    return folder
-
-
-def train(*arguments: object) -> SimpleNamespace:
-    """What the command line does, in this process: starting another takes seconds."""
-    stdout, stderr = StringIO(), StringIO()
-    with redirect_stdout(stdout), redirect_stderr(stderr):
-        try:
-            code = command.main([str(argument) for argument in arguments])
-        except SystemExit as ending:
-            code = ending.code
-    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 @pytest.fixture(scope="session")
