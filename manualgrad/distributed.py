@@ -22,6 +22,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from manualgrad.endings import FAILED, Ended
+from manualgrad.meeting import meet
 
 T = TypeVar("T")
 
@@ -134,7 +135,11 @@ def joined(cuda: bool) -> Iterator[Processes]:
     if cuda:
         torch.cuda.set_device(local_rank)
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+        store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store = meet(store, rank, count, PATIENCE)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE
+        )
         try:
             yield Processes(rank, count, local_rank)
         finally:
