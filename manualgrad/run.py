@@ -15,6 +15,7 @@ from torch.optim import Optimizer, lr_scheduler
 from manualgrad import backprop, nonfinite
 from manualgrad.data import Dataset
 from manualgrad.distributed import ALONE, Processes
+from manualgrad.endings import FAILED, Ended
 from manualgrad.functional import softmax_cross_entropy
 from manualgrad.models import DocumentCNN
 from manualgrad.training import Verdict, minibatches, normalised
@@ -98,7 +99,11 @@ class Run:
         )
 
     def take_step(self) -> Step:
-        """One step of gradient descent, on the next batch. Raises NonFinite, and then leaves the weights alone."""
+        """One step of gradient descent, on the next batch.
+
+        Raises NonFinite, which names the first tensor that is not finite, and then leaves the weights alone; Ended in
+        the processes that are not the first.
+        """
         start = time.perf_counter()
         rate = self.optimizer.param_groups[0]["lr"]
         count = min(self.batch_size, len(self.dataset.train) - self.place * self.batch_size)
@@ -110,7 +115,7 @@ class Run:
             cost, right = self.processes.add_up(torch.stack((cost.double(), right.double())))
         step = Step(self.step + 1, cost.item(), count, int(right), rate)
         if not math.isfinite(step.cost):
-            raise nonfinite.NonFinite(self._explain(step.cost, x))
+            raise self._nonfinite(step.cost, x)
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
@@ -152,10 +157,12 @@ class Run:
         self.processes.add_up_gradients(self.model.parameters())
         return cost, answers
 
-    def _explain(self, cost: float, x: Tensor) -> str:
+    def _nonfinite(self, cost: float, x: Tensor) -> Exception:
         found = self.processes.first_found(nonfinite.first_nonfinite(nonfinite.tensors_of_a_step(self.model, x)))
-        return (f"the cost is {cost} at step {self.place + 1} of epoch {self.epoch}: "
-                f"not finite is first {found or 'the cost itself'}")  # fmt: skip
+        if not self.processes.is_first:
+            return Ended(FAILED)  # all know it, and the first says it
+        return nonfinite.NonFinite(f"the cost is {cost} at step {self.place + 1} of epoch {self.epoch}: "
+                                   f"not finite is first {found or 'the cost itself'}")  # fmt: skip
 
     def close_epoch(self, verdict: Verdict) -> dict[str, Any]:
         """After the last step of an epoch: what it brought, also kept in ``history``."""

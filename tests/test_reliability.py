@@ -215,7 +215,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(common, untouched, tmp_path)
 
 
 def test_a_file_size_limit_in_the_midst_of_results(common, tmp_path):
-    """The kernel refuses what is beyond 200,000 bytes, in the midst of weights.pt: there is none, rather than half."""
+    """The kernel refuses what is beyond 200,000 bytes: of weights.pt there is nothing then, rather than half."""
     program = (
         "import resource, sys, train\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
