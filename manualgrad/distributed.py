@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from manualgrad.endings import FAILED, Ended
+from manualgrad.endings import FAILED, Ended, fail
 from manualgrad.meeting import meet
 
 T = TypeVar("T")
@@ -29,6 +29,8 @@ T = TypeVar("T")
 # A process whose machine lost its power says nothing. The longest that others wait for good reason is the first
 # process's look at the test images, and its writing.
 PATIENCE = timedelta(minutes=10)
+
+TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # by torchrun, to every process
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,9 @@ def joined(cuda: bool) -> Iterator[Processes]:
 
     Raises Ended in place of what torch raises when one of them is gone.
     """
+    missing = [name for name in TOLD if name not in os.environ]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and missing:
+        fail(f"WORLD_SIZE asks for several processes, but {', '.join(missing)} is not set; start them with torchrun")
     rank, count, local_rank = (int(os.environ.get(name, default))
                                for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
     if count == 1:
