@@ -109,7 +109,7 @@ def kill_in_writing(out: Path, engine: str, draw: random.Random) -> bool:
     unfinished = out / "checkpoints" / f"step-{step:09}.checkpoint{UNFINISHED}"
     process = start(out, engine)
     while process.is_alive() and not unfinished.exists():
-        pass
+        time.sleep(0.0002)  # a checkpoint takes some milliseconds
     return end(process) and unfinished.exists()
 
 
