@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
 from manualgrad.data import Dataset, Split
+from manualgrad.distributed import ALONE, Processes
 from manualgrad.functional import softmax_cross_entropy
 from manualgrad.models import DocumentCNN
 
@@ -33,19 +34,28 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 SCHEDULES = ("constant", "cosine", "one-cycle")
 
 
-def normalised(images: Tensor, dataset: Dataset) -> Tensor:
-    """uint8 images as float32 of mean 0 and standard deviation 1 over ``dataset``'s training images."""
-    return images.float().sub_(255 * dataset.mean).div_(255 * dataset.std)
+def normalised(images: Tensor, dataset: Dataset, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 images as numbers of mean 0 and standard deviation 1 over ``dataset``'s training images."""
+    return images.to(dtype).sub_(255 * dataset.mean).div_(255 * dataset.std)
 
 
-def minibatches(split: Split, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def minibatches(
+    split: Split,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    first: int = 0,
+    share: Callable[[Tensor], Tensor] = lambda chosen: chosen,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image once, in an order drawn from ``generator``: (uint8 images, labels); the last batch may be smaller.
 
-    The images are gathered on the device where they lie; only the order comes from the CPU, so that a seed means
-    the same order on every device.
+    The batches before number ``first`` are left out, and of each only the ``share`` is gathered, of the images'
+    numbers. The images are gathered on the device where they lie; only the order comes from the CPU, so that a seed
+    means the same order on every device.
     """
     order = torch.randperm(len(split), generator=generator).to(split.labels.device)
-    for chosen in order.split(batch_size):
+    for chosen in order.split(batch_size)[first:]:
+        chosen = share(chosen)
         yield split.images[chosen], split.labels[chosen]
 
 
@@ -83,11 +93,15 @@ class Verdict:
 
 
 @torch.no_grad()
-def examine(model: DocumentCNN, split: Split, dataset: Dataset, batch_size: int = 250) -> Verdict:
-    """The network's answer to every image of ``split``, in order."""
-    predicted, cost = [], 0.0
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
-        logits = model(normalised(images, dataset))
-        predicted.append(logits.argmax(1))
-        cost += softmax_cross_entropy(logits, labels, reduction="sum").item()
-    return Verdict(torch.cat(predicted).cpu(), split.labels.cpu(), cost / len(split))
+def examine(
+    model: DocumentCNN, split: Split, dataset: Dataset, processes: Processes = ALONE, batch_size: int = 250
+) -> Verdict:
+    """The network's answer to every image of ``split``, in order; each process looks at its share of them."""
+    dtype = next(model.parameters()).dtype
+    predicted, cost = torch.zeros_like(split.labels), torch.zeros((), dtype=torch.float64, device=split.labels.device)
+    for chosen in processes.share(torch.arange(len(split), device=split.labels.device)).split(batch_size):
+        logits = model(normalised(split.images[chosen], dataset, dtype))
+        predicted[chosen] = logits.argmax(1)
+        cost += softmax_cross_entropy(logits, split.labels[chosen], reduction="sum")
+    processes.add_up(predicted)
+    return Verdict(predicted.cpu(), split.labels.cpu(), processes.add_up(cost).item() / len(split))

@@ -1,9 +1,10 @@
-"""What all tests share: the devices there are, a fixed seed, a number of threads, and a run there and back."""
+"""What all tests share: the devices there are, a fixed seed, a number of threads, digits, a run there and back."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,14 @@ torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 def device(request: pytest.FixtureRequest) -> str:
     """Every device there is, one after the other."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for --data-dir, with 1,000 digits as --dataset fashion-mnist."""
+    from command_line import write_digits  # which imports train.py: not for tests that have no use for it
+
+    return write_digits(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

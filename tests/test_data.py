@@ -23,6 +23,8 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torchvision import datasets
 
 from manualgrad.data import NAMES, DataError, Split, download, load, sample
@@ -238,6 +240,97 @@ def test_unreadable_folder(tmp_path):
         os.seteuid(user)
         raw.chmod(0o700)
     assert "Permission denied" in message and str(tmp_path) in message
+
+
+def test_a_pipe_and_a_hole_are_refused_before_they_are_read(tmp_path):
+    raw = put(tmp_path)
+    for file, count in ((TRAIN_IMAGES, 2**32 - 1), (TRAIN_LABELS, 2**32 - 1)):
+        header = idx(np.zeros((0, 28, 28) if file == TRAIN_IMAGES else 0, np.uint8))
+        with (raw / file).open("wb") as hole:
+            hole.write(header[:4] + count.to_bytes(4, "big") + header[8:])
+            hole.truncate(len(header) + count * (784 if file == TRAIN_IMAGES else 1))
+    assert "expected at most 1,000,000 images" in refused(tmp_path)
+    (raw / TRAIN_IMAGES).unlink()
+    os.mkfifo(raw / TRAIN_IMAGES)
+    assert f"{TRAIN_IMAGES}: expected a file" in refused(tmp_path)
+
+
+MUTATED = settings(
+    max_examples=600, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@st.composite
+def mutated(draw, contents):
+    """One of ``contents``, by its number, with a few changes: to any bytes, or to bits behind the header alone."""
+    which = draw(st.integers(0, len(contents) - 1))
+    changed = bytearray(contents[which])
+    if draw(st.booleans()):
+        kinds, places = st.just("flip"), st.integers(16, len(changed) - 1)
+    else:
+        kinds = st.sampled_from(("set", "flip", "delete", "insert", "cut", "append"))
+        places = st.one_of(st.integers(0, 20), st.integers(0, len(changed)))
+    for kind in draw(st.lists(kinds, max_size=3)):
+        at, some = draw(places), draw(st.binary(min_size=1, max_size=4))
+        if kind == "set":
+            changed[at : at + len(some)] = some
+        elif kind == "flip":
+            changed[at : at + 1] = bytes(byte ^ 1 << some[0] % 8 for byte in changed[at : at + 1])
+        elif kind == "delete":
+            del changed[at : at + len(some)]
+        elif kind == "insert":
+            changed[at:at] = some
+        elif kind == "cut":
+            del changed[at:]
+        else:
+            changed += some
+    return which, bytes(changed)
+
+
+def read_plainly(content, dimensions, item):
+    """An IDX file as NumPy sees it, once its header is known to be right."""
+    shape = np.frombuffer(content, ">u4", dimensions, 4)
+    return np.frombuffer(content, item, offset=4 + 4 * dimensions).reshape(shape)
+
+
+@pytest.mark.parametrize("name, labels", [("fashion-mnist", (np.uint8, 1)), ("qmnist", (">i4", 2))])
+def test_mutated_files_are_read_right_or_refused(tmp_path, name, labels):
+    """600 for each kind of label file: 1,200 in all."""
+    contents = list(small().values())
+    if name == "qmnist":
+        for place, count in ((1, 30), (3, 20)):
+            contents[place] = idx(np.repeat(np.arange(count, dtype=np.int32) % 10, 8).reshape(count, 8))
+    source = SOURCES[name]
+    raw = put(tmp_path, dict(zip(source.files, contents, strict=True)), name)
+    outcomes = Counter()
+
+    @MUTATED
+    @given(mutated(contents))
+    def look(drawn):
+        which, changed = drawn
+        (raw / source.files[which]).write_bytes(changed)
+        try:
+            data = load(name, tmp_path, announce=pytest.fail)
+        except DataError:
+            data = None
+        finally:
+            (raw / source.files[which]).write_bytes(contents[which])
+        outcomes["refused" if data is None else "read"] += 1
+        if data is None:
+            assert changed != contents[which], "a good file was refused"
+            return
+        split = data.train if which < 2 else data.test
+        if which % 2:
+            found, (item, dimensions) = split.labels.numpy(), labels
+            expected = read_plainly(changed, dimensions, item)
+            expected = expected if dimensions == 1 else expected[:, 0]
+            assert expected.min() >= 0 and expected.max() <= 9
+        else:
+            found, expected = split.images[:, 0].numpy(), read_plainly(changed, 3, np.uint8)
+        assert np.array_equal(found, expected)
+
+    look()
+    assert min(outcomes["refused"], outcomes["read"]) > 50, "both are seen"
 
 
 # Archives beside the files

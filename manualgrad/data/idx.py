@@ -15,6 +15,7 @@ import numpy as np
 from manualgrad.data.dataset import DataError
 
 SIDE = 28  # pixels; every relative of MNIST keeps it
+MOST = 1_000_000  # images; the largest relative has 112,800, and a file with a hole in it is of any size for nothing
 UBYTE, INT = 0x08, 0x0C
 ITEM = {UBYTE: np.dtype(np.uint8), INT: np.dtype(">i4")}
 
@@ -35,6 +36,8 @@ def check_pair(images: Path, labels: Path, classes: int) -> None:
         raise DataError(f"{images}: expected images of {SIDE} x {SIDE} pixels, found {size[0]} x {size[1]}")
     if count == 0:
         raise DataError(f"{images}: expected images, found a header that announces none")
+    if count > MOST:
+        raise DataError(f"{images}: expected at most {MOST:,} images, found a header that announces {count:,}")
 
     item, dimensions = (INT, 2) if labels.name.endswith("-idx2-int") else (UBYTE, 1)
     shape = _shape(labels, magic(item, dimensions))
@@ -58,6 +61,8 @@ def _shape(path: Path, expected: bytes) -> tuple[int, ...]:
     """The dimensions that the header of `path` gives, once magic number and file size agree with it."""
     dimensions = expected[3]
     header_bytes = 4 + 4 * dimensions
+    if path.exists() and not path.is_file():  # to open a pipe is to wait for whoever writes to it
+        raise DataError(f"{path}: expected a file, found something else")
     with path.open("rb") as file:
         header = file.read(header_bytes)
     if header[:4] != expected:

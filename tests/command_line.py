@@ -1,0 +1,41 @@
+"""train.py within the process of the tests, and digits that it finds without a network."""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+import train as command
+from manualgrad import data
+
+
+def idx(values: torch.Tensor, kind: bytes) -> bytes:
+    """An IDX file of unsigned bytes."""
+    sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return b"\0\0\x08" + kind + sizes + values.to(torch.uint8).numpy().tobytes()
+
+
+def write_digits(folder: Path) -> Path:
+    """A part of the bundled sample as files of Fashion-MNIST, whose raw files have no published md5: no network."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    sample = data.bundled_sample()
+    for name, split in (("train", sample.train.first(1000)), ("t10k", sample.test.first(300))):
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(idx(split.images[:, 0], b"\x03"))
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(idx(split.labels, b"\x01"))
+    return folder
+
+
+def train(*arguments: object) -> SimpleNamespace:
+    """What the command line does, in this process: starting another takes seconds."""
+    stdout, stderr = StringIO(), StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            code = command.main([str(argument) for argument in arguments])
+        except SystemExit as ending:
+            code = ending.code
+    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
