@@ -27,12 +27,12 @@ from compare.load_cases import load_cases
 from compare.report import as_text, write
 from compare.report.headline import headline
 from compare.sections import Section
-from compare.speed.measuring import compare_speed
 from compare.speed import section as speed_section
+from compare.speed.measuring import compare_speed
 from compare.speed.networks import Network
 from compare.stamp import make_stamp
-from compare.training.side_by_side import compare_training
 from compare.training import section as training_section
+from compare.training.side_by_side import compare_training
 from compare.variants import DTYPES
 from manualgrad import data
 

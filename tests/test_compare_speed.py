@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import manualgrad as mg
 from compare.sections import Picture, Table
-from compare.speed.check import distance, mistakes, tolerance
 from compare.speed import allocator, clock, memory
 from compare.speed import measuring as speed
 from compare.speed import networks as speed_networks
@@ -25,6 +24,7 @@ from compare.speed import operations as speed_operations
 from compare.speed import rows as speed_rows
 from compare.speed import section as speed_section
 from compare.speed import worker as speed_worker
+from compare.speed.check import distance, mistakes, tolerance
 from compare.speed.networks import DOCUMENT, NATIVE, OURS, Network
 from compare.speed.turns import Spread, fastest, ratio, take_turns
 from manualgrad.functions.fused import conv2d_relu_max_pool2d

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import manualgrad as mg
-from compare.speed.clock import Step
 from compare.speed import check as speed_check
+from compare.speed.clock import Step
 from compare.variants import laid
 from manualgrad.functions.fused import conv2d_relu_max_pool2d
 

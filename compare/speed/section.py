@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 
 from compare.sections import Cell, Picture, Section, Table
-from compare.speed.measuring import TUNED_PROCESS
 from compare.speed import pictures as speed_pictures
+from compare.speed.measuring import TUNED_PROCESS
 from compare.speed.networks import AVX2, COMPILED, DOCUMENT, FORMULAS, OURS
 from compare.speed.rows import WHOLE, MemoryRow, Row, SpeedComparison
 from compare.speed.turns import Spread

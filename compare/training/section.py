@@ -9,11 +9,11 @@ from statistics import mean
 from typing import Any
 
 from compare.sections import Cell, Picture, Section, Table
+from compare.training import pictures as training_pictures
+from compare.training import sentences
 from compare.training.checks import GRADIENT_ALLOWANCE, STEPS_ALLOWANCE
 from compare.training.result import HALF, NATIVE, NUDGED, OURS, TrainingComparison
 from compare.training.sentences import last_accuracies, name_of, spread_of
-from compare.training import pictures as training_pictures
-from compare.training import sentences
 
 LISTED = 40  # disputed images
 
