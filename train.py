@@ -19,16 +19,17 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA repeats its 
 
 import torch
 
-from manualgrad import DocumentCNN, data, run_state
-from manualgrad.checkpoints import CheckpointError, Store
-from manualgrad.commandline import at_least, percent
-from manualgrad.distributed import Processes, joined
-from manualgrad.endings import FAILED, WRONG_USE, Ended, explain, fail
-from manualgrad.interruptions import Interruption
-from manualgrad.records import Records
-from manualgrad.results import CHECKPOINTS, make_folder, write_results
-from manualgrad.run import ENGINES, Run
-from manualgrad.training import OPTIMIZERS, SCHEDULES, examine, step_sizes
+from manualgrad import DocumentCNN, data
+from manualgrad.training import run_state
+from manualgrad.training.checkpoints import CheckpointError, Store
+from manualgrad.training.commandline import at_least, percent
+from manualgrad.training.distributed import Processes, joined
+from manualgrad.training.endings import FAILED, WRONG_USE, Ended, explain, fail
+from manualgrad.training.interruptions import Interruption
+from manualgrad.training.records import Records
+from manualgrad.training.results import CHECKPOINTS, make_folder, write_results
+from manualgrad.training.run import ENGINES, Run
+from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, examine, step_sizes
 
 
 def main(argv: list[str] | None = None) -> int:

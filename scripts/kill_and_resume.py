@@ -23,11 +23,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from manualgrad import data, pictures
-from manualgrad.checkpoints import Store
-from manualgrad.commandline import at_least
+from manualgrad import data
 from manualgrad.files import UNFINISHED
-from manualgrad.run import ENGINES
+from manualgrad.training import pictures
+from manualgrad.training.checkpoints import Store
+from manualgrad.training.commandline import at_least
+from manualgrad.training.run import ENGINES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # train.py is no part of the package
 import train

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
-from manualgrad import DocumentCNN, data, run_state
-from manualgrad.checkpoints import seal
-from manualgrad.distributed import joined
-from manualgrad.run import ENGINES, Run
-from manualgrad.training import Verdict, step_sizes
+from manualgrad import DocumentCNN, data
+from manualgrad.training import run_state
+from manualgrad.training.checkpoints import seal
+from manualgrad.training.distributed import joined
+from manualgrad.training.run import ENGINES, Run
+from manualgrad.training.steps import Verdict, step_sizes
 
 UNSEEN = Verdict(torch.zeros(1).long(), torch.zeros(1).long(), 0.0)  # the test images are not looked at
 STEPS, BATCH, IMAGES, EPOCHS = 50, 31, 5 * 31 + 3, 9

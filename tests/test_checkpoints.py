@@ -22,13 +22,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import manualgrad as mg
-from manualgrad import data, files, run_state
-from manualgrad.checkpoints import KEPT, MAGIC, MOST_BYTES, SUM, CheckpointError, OtherRun, Store, read, seal, unseal
+from manualgrad import data, files
 from manualgrad.files import UNFINISHED, write_whole
-from manualgrad.nonfinite import NonFinite
-from manualgrad.run import Run
-from manualgrad.training import OPTIMIZERS, SCHEDULES, Verdict, step_sizes
-from manualgrad.untrusted import printable, require_alike
+from manualgrad.training import run_state
+from manualgrad.training.checkpoints import (
+    KEPT,
+    MAGIC,
+    MOST_BYTES,
+    SUM,
+    CheckpointError,
+    OtherRun,
+    Store,
+    read,
+    seal,
+    unseal,
+)
+from manualgrad.training.nonfinite import NonFinite
+from manualgrad.training.run import Run
+from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, Verdict, step_sizes
+from manualgrad.training.untrusted import printable, require_alike
 
 VERDICT = Verdict(torch.zeros(1).long(), torch.zeros(1).long(), 0.0)  # the test images are not the matter here
 

@@ -24,7 +24,6 @@ from compare import equations_section, report, stamp
 from compare.report.cells import cells, words
 from compare.report.document import as_html
 from compare.report.figures import THEMES, draw
-from compare.report.files import write_file
 from compare.report.strict_json import as_json
 from compare.sections import Document, Picture, Section, Table
 
@@ -478,22 +477,6 @@ def test_pictures_and_documents_are_named_in_the_terminal():
 
 
 # --------------------------------------------------------------------------------------------------- files
-
-
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = write_file(tmp_path / "report.md", b"before")
-
-    def half(self: Path, content: bytes) -> None:
-        with self.open("wb") as file:
-            file.write(content[:3])
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as full_disk:
-        full_disk.setattr(Path, "write_bytes", half)
-        with pytest.raises(OSError, match="no space"):
-            write_file(path, b"afterwards")
-    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
-    assert write_file(path, b"afterwards").read_bytes() == b"afterwards" and list(tmp_path.iterdir()) == [path]
 
 
 def test_an_earlier_reports_pictures_do_not_stay_and_other_files_do(tmp_path):

@@ -21,9 +21,9 @@ from torch import distributed as dist
 
 import manualgrad as mg
 from manualgrad import data
-from manualgrad.distributed import ALONE, Processes, joined
-from manualgrad.meeting import meet
-from manualgrad.training import examine, minibatches, normalised
+from manualgrad.training.distributed import ALONE, Processes, joined
+from manualgrad.training.meeting import meet
+from manualgrad.training.steps import examine, minibatches, normalised
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

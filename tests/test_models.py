@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import manualgrad as mg
 from compare.native import from_native, native_twin, save_weights, to_native
 from manualgrad import data
-from manualgrad.training import minibatches, normalised
+from manualgrad.training.steps import minibatches, normalised
 
 FOLDER = Path(os.environ.get("MANUALGRAD_DATA_DIR", Path(__file__).parents[2] / "shared" / "mnist"))
 

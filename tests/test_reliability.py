@@ -19,11 +19,11 @@ from torch import nn
 
 import manualgrad as mg
 import train as command
-from manualgrad import nonfinite, pictures
-from manualgrad.checkpoints import Store
 from manualgrad.files import UNFINISHED
-from manualgrad.interruptions import Interruption
-from manualgrad.records import Records
+from manualgrad.training import nonfinite, pictures
+from manualgrad.training.checkpoints import Store
+from manualgrad.training.interruptions import Interruption
+from manualgrad.training.records import Records
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

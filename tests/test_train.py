@@ -18,7 +18,7 @@ from matplotlib.image import imread
 import manualgrad as mg
 import train as command
 from manualgrad import data
-from manualgrad.training import OPTIMIZERS, SCHEDULES, examine, minibatches, normalised, step_sizes
+from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, examine, minibatches, normalised, step_sizes
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("--limit", "640", "--epochs", "2", "--batch-size", "32")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compare.report.figures import draw
-from compare.report.files import write_file
 from compare.report.markdown import PICTURES, as_markdown
 from compare.report.page import as_page
 from compare.report.strict_json import as_json
 from compare.report.terminal import as_text
 from compare.sections import Picture, Section
 from compare.stamp import Stamp
+from manualgrad.files import write_whole
 
 __all__ = ["as_text", "write"]
 
@@ -29,13 +29,20 @@ def write(sections: Sequence[Section], stamp: Stamp, out: Path) -> list[Path]:
         TypeError: a section's ``data`` has something that JSON does not know; the message says where.
         OSError: the folder cannot be written to.
     """
-    written = [write_file(out / "report.json", as_json(sections, stamp).encode())]
+    (out / PICTURES).mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+
+    def put(name: str, content: bytes) -> None:
+        write_whole(out / name, content)
+        written.append(out / name)
+
+    put("report.json", as_json(sections, stamp).encode())
     pictures: dict[str, Picture] = {}
     text = as_markdown(sections, stamp, pictures)
     for path, picture in pictures.items():
-        written.append(write_file(out / path, draw(picture, "light").png))
+        put(path, draw(picture, "light").png)
     for earlier in set((out / PICTURES).glob("*.png")) - set(written):
         earlier.unlink()
-    written.append(write_file(out / "report.md", text.encode()))
-    written.append(write_file(out / "report.html", as_page(sections, stamp).encode()))
+    put("report.md", text.encode())
+    put("report.html", as_page(sections, stamp).encode())
     return written

@@ -26,7 +26,7 @@ from compare.training.result import HALF, NATIVE, NUDGED, OURS, Run, Settings, T
 from manualgrad.data import Dataset
 from manualgrad.functional import softmax_cross_entropy
 from manualgrad.models import DocumentCNN
-from manualgrad.training import SCHEDULES, minibatches, normalised, step_sizes
+from manualgrad.training.steps import SCHEDULES, minibatches, normalised, step_sizes
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INSPECTED = 8  # batches on which gradients and zeros are looked at before the first step and after each epoch

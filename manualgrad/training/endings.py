@@ -6,8 +6,8 @@ from typing import NoReturn
 
 import torch
 
-from manualgrad.checkpoints import CheckpointError
-from manualgrad.nonfinite import NonFinite
+from manualgrad.training.checkpoints import CheckpointError
+from manualgrad.training.nonfinite import NonFinite
 
 FAILED, WRONG_USE = 1, 2
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from manualgrad.data import Dataset
-from manualgrad.training import Verdict
+from manualgrad.training.steps import Verdict
 
 BLUE, ORANGE, GREY = "#2166ac", "#d95f02", "#777777"
 

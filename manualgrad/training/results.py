@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from manualgrad import pictures
-from manualgrad.endings import fail
 from manualgrad.files import write_whole
-from manualgrad.records import LINES
-from manualgrad.run import Run
-from manualgrad.training import Verdict
+from manualgrad.training import pictures
+from manualgrad.training.endings import fail
+from manualgrad.training.records import LINES
+from manualgrad.training.run import Run
+from manualgrad.training.steps import Verdict
 
 RESULTS = ("weights.pt", "metrics.json", LINES, "curves.png", "confusion.png", "kernels.png", "mistakes.png")
 CHECKPOINTS = "checkpoints"

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
-from manualgrad import backprop, nonfinite
+from manualgrad import backprop
 from manualgrad.data import Dataset
-from manualgrad.distributed import ALONE, Processes
-from manualgrad.endings import FAILED, Ended
 from manualgrad.functional import softmax_cross_entropy
 from manualgrad.models import DocumentCNN
-from manualgrad.training import Verdict, minibatches, normalised
+from manualgrad.training import nonfinite
+from manualgrad.training.distributed import ALONE, Processes
+from manualgrad.training.endings import FAILED, Ended
+from manualgrad.training.steps import Verdict, minibatches, normalised
 
 ENGINES = ("autograd", "document")
 

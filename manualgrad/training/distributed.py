@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from manualgrad.endings import FAILED, Ended, fail
-from manualgrad.meeting import meet
+from manualgrad.training.endings import FAILED, Ended, fail
+from manualgrad.training.meeting import meet
 
 T = TypeVar("T")
 

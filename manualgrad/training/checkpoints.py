@@ -3,7 +3,7 @@
 A file is a line of magic, a line with the SHA-256 of the rest, and the rest: what ``torch.save`` makes. The sum finds
 damage. It does not find malice, since whoever changes a file can change the sum: so it is read with
 ``weights_only=True``, as an archive without compression, and what comes out is used only after
-:func:`manualgrad.untrusted.require_alike` has compared it with what the run expects.
+:func:`manualgrad.training.untrusted.require_alike` has compared it with what the run expects.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from manualgrad.files import clear_unfinished, write_whole
-from manualgrad.untrusted import printable
+from manualgrad.training.untrusted import printable
 
 MAGIC = b"manualgrad checkpoint 1\n"
 SUM = hashlib.sha256().digest_size * 2 + 1  # hexadecimal, and the end of the line

@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from manualgrad.endings import fail
 from manualgrad.files import write_whole
-from manualgrad.run import Run, Step
+from manualgrad.training.endings import fail
+from manualgrad.training.run import Run, Step
 
 LINES = "metrics.jsonl"
 
@@ -57,7 +57,7 @@ class Records:
         self._show(step)
 
     def epoch(self, epoch: dict[str, Any]) -> None:
-        """After every epoch, what :meth:`manualgrad.run.Run.close_epoch` returned."""
+        """After every epoch, what :meth:`manualgrad.training.run.Run.close_epoch` returned."""
         step = self._run.step
         self._write(step=step, **epoch)
         if self._events:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from manualgrad import generators, nonfinite
-from manualgrad.checkpoints import CheckpointError, OtherRun, unseal
-from manualgrad.run import Run
-from manualgrad.untrusted import printable, require_alike
+from manualgrad.training import generators, nonfinite
+from manualgrad.training.checkpoints import CheckpointError, OtherRun, unseal
+from manualgrad.training.run import Run
+from manualgrad.training.untrusted import printable, require_alike
 
 
 def settings(run: Run) -> dict[str, Any]:

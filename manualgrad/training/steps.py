@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
 from manualgrad.data import Dataset, Split
-from manualgrad.distributed import ALONE, Processes
 from manualgrad.functional import softmax_cross_entropy
 from manualgrad.models import DocumentCNN
+from manualgrad.training.distributed import ALONE, Processes
 
 # Optimisers of torch that step from gradients alone. "sgd" without momentum is the document's: w − η ∂J/∂w.
 OPTIMIZERS: dict[str, type[Optimizer]] = {
