@@ -30,8 +30,8 @@ from manualgrad.functions.max_pool2d import maximum
 from manualgrad.functions.precision import autocast_lower
 from manualgrad.functions.selection import select
 from manualgrad.functions.windows import place
-
-ZERO, DEAD = 254, 255
+from manualgrad.kernels import fused as kernels
+from manualgrad.kernels.codes import DEAD, ZERO
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,16 @@ def pooled_and_codes(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     return best.clamp(min=0), code  # eq. (9)
 
 
+def forward_values(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """P(R(C(x, w) + b)) and its codes, both (B, K, I, J): by a kernel where one serves."""
+    found = kernels.forward(x, w, b, geometry)
+    if found is not None:
+        return found
+    z = convolution(from_nchw(x), from_oihw(w), b, geometry.convolution)
+    pooled, code = pooled_and_codes(z, geometry)
+    return to_nchw(pooled), to_nchw(code)
+
+
 def spread(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
     """P⁻¹(g) R': each g_ijk sent to the place, and with the factor, that its code says."""
     g, code, windows = from_nchw(g), from_nchw(code), geometry.pooling.windows
@@ -102,9 +112,8 @@ class ConvReLUPool(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        z = convolution(from_nchw(x), from_oihw(w), b, geometry.convolution)
-        pooled, code = pooled_and_codes(z, geometry)
-        return owned(to_nchw(pooled)), to_nchw(code)
+        pooled, code = forward_values(x, w, b, geometry)
+        return owned(pooled), code
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -118,6 +127,9 @@ class ConvReLUPool(Function):
     def backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w, code = ctx.saved_tensors
         for_x, for_w, for_b, _ = ctx.needs_input_grad
+        found = kernels.backward(g, x, w, code, ctx.geometry, (for_x, for_w))
+        if found is not None:
+            return found[0], found[1], found[2] if for_b else None, None
         d = spread_back(g, code, ctx.geometry)
         return (
             pull_to_input(d, w, ctx.geometry.convolution) if for_x else None,

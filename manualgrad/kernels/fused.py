@@ -1,0 +1,71 @@
+"""Whether the compiled kernels serve for P(R(C(x, w) + b)), and their results if so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manualgrad.kernels import machine
+from manualgrad.kernels.plain import is_plain
+
+
+def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> tuple[Tensor, Tensor] | None:
+    """P(R(z)) and the codes, (B, K, I, J); None where the formula serves. ``geometry`` is that of ``functions/fused.py``."""
+    if not _fits(geometry) or not _plain(x, w, b) or (code := machine.in_use()) is None:
+        return None
+    from manualgrad.kernels import conv_pool
+
+    return conv_pool.forward(code, x, w, b, geometry.convolution.flip)
+
+
+def backward(
+    g: Tensor, x: Tensor | None, w: Tensor | None, codes: Tensor, geometry: Any, needed: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor] | None:
+    """Gradients of x and w, as ``needed``, and of b; None where the formula serves. x may be missing where only its own
+    gradient is needed, and w too."""
+    for_x, for_w = needed
+    if torch.is_grad_enabled() or not (for_x or for_w) or not _fits(geometry) or not _plain(g, x, w):
+        return None
+    if (code := machine.in_use()) is None:
+        return None
+    from manualgrad.kernels import conv_pool
+
+    channels = (x if x is not None else w).shape[1]
+    shapes = (
+        (g.shape[0], channels, *geometry.convolution.size),
+        (g.shape[1], channels, *geometry.convolution.windows.kernel_size),
+    )
+    x, w = x if for_w else None, w if for_x else None
+    return conv_pool.backward(code, g, x, w, codes, shapes, geometry.convolution.flip, geometry.subgradient)
+
+
+def _fits(geometry: Any) -> bool:
+    """Stride 1, nothing padded, nothing spread, one group."""
+    windows = geometry.convolution.windows
+    return (
+        windows.stride == (1, 1)
+        and windows.dilation == (1, 1)
+        and not any(windows.padding)
+        and geometry.convolution.groups == 1
+    )
+
+
+def _plain(*tensors: Tensor | None) -> bool:
+    """Whether all have memory of their own as float32 on the CPU, and nobody watches operators."""
+    return (
+        not torch._C._len_torch_dispatch_stack()
+        and not torch.jit.is_tracing()
+        and all(
+            t is None
+            or (
+                is_plain(t)
+                and t.dtype is torch.float32
+                and t.device.type == "cpu"
+                and t.layout is torch.strided
+                and not t._is_zerotensor()
+            )
+            for t in tensors
+        )
+    )
