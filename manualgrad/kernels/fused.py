@@ -26,7 +26,7 @@ def backward(
     """Gradients of x and w, as ``needed``, and of b; None where the formula serves. x may be missing where only its own
     gradient is needed, and w too."""
     for_x, for_w = needed
-    if torch.is_grad_enabled() or not (for_x or for_w) or not _fits(geometry) or not _plain(g, x, w):
+    if not (for_x or for_w) or not _fits(geometry) or not _plain(g, x, w):
         return None
     if (code := machine.in_use()) is None:
         return None
@@ -39,6 +39,20 @@ def backward(
     )
     x, w = x if for_w else None, w if for_x else None
     return conv_pool.backward(code, g, x, w, codes, shapes, geometry.convolution.flip, geometry.subgradient)
+
+
+def would_serve(geometry: Any, *tensors: Tensor | None) -> bool:
+    """For the compiler, while it traces tensors that hold nothing yet: whether a kernel will take them."""
+    return (
+        _fits(geometry)
+        and all(t is None or (t.dtype is torch.float32 and t.device.type == "cpu") for t in tensors)
+        and _are_there()
+    )
+
+
+@torch.compiler.assume_constant_result
+def _are_there() -> bool:
+    return machine.in_use() is not None
 
 
 def _fits(geometry: Any) -> bool:
@@ -55,7 +69,8 @@ def _fits(geometry: Any) -> bool:
 def _plain(*tensors: Tensor | None) -> bool:
     """Whether all have memory of their own as float32 on the CPU, and nobody watches operators."""
     return (
-        not torch._C._len_torch_dispatch_stack()
+        not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
         and not torch.jit.is_tracing()
         and all(
             t is None
