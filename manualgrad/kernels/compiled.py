@@ -72,13 +72,16 @@ def emitted(lanes: int) -> str:
 
 
 def _kernels() -> dict[str, Callable]:
-    from manualgrad.kernels import conv_pool_backward, conv_pool_forward, conv_pool_weights
+    from manualgrad.kernels import class_rows, conv_pool_backward, conv_pool_forward, conv_pool_weights, relu_backward
 
     return {
         "forward": conv_pool_forward.forward,
         "backward": conv_pool_backward.backward,
         "arrange": conv_pool_weights.arrange,
         "collect": conv_pool_weights.collect,
+        "class_rows": class_rows.class_rows,
+        "targets": class_rows.targets,
+        "relu_backward": relu_backward.relu_backward,
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.kernels import conv_pool_backward as derivatives
-from manualgrad.kernels import parallel
+from manualgrad.kernels import memory, parallel
 from manualgrad.kernels.codes import ZERO
 from manualgrad.kernels.compiled import Code
 
@@ -62,12 +62,12 @@ def sizes_of(x: Sequence[int], w: Sequence[int], lanes: int) -> Sizes:
 def forward(code: Code, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
     """P(R(C(x, w) + b)) and the codes, (B, K, I, J), channels last in memory; with ``flip`` as (1), else a correlation."""
     s = sizes_of(x.shape, w.shape, code.lanes)
-    x, b = _dense(x, torch.channels_last), _padded(_biases(s, x, b), s.outputs_padded, 0)
+    x, b = _dense(x, torch.channels_last), _padded(_biases(s, b), s.outputs_padded, 0)
     run = s.kernel_columns * s.channels
     line, k = run * s.outputs_padded, s.outputs_padded
     kernel = _arranged(code, s, w, flip, s.kernel_rows * line, (1, k, line, s.channels * k))
-    out = x.new_empty(s.images, s.rows, s.columns, s.outputs_padded)
-    codes = x.new_empty(out.shape, dtype=torch.uint8)
+    out = memory.new(s.images, s.rows, s.columns, s.outputs_padded)
+    codes = memory.new(*out.shape, dtype=torch.uint8)
     pooled_rows = s.images * s.rows
     slots, share = _split(pooled_rows, _threads(s))
     parallel.run(code, "forward", slots, [
@@ -97,14 +97,14 @@ def backward(
     sums = s.kernel_rows * (few_run if few else s.kernel_columns) * channels * s.outputs_padded if for_w else 0
     slots, share = _split(s.images, _slots(s, sums))
     bytes_of_slot = derivatives.scratch_bytes(cells, s.outputs_padded, image)
-    floats = [slots * bytes_of_slot // 4, slots * sums, slots * s.outputs_padded, slots]
-    scratch, dw_sums, db_sums, odd = torch.empty(sum(floats)).split(floats)
+    floats = slots * bytes_of_slot // 4, slots * sums, slots * s.outputs_padded, slots
+    scratch, dw_sums, db_sums, odd = (memory.new(count) for count in floats)
     kernel = dx = None
     if for_x:
         r = s.channels_padded
         steps = (s.kernel_rows * s.kernel_columns * r, 1, s.kernel_columns * r, r)
         kernel = _arranged(code, s, w, flip, s.outputs_padded * steps[0], steps)
-        dx = torch.empty(s.images, s.height, s.width, s.channels_padded)
+        dx = memory.new(s.images, s.height, s.width, s.channels_padded)
     zero_code = ZERO if subgradient else -1
     parallel.run(code, "backward", slots, [
         _address(x, (s.images, channels, s.height, s.width)) if for_w else 0, 0 if kernel is None else kernel.data_ptr(),
@@ -122,7 +122,7 @@ def backward(
         steps = (1, s.kernel_rows * few_run * k, few_run * k, k)
     else:
         steps = (s.kernel_rows * s.kernel_columns * channels, 1, s.kernel_columns * channels, channels)
-    dw, db = torch.empty(shapes[1]) if for_w else None, torch.empty(s.outputs)
+    dw, db = memory.new(*shapes[1]) if for_w else None, memory.new(s.outputs)
     _move(code, "collect", s, dw, dw_sums, flip, steps, slots, sums, db, db_sums)
     return dx, dw, db
 
@@ -144,8 +144,8 @@ def _dense(t: Tensor, order: torch.memory_format) -> Tensor:
     return t.resolve_neg().contiguous(memory_format=order)
 
 
-def _biases(s: Sizes, x: Tensor, b: Tensor | None) -> Tensor:
-    return x.new_zeros(s.outputs) if b is None else b.resolve_neg().contiguous()
+def _biases(s: Sizes, b: Tensor | None) -> Tensor:
+    return memory.new(s.outputs, zeros=True) if b is None else b.resolve_neg().contiguous()
 
 
 def _padded(t: Tensor, size: int, dim: int) -> Tensor:
@@ -153,8 +153,11 @@ def _padded(t: Tensor, size: int, dim: int) -> Tensor:
     if t.shape[dim] == size:
         return t
     shape = (*t.shape[:dim], size, *t.shape[dim + 1 :])
-    order = torch.channels_last if t.dim() == 4 else torch.contiguous_format
-    wider = torch.zeros(shape, dtype=t.dtype).contiguous(memory_format=order)
+    if t.dim() == 4:
+        batch, channels, height, width = shape
+        wider = memory.new(batch, height, width, channels, dtype=t.dtype, zeros=True).permute(0, 3, 1, 2)
+    else:
+        wider = memory.new(*shape, dtype=t.dtype, zeros=True)
     wider.narrow(dim, 0, t.shape[dim]).copy_(t)
     return wider
 
@@ -181,7 +184,7 @@ def _split(count: int, slots: int) -> tuple[int, int]:
 
 def _arranged(code: Code, s: Sizes, w: Tensor, flip: bool, size: int, steps: tuple[int, int, int, int]) -> Tensor:
     """``w`` in a kernel's order, zeros where it is padded."""
-    kernel = torch.zeros(size) if size != w.numel() else torch.empty(size)
+    kernel = memory.new(size, zeros=size != w.numel())
     _move(code, "arrange", s, w.resolve_neg().contiguous(), kernel, flip, steps)
     return kernel
 

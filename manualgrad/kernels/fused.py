@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from manualgrad.kernels import machine
-from manualgrad.kernels.plain import is_plain
+from manualgrad.kernels.plain import is_served
 
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> tuple[Tensor, Tensor] | None:
     """P(R(z)) and the codes, (B, K, I, J); None where the formula serves. ``geometry`` is that of ``functions/fused.py``."""
-    if not _fits(geometry) or not _plain(x, w, b) or (code := machine.in_use()) is None:
+    if not _fits(geometry) or not is_served(x, w, b) or (code := machine.in_use()) is None:
         return None
     from manualgrad.kernels import conv_pool
 
@@ -26,7 +26,7 @@ def backward(
     """Gradients of x and w, as ``needed``, and of b; None where the formula serves. x may be missing where only its own
     gradient is needed, and w too."""
     for_x, for_w = needed
-    if not (for_x or for_w) or not _fits(geometry) or not _plain(g, x, w):
+    if not (for_x or for_w) or not _fits(geometry) or not is_served(g, x, w):
         return None
     if (code := machine.in_use()) is None:
         return None
@@ -63,24 +63,4 @@ def _fits(geometry: Any) -> bool:
         and windows.dilation == (1, 1)
         and not any(windows.padding)
         and geometry.convolution.groups == 1
-    )
-
-
-def _plain(*tensors: Tensor | None) -> bool:
-    """Whether all have memory of their own as float32 on the CPU, and nobody watches operators."""
-    return (
-        not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch.jit.is_tracing()
-        and all(
-            t is None
-            or (
-                is_plain(t)
-                and t.dtype is torch.float32
-                and t.device.type == "cpu"
-                and t.layout is torch.strided
-                and not t._is_zerotensor()
-            )
-            for t in tensors
-        )
     )

@@ -17,3 +17,25 @@ def is_plain(x: Tensor) -> bool:
         and not functorch.is_functorch_wrapped_tensor(x)
         and not functorch.is_legacy_batchedtensor(x)
     )
+
+
+def is_served(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether kernels can be given these: plain ones of ``dtype`` on the CPU with all their memory, while nobody watches or
+    traces operators."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch.jit.is_tracing()
+        and all(
+            t is None
+            or (
+                is_plain(t)
+                and t.dtype is dtype
+                and t.device.type == "cpu"
+                and t.layout is torch.strided
+                and not t._is_zerotensor()
+                and t.untyped_storage().nbytes() >= (t.storage_offset() + t.numel()) * t.element_size()
+            )
+            for t in tensors
+        )
+    )

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 from llvmlite import ir
 
-BIT, BYTE, INT32, INT64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+BIT, BYTE, INT32, INT64, DOUBLE = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.DoubleType()
 FLOAT, ADDRESS = ir.FloatType(), ir.PointerType()
 FLOAT_BYTES = 4
 
@@ -40,7 +40,7 @@ class Value:
         return other.raw if isinstance(other, Value) else constant(self.raw.type, other)
 
     def _made(self, of_floats: str, of_ints: str, other: Value | Number) -> Value:
-        operation = getattr(self.builder, of_floats if self._element == FLOAT else of_ints)
+        operation = getattr(self.builder, of_floats if self._element in (FLOAT, DOUBLE) else of_ints)
         return Value(self.builder, operation(self.raw, self._same(other)))
 
     def __add__(self, other: Value | Number) -> Value:
@@ -56,6 +56,9 @@ class Value:
         return self._made("fmul", "mul", other)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def __truediv__(self, other: Value | Number) -> Value:
+        return Value(self.builder, self.builder.fdiv(self.raw, self._same(other)))
 
     def __floordiv__(self, other: Value | Number) -> Value:
         return self._made("fdiv", "udiv", other)
@@ -89,6 +92,10 @@ class Value:
         return self._compared("==", other)
 
     __hash__ = None
+
+    def below(self, other: Value) -> Value:
+        """Less, both taken as numbers without a sign."""
+        return Value(self.builder, self.builder.icmp_unsigned("<", self.raw, other.raw))
 
     def is_nan(self) -> Value:
         return Value(self.builder, self.builder.fcmp_unordered("uno", self.raw, self.raw))
@@ -191,6 +198,22 @@ class Emitter:
 
     def narrowed(self, large: Value, type_: ir.Type) -> Value:
         return self.value(self.builder.trunc(large.raw, type_))
+
+    def float_of(self, number: Value) -> Value:
+        return self.value(self.builder.sitofp(number.raw, FLOAT))
+
+    def double_of(self, number: Value) -> Value:
+        return self.value(self.builder.fpext(number.raw, DOUBLE))
+
+    def rounded(self, number: Value) -> Value:
+        """A double as a float."""
+        return self.value(self.builder.fptrunc(number.raw, FLOAT))
+
+    def exp(self, number: Value) -> Value:
+        return self._intrinsic("llvm.exp.f32", FLOAT, number)
+
+    def log(self, number: Value) -> Value:
+        return self._intrinsic("llvm.log.f32", FLOAT, number)
 
     def bits(self, condition: Value) -> Value:
         """The lanes in which ``condition`` holds, as the bits of a whole number."""
