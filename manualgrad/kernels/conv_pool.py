@@ -14,6 +14,7 @@ from manualgrad.kernels import conv_pool_backward as derivatives
 from manualgrad.kernels import memory, parallel
 from manualgrad.kernels.codes import ZERO
 from manualgrad.kernels.compiled import Code
+from manualgrad.kernels.plain import is_all_there
 
 IMAGES_OF_A_SLOT = 64  # at most: a sum over few images, and then over the slots, rounds less than one over all
 WORTH_A_THREAD = 1 << 20  # multiplications; fewer are done before another thread has woken up
@@ -62,7 +63,10 @@ def sizes_of(x: Sequence[int], w: Sequence[int], lanes: int) -> Sizes:
 def forward(code: Code, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
     """P(R(C(x, w) + b)) and the codes, (B, K, I, J), channels last in memory; with ``flip`` as (1), else a correlation."""
     s = sizes_of(x.shape, w.shape, code.lanes)
-    x, b = _dense(x, torch.channels_last), _padded(_biases(s, b), s.outputs_padded, 0)
+    _checked(w, w.shape)
+    x = _dense(_checked(x, x.shape), torch.channels_last)
+    b = memory.new(s.outputs, zeros=True) if b is None else _dense(_checked(b, (s.outputs,)))
+    b = _padded(b, s.outputs_padded, 0)
     run = s.kernel_columns * s.channels
     line, k = run * s.outputs_padded, s.outputs_padded
     kernel = _arranged(code, s, w, flip, s.kernel_rows * line, (1, k, line, s.channels * k))
@@ -71,8 +75,7 @@ def forward(code: Code, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> t
     pooled_rows = s.images * s.rows
     slots, share = _split(pooled_rows, _threads(s))
     parallel.run(code, "forward", slots, [
-        _address(x, (s.images, s.channels, s.height, s.width)), kernel.data_ptr(), _address(b, (s.outputs_padded,)),
-        out.data_ptr(), codes.data_ptr(), pooled_rows, share, s.height, s.width, s.channels, s.kernel_rows, run,
+        x.data_ptr(), kernel.data_ptr(), b.data_ptr(), out.data_ptr(), codes.data_ptr(), pooled_rows, share, s.height, s.width, s.channels, s.kernel_rows, run,
         s.outputs_padded, s.rows, s.columns,
     ])  # fmt: skip
     return tuple(_cut(t, s.outputs, 3).permute(0, 3, 1, 2) for t in (out, codes))
@@ -87,11 +90,15 @@ def backward(
     s = sizes_of(*shapes, code.lanes)
     few, for_x, for_w = s.few, w is not None, x is not None
     channels = s.channels if few else s.channels_padded
+    pooled = (s.images, s.outputs, s.rows, s.columns)
+    _checked(g, pooled)
+    _checked(codes, pooled, torch.uint8)
+    if for_x:
+        _checked(w, shapes[1])
     if for_w:
-        x = _dense(x, torch.contiguous_format) if few else _padded(_dense(x, torch.channels_last), channels, 1)
+        _checked(x, shapes[0])
+        x = _dense(x) if few else _padded(_dense(x, torch.channels_last), channels, 1)
     g, codes = (_padded(_dense(t, torch.channels_last), s.outputs_padded, 1) for t in (g, codes))
-    pooled = (s.images, s.outputs_padded, s.rows, s.columns)
-
     cells, image = s.rows * s.columns, channels * s.height * s.width
     few_run = -(-s.kernel_columns // derivatives.FEW_COLUMNS) * derivatives.FEW_COLUMNS
     sums = s.kernel_rows * (few_run if few else s.kernel_columns) * channels * s.outputs_padded if for_w else 0
@@ -107,8 +114,8 @@ def backward(
         dx = memory.new(s.images, s.height, s.width, s.channels_padded)
     zero_code = ZERO if subgradient else -1
     parallel.run(code, "backward", slots, [
-        _address(x, (s.images, channels, s.height, s.width)) if for_w else 0, 0 if kernel is None else kernel.data_ptr(),
-        _address(g, pooled), _address(codes, pooled, torch.uint8), 0 if dx is None else dx.data_ptr(),
+        x.data_ptr() if for_w else 0, kernel.data_ptr() if for_x else 0, g.data_ptr(), codes.data_ptr(),
+        dx.data_ptr() if for_x else 0,
         dw_sums.data_ptr(), db_sums.data_ptr(), odd.data_ptr(), scratch.data_ptr(), bytes_of_slot,
         s.images, share, s.height, s.width, channels, s.channels_padded, s.kernel_rows, s.kernel_columns,
         s.outputs_padded, s.rows, s.columns, for_x, for_w, few, zero_code, parallel.as_float(subgradient),
@@ -130,22 +137,19 @@ def backward(
 # ---------------------------------------------------------------------------------------------- at the door
 
 
-def _address(t: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> int:
-    """Where ``t`` lies, which must be all there: a kernel reads every byte that this shape promises."""
-    there = t.untyped_storage().nbytes() - t.storage_offset() * t.element_size()
-    if tuple(t.shape) != shape or t.dtype is not dtype or there < math.prod(shape) * t.element_size():
+def _checked(t: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """``t``, which must be this, and all there."""
+    if tuple(t.shape) != tuple(shape) or t.dtype is not dtype or t.device.type != "cpu" or not is_all_there(t):
+        held = t.untyped_storage().nbytes()
         raise ValueError(
-            f"conv_pool: expected {dtype} of shape {shape}, got {t.dtype} of {tuple(t.shape)} with {there} bytes"
+            f"conv_pool: expected {dtype} of shape {tuple(shape)} on the CPU, got {t.dtype} of {tuple(t.shape)} "
+            f"on {t.device} in {held} bytes"
         )
-    return t.data_ptr()
+    return t
 
 
-def _dense(t: Tensor, order: torch.memory_format) -> Tensor:
+def _dense(t: Tensor, order: torch.memory_format = torch.contiguous_format) -> Tensor:
     return t.resolve_neg().contiguous(memory_format=order)
-
-
-def _biases(s: Sizes, b: Tensor | None) -> Tensor:
-    return memory.new(s.outputs, zeros=True) if b is None else b.resolve_neg().contiguous()
 
 
 def _padded(t: Tensor, size: int, dim: int) -> Tensor:
@@ -185,7 +189,7 @@ def _split(count: int, slots: int) -> tuple[int, int]:
 def _arranged(code: Code, s: Sizes, w: Tensor, flip: bool, size: int, steps: tuple[int, int, int, int]) -> Tensor:
     """``w`` in a kernel's order, zeros where it is padded."""
     kernel = memory.new(size, zeros=size != w.numel())
-    _move(code, "arrange", s, w.resolve_neg().contiguous(), kernel, flip, steps)
+    _move(code, "arrange", s, _dense(w), kernel, flip, steps)
     return kernel
 
 
@@ -199,11 +203,10 @@ def _move(
     if flip:
         first += (s.kernel_rows - 1) * p + (s.kernel_columns - 1) * q
         p, q = -p, -q
-    shape = (s.outputs, s.channels, s.kernel_rows, s.kernel_columns)
     parts, share = _split(s.outputs, min(torch.get_num_threads(), 1 + s.outputs * s.weights_of_one // 4096))
     db, db_sums = bias or (None, None)
     parallel.run(code, kernel, parts, [
-        0 if seen is None else _address(seen, shape), first, s.outputs, share,
+        0 if seen is None else seen.data_ptr(), first, s.outputs, share,
         0 if seen is None else s.channels, s.kernel_rows, s.kernel_columns, k, r, p, q, slots, 4 * step_slot,
         0 if db is None else db.data_ptr(), 0 if db is None else db_sums.data_ptr(), s.outputs_padded,
     ])  # fmt: skip

@@ -163,7 +163,7 @@ def _tile_sum(
     """Adds Σ s·v to a tile that begins at ``to`` and has rows ``line`` bytes apart; ``terms`` calls what it is given with
     each s, in every lane, and with the address of v, whose rows are ``step`` bytes apart."""
     places = [(r, c * emit.bytes_of_vector) for r in range(tile[0]) for c in range(tile[1])]
-    totals = [emit.variable(emit.load(to + line * r + c, emit.floats)) for r, c in places]
+    totals = [emit.variable(emit.number(emit.floats, 0)) for _ in places]
 
     def add(s: Value, v: Value) -> None:
         for total, (r, c) in zip(totals, places, strict=True):
@@ -171,7 +171,8 @@ def _tile_sum(
 
     terms(add)
     for total, (r, c) in zip(totals, places, strict=True):
-        emit.store(total.get(), to + line * r + c)
+        address = to + line * r + c
+        emit.store(emit.load(address, emit.floats) + total.get(), address)  # a sum of sums rounds less
 
 
 def _weights_of_many(emit: Emitter, a: SimpleNamespace, first: Value, images: Value) -> None:
@@ -220,7 +221,7 @@ def _weights_of_few(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -
 def _few_tile(emit: Emitter, a: SimpleNamespace, height: int, to: Value, source: Value, delta: Value) -> None:
     places = [(p, q) for p in range(height) for q in range(FEW_COLUMNS)]
     addresses = [to + (a.few_run * p + q) * a.outputs * 4 for p, q in places]
-    totals = [emit.variable(emit.load(address, emit.floats)) for address in addresses]
+    totals = [emit.variable(emit.number(emit.floats, 0)) for _ in places]
     line = a.width * 4
     with emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
         here = delta + (i * a.columns + j) * a.outputs
@@ -232,7 +233,7 @@ def _few_tile(emit: Emitter, a: SimpleNamespace, height: int, to: Value, source:
             top = x + line * p
             total.set(emit.fma(emit.pick(top, top + line, right + q, lower), value, total.get()))  # eq. (3)
     for total, address in zip(totals, addresses, strict=True):
-        emit.store(total.get(), address)
+        emit.store(emit.load(address, emit.floats) + total.get(), address)
 
 
 def _inputs(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:

@@ -13,7 +13,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from manualgrad.kernels.codes import DEAD, ZERO
-from manualgrad.kernels.vectors import Emitter, Value, Variable
+from manualgrad.kernels.vectors import INT64, Emitter, Value, Variable
+
+SUMMED = 128  # products at most that are added one after the other, or so many as one p has
 
 ARGUMENTS = (
     "*x",  # [image][height][width][channels]
@@ -64,8 +66,29 @@ def _tile(emit: Emitter, a: SimpleNamespace, x: Value, to: Value, k: Value, grou
     """``cells`` windows, of which the first begins at ``x``, for ``groups`` vectors of channels from k."""
     biases = [emit.load(a.b + k * 4 + g * emit.bytes_of_vector, emit.floats) for g in range(groups)]
     z = [[[emit.variable(bias) for bias in biases] for _place in range(4)] for _cell in range(cells)]
-    pixel, line = a.channels * 4, a.width * a.channels * 4
-    with emit.loop(0, a.kernel_rows) as p, emit.loop(0, a.run) as qr:
+    every = [variable for of_cell in z for of_place in of_cell for variable in of_place]
+    lines = emit.select(a.run < SUMMED, emit.number(INT64, SUMMED) // a.run, emit.number(INT64, 1))
+    with emit.each_part(a.kernel_rows, lines) as (p, after), emit.each_part(a.run, SUMMED) as (qr, end):
+        before = [variable.get() for variable in every]  # set aside; a sum of sums rounds less than one long sum
+        for variable in every:
+            variable.set(emit.number(emit.floats, 0))
+        _sums(emit, a, x, k, (p, after), (qr, end), z)
+        for variable, others in zip(every, before, strict=True):
+            variable.add(others)
+    for cell in range(cells):
+        for g in range(groups):
+            out, code = maximum(emit, [z[cell][place][g].get() for place in range(4)])
+            where = to + a.outputs * cell + g * emit.lanes
+            emit.store(out, a.out + where * 4)
+            emit.store(emit.narrowed(code, emit.bytes), a.code + where)
+
+
+def _sums(
+    emit: Emitter, a: SimpleNamespace, x: Value, k: Value, lines: tuple[Value, Value], run: tuple[Value, Value], z: list
+) -> None:
+    """Adds to each z the products of some p and (q, r)."""
+    pixel, line, cells, groups = a.channels * 4, a.width * a.channels * 4, len(z), len(z[0][0])
+    with emit.loop(*lines) as p, emit.loop(*run) as qr:
         upper = x + p * line + qr * 4
         lower = upper + line
         w = a.w + ((p * a.run + qr) * a.outputs + k) * 4
@@ -75,12 +98,6 @@ def _tile(emit: Emitter, a: SimpleNamespace, x: Value, to: Value, k: Value, grou
                 value = emit.broadcast(place + pixel * column)
                 for g in range(groups):
                     _accumulate(emit, z[column // 2][2 * row + column % 2][g], value, weights[g])  # eq. (1)
-    for cell in range(cells):
-        for g in range(groups):
-            out, code = maximum(emit, [z[cell][place][g].get() for place in range(4)])
-            where = to + a.outputs * cell + g * emit.lanes
-            emit.store(out, a.out + where * 4)
-            emit.store(emit.narrowed(code, emit.bytes), a.code + where)
 
 
 def _accumulate(emit: Emitter, total: Variable, a: Value, b: Value) -> None:

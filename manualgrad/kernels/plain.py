@@ -34,8 +34,15 @@ def is_served(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bo
                 and t.device.type == "cpu"
                 and t.layout is torch.strided
                 and not t._is_zerotensor()
-                and t.untyped_storage().nbytes() >= (t.storage_offset() + t.numel()) * t.element_size()
             )
             for t in tensors
         )
     )
+
+
+def is_all_there(x: Tensor) -> bool:
+    """Whether the memory behind ``x`` holds all of it: a storage may have been made smaller."""
+    if x.numel() == 0:
+        return True
+    last = x.storage_offset() + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return x.untyped_storage().nbytes() >= (last + 1) * x.element_size()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.kernels import machine, memory, parallel
-from manualgrad.kernels.plain import is_served
+from manualgrad.kernels.plain import is_all_there, is_served
 
 FEW = 1 << 13  # numbers, up to which a loop over single ones is quicker than operators on vectors
 WORTH_A_THREAD = 1 << 15  # numbers; torch has the same
@@ -21,7 +21,7 @@ def _served(*tensors: Tensor) -> bool:
         z.dim() == 2
         and 0 < z.numel() <= FEW
         and is_served(*tensors)
-        and all(t.is_contiguous() and not t.is_neg() for t in tensors)
+        and all(t.is_contiguous() and not t.is_neg() and is_all_there(t) for t in tensors)
         and machine.in_use() is not None
     )
 
@@ -60,7 +60,7 @@ def labels_distribution(labels: Tensor, like: Tensor, classes: int, ignored: int
     """y of equation (14); None too where a label is no class, or no row counts, both of which are for the formula."""
     if labels.dim() != 1 or not 0 < labels.numel() * classes <= FEW or like.dtype is not torch.float32:
         return None
-    if not is_served(labels, dtype=torch.int64) or not labels.is_contiguous() or machine.in_use() is None:
+    if not is_served(labels, dtype=torch.int64) or not labels.is_contiguous() or not is_all_there(labels) or machine.in_use() is None:
         return None
     y, counts = memory.new(len(labels), classes), (ctypes.c_int64 * 2)()
     parallel.run(machine.in_use(), "targets", 1, [
@@ -75,7 +75,7 @@ def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor | Non
         return None
     alike = g.is_contiguous() and z.is_contiguous()
     last = g.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (g, z))
-    if not alike and not last:
+    if not alike and not last or not is_all_there(g) or not is_all_there(z):
         return None
     dz, floats = memory.new(z.numel()).as_strided(z.shape, z.stride()), z.numel()
     slots = max(1, min(torch.get_num_threads(), floats // WORTH_A_THREAD))

@@ -273,6 +273,14 @@ class Emitter:
         self.builder.position_at_end(after)
 
     @contextmanager
+    def each_part(self, count: Value, size: Value | int) -> Iterator[tuple[Value, Value]]:
+        """The numbers below ``count``, ``size`` at a time: the first of each part, and the first after it."""
+        size = size if isinstance(size, Value) else self.number(INT64, size)
+        with self.loop(0, (count + size - 1) // size) as part:
+            start = part * size
+            yield start, self.select(start + size < count, start + size, count)
+
+    @contextmanager
     def each_bit(self, bits: Value) -> Iterator[Value]:
         """For the place of every 1 of ``bits``, from the lowest."""
         body, after = (self.function.append_basic_block(name) for name in ("bit", "after"))
