@@ -38,9 +38,8 @@ class Layer:
     """f^l and what it met on the way forward, in the document's layout.
 
     ``x`` and ``z`` are x^l and z^l; ``w`` is w^l, (P+1, Q+1, R, K) or (I, J). A convolution has a ``geometry``, and
-    the ``code`` of each of its windows: where the maximum came from, and what R' is there (see ``fused.py``). Its z is
-    not kept: nothing but a reader asks for it.
-    """
+    the ``code`` of each of its windows: where the maximum came from, and what R' is there (see ``fused.py``). Its z
+    is not kept: nothing but a reader asks for it."""
 
     x: Tensor
     w: Tensor
@@ -95,7 +94,8 @@ def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
 
 
 def _received(layer: Layer, g: Tensor, subgradient: float) -> Tensor:
-    """What a layer hears from the one above, from the gradient ``g`` of its x^{l+1}: δ^l, or what P⁻¹ has yet to spread."""
+    """What a layer hears from the one above, from the gradient ``g`` of its x^{l+1}: δ^l, or what P⁻¹ has yet to
+    spread."""
     if layer.geometry is None:
         return rectified_gradient(g, layer.z, subgradient)  # eq. (20), ∂R/∂z
     if g.dim() == 2:
@@ -106,7 +106,9 @@ def _received(layer: Layer, g: Tensor, subgradient: float) -> Tensor:
 
 def _delta(layer: Layer, g: Tensor) -> Tensor:
     """δ^l."""
-    return g if layer.geometry is None else from_nchw(fused.spread(g, layer.code, layer.geometry))  # eq. (20), P⁻¹ and ∂R/∂z
+    if layer.geometry is None:
+        return g
+    return from_nchw(fused.spread(g, layer.code, layer.geometry))  # eq. (20), P⁻¹ and ∂R/∂z
 
 
 @torch.no_grad()
@@ -168,8 +170,8 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
             each = conv2d.weight_gradients(delta, layer.x, layer.geometry.convolution)  # eq. (21), ∂C/∂w
             weights.insert(0, each.permute(0, 4, 3, 1, 2))
             biases.insert(0, delta.sum((1, 2)))  # eq. (18)
-            g = conv2d.input_gradient(delta, layer.w, layer.geometry.convolution) if l > 0 else None  # eq. (20), ∂C/∂x
-            g = None if g is None else to_nchw(g)
+            if l > 0:
+                g = to_nchw(conv2d.input_gradient(delta, layer.w, layer.geometry.convolution))  # eq. (20), ∂C/∂x
         if l > 0:
             g = _received(layers[l - 1], g, model.subgradient)
     return Steps(probabilities, cross_entropy(last, y, False), weights, biases, layers, received)

@@ -3,9 +3,8 @@
     python tests/guard_pages.py 10000            # so many calls
     python tests/guard_pages.py --overrun after  # reads one number too many, to show that it would be noticed
 
-Each tensor, whether given to a kernel or made for it, lies against a page that nobody may touch: before its first byte,
-or behind its last. ``tests/test_kernel_memory.py`` runs a short round of it.
-"""
+Each tensor, whether given to a kernel or made for it, lies against a page that nobody may touch: before its first
+byte, or behind its last. ``tests/test_kernel_memory.py`` runs a short round of it."""
 
 from __future__ import annotations
 
@@ -36,7 +35,9 @@ def guarded(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False
         return torch.empty(shape, dtype=dtype)
     size = math.prod(shape) * dtype.itemsize
     pages = -(-size // PAGE) + 2
-    start = LIBC.mmap(None, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    start = LIBC.mmap(
+        None, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    )
     assert start not in (None, ctypes.c_void_p(-1).value), "no memory"
     for page in (start, start + (pages - 1) * PAGE):
         assert LIBC.mprotect(page, PAGE, 0) == 0
@@ -116,7 +117,9 @@ def main() -> None:
     draw = random.Random(options.seed)
     torch.manual_seed(options.seed)
     seen = [one_call(draw) for _ in range(options.calls)]
-    print(f"{seen.count('convolution')} calls of the convolution's kernels and {seen.count('small')} of the small ones")
+    print(
+        f"{seen.count('convolution')} calls of the convolution's kernels and {seen.count('small')} of the small ones"
+    )
 
 
 if __name__ == "__main__":

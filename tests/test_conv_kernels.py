@@ -185,9 +185,10 @@ def test_any_byte_may_come_as_a_code(instructions):
 
 @every_set
 @pytest.mark.parametrize("case", SHAPES[:3], ids=str)
-@pytest.mark.parametrize("images", [8, 200])
+@pytest.mark.parametrize("images", [8, 100])
 def test_errors_are_at_most_twice_natives(instructions, case, images):
-    """Against float64, in the norm and at the worst place; 2 units in the last place of the largest number are free."""
+    """Against float64: the worst value, the median gradient; 2 units in the last place of the largest number are
+    free."""
     kernels.choose(instructions)
     x, w, b = replace(case, images=images).tensors(torch.randn)
     w = w / w[0].numel() ** 0.5
@@ -199,8 +200,8 @@ def test_errors_are_at_most_twice_natives(instructions, case, images):
         return F.max_pool2d(F.relu(F.conv2d(x, w.flip(2, 3), b)), 2)
 
     truth = torch.autograd.grad(native(*exact), exact, g.double())
-    # Where two values of a window nearly tie, float32 sends δ elsewhere: native and ours are wrong alike, if not in the
-    # same windows. There are such windows, or none; a gradient of such a window is of the size of g.
+    # Where two values of a window nearly tie, float32 sends δ elsewhere, native in other windows than ours: the worst
+    # place shows who had such a window, the median who rounds worse.
     ours = torch.autograd.grad(conv2d_relu_max_pool2d(*leaves), leaves, g)
     theirs = torch.autograd.grad(native(*leaves), leaves, g)
     assert type(conv2d_relu_max_pool2d(*leaves).grad_fn).__name__ == "ConvReLUPoolBackward"
@@ -262,7 +263,9 @@ def test_the_kernels_are_used(calls):
 
 
 @needs_kernels
-@pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (True, True, True), (False, False, True)])
+@pytest.mark.parametrize(
+    "needed", [(True, False, False), (False, True, False), (True, True, True), (False, False, True)]
+)
 def test_each_gradient_is_the_same_without_the_others(needed):
     tensors = Case(3, 4, 8, (3, 2), (4, 5)).tensors(torch.randn)
     everything = [t.clone().requires_grad_() for t in tensors]
@@ -355,9 +358,8 @@ def test_a_compiled_graph_has_them_as_operators(calls):
     pooled, code = torch.ops.manualgrad.conv_relu_pool(x, w, b, True)
     torch.library.opcheck(torch.ops.manualgrad.conv_relu_pool.default, (x, w, b, True))
     shapes = (list(x.shape), list(w.shape))
-    for a, c in ((x, w), (x, None), (None, w)):
-        arguments = (torch.randn_like(pooled), a, c, code, *shapes, True, 0.5)
-        torch.library.opcheck(torch.ops.manualgrad.conv_relu_pool_backward.default, arguments)
+    arguments = (torch.randn_like(pooled), x, None, code, *shapes, True, 0.5)
+    torch.library.opcheck(torch.ops.manualgrad.conv_relu_pool_backward.default, arguments)
 
 
 # -------------------------------------------------------------------------------------------------- the door

@@ -1,5 +1,5 @@
-"""Promise: forks, spawned processes and several threads get the same numbers from the kernels, and do not hang; what is
-cached is used only for what it was made of; and one is told which kernels there are."""
+"""Promise: forks, spawned processes and several threads get the same numbers from the kernels, and do not hang; what
+is cached is used only for what it was made of; and one is told which kernels there are."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def as_before():
 
 
 def numbers(seed: int = 0) -> bytes:
-    """Output and gradients of one stage, enough work for several threads, of which torch's own operators have too little:
-    those hang in a fork of a process that had threads."""
+    """Output and gradients of one stage, enough work for several threads, of which torch's own operators have too
+    little: those hang in a fork of a process that had threads."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(14, 12, 12, 16, generator=generator).permute(0, 3, 1, 2).requires_grad_()
     w = torch.randn(32, 16, 5, 5, generator=generator).requires_grad_()
@@ -113,7 +113,8 @@ def test_fewer_threads_than_were_asked_for():
     program = "import torch; torch.set_num_threads(3); import test_kernel_processes as t; print(t.numbers().hex())"
     found = {
         subprocess.run(
-            [sys.executable, "-c", program], cwd=os.path.dirname(__file__), capture_output=True, text=True, check=True,
+            [sys.executable, "-c", program],
+            cwd=os.path.dirname(__file__), capture_output=True, text=True, check=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **limit},
         ).stdout
         for limit in ({}, {"OMP_THREAD_LIMIT": "2"}, {"OMP_THREAD_LIMIT": "1"})
@@ -234,10 +235,9 @@ def test_where_there_are_none_formulas_serve(change, why, monkeypatch):
 
 @pytest.mark.parametrize("value", ["avx2", "off", "nonsense"])
 def test_the_environment_chooses(value):
-    done = subprocess.run(
-        [sys.executable, "-c", "from manualgrad import kernels; print(kernels.available())"],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), machine.VARIABLE: value},
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), machine.VARIABLE: value}
+    program = "from manualgrad import kernels; print(kernels.available())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     if value == "nonsense":
         assert "MANUALGRAD_KERNELS=nonsense: kernels are 'auto'" in done.stderr
     else:

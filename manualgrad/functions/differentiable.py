@@ -20,10 +20,9 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     TorchDynamo refuses a Function that has a ``jvp``, and never uses it: a compiled graph runs in reverse mode
     alone. While it traces, it is given a twin without one. Everywhere else, forward mode is ours.
 
-    Where nothing will be differentiated, as in most backwards, a Function is its ``forward``. Where something will be,
-    but by no transform of ``torch.func``, PyTorch's ``Function.apply`` would do two things before it calls its own base:
-    bind default arguments, of which ours have none, and what is done here.
-    """
+    Where nothing will be differentiated, as in most backwards, a Function is its ``forward``. Where something will
+    be, but by no transform of ``torch.func``, PyTorch's ``Function.apply`` would do two things before it calls its
+    own base: bind default arguments, of which ours have none, and what is done here."""
     # What Function.apply binds arguments by; known beforehand, each call is a third faster.
     function.forward.__signature__ = inspect.signature(function.forward)
     reverse_only = type(function.__name__, (function,), {"jvp": Function.jvp, "__doc__": function.__doc__})

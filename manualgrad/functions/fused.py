@@ -118,8 +118,8 @@ def values(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[
 def gradients(
     g: Tensor, x: Tensor | None, w: Tensor | None, code: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
-    """Those of x, w and b that are needed, if a kernel serves; x may be missing where w's gradient is not needed, and the
-    other way round."""
+    """Those of x, w and b that are needed, if a kernel serves; x may be missing where w's gradient is not needed, and
+    the other way round."""
     if not torch.compiler.is_compiling():
         found = kernels.backward(g, x, w, code, geometry, needed[:2])
     elif not any(needed[:2]) or not kernels.would_serve(geometry, g, x, w):

@@ -18,7 +18,8 @@ Reduction = Literal["mean", "sum", "none"]
 
 @dataclass(frozen=True)
 class Distribution:
-    """``y``: the weight of −log S for each class, classes last; ``nothing``: whether the mean is one of no examples."""
+    """``y``: the weight of −log S for each class, classes last; ``nothing``: whether the mean is one of no
+    examples."""
 
     y: Tensor
     nothing: Tensor | bool

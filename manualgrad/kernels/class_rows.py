@@ -1,4 +1,5 @@
-"""Softmax and its cross-entropy for a few rows of classes, and y from labels: loops instead of a dozen operators each.
+"""Softmax and its cross-entropy for a few rows of classes, and y from labels: loops instead of a dozen operators
+each.
 
     S_i       = e^{z_i − max z} / Σ_k e^{z_k − max z}                              (11)
     J^b       = −Σ_i y_i (z_i − max z − log Σ_k e^{z_k − max z}), y_i = 0 adding 0    (14)

@@ -1,9 +1,8 @@
 """The kernels as machine code for the processor at hand, compiled once and kept in a cache folder.
 
 The processor is looked at first: LLVM ends the process where it is asked for instructions that are not there. What a
-cached file is named after is a hash of all that it was made of, the LLVM instructions themselves, so that no edit to a
-kernel, to the vector layer or to LLVM's version leaves an old one in use.
-"""
+cached file is named after is a hash of all that it was made of, the LLVM instructions themselves, so that no edit to
+a kernel, to the vector layer or to LLVM's version leaves an old one in use."""
 
 from __future__ import annotations
 
@@ -100,9 +99,8 @@ def code(instructions: str) -> Code:
     text = emitted(lanes)
     engine.add_object_file(llvm.ObjectFileRef.from_data(_cached(text, instructions, lambda: _compile(text, machine))))
     engine.finalize_object()
-    addresses = {
-        name: engine.get_function_address(name) for kernel in _kernels() for name in (f"{kernel}_team", f"{kernel}_alone")
-    }
+    names = [f"{kernel}_{suffix}" for kernel in _kernels() for suffix in ("team", "alone")]
+    addresses = {name: engine.get_function_address(name) for name in names}
     return Code(instructions, lanes, addresses, engine)
 
 

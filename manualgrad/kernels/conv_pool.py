@@ -1,4 +1,5 @@
-"""The kernels for P(R(C(x, w) + b)), as functions of tensors: what they take, and all that keeps them inside of it."""
+"""The kernels for P(R(C(x, w) + b)), as functions of tensors: what they take, and all that keeps them inside of
+it."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Sizes:
 
 
 def sizes_of(x: Sequence[int], w: Sequence[int], lanes: int) -> Sizes:
-    """Of the shapes (B, R, H, W) and (K, R, P+1, Q+1); raises ValueError where they do not fit, or leave no window."""
+    """Of the shapes (B, R, H, W) and (K, R, P+1, Q+1); raises ValueError where they do not fit, or leave no
+    window."""
     if len(x) != 4 or len(w) != 4 or x[1] != w[1] or min(*x[1:], *w) < 1:
         raise ValueError(f"conv_pool: got x of shape {tuple(x)} and w of {tuple(w)}")
     (images, channels, height, width), (outputs, _, p, q) = x, w
@@ -61,7 +63,8 @@ def sizes_of(x: Sequence[int], w: Sequence[int], lanes: int) -> Sizes:
 
 
 def forward(code: Code, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
-    """P(R(C(x, w) + b)) and the codes, (B, K, I, J), channels last in memory; with ``flip`` as (1), else a correlation."""
+    """P(R(C(x, w) + b)) and the codes, (B, K, I, J), channels last in memory; with ``flip`` as (1), else a
+    correlation."""
     s = sizes_of(x.shape, w.shape, code.lanes)
     _checked(w, w.shape)
     x = _dense(_checked(x, x.shape), torch.channels_last)
@@ -75,18 +78,19 @@ def forward(code: Code, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> t
     pooled_rows = s.images * s.rows
     slots, share = _split(pooled_rows, _threads(s))
     parallel.run(code, "forward", slots, [
-        x.data_ptr(), kernel.data_ptr(), b.data_ptr(), out.data_ptr(), codes.data_ptr(), pooled_rows, share, s.height, s.width, s.channels, s.kernel_rows, run,
-        s.outputs_padded, s.rows, s.columns,
+        x.data_ptr(), kernel.data_ptr(), b.data_ptr(), out.data_ptr(), codes.data_ptr(), pooled_rows, share,
+        s.height, s.width, s.channels, s.kernel_rows, run, s.outputs_padded, s.rows, s.columns,
     ])  # fmt: skip
     return tuple(_cut(t, s.outputs, 3).permute(0, 3, 1, 2) for t in (out, codes))
 
 
 def backward(
-    code: Code, g: Tensor, x: Tensor | None, w: Tensor | None, codes: Tensor, shapes: tuple[Sequence[int], Sequence[int]],
-    flip: bool, subgradient: float,
+    code: Code, g: Tensor, x: Tensor | None, w: Tensor | None, codes: Tensor,
+    shapes: tuple[Sequence[int], Sequence[int]], flip: bool, subgradient: float,
 ) -> tuple[Tensor | None, Tensor | None, Tensor] | None:  # fmt: skip
-    """Δx if there is w, Δw if there is x, and Δb, from the gradient ``g`` of P(R(C(x, w) + b)), ``shapes`` being those of x
-    and w. None where x or w is not finite, and the formula, which makes 0·∞ = NaN of that, has to serve."""
+    """Δx if there is w, Δw if there is x, and Δb, from the gradient ``g`` of P(R(C(x, w) + b)), ``shapes`` being
+    those of x and w. None where x or w is not finite, and the formula, which makes 0·∞ = NaN of that, has to
+    serve."""
     s = sizes_of(*shapes, code.lanes)
     few, for_x, for_w = s.few, w is not None, x is not None
     channels = s.channels if few else s.channels_padded

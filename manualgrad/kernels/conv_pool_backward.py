@@ -1,13 +1,14 @@
-"""The derivatives of P(R(C(x, w) + b)) from the codes that the forward kernel left, for (1) with stride 1, windows of 2×2.
+"""The derivatives of P(R(C(x, w) + b)) from the codes that the forward kernel left, for (1) with stride 1, windows of
+2×2.
 
     δ_ijk  = g_ijk R'_ijk, sent by P⁻¹ to one place of its window                    (4), (10)
     Δb_k   = Σ_ij δ_ijk                                                              (17)
     Δw_pqrk = Σ_ij δ_ijk x_(s+p)(t+q)r, (s, t) being the place that δ_ijk is sent to (3)
     Δx_(s+p)(t+q)r = Σ_ijk δ_ijk w_(P−p)(Q−q)rk                                      (2)
 
-P⁻¹(g) is never written down, and only live places are multiplied: one in four at most. Here w is [k][p][q][r], and Δw too,
-both already flipped: Δw_pqrk is that of w_(P−p)(Q−q)rk. For the sums over places, a list for each k names the live ones
-(``_weights_of_many``); where x has few channels r, a vector of k picks from the 2×2 shifted images instead
+P⁻¹(g) is never written down, and only live places are multiplied: one in four at most. Here w is [k][p][q][r], and Δw
+too, both already flipped: Δw_pqrk is that of w_(P−p)(Q−q)rk. For the sums over places, a list for each k names the
+live ones (``_weights_of_many``); where x has few channels r, a vector of k picks from the 2×2 shifted images instead
 (``_weights_of_few``). For Δx a bit for each k says who is live.
 
 Not multiplying by 0 is not the same where x or w is infinite or NaN: the formula makes NaN of it. ``odd`` tells.
@@ -139,7 +140,8 @@ def _deltas(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
 
 
 def _tiles(emit: Emitter, rows: Value, run: Value, most: tuple[int, int]) -> Iterator[tuple[Value, Value, int, int]]:
-    """Covers rows × run floats by tiles: (first row, first float, rows, vectors), as large as ``most`` and then of 1."""
+    """Covers rows × run floats by tiles: (first row, first float, rows, vectors), as large as ``most`` and then of
+    1."""
     vector = emit.lanes
     for height in dict.fromkeys((most[0], 1)):
         whole = rows - rows % most[0]
@@ -157,11 +159,11 @@ def _largest_tile(emit: Emitter) -> tuple[int, int]:
 
 
 def _tile_sum(
-    emit: Emitter, tile: tuple[int, int], to: Value, line: Value, terms: Callable[[Callable[[Value, Value], None]], None],
-    step: Value,
+    emit: Emitter, tile: tuple[int, int], to: Value, line: Value,
+    terms: Callable[[Callable[[Value, Value], None]], None], step: Value,
 ) -> None:  # fmt: skip
-    """Adds Σ s·v to a tile that begins at ``to`` and has rows ``line`` bytes apart; ``terms`` calls what it is given with
-    each s, in every lane, and with the address of v, whose rows are ``step`` bytes apart."""
+    """Adds Σ s·v to a tile that begins at ``to`` and has rows ``line`` bytes apart; ``terms`` calls what it is given
+    with each s, in every lane, and with the address of v, whose rows are ``step`` bytes apart."""
     places = [(r, c * emit.bytes_of_vector) for r in range(tile[0]) for c in range(tile[1])]
     totals = [emit.variable(emit.number(emit.floats, 0)) for _ in places]
 
@@ -260,5 +262,3 @@ def _inputs(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
                         add(emit.broadcast(delta + o * 4), source + o * a.kernel_rows * a.x_run * 4)  # eq. (2)
 
                 _tile_sum(emit, tile, corner + p * line + v * 4, line, terms, a.x_run * 4)
-
-

@@ -84,7 +84,13 @@ def _tile(emit: Emitter, a: SimpleNamespace, x: Value, to: Value, k: Value, grou
 
 
 def _sums(
-    emit: Emitter, a: SimpleNamespace, x: Value, k: Value, lines: tuple[Value, Value], run: tuple[Value, Value], z: list
+    emit: Emitter,
+    a: SimpleNamespace,
+    x: Value,
+    k: Value,
+    lines: tuple[Value, Value],
+    run: tuple[Value, Value],
+    z: list,
 ) -> None:
     """Adds to each z the products of some p and (q, r)."""
     pixel, line, cells, groups = a.channels * 4, a.width * a.channels * 4, len(z), len(z[0][0])
@@ -115,5 +121,3 @@ def maximum(emit: Emitter, z: list[Value]) -> tuple[Value, Value]:
     nothing = emit.select(z[0] == 0, emit.number(emit.ints, ZERO), emit.number(emit.ints, DEAD))
     zero = emit.number(emit.floats, 0)
     return emit.select(alive, best, zero), emit.select(alive, code, nothing)  # eq. (9)
-
-

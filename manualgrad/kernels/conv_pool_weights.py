@@ -39,10 +39,14 @@ def _share(emit: Emitter, a: SimpleNamespace) -> Iterator[Value]:
 @contextmanager
 def _each(emit: Emitter, a: SimpleNamespace) -> Iterator[tuple[Value, Value]]:
     """The two addresses of every weight in this slot's share."""
-    with _share(emit, a) as k:
-        with emit.loop(0, a.channels) as r, emit.loop(0, a.kernel_rows) as p, emit.loop(0, a.kernel_columns) as q:
-            seen = ((k * a.channels + r) * a.kernel_rows + p) * a.kernel_columns + q
-            yield a.seen + seen * 4, a.other + k * a.step_k + r * a.step_r + p * a.step_p + q * a.step_q
+    with (
+        _share(emit, a) as k,
+        emit.loop(0, a.channels) as r,
+        emit.loop(0, a.kernel_rows) as p,
+        emit.loop(0, a.kernel_columns) as q,
+    ):
+        seen = ((k * a.channels + r) * a.kernel_rows + p) * a.kernel_columns + q
+        yield a.seen + seen * 4, a.other + k * a.step_k + r * a.step_r + p * a.step_p + q * a.step_q
 
 
 def arrange(emit: Emitter) -> None:

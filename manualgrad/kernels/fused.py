@@ -12,7 +12,8 @@ from manualgrad.kernels.plain import is_served
 
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> tuple[Tensor, Tensor] | None:
-    """P(R(z)) and the codes, (B, K, I, J); None where the formula serves. ``geometry`` is that of ``functions/fused.py``."""
+    """P(R(z)) and the codes, (B, K, I, J); None where the formula serves. ``geometry`` is that of
+    ``functions/fused.py``."""
     if not _fits(geometry) or not is_served(x, w, b) or (code := machine.in_use()) is None:
         return None
     from manualgrad.kernels import conv_pool
@@ -23,8 +24,8 @@ def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> tuple[Tens
 def backward(
     g: Tensor, x: Tensor | None, w: Tensor | None, codes: Tensor, geometry: Any, needed: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor] | None:
-    """Gradients of x and w, as ``needed``, and of b; None where the formula serves. x may be missing where only its own
-    gradient is needed, and w too."""
+    """Gradients of x and w, as ``needed``, and of b; None where the formula serves. x may be missing where only its
+    own gradient is needed, and w too."""
     for_x, for_w = needed
     if not (for_x or for_w) or not _fits(geometry) or not is_served(g, x, w):
         return None

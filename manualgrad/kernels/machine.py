@@ -22,8 +22,8 @@ os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_i
 
 @dataclass(frozen=True)
 class Available:
-    """``instructions`` is "avx512", "avx2", or None where formulas serve for everything; ``why`` says for what reason;
-    ``threads`` says how many a kernel may use, and why so many."""
+    """``instructions`` is "avx512", "avx2", or None where formulas serve for everything; ``why`` says for what
+    reason; ``threads`` says how many a kernel may use, and why so many."""
 
     instructions: str | None
     why: str
@@ -36,14 +36,15 @@ class Available:
 
 
 def available() -> Available:
-    """The kernels that float32 tensors on the CPU are given to, and why those; compiles them if that is still to be done.
+    """The kernels that float32 tensors on the CPU are given to, and why those; compiles them if that is still to be
+    done.
 
-    What a kernel does not take (other dtypes and devices, strides, padding, groups; derivatives of derivatives, forward
-    mode, ``torch.func``) is computed by the formulas everywhere.
-    """
+    What a kernel does not take (other dtypes and devices, strides, padding, groups; derivatives of derivatives,
+    forward mode, ``torch.func``) is computed by the formulas everywhere."""
     found = in_use()
     alone = parallel.why_alone()
-    threads = f"one thread: {alone}" if alone else "as many threads as torch.get_num_threads() says, in torch's own pool"
+    many = "as many threads as torch.get_num_threads() says, in torch's own pool"
+    threads = f"one thread: {alone}" if alone else many
     return Available(None if found is None else found.instructions, _why, threads)
 
 
@@ -70,7 +71,7 @@ def choose(name: str) -> None:
         if name == "off":
             found, why = (), "they were switched off"
         elif found:
-            found, why = (found[0] if name == "auto" else name,), "the best here" if name == "auto" else "as was chosen"
+            found, why = (found, "the best here") if name == "auto" else ((name,), "as was chosen")
         _in_use, _why = code(found[0]) if found else None, why
         _chosen = name
 

@@ -16,8 +16,8 @@ _BACKWARD = (
 
 
 def define(forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., tuple[Tensor, ...]]) -> tuple:
-    """Both as operators, to be called while the compiler traces. The two are given what the operators' schemas say and return
-    what those say; a gradient that is not asked for is an empty tensor."""
+    """Both as operators, to be called while the compiler traces. The two are given what the operators' schemas say
+    and return what those say; a gradient that is not asked for is an empty tensor."""
     compute = custom_op("manualgrad::conv_relu_pool", forward, mutates_args=(), schema=_FORWARD)
     differentiate = custom_op("manualgrad::conv_relu_pool_backward", backward, mutates_args=(), schema=_BACKWARD)
 

@@ -1,10 +1,9 @@
 """Kernels inside torch's own pool of threads.
 
 Torch's threads wait for work by spinning. Threads of another pool would fight with them for the cores, and each call
-would cost more than it saves; so a kernel is handed to the OpenMP library that torch itself has loaded. Work is cut into
-slots before anybody knows how many threads come: a thread takes every so-manieth slot, and what is computed depends on
-the slots alone.
-"""
+would cost more than it saves; so a kernel is handed to the OpenMP library that torch itself has loaded. Work is cut
+into slots before anybody knows how many threads come: a thread takes one slot in every so many, and what is computed
+depends on the slots alone."""
 
 from __future__ import annotations
 

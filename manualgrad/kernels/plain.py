@@ -20,8 +20,8 @@ def is_plain(x: Tensor) -> bool:
 
 
 def is_served(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether kernels can be given these: plain ones of ``dtype`` on the CPU with all their memory, while nobody watches or
-    traces operators."""
+    """Whether kernels can be given these: plain ones of ``dtype`` on the CPU with all their memory, while nobody
+    watches or traces operators."""
     return (
         not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()

@@ -1,6 +1,6 @@
 """g ∂R/∂z: g where z > 0 (or is NaN), a share of it where z = 0, else 0; in one pass.
 
-    ∂R_i/∂z_j = δ_ij where z_i > 0, ½ δ_ij where z_i = 0, 0 where z_i < 0        (10)
+∂R_i/∂z_j = δ_ij where z_i > 0, ½ δ_ij where z_i = 0, 0 where z_i < 0        (10)
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def _run(z: Tensor, y: Tensor | None, g: Tensor | None, costs: bool) -> tuple[Te
     s, cost = memory.new(rows, classes), memory.new(rows + 1 if costs else 0)
     dz = memory.new(rows, classes) if g is not None else s
     parallel.run(machine.in_use(), "class_rows", 1, [
-        z.data_ptr(), 0 if y is None else y.data_ptr(), 0 if g is None else g.data_ptr(),
-        0 if g is None else g.dim(), s.data_ptr(), cost.data_ptr(), dz.data_ptr(), rows, classes, costs, g is not None,
+        z.data_ptr(), 0 if y is None else y.data_ptr(), 0 if g is None else g.data_ptr(), 0 if g is None else g.dim(),
+        s.data_ptr(), cost.data_ptr(), dz.data_ptr(), rows, classes, costs, g is not None,
     ])  # fmt: skip
     return s, cost, dz
 
@@ -60,7 +60,12 @@ def labels_distribution(labels: Tensor, like: Tensor, classes: int, ignored: int
     """y of equation (14); None too where a label is no class, or no row counts, both of which are for the formula."""
     if labels.dim() != 1 or not 0 < labels.numel() * classes <= FEW or like.dtype is not torch.float32:
         return None
-    if not is_served(labels, dtype=torch.int64) or not labels.is_contiguous() or not is_all_there(labels) or machine.in_use() is None:
+    if (
+        not is_served(labels, dtype=torch.int64)
+        or not labels.is_contiguous()
+        or not is_all_there(labels)
+        or machine.in_use() is None
+    ):
         return None
     y, counts = memory.new(len(labels), classes), (ctypes.c_int64 * 2)()
     parallel.run(machine.in_use(), "targets", 1, [
@@ -75,7 +80,7 @@ def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor | Non
         return None
     alike = g.is_contiguous() and z.is_contiguous()
     last = g.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (g, z))
-    if not alike and not last or not is_all_there(g) or not is_all_there(z):
+    if not (alike or last) or not is_all_there(g) or not is_all_there(z):
         return None
     dz, floats = memory.new(z.numel()).as_strided(z.shape, z.stride()), z.numel()
     slots = max(1, min(torch.get_num_threads(), floats // WORTH_A_THREAD))

@@ -1,8 +1,7 @@
 """What stands around a kernel: a function for each thread of a team, and one for a thread alone.
 
-Both are given a block of 8-byte numbers: the addresses of ``omp_get_thread_num`` and ``omp_get_num_threads``, the number
-of slots, and then the kernel's arguments.
-"""
+Both are given a block of 8-byte numbers: the addresses of ``omp_get_thread_num`` and ``omp_get_num_threads``, the
+number of slots, and then the kernel's arguments."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ HEADER = 3
 
 
 def add_teams(module: ir.Module, name: str) -> None:
-    """``name_team`` runs every slot whose number leaves this thread's when divided by the threads there are; ``name_alone``
-    runs all. OpenMP may grant fewer threads than were asked for: they are counted where they run."""
+    """``name_team`` runs every slot whose number leaves this thread's when divided by the threads there are;
+    ``name_alone`` runs all. OpenMP may grant fewer threads than were asked for: they are counted where they run."""
     for suffix in ("team", "alone"):
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ADDRESS]), f"{name}_{suffix}")
         builder = ir.IRBuilder(function.append_basic_block("entry"))

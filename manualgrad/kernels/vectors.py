@@ -6,10 +6,9 @@ numbers. What it does with them is written down as LLVM instructions:
     with emit.loop(0, n) as i:
         total.set(emit.fma(emit.load(x + i * 4 * emit.lanes, emit.floats), factor, total.get()))
 
-The operators are those of C, without a check: addresses count bytes, whole numbers are divided as if they had no sign,
-comparisons of floats are false where a NaN is compared. A number of Python's becomes a constant of the other side's type. Where a kernel may read and
-write is for its caller to see to (``convolution.py``).
-"""
+The operators are those of C, without a check: addresses count bytes, whole numbers are divided as if they had no
+sign, comparisons of floats are false where a NaN is compared. A number of Python's becomes a constant of the other
+side's type. Where a kernel may read and write is for its caller to see to (``conv_pool.py``, ``rows.py``)."""
 
 from __future__ import annotations
 
@@ -21,7 +20,6 @@ from llvmlite import ir
 
 BIT, BYTE, INT32, INT64, DOUBLE = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.DoubleType()
 FLOAT, ADDRESS = ir.FloatType(), ir.PointerType()
-FLOAT_BYTES = 4
 
 Number = int | float
 
@@ -132,7 +130,7 @@ class Emitter:
         self.module, self.lanes = module, lanes
         self.floats, self.ints = ir.VectorType(FLOAT, lanes), ir.VectorType(INT32, lanes)
         self.bytes = ir.VectorType(BYTE, lanes)
-        self.bytes_of_vector = lanes * FLOAT_BYTES
+        self.bytes_of_vector = lanes * 4
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ADDRESS, INT64]), name)
         self.entry = self.function.append_basic_block("entry")
         self.builder = ir.IRBuilder(self.function.append_basic_block("body"))
@@ -144,8 +142,8 @@ class Emitter:
         ir.IRBuilder(self.entry).branch(self.function.blocks[1])
 
     def named(self, names: Sequence[str]) -> SimpleNamespace:
-        """The function's arguments, which lie one after the other at its address: whole numbers, or addresses where the name
-        begins with ``*``, or floats where it ends with ``.0``."""
+        """The function's arguments, which lie one after the other at its address: whole numbers, or addresses where
+        the name begins with ``*``, or floats where it ends with ``.0``."""
         found = {}
         for n, name in enumerate(names):
             type_ = ADDRESS if name.startswith("*") else FLOAT if name.endswith(".0") else INT64
@@ -237,8 +235,8 @@ class Emitter:
         return self.value(self.builder.extract_element(raw, constant(INT32, 0)))
 
     def pick(self, low: Value, high: Value, place: Value, from_high: Value) -> Value:
-        """Lane by lane the element number ``place`` (0 to 7) of ``low``, or where ``from_high`` of ``high``; those two are
-        the addresses of 8 floats each."""
+        """Lane by lane the element number ``place`` (0 to 7) of ``low``, or where ``from_high`` of ``high``; those
+        two are the addresses of 8 floats each."""
         eight = ir.VectorType(FLOAT, 8)
         low, high = self.load(low, eight), self.load(high, eight)
         if self.lanes == 16:
