@@ -17,7 +17,8 @@ _in_use: Code | None = None
 _why = ""
 
 # A fork waits until nothing is being compiled: LLVM's own locks would stay closed in the child.
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @dataclass(frozen=True)
