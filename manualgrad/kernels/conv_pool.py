@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ class Sizes:
         return self.channels * self.kernel_rows * self.kernel_columns
 
 
-def sizes_of(x: Sequence[int], w: Sequence[int], lanes: int) -> Sizes:
+@lru_cache(256)
+def sizes_of(x: tuple[int, ...], w: tuple[int, ...], lanes: int) -> Sizes:
     """Of the shapes (B, R, H, W) and (K, R, P+1, Q+1); raises ValueError where they do not fit, or leave no
     window."""
     if len(x) != 4 or len(w) != 4 or x[1] != w[1] or min(*x[1:], *w) < 1:
