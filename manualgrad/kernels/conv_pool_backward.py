@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from manualgrad.kernels.vectors import BYTE, FLOAT, INT32, INT64, Emitter, Value
 
 TOGETHER = 2  # images, whose live places share one list
+OUTPUTS_AT_ONCE = 32  # whose weights stay in the nearest cache while all windows add them to Δx; at most 64
 FEW_COLUMNS = 5  # kernel columns that _weights_of_few sums at once
 SLACK = 8  # floats beyond an image that _weights_of_few may read
 ARGUMENTS = (
@@ -243,13 +244,13 @@ def _inputs(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
     pixel, line = a.x_channels * 4, a.width * a.x_channels * 4
     dx = a.dx + image * a.height * line
     _clear(emit, dx, a.height * a.width * a.x_channels)
-    with emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j, emit.loop(0, a.outputs, 64) as k:
+    with emit.loop(0, a.outputs, OUTPUTS_AT_ONCE) as k, emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
         here = ((n * a.rows + i) * a.columns + j) * a.outputs + k
         delta, w = a.delta + here * 4, a.w + k * a.kernel_rows * a.x_run * 4
         left = a.outputs - k
         with emit.loop(0, 4) as place:
             bits = emit.variable(emit.number(INT64, 0))
-            with emit.loop(0, emit.select(left < 64, left, emit.number(INT64, 64)), emit.lanes) as lane:
+            with emit.loop(0, emit.select(left < OUTPUTS_AT_ONCE, left, emit.number(INT64, OUTPUTS_AT_ONCE)), emit.lanes) as lane:
                 places = emit.load(a.place + here + lane, emit.bytes)
                 live = places == emit.every_lane(emit.narrowed(place, BYTE))
                 bits.set(bits.get() | (emit.bits(live) << lane))
