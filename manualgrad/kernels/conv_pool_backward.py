@@ -247,10 +247,10 @@ def _inputs(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
     with emit.loop(0, a.outputs, OUTPUTS_AT_ONCE) as k, emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
         here = ((n * a.rows + i) * a.columns + j) * a.outputs + k
         delta, w = a.delta + here * 4, a.w + k * a.kernel_rows * a.x_run * 4
-        left = a.outputs - k
+        left, most = a.outputs - k, emit.number(INT64, OUTPUTS_AT_ONCE)
         with emit.loop(0, 4) as place:
             bits = emit.variable(emit.number(INT64, 0))
-            with emit.loop(0, emit.select(left < OUTPUTS_AT_ONCE, left, emit.number(INT64, OUTPUTS_AT_ONCE)), emit.lanes) as lane:
+            with emit.loop(0, emit.select(left < most, left, most), emit.lanes) as lane:
                 places = emit.load(a.place + here + lane, emit.bytes)
                 live = places == emit.every_lane(emit.narrowed(place, BYTE))
                 bits.set(bits.get() | (emit.bits(live) << lane))
