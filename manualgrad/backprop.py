@@ -17,6 +17,7 @@ The document's superscript b makes all of these quantities of one example. :func
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,26 +38,40 @@ class Layer:
     """f^l and what it met on the way forward, in the document's layout.
 
     ``x`` and ``z`` are x^l and z^l; ``w`` is w^l, (P+1, Q+1, R, K) or (I, J). A convolution has a ``geometry``, and
-    the ``code`` of each of its windows: where the maximum came from, and what R' is there (see ``fused.py``).
-    """
+    the ``code`` of each of its windows: where the maximum came from, and what R' is there (see ``fused.py``). Its z
+    is not kept: nothing but a reader asks for it."""
 
     x: Tensor
     w: Tensor
-    z: Tensor
+    b: Tensor
     geometry: fused.Geometry | None = None
     code: Tensor | None = None
+
+    @cached_property
+    @torch.no_grad()
+    def z(self) -> Tensor:
+        if self.geometry is None:
+            return weighted_sums(self.x, self.w, self.b)  # eq. (17), f = D
+        return conv2d.convolution(self.x, self.w, self.b, self.geometry.convolution)  # eq. (17), f = C
 
 
 @dataclass(frozen=True)
 class Steps:
-    """``probabilities`` is x^L, ``cost`` is J (or J^b of each example); then δ^l, Δw^l and Δb^l for l = 0 to L − 1,
-    the last two in the shape of the model's weight and bias."""
+    """``probabilities`` is x^L, ``cost`` is J (or J^b of each example); then Δw^l and Δb^l for l = 0 to L − 1, in the
+    shape of the model's weight and bias; and ``deltas``, δ^l."""
 
     probabilities: Tensor
     cost: Tensor
-    deltas: list[Tensor]
     weights: list[Tensor]
     biases: list[Tensor]
+    layers: list[Layer]
+    received: list[Tensor]
+
+    @cached_property
+    @torch.no_grad()
+    def deltas(self) -> list[Tensor]:
+        """δ^l for l = 0 to L − 1. Behind a convolution only what P⁻¹ spreads was needed: it is spread here."""
+        return [_delta(layer, g) for layer, g in zip(self.layers, self.received, strict=True)]
 
 
 @torch.no_grad()
@@ -68,39 +83,32 @@ def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
         geometry = fused.geometry_of(
             to_nchw(x), f.weight, f.bias, f.stride, f.padding, f.flip_kernel, model.subgradient
         )
-        w = from_oihw(f.weight)
-        z = conv2d.convolution(x, w, f.bias, geometry.convolution)  # eq. (17), f = C
-        pooled, code = fused.pooled_and_codes(z, geometry)
-        layers.append(Layer(x, w, z, geometry, code))
-        x = pooled  # eq. (16), σ = P∘R
+        pooled, code = fused.values(to_nchw(x), f.weight, f.bias, geometry)  # eq. (17), f = C
+        layers.append(Layer(x, from_oihw(f.weight), f.bias, geometry, code))
+        x = from_nchw(pooled)  # eq. (16), σ = P∘R
     x = flatten.flatten_image(x)  # eq. (16), σ = F∘P∘R
     for f in weighted[model.stages :]:
-        z = weighted_sums(x, f.weight.t(), f.bias)  # eq. (17), f = D
-        layers.append(Layer(x, f.weight.t(), z))
-        x = rectified(z)  # eq. (16), σ = R
+        layers.append(Layer(x, f.weight.t(), f.bias))
+        x = rectified(layers[-1].z)  # eq. (16), σ = R
     return layers, softmax_values(layers[-1].z, -1)  # eq. (16), σ = S
 
 
-@torch.no_grad()
-def deltas(layers: list[Layer], y: Tensor, eta: float, subgradient: float) -> list[Tensor]:
-    """δ^l for l = 0 to L − 1, from the last to the first; y (B, classes) need not sum to 1."""
-    last = layers[-1].z
-    found = [logits_gradient(last.new_tensor(-eta), last, y)]  # eq. (15), (19)
-    for here, below in zip(layers[:0:-1], layers[-2::-1], strict=True):  # l = L − 1 to 1, and l − 1
-        delta = found[0]
-        if here.geometry is None:
-            delta = weighted_sums(delta, here.w.t(), None)  # eq. (20), ∂D/∂x
-        else:
-            delta = conv2d.input_gradient(delta, here.w, here.geometry.convolution)  # eq. (20), ∂C/∂x
-        if below.geometry is None:
-            delta = rectified_gradient(delta, below.z, subgradient)  # eq. (20), ∂R/∂z
-        else:
-            if here.geometry is None:
-                delta = flatten.unflatten_image(delta, _image_size(below))  # F⁻¹
-            delta = fused.spread(to_nchw(delta), to_nchw(below.code), below.geometry)  # eq. (20), P⁻¹ and ∂R/∂z
-            delta = from_nchw(delta)
-        found.insert(0, delta)
-    return found
+def _received(layer: Layer, g: Tensor, subgradient: float) -> Tensor:
+    """What a layer hears from the one above, from the gradient ``g`` of its x^{l+1}: δ^l, or what P⁻¹ has yet to
+    spread."""
+    if layer.geometry is None:
+        return rectified_gradient(g, layer.z, subgradient)  # eq. (20), ∂R/∂z
+    if g.dim() == 2:
+        g = flatten.unflatten_image(g, _image_size(layer))  # eq. (20), F⁻¹
+        return to_nchw(g)
+    return g
+
+
+def _delta(layer: Layer, g: Tensor) -> Tensor:
+    """δ^l."""
+    if layer.geometry is None:
+        return g
+    return from_nchw(fused.spread(g, layer.code, layer.geometry))  # eq. (20), P⁻¹ and ∂R/∂z
 
 
 @torch.no_grad()
@@ -116,17 +124,27 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
         TypeError, ValueError, IndexError: targets that :func:`manualgrad.functional.softmax_cross_entropy` refuses.
     """
     layers, probabilities = forward(model, x)
-    y = target_distribution(layers[-1].z, target, None, -100, "mean", 0.0).y
-    found = deltas(layers, y, eta, model.subgradient)
-    weights, biases = [], []
-    for layer, delta in zip(layers, found, strict=True):
+    last = layers[-1].z
+    y = target_distribution(last, target, None, -100, "mean", 0.0).y
+    g, weights, biases, received = logits_gradient(last.new_tensor(-eta), last, y), [], [], []  # eq. (15), (19)
+    for l in range(len(layers) - 1, -1, -1):  # noqa: E741
+        layer = layers[l]
+        received.insert(0, g)
         if layer.geometry is None:
-            weights.append(weighted_sums(delta.t(), layer.x, None))  # eq. (21), ∂D/∂w
-            biases.append(bias_gradient(delta))  # eq. (18)
+            g, w, b = (
+                weighted_sums(g, layer.w.t(), None),  # eq. (20), ∂D/∂x
+                weighted_sums(g.t(), layer.x, None),  # eq. (21), ∂D/∂w
+                bias_gradient(g),  # eq. (18)
+            )
         else:
-            weights.append(to_oihw(conv2d.weight_gradient(delta, layer.x, layer.geometry.convolution)))  # eq. (21)
-            biases.append(bias_gradient(to_nchw(delta)))  # eq. (18)
-    return Steps(probabilities, cross_entropy(layers[-1].z, y, True), found, weights, biases)
+            g, w, b = fused.all_gradients(
+                g, to_nchw(layer.x), to_oihw(layer.w), layer.code, layer.geometry, (l > 0, True, True)
+            )  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w, and P⁻¹ and ∂R/∂z of eq. (20)
+        weights.insert(0, w)
+        biases.insert(0, b)
+        if l > 0:
+            g = _received(layers[l - 1], g, model.subgradient)
+    return Steps(probabilities, cross_entropy(last, y, True), weights, biases, layers, received)
 
 
 @torch.no_grad()
@@ -137,18 +155,26 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
     over it is what :func:`backpropagate` returns. There is no loop over the batch: a sum over b is left out.
     """
     layers, probabilities = forward(model, x)
-    y = target_distribution(layers[-1].z, target, None, -100, "sum", 0.0).y
-    found = deltas(layers, y, eta, model.subgradient)
-    weights, biases = [], []
-    for layer, delta in zip(layers, found, strict=True):
+    last = layers[-1].z
+    y = target_distribution(last, target, None, -100, "sum", 0.0).y
+    g, weights, biases, received = logits_gradient(last.new_tensor(-eta), last, y), [], [], []  # eq. (15), (19)
+    for l in range(len(layers) - 1, -1, -1):  # noqa: E741
+        layer = layers[l]
+        received.insert(0, g)
+        delta = _delta(layer, g)
         if layer.geometry is None:
-            weights.append(delta.unsqueeze(2) * layer.x.unsqueeze(1))  # eq. (21), ∂D/∂w
-            biases.append(delta)  # eq. (18)
+            weights.insert(0, delta.unsqueeze(2) * layer.x.unsqueeze(1))  # eq. (21), ∂D/∂w
+            biases.insert(0, delta)  # eq. (18)
+            g = weighted_sums(delta, layer.w.t(), None)  # eq. (20), ∂D/∂x
         else:
             each = conv2d.weight_gradients(delta, layer.x, layer.geometry.convolution)  # eq. (21), ∂C/∂w
-            weights.append(each.permute(0, 4, 3, 1, 2))
-            biases.append(delta.sum((1, 2)))  # eq. (18)
-    return Steps(probabilities, cross_entropy(layers[-1].z, y, False), found, weights, biases)
+            weights.insert(0, each.permute(0, 4, 3, 1, 2))
+            biases.insert(0, delta.sum((1, 2)))  # eq. (18)
+            if l > 0:
+                g = to_nchw(conv2d.input_gradient(delta, layer.w, layer.geometry.convolution))  # eq. (20), ∂C/∂x
+        if l > 0:
+            g = _received(layers[l - 1], g, model.subgradient)
+    return Steps(probabilities, cross_entropy(last, y, False), weights, biases, layers, received)
 
 
 @torch.no_grad()
@@ -161,4 +187,4 @@ def apply(model: DocumentCNN, steps: Steps) -> None:
 
 def _image_size(layer: Layer) -> flatten.ImageSize:
     rows, columns = layer.geometry.pooling.count
-    return flatten.ImageSize(layer.z.shape[3], rows, columns)
+    return flatten.ImageSize(layer.w.shape[3], rows, columns)

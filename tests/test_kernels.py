@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from manualgrad import kernels
+from manualgrad.functions import relu, softmax, softmax_cross_entropy
 from manualgrad.functions.selection import select
-from manualgrad.kernels import cpu
+from manualgrad.functions.targets import target_distribution
+from manualgrad.kernels import compiled, cpu, rows
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -56,3 +59,104 @@ def test_the_formula_serves_where_the_kernel_does_not(monkeypatch):
     batched = torch.vmap(lambda v: select(v > 0, v))(value)
     assert torch.equal(batched, torch.where(value > 0, value, 0))
     assert select(torch.ones(2, dtype=torch.bool, device="meta"), torch.ones(2, device="meta")).device.type == "meta"
+
+
+# ---------------------------------------------------------------------------------------------- the small kernels
+
+
+@pytest.fixture(params=compiled.LANES)
+def instructions(request):
+    try:
+        there = request.param in compiled.instruction_sets()
+    except compiled.Unavailable as reason:
+        pytest.skip(str(reason))
+    if not there:
+        pytest.skip(f"this processor has no {request.param}")
+    kernels.choose(request.param)
+    yield request.param
+    kernels.choose("auto")
+
+
+def by_formula(function, *arguments):
+    kernels.choose("off")
+    return function(*arguments)
+
+
+def table(seed: int, count: int, classes: int, odd: bool) -> torch.Tensor:
+    torch.manual_seed(seed)
+    z = 3 * torch.randn(count, classes)
+    if odd:
+        z[torch.rand(count, classes) < 0.1] = torch.inf
+        z[torch.rand(count, classes) < 0.1] = -torch.inf
+        z[torch.rand(count, classes) < 0.05] = torch.nan
+        z[0] = -300  # whose softmax beside the next is 0
+        z[0, 0] = 0
+    return z
+
+
+# Two ways to exp, log and to a sum of at most 40 numbers: some units in the last place of what was added.
+CLOSE = {"rtol": 3e-6, "atol": 2e-6, "equal_nan": True}
+
+
+@pytest.mark.parametrize("odd", [False, True], ids=["finite", "odd"])
+@pytest.mark.parametrize(("count", "classes"), [(1, 1), (1, 10), (7, 3), (64, 10), (65, 40)])
+def test_softmax_and_its_cross_entropy(count, classes, odd, instructions):
+    z, y = table(count, count, classes, odd), torch.rand(count, classes) * (torch.rand(count, classes) < 0.7)
+    y[-1] = 0  # an example without a target
+    g = torch.randn(count)
+    for function, kernel, arguments in [
+        (softmax.softmax_values, rows.softmax_values, (z, -1)),
+        (softmax_cross_entropy.cross_entropy, rows.cross_entropy, (z, y, False)),
+        (softmax_cross_entropy.cross_entropy, rows.cross_entropy, (z, y, True)),
+        (softmax_cross_entropy.logits_gradient, rows.logits_gradient, (g, z, y)),
+        (softmax_cross_entropy.logits_gradient, rows.logits_gradient, (g[0], z, y)),
+    ]:
+        kernels.choose(instructions)
+        ours = kernel(*arguments)
+        assert ours is not None, "the kernel was not used"
+        expected = by_formula(function, *arguments)
+        assert ours.shape == expected.shape
+        scale = count if arguments[-1] is True else 1
+        torch.testing.assert_close(ours, expected, **{**CLOSE, "atol": CLOSE["atol"] * scale})
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_targets_from_labels(reduction, instructions):
+    z, labels = torch.randn(9, 4), torch.tensor([0, 3, 1, 2, 2, -100, 0, -100, 3])
+    ours = rows.labels_distribution(labels, z, 4, -100, reduction == "mean")
+    expected = by_formula(target_distribution, z, labels, None, -100, reduction, 0.0)
+    assert torch.equal(ours, expected.y)
+    kernels.choose(instructions)
+    for outside in (4, -1, 2**40, -(2**40)):
+        labels[3] = outside
+        assert rows.labels_distribution(labels, z, 4, -100, True) is None
+        with pytest.raises(IndexError, match=f"between 0 and 3, got {outside}"):
+            target_distribution(z, labels, None, -100, reduction, 0.0)
+    assert rows.labels_distribution(torch.full((3,), -100), z[:3], 4, -100, True) is None, "the mean of nothing"
+
+
+@pytest.mark.parametrize("subgradient", [0, 0.5, 1])
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 300, 100_001])
+def test_the_derivative_of_relu(count, subgradient, instructions):
+    kinds = torch.tensor([0.0, -0.0, 1.5, -2.0, torch.inf, -torch.inf, torch.nan])
+    z, g = kinds[torch.randint(7, (count,))], kinds[torch.randint(7, (count,))]
+    ours = rows.rectified_gradient(g, z, subgradient)
+    expected = by_formula(relu.rectified_gradient, g, z, subgradient)
+    assert torch.equal(ours.isnan(), expected.isnan())
+    assert torch.equal(ours.nan_to_num(7), expected.nan_to_num(7))
+
+
+def test_other_layouts_and_dtypes_are_for_the_formulas(instructions):
+    z = torch.randn(6, 6)
+    image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert rows.rectified_gradient(image, image, 0.5).stride() == image.stride()
+    for other in (z.double(), z.half(), z.t(), z[:, ::2], z.expand(2, 6, 6)):
+        assert rows.softmax_values(other, -1) is None
+        assert rows.cross_entropy(other, other, True) is None
+    assert rows.rectified_gradient(z.t(), z, 0.5) is None
+    assert rows.softmax_values(z, 0) is None
+    assert rows.softmax_values(torch.randn(1000, 10), -1) is None, "operators on vectors are faster"
+    taken = torch.randn(4, 4)
+    taken.untyped_storage().resize_(8)
+    assert rows.softmax_values(taken, -1) is None
+    assert rows.rectified_gradient(taken, taken, 0.5) is None

@@ -22,16 +22,24 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.functions import checks, conv2d_geometry, max_pool2d_geometry
-from manualgrad.functions.bias import bias_tangent, pull_to_bias
-from manualgrad.functions.conv2d import convolution, convolve, pull_to_input, pull_to_weight
+from manualgrad.functions.bias import bias_gradient, bias_tangent, pull_to_bias
+from manualgrad.functions.conv2d import (
+    convolution,
+    convolve,
+    input_gradient,
+    pull_to_input,
+    pull_to_weight,
+    weight_gradient,
+)
 from manualgrad.functions.differentiable import differentiable, linear_pair, save, total
-from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw
+from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
 from manualgrad.functions.max_pool2d import maximum
 from manualgrad.functions.precision import autocast_lower
 from manualgrad.functions.selection import select
 from manualgrad.functions.windows import place
-
-ZERO, DEAD = 254, 255
+from manualgrad.kernels import fused as kernels
+from manualgrad.kernels import operators
+from manualgrad.kernels.codes import DEAD, ZERO
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,71 @@ def gather(z: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
     return to_nchw(picked.contiguous())
 
 
+# ------------------------------------------------------------------------- values, by a kernel where one serves
+
+
+def values(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """P(R(C(x, w) + b)) and its codes, both (B, K, I, J)."""
+    if torch.compiler.is_compiling() and kernels.would_serve(geometry, x, w, b):
+        return forward_operator(x, w, b, geometry.convolution.flip)
+    found = kernels.forward(x, w, b, geometry)
+    if found is not None:
+        return found
+    z = convolution(from_nchw(x), from_oihw(w), b, geometry.convolution)
+    pooled, code = pooled_and_codes(z, geometry)
+    return to_nchw(pooled), to_nchw(code)
+
+
+def gradients(
+    g: Tensor, x: Tensor | None, w: Tensor | None, code: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
+    """Those of x, w and b that are needed, if a kernel serves; x may be missing where w's gradient is not needed, and
+    the other way round."""
+    if not torch.compiler.is_compiling():
+        found = kernels.backward(g, x, w, code, geometry, needed[:2])
+    elif not any(needed[:2]) or not kernels.would_serve(geometry, g, x, w):
+        return None
+    else:
+        channels = (x if x is not None else w).shape[1]
+        x_shape = (g.shape[0], channels, *geometry.convolution.size)
+        w_shape = (g.shape[1], channels, *geometry.convolution.windows.kernel_size)
+        x, w = x if needed[1] else None, w if needed[0] else None
+        flip, subgradient = geometry.convolution.flip, float(geometry.subgradient)
+        found = backward_operator(g, x, w, code, x_shape, w_shape, flip, subgradient)
+    return found and tuple(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True))
+
+
+def all_gradients(
+    g: Tensor, x: Tensor | None, w: Tensor | None, code: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of x, w and b that are needed, by a kernel or by the formulas, as plain tensors."""
+    found = gradients(g, x, w, code, geometry, needed)
+    if found is not None:
+        return found
+    d = spread(g, code, geometry)
+    return (
+        to_nchw(input_gradient(from_nchw(d), from_oihw(w), geometry.convolution)) if needed[0] else None,
+        to_oihw(weight_gradient(from_nchw(d), from_nchw(x), geometry.convolution)) if needed[1] else None,
+        bias_gradient(d) if needed[2] else None,
+    )
+
+
+def _operator_forward(x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
+    return values(x, w, b, geometry_of(x, w, b, 1, 0, flip, 0.5))
+
+
+def _operator_backward(
+    g: Tensor, x: Tensor | None, w: Tensor | None, code: Tensor, x_shape: list[int], w_shape: list[int], flip: bool,
+    subgradient: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    geometry = geometry_of(g.new_empty(x_shape), g.new_empty(w_shape), None, 1, 0, flip, subgradient)
+    dx, dw, db = all_gradients(g, x, w, code, geometry, (w is not None, x is not None, True))
+    return g.new_empty(0) if dx is None else dx, g.new_empty(0) if dw is None else dw.contiguous(), db
+
+
+forward_operator, backward_operator = operators.define(_operator_forward, _operator_backward)
+
+
 # ---------------------------------------------------------------------------------------------- Functions
 
 
@@ -102,9 +175,8 @@ class ConvReLUPool(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        z = convolution(from_nchw(x), from_oihw(w), b, geometry.convolution)
-        pooled, code = pooled_and_codes(z, geometry)
-        return owned(to_nchw(pooled)), to_nchw(code)
+        pooled, code = values(x, w, b, geometry)
+        return owned(pooled), code
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -118,6 +190,9 @@ class ConvReLUPool(Function):
     def backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w, code = ctx.saved_tensors
         for_x, for_w, for_b, _ = ctx.needs_input_grad
+        found = None if torch.is_grad_enabled() else gradients(g, x, w, code, ctx.geometry, (for_x, for_w, for_b))
+        if found is not None:
+            return *found, None
         d = spread_back(g, code, ctx.geometry)
         return (
             pull_to_input(d, w, ctx.geometry.convolution) if for_x else None,

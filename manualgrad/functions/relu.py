@@ -18,6 +18,7 @@ from torch.autograd import Function
 from manualgrad.functions import checks
 from manualgrad.functions.differentiable import differentiable
 from manualgrad.functions.selection import select
+from manualgrad.kernels import rows
 
 
 def rectified(z: Tensor) -> Tensor:
@@ -27,6 +28,9 @@ def rectified(z: Tensor) -> Tensor:
 
 def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
     """g ∂R/∂z, where a NaN in z lets g through, as in PyTorch."""
+    found = rows.rectified_gradient(g, z, subgradient)
+    if found is not None:
+        return found
     above = select(~(z <= 0), g)  # eq. (10), z > 0
     return above + subgradient * select(z == 0, g) if subgradient else above  # eq. (10), z = 0
 

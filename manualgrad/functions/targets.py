@@ -10,6 +10,7 @@ from torch import Tensor
 
 from manualgrad.functions import checks
 from manualgrad.functions.precision import accumulator
+from manualgrad.kernels import rows
 from manualgrad.kernels.plain import is_plain
 
 Reduction = Literal["mean", "sum", "none"]
@@ -17,10 +18,11 @@ Reduction = Literal["mean", "sum", "none"]
 
 @dataclass(frozen=True)
 class Distribution:
-    """``y``: the weight of −log S for each class, classes last; ``count``: what the mean was divided by."""
+    """``y``: the weight of −log S for each class, classes last; ``nothing``: whether the mean is one of no
+    examples."""
 
     y: Tensor
-    count: Tensor
+    nothing: Tensor | bool
 
 
 def target_distribution(
@@ -41,7 +43,11 @@ def target_distribution(
         y = y.movedim(1, -1) if y.dim() > 1 else y
         count = weight.new_tensor(float(y.shape[:-1].numel()))
         y = weight * ((1 - label_smoothing) * y + label_smoothing / classes)
-        return Distribution(y / count if reduction == "mean" else y, count)  # the 1/B of eq. (13)
+        return Distribution(y / count if reduction == "mean" else y, count == 0)  # the 1/B of eq. (13)
+    if weight is None and not label_smoothing:
+        y = rows.labels_distribution(target, logits, classes, ignore_index, reduction == "mean")
+        if y is not None:
+            return Distribution(y, False)
     dtype = accumulator(logits.dtype)
     weight = logits.new_ones(classes, dtype=dtype) if weight is None else weight.to(dtype)
     return _from_labels(target.long(), weight, ignore_index, reduction, label_smoothing)
@@ -62,11 +68,11 @@ def _from_labels(
         y = y / count  # the 1/B of eq. (13)
     y = torch.where(counts, y, 0)  # an ignored example asks for nothing, even where none counts
     if not is_plain(labels):  # no value can be looked at here
-        return Distribution(torch.where(outside, torch.nan, y), count)
+        return Distribution(torch.where(outside, torch.nan, y), count == 0)
     if outside.any():
         wrong = labels[outside.squeeze(-1)].flatten()[0].item()
         raise IndexError(f"softmax_cross_entropy: a label must lie between 0 and {classes - 1}, got {wrong}")
-    return Distribution(y, count)
+    return Distribution(y, count == 0)
 
 
 def _check(

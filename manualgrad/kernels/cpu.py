@@ -23,6 +23,7 @@ def takes(condition: Tensor, value: Tensor) -> bool:
         and condition.shape == value.shape
         and is_plain(condition)
         and is_plain(value)
+        and not value.is_neg()  # its bits are not those of its values
     )
 
 
