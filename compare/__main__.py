@@ -3,6 +3,7 @@
 python -m compare all --data-dir DIR           # gradients, training, speed, capabilities
 python -m compare all --quick                  # a first look, in less than a minute
 python -m compare gradients --cases my_file.py # anybody's Function: see docs/write-your-own.md
+python -m compare gradients --model torchvision:resnet18  # a whole model: see docs/any-model.md
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from compare.case import Case, CaseError
 from compare.cases import every_case, networks, operations
 from compare.gradients import compare
 from compare.load_cases import load_cases
+from compare.models import networks as model_networks
+from compare.models import section as models_section
+from compare.models.result import compare_models
 from compare.report import as_text, write
 from compare.report.headline import headline
 from compare.sections import Section
@@ -55,16 +59,18 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     """The parts that were asked for, each told when it is there, then the report; 1 if anything is unexplained."""
     if options.device == "cuda" and not torch.cuda.is_available():
         return fail("--device cuda: PyTorch finds no CUDA device here; use --device cpu, or auto")
-    options.device = options.device.replace("auto", "cuda" if torch.cuda.is_available() else "cpu")
     asked = PARTS if options.part == "all" else (options.part,)
-    if options.cases and not {"gradients", "capabilities"} >= set(asked):
-        return fail(f"--cases goes with gradients and capabilities, not with {options.part}")
+    if problem := misplaced(options, asked):
+        return fail(problem)
+    best = "cuda" if torch.cuda.is_available() and not options.model else "cpu"
+    options.device = options.device.replace("auto", best)
     cases = load_cases(options.cases) if options.cases else None
+    names = model_networks.chosen(options.model)
     if problem := unwritable(options.out):
         return fail(problem)
     dataset = load(options) if "training" in asked else None
     makers: dict[str, Callable[[Any], Section]] = {
-        "gradients": lambda bar: gradients(options, cases, bar),
+        "gradients": lambda bar: whole_models(options, names, bar) if names else gradients(options, cases, bar),
         "training": lambda bar: training(options, dataset, bar),
         "speed": lambda bar: speed(options, bar),
         "capabilities": lambda bar: capability_matrix(options, cases, bar),
@@ -74,7 +80,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
         with tqdm(desc=part, leave=False, disable=None, dynamic_ncols=True) as bar:
             sections.append(makers[part](bar))
         print(as_text(sections[-1]))
-    if not options.cases:
+    if not (options.cases or options.model):
         sections.append(equations_section.section())
     stamp = make_stamp(
         shlex.join(["python", "-m", "compare", *argv]),
@@ -106,6 +112,12 @@ def gradients(options: argparse.Namespace, cases: list[Case] | None, bar: Any) -
     return gradients_section.section(comparisons)
 
 
+def whole_models(options: argparse.Namespace, names: list[str], bar: Any) -> Section:
+    size = options.size or (64 if options.quick else 224)
+    shape = model_networks.Shape(size, options.batch or 2, options.functional)
+    return models_section.section(compare_models(names, shape, range(options.seeds), bar))
+
+
 def training(options: argparse.Namespace, dataset: data.Dataset, bar: Any) -> Section:
     more = {"epochs": options.epochs} if options.epochs else {}
     if options.dtype and len(options.dtype) == 1:
@@ -133,6 +145,24 @@ def capability_matrix(options: argparse.Namespace, cases: list[Case] | None, bar
     return capabilities_section.section(rows, device=options.device, held=() if cases else None)
 
 
+def misplaced(options: argparse.Namespace, asked: tuple[str, ...]) -> str | None:
+    """What was asked for together and does not go together."""
+    if options.cases and not {"gradients", "capabilities"} >= set(asked):
+        return f"--cases goes with gradients and capabilities, not with {options.part}"
+    if options.model and options.part != "gradients":
+        return f"--model goes with gradients, not with {options.part}"
+    if options.model and options.cases:
+        return "--model and --cases are two comparisons; ask for one at a time"
+    if options.model and options.dtype:
+        return "--dtype goes with cases; --model measures float32 and float64"
+    if options.model and options.device == "cuda":
+        return "--model measures on the CPU; leave out --device cuda"
+    for name in ("size", "batch", "functional"):
+        if getattr(options, name) and not options.model:
+            return f"--{name} goes with --model"
+    return None
+
+
 def unwritable(out: Path) -> str | None:
     """What is wrong with the folder for the report, before minutes are spent on it."""
     try:
@@ -158,9 +188,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("part", choices=(*PARTS, "all"))
     add("--quick", action="store_true", help="fewer cases, seeds and sizes: less than a minute for all")
     add("--cases", metavar="MODULE", help="your own compare.Cases: a module, or a .py file")
+    add("--model", action="append", default=[], metavar="torchvision:NAME",
+        help="a classification model of torchvision's in place of cases; may be given several times")  # fmt: skip
+    add("--size", type=positive, help="rows and columns of a model's images (default: 224, quick: 64)")
+    add("--batch", type=positive, help="images in a model's batch (default: 2)")
+    add("--functional", action="store_true", help="replace functional calls in a model's forward too")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--dtype", nargs="+", choices=NAMES, metavar="DTYPE", help=f"of {', '.join(NAMES)} (default: all)")
-    add("--seeds", type=positive, help="how many training runs of each network (default: 3, quick: 2)")
+    add(
+        "--seeds",
+        type=positive,
+        help="training runs of each network, or batches of a model (default: 3, of a model 5, quick: 2)",
+    )
     add("--epochs", type=positive, help="of training (default: 2)")
     add("--dataset", choices=data.NAMES, default="mnist")
     add("--data-dir", metavar="DIR",
@@ -169,7 +208,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="for the report (default: runs/compare)"
     )
     options = parser.parse_args(argv)
-    options.seeds = options.seeds or (2 if options.quick else 3)
+    options.seeds = options.seeds or (2 if options.quick else 5 if options.model else 3)
     return options
 
 

@@ -54,6 +54,7 @@ class Case:
         """A pair of modules whose parameters have the same names and shapes: both are given ``native``'s values.
 
         Each parameter becomes an input of its own, after those of ``make_inputs``, so each gradient is compared.
+        Each run begins with the buffers as they are and with the same random state: dropout drops the same.
 
         Raises:
             ValueError: parameters that differ in name or shape; the message names them.
@@ -73,7 +74,9 @@ class Case:
                 inputs, parameters = tensors[: -len(keys)] if keys else tensors, tensors[len(tensors) - len(keys) :]
                 example = next((t for t in tensors if t.is_floating_point()), None)
                 buffers = {key: _like(buffer, example) for key, buffer in module.named_buffers()}
-                return functional_call(module, dict(zip(keys, parameters, strict=True)) | buffers, inputs)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    return functional_call(module, dict(zip(keys, parameters, strict=True)) | buffers, inputs)
 
             return call
 

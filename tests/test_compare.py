@@ -257,6 +257,36 @@ def test_modules_are_compared_parameter_by_parameter():
         compare.Case.from_modules("other", nn.Linear(5, 3), native, lambda: torch.randn(5, 4))
 
 
+def cnn():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Dropout(), nn.Linear(36, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_of_torch_matches_its_conversion(training):
+    """Batch norm writes into its buffers and dropout draws, in every run anew; the models are left as they were."""
+    native = cnn().train(training)
+    ours = mg.from_torch(native)
+    before = [{name: value.clone() for name, value in m.state_dict().items()} for m in (ours, native)]
+    random_state = torch.get_rng_state()
+    case = compare.Case.from_modules("cnn", ours, native, lambda: torch.randn(4, 2, 6, 6), kinks=True)
+    compare.assert_matches(case)
+    for module, values in zip((ours, native), before, strict=True):
+        assert all(torch.equal(value, values[name]) for name, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_wrong_conversion_is_caught():
+    ours, native = mg.from_torch(cnn()), cnn()
+    ours[3].kernel_size = (1, 2)
+    ours[3].stride = (2, 2)
+    case = compare.Case.from_modules("cnn", ours, native, lambda: torch.randn(4, 2, 6, 6), kinks=True)
+    assert "output" in {finding.quantity for finding in compare.compare(case).findings}
+
+
 def test_a_wrong_module_is_caught():
     class Halved(nn.Linear):
         def forward(self, input):

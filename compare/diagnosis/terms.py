@@ -82,7 +82,8 @@ def _known(subject: Subject, seed: int) -> dict[str, Tensor]:
         incoming = as_it_was(subject, seed)(0, output).cpu()
         if output.shape == shape:
             found |= {G: incoming, "the output": output.double().cpu()}
-        elif output.dim() < len(shape):  # one cost for each example, or one for all
+        elif output.dim() < len(shape) and all(n in (1, m) for n, m in zip(output.shape, shape, strict=False)):
+            # one cost for each example, or one for all
             found[G] = incoming.reshape(*incoming.shape, *[1] * (len(shape) - incoming.dim())).expand(shape)
     for name, value in subject.values.items():
         if value.is_floating_point() and value.shape == shape:
