@@ -40,7 +40,7 @@ def target_distribution(
         dtype = torch.promote_types(accumulator(logits.dtype), target.dtype)
         weight = logits.new_ones(classes, dtype=dtype) if weight is None else weight.to(dtype)
         y = target.to(dtype)
-        y = y.movedim(1, -1) if y.dim() > 1 else y
+        y = y.movedim(1, -1) if y.dim() > 2 else y
         count = weight.new_tensor(float(y.shape[:-1].numel()))
         y = weight * ((1 - label_smoothing) * y + label_smoothing / classes)
         return Distribution(y / count if reduction == "mean" else y, count == 0)  # the 1/B of eq. (13)
