@@ -30,8 +30,8 @@ def weighted_sums(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 class WeightedSums(Function):
-    """D(x, wᵀ) + b of equations (6) and (17), of w as a layer has it, (J, I). Saves x for the gradient of w, and w for
-    that of x."""
+    """D(x, wᵀ) + b of equations (6) and (17), for w (J, I), as a layer has it. Saves x for w's gradient, and w for
+    x's."""
 
     generate_vmap_rule = True
 

@@ -87,6 +87,8 @@ def _check(
     checks.share(name, "label_smoothing", smoothing)
     if checks.index(ignore_index) is None:
         raise TypeError(f"{name}: ignore_index must be a whole number, got {ignore_index!r}")
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        raise ValueError(f"{name}: ignore_index must be a number of 64 bits, as labels are, got {ignore_index}")
     shape = tuple(logits.shape)
     if not shape:
         raise ValueError(f"{name}: input must be (B, C), (B, C, d1, ...) or (C,), got a single number")
