@@ -294,7 +294,7 @@ def layer_errors() -> dict[int, float]:
 def through_dense(x: Tensor, w: Tensor, delta: Tensor) -> list[Tensor]:
     """(7) and (8) as the layer's own backward has them, for δ: the gradients of x and of w."""
     x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
-    return list(torch.autograd.grad(weigh(x, w, None), (x, w), delta))
+    return list(torch.autograd.grad(weigh(x, w.t(), None), (x, w), delta))
 
 
 def network_errors() -> dict[int, float]:

@@ -530,6 +530,9 @@ CALLS = {
     "cross_entropy: another reduction": call("softmax_cross_entropy", Z, LABELS, reduction="average"),
     "cross_entropy: ignore_index of NumPy": call("softmax_cross_entropy", Z, LABELS, ignore_index=np.int64(2)),
     "cross_entropy: ignore_index a fraction": call("softmax_cross_entropy", Z, LABELS, ignore_index=2.0),
+    "cross_entropy: ignore_index beyond 64 bits": call(
+        "softmax_cross_entropy", Z, LABELS, ignore_index=(1 << 64) - 100
+    ),
     # dtypes and devices
     "conv2d: two dtypes": call("conv2d", X.double(), W),
     "conv2d: bias of another dtype": call("conv2d", X, W, B.double()),

@@ -30,13 +30,14 @@ def weighted_sums(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 class WeightedSums(Function):
-    """D(x, w) + b of equations (6) and (17). Saves x for the gradient of w, and w for that of x."""
+    """D(x, wᵀ) + b of equations (6) and (17), for w (J, I), as a layer has it. Saves x for w's gradient, and w for
+    x's."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return weighted_sums(x, w, b)
+        return weighted_sums(x, w.t(), b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -50,7 +51,7 @@ class WeightedSums(Function):
         for_x, for_w, for_b = ctx.needs_input_grad
         return (
             weigh(g, w.t(), None) if for_x else None,  # eq. (7)
-            weigh(g.t(), x, None).t() if for_w else None,  # eq. (8), δᵀx: rounds less than xᵀδ where B is large
+            weigh(g.t(), x.t(), None) if for_w else None,  # eq. (8), δᵀx: rounds less than xᵀδ where B is large
             pull_to_bias(g) if for_b else None,
         )
 
@@ -102,5 +103,5 @@ def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         input = input.reshape(input.shape[:-1].numel(), input.shape[-1])
     if weight.dim() == 1:
         weight, bias = weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
-    output = weigh(input, weight.t(), bias)
+    output = weigh(input, weight, bias)
     return output if output.shape == shape else output.reshape(shape)

@@ -265,7 +265,7 @@ def softmax_cross_entropy(
     distribution = target_distribution(logits, target, weight, ignore_index, reduction, label_smoothing)
     y = distribution.y
     z = logits.to(y.dtype)
-    z = z.movedim(1, -1) if z.dim() > 1 else z
+    z = z.movedim(1, -1) if z.dim() > 2 else z
     cost = entropy(z, y, reduction != "none")
     if reduction == "mean" and distribution.nothing is not False:
         cost = cost.masked_fill(distribution.nothing, torch.nan)

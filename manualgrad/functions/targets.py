@@ -40,7 +40,7 @@ def target_distribution(
         dtype = torch.promote_types(accumulator(logits.dtype), target.dtype)
         weight = logits.new_ones(classes, dtype=dtype) if weight is None else weight.to(dtype)
         y = target.to(dtype)
-        y = y.movedim(1, -1) if y.dim() > 1 else y
+        y = y.movedim(1, -1) if y.dim() > 2 else y
         count = weight.new_tensor(float(y.shape[:-1].numel()))
         y = weight * ((1 - label_smoothing) * y + label_smoothing / classes)
         return Distribution(y / count if reduction == "mean" else y, count == 0)  # the 1/B of eq. (13)
@@ -87,6 +87,8 @@ def _check(
     checks.share(name, "label_smoothing", smoothing)
     if checks.index(ignore_index) is None:
         raise TypeError(f"{name}: ignore_index must be a whole number, got {ignore_index!r}")
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        raise ValueError(f"{name}: ignore_index must be a number of 64 bits, as labels are, got {ignore_index}")
     shape = tuple(logits.shape)
     if not shape:
         raise ValueError(f"{name}: input must be (B, C), (B, C, d1, ...) or (C,), got a single number")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -40,11 +40,11 @@ class Sizes:
     outputs_padded: int
     few: bool  # so few channels that Δw is better summed over k than over r
 
-    @property
+    @cached_property
     def multiplications(self) -> int:
         return 4 * self.images * self.rows * self.columns * self.outputs * self.weights_of_one
 
-    @property
+    @cached_property
     def weights_of_one(self) -> int:
         """Weights of one k."""
         return self.channels * self.kernel_rows * self.kernel_columns
@@ -145,7 +145,7 @@ def backward(
 
 def _checked(t: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """``t``, which must be this, and all there."""
-    if tuple(t.shape) != tuple(shape) or t.dtype is not dtype or t.device.type != "cpu" or not is_all_there(t):
+    if t.shape != tuple(shape) or t.dtype is not dtype or t.device.type != "cpu" or not is_all_there(t):
         held = t.untyped_storage().nbytes()
         raise ValueError(
             f"conv_pool: expected {dtype} of shape {tuple(shape)} on the CPU, got {t.dtype} of {tuple(t.shape)} "

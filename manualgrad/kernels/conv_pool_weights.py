@@ -36,22 +36,36 @@ def _share(emit: Emitter, a: SimpleNamespace) -> Iterator[Value]:
         yield k
 
 
-@contextmanager
 def _each(emit: Emitter, a: SimpleNamespace) -> Iterator[tuple[Value, Value]]:
-    """The two addresses of every weight in this slot's share."""
+    """The two addresses of every weight in this slot's share, neighbours in ``other`` one after the other: those of
+    k, or else of r."""
+    rows, columns = a.kernel_rows, a.kernel_columns
     with (
-        _share(emit, a) as k,
+        emit.when(a.step_k == 4),
         emit.loop(0, a.channels) as r,
-        emit.loop(0, a.kernel_rows) as p,
-        emit.loop(0, a.kernel_columns) as q,
+        emit.loop(0, rows) as p,
+        emit.loop(0, columns) as q,
+        _share(emit, a) as k,
     ):
-        seen = ((k * a.channels + r) * a.kernel_rows + p) * a.kernel_columns + q
-        yield a.seen + seen * 4, a.other + k * a.step_k + r * a.step_r + p * a.step_p + q * a.step_q
+        yield _addresses(a, k, r, p, q)
+    with (
+        emit.when(a.step_k > 4),
+        _share(emit, a) as k,
+        emit.loop(0, rows) as p,
+        emit.loop(0, columns) as q,
+        emit.loop(0, a.channels) as r,
+    ):
+        yield _addresses(a, k, r, p, q)
+
+
+def _addresses(a: SimpleNamespace, k: Value, r: Value, p: Value, q: Value) -> tuple[Value, Value]:
+    seen = ((k * a.channels + r) * a.kernel_rows + p) * a.kernel_columns + q
+    return a.seen + seen * 4, a.other + k * a.step_k + r * a.step_r + p * a.step_p + q * a.step_q
 
 
 def arrange(emit: Emitter) -> None:
     """Into the kernels' order."""
-    with _each(emit, emit.named(ARGUMENTS)) as (seen, other):
+    for seen, other in _each(emit, emit.named(ARGUMENTS)):
         emit.store(emit.load(seen, FLOAT), other)
 
 
@@ -65,7 +79,7 @@ def collect(emit: Emitter) -> None:
             found.add(emit.load(address + slot * step, FLOAT))
         return found.get()
 
-    with _each(emit, a) as (seen, other):
+    for seen, other in _each(emit, a):
         emit.store(total(other, a.step_slot), seen)
     with _share(emit, a) as k:
         emit.store(total(a.bias_sums + k * 4, a.bias_step * 4), a.bias + k * 4)

@@ -10,12 +10,14 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 
 HEADER = 3  # what the emitted teams read before a kernel's arguments: two functions' addresses, and the slots
+_NOBODY = (0, 0)  # in their place, for a thread alone
 _forked = False
 
 
@@ -41,6 +43,26 @@ def _openmp() -> ctypes.CDLL | None:
     return library
 
 
+@cache
+def _askers() -> tuple[int, int]:
+    """The addresses of omp_get_thread_num and omp_get_num_threads."""
+    library = _openmp()
+    found = (ctypes.cast(f, ctypes.c_void_p).value for f in (library.omp_get_thread_num, library.omp_get_num_threads))
+    return tuple(found)
+
+
+@cache
+def _numbers(count: int) -> struct.Struct:
+    """What writes ``count`` numbers one after the other, 8 bytes each."""
+    return struct.Struct(f"{count}q")
+
+
+@cache
+def _alone(address: int) -> Callable[[bytes], None]:
+    """The function at ``address``, callable: making it so takes longer than the smallest kernels run."""
+    return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
+
+
 def why_alone() -> str | None:
     """Why kernels run on one thread here, whatever torch's number; None where they need not."""
     if _openmp() is None:
@@ -54,16 +76,12 @@ def run(code: object, kernel: str, slots: int, arguments: list[int]) -> None:
     """``kernel(arguments, slot)`` for every slot, each on one of at most torch.get_num_threads() threads."""
     library = _openmp()
     threads = 1 if library is None or _forked else min(slots, torch.get_num_threads())
-    block = (ctypes.c_int64 * (HEADER + len(arguments)))(0, 0, slots, *arguments)
+    numbers = _numbers(HEADER + len(arguments))
     if threads == 1:
-        _Alone(code.addresses[f"{kernel}_alone"])(ctypes.addressof(block))
+        _alone(code.addresses[f"{kernel}_alone"])(numbers.pack(*_NOBODY, slots, *arguments))
         return
-    block[0] = ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value
-    block[1] = ctypes.cast(library.omp_get_num_threads, ctypes.c_void_p).value
-    library.GOMP_parallel(code.addresses[f"{kernel}_team"], ctypes.addressof(block), threads, 0)
-
-
-_Alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    block = numbers.pack(*_askers(), slots, *arguments)
+    library.GOMP_parallel(code.addresses[f"{kernel}_team"], block, threads, 0)
 
 
 def as_float(number: float) -> int:

@@ -9,10 +9,13 @@ from torch import Tensor
 def is_plain(x: Tensor) -> bool:
     """Whether ``x`` has memory and values of its own: not traced by the compiler, not a fake or meta tensor, not
     batched by vmap (functorch's or the older one of ``is_grads_batched``), not wrapped by another transform."""
+    return not torch.compiler.is_compiling() and _has_values(x)
+
+
+def _has_values(x: Tensor) -> bool:
     functorch = torch._C._functorch
     return (
-        not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
+        type(x) in (Tensor, torch.nn.Parameter)
         and not x.is_meta
         and not functorch.is_functorch_wrapped_tensor(x)
         and not functorch.is_legacy_batchedtensor(x)
@@ -26,7 +29,7 @@ def is_served(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bo
         return False
     for t in tensors:
         if t is not None and not (
-            t.dtype is dtype and t.layout is torch.strided and t.is_cpu and is_plain(t) and not t._is_zerotensor()
+            t.dtype is dtype and t.layout is torch.strided and t.is_cpu and _has_values(t) and not t._is_zerotensor()
         ):
             return False
     return True
