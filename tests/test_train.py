@@ -19,7 +19,7 @@ import manualgrad as mg
 import train as command
 from manualgrad import data
 from manualgrad.training import allocator, recipes
-from manualgrad.training.run import Run
+from manualgrad.training.run import ENGINES, Run
 from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, examine, minibatches, normalised, step_sizes
 
 ROOT = Path(__file__).parents[1]
@@ -181,17 +181,31 @@ def test_layers_that_do_not_fit_the_images_are_named(digits, tmp_path):
     assert "leaves nothing" in result.stderr
 
 
-def test_warming_up_changes_nothing(digits):
-    def begun(engine: str) -> Run:
-        torch.manual_seed(0)
-        model = mg.DocumentCNN(channels=(2, 3))
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        dataset = data.load("fashion-mnist", digits).limited(32)
-        schedule = step_sizes("one-cycle", optimizer, 4)
-        return Run(model, optimizer, schedule, dataset, batch_size=8, epochs=1, seed=0, engine=engine)
+def begun(digits: Path, engine: str) -> Run:
+    torch.manual_seed(0)
+    model = mg.DocumentCNN(channels=(2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dataset = data.load("fashion-mnist", digits).limited(32)
+    return Run(model, optimizer, step_sizes("one-cycle", optimizer, 4), dataset,
+               batch_size=8, epochs=1, seed=0, engine=engine)  # fmt: skip
 
-    for engine in ("autograd", "document"):
-        warm, cold = begun(engine), begun(engine)
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_normalises_the_bytes_that_the_data_lies_in(engine, digits, monkeypatch):
+    seen, run = [], begun(digits, engine)
+    assert run.dataset.train.images.dtype == torch.uint8
+    find_gradients = run.find_gradients
+    monkeypatch.setattr(run, "find_gradients", lambda x, *rest: (seen.append(x), find_gradients(x, *rest))[1])
+    for _ in range(4):
+        run.take_step()
+    for x, (images, _) in zip(seen, minibatches(run.dataset.train, 8, torch.Generator().manual_seed(0)), strict=True):
+        expected = (images.double() / 255 - run.dataset.mean) / run.dataset.std
+        torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=1e-6)  # a float32 has 24 bits
+
+
+def test_warming_up_changes_nothing(digits):
+    for engine in ENGINES:
+        warm, cold = begun(digits, engine), begun(digits, engine)
         warm.warm_up()
         assert (warm.step, warm.seconds, warm.costs) == (0, 0.0, [])
         assert [warm.take_step().cost for _ in range(4)] == [cold.take_step().cost for _ in range(4)]
