@@ -29,11 +29,11 @@ def main() -> int:
             metrics = json.loads((Path(out) / "metrics.json").read_text())
         accuracies.append(metrics["test_accuracy"])
         seconds.append(metrics["epochs"][-1]["seconds"])
-        report = f"seed {seed}: {accuracies[-1]:.2f} % on {metrics['dataset']}, {seconds[-1]:.1f} s of training"
+        report = f"seed {seed}: {accuracies[-1]:.2f} % on {metrics['dataset']}, {seconds[-1]:.2f} s of training"
         print(report, flush=True)
     spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     print(f"mean {statistics.mean(accuracies):.3f} %, standard deviation {spread:.3f}, "
-          f"median {statistics.median(seconds):.1f} s of training on {metrics['threads']} threads")  # fmt: skip
+          f"median {statistics.median(seconds):.2f} s of training on {metrics['threads']} threads")  # fmt: skip
     return 0
 
 

@@ -30,8 +30,13 @@ def write_digits(folder: Path) -> Path:
     return folder
 
 
-def train(*arguments: object) -> SimpleNamespace:
-    """What the command line does, in this process: starting another takes seconds."""
+def train(*arguments: object, allocator_tuning: bool = False) -> SimpleNamespace:
+    """What the command line does, in this process: starting another takes seconds.
+
+    The allocator is this process's own, and there is no way back: other tests look at its memory.
+    """
+    if not allocator_tuning:
+        arguments = (*arguments, "--no-allocator-tuning")
     stdout, stderr = StringIO(), StringIO()
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:

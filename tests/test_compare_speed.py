@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import manualgrad as mg
 from compare.sections import Picture, Table
-from compare.speed import allocator, clock, memory
+from compare.speed import clock, memory
 from compare.speed import measuring as speed
 from compare.speed import networks as speed_networks
 from compare.speed import operations as speed_operations
@@ -28,6 +28,7 @@ from compare.speed.check import distance, mistakes, tolerance
 from compare.speed.networks import DOCUMENT, NATIVE, OURS, Network
 from compare.speed.turns import Spread, fastest, ratio, take_turns
 from manualgrad.functions.fused import conv2d_relu_max_pool2d
+from manualgrad.training import allocator
 
 SMALL = Network((2, 3), 2)
 CONTIGUOUS, CHANNELS_LAST = NATIVE.values()

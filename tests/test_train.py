@@ -18,6 +18,8 @@ from matplotlib.image import imread
 import manualgrad as mg
 import train as command
 from manualgrad import data
+from manualgrad.training import allocator, recipes
+from manualgrad.training.run import ENGINES, Run
 from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, examine, minibatches, normalised, step_sizes
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +89,137 @@ def test_both_engines_give_the_same_weights(run, digits, tmp_path):
     assert all(torch.equal(by_recursion[name], by_autograd[name]) for name in by_autograd)
     losses = [json.loads((folder / "metrics.json").read_text())["losses"] for folder in (tmp_path, run[1])]
     assert losses[0] == losses[1]
+
+
+# ----------------------------------------------------------------------------------------------------- recipes
+
+
+@pytest.fixture(scope="module")
+def fast(digits, tmp_path_factory) -> tuple[SimpleNamespace, dict]:
+    out = tmp_path_factory.mktemp("fast")
+    arguments = ("--dataset", "fashion-mnist", "--data-dir", digits, "--out", out, "--recipe", "fast", "--limit", 640)
+    return train(*arguments), json.loads((out / "metrics.json").read_text())
+
+
+def test_the_fast_recipe_is_what_its_name_stands_for(fast):
+    result, metrics = fast
+    assert result.returncode == 0, result.stderr
+    recipe = recipes.RECIPES["fast"]
+    assert re.search(r"^recipe  fast$", result.stdout, re.M)
+    assert {name: metrics["options"][name] for name in ("engine", "epochs", "batch_size", "schedule", "recipe")} == {
+        "engine": recipe.engine, "epochs": recipe.epochs, "batch_size": recipe.batch_size,
+        "schedule": recipe.schedule, "recipe": "fast",
+    }  # fmt: skip
+    assert f"learning rate {recipe.learning_rate}" in result.stdout
+    assert len(metrics["losses"]) == recipe.epochs * -(-640 // recipe.batch_size)
+    assert metrics["test_accuracy"] > 50, "guessing gives 10"
+
+
+def test_what_the_clock_counts_is_printed(fast):
+    assert re.search(
+        r"^clock   counts all of every step: .*\n +It does not count: .*compiling.*tests", fast[0].stdout, re.M
+    )
+
+
+@pytest.fixture
+def no_results(monkeypatch) -> None:
+    """Pictures take seconds, and most of what follows is about what is said before."""
+    monkeypatch.setattr(command, "write_results", lambda *_: None)
+
+
+def test_what_is_given_wins_over_the_recipe_and_is_said(digits, tmp_path, no_results):
+    common = (
+        "--dataset",
+        "fashion-mnist",
+        "--data-dir",
+        digits,
+        "--out",
+        tmp_path,
+        "--limit",
+        64,
+        "--recipe",
+        "fast",
+    )
+    result = train(*common, "--epochs", 1, "--hidden", 7, "--channels", 3, 4, "--engine", "autograd",
+                   "--batch-size", 20, "--learning-rate", 0.01, "--schedule", "constant")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    said = (
+        "channels [3, 4], hidden [7], epochs 1, batch size 20, learning rate 0.01, schedule constant, engine autograd"
+    )
+    assert f"recipe  fast, but {said}\n" in result.stdout
+    assert "1 epochs of 4, batch 20, sgd, constant schedule, learning rate 0.01" in result.stdout
+    sizes = (3 * 5 * 5 + 3) + (4 * 3 * 5 * 5 + 4) + (7 * 4 * 4 * 4 + 7) + (10 * 7 + 10)
+    assert f"DocumentCNN, {sizes} parameters" in result.stdout
+
+
+def test_an_option_equal_to_the_recipes_is_no_difference():
+    options = command.arguments(["--recipe", "fast", "--channels", "16", "32", "--engine", "document"])
+    assert recipes.described(options) == "fast"
+    assert recipes.described(command.arguments(["--hidden"])) == "standard, but hidden []"
+
+
+def test_a_recipes_learning_rate_is_for_sgd_alone(digits, tmp_path, no_results):
+    result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--limit", 32,
+                   "--epochs", 1, "--recipe", "fast", "--optimizer", "adam")  # fmt: skip
+    assert "adam, one-cycle schedule, learning rate 0.001\n" in result.stdout
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path, no_results):
+    common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--limit", 32, "--epochs", 1)
+    assert train(*common, "--recipe", "fast", "--checkpoint-every", 1).returncode == 0
+    result = train(*common, "--resume", "auto")
+    assert result.returncode == 2
+    assert "architecture is" in result.stderr
+    again = train(*common, "--recipe", "fast", "--resume", "auto")
+    assert again.returncode == 0
+    assert "clock" not in again.stdout, "nothing is trained, and nothing warmed up for"
+
+
+def test_layers_that_do_not_fit_the_images_are_named(digits, tmp_path):
+    result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--channels", 4, 4, 4, 4)
+    assert result.returncode == 2
+    assert "leaves nothing" in result.stderr
+
+
+def begun(digits: Path, engine: str) -> Run:
+    torch.manual_seed(0)
+    model = mg.DocumentCNN(channels=(2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    dataset = data.load("fashion-mnist", digits).limited(32)
+    return Run(model, optimizer, step_sizes("one-cycle", optimizer, 4), dataset,
+               batch_size=8, epochs=1, seed=0, engine=engine)  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_step_normalises_the_bytes_that_the_data_lies_in(engine, digits, monkeypatch):
+    seen, run = [], begun(digits, engine)
+    assert run.dataset.train.images.dtype == torch.uint8
+    find_gradients = run.find_gradients
+    monkeypatch.setattr(run, "find_gradients", lambda x, *rest: (seen.append(x), find_gradients(x, *rest))[1])
+    for _ in range(4):
+        run.take_step()
+    for x, (images, _) in zip(seen, minibatches(run.dataset.train, 8, torch.Generator().manual_seed(0)), strict=True):
+        expected = (images.double() / 255 - run.dataset.mean) / run.dataset.std
+        torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=1e-6)  # a float32 has 24 bits
+
+
+def test_warming_up_changes_nothing(digits):
+    for engine in ENGINES:
+        warm, cold = begun(digits, engine), begun(digits, engine)
+        warm.warm_up()
+        assert (warm.step, warm.seconds, warm.costs) == (0, 0.0, [])
+        assert [warm.take_step().cost for _ in range(4)] == [cold.take_step().cost for _ in range(4)]
+        assert all(map(torch.equal, warm.model.parameters(), cold.model.parameters()))
+
+
+def test_the_allocator_is_tuned_unless_it_is_told_not_to(digits, tmp_path, monkeypatch, no_results):
+    monkeypatch.setattr(allocator, "tune", lambda: allocator.Tuning(True, "as the test says"))
+    common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--limit", 32, "--epochs", 1, "--out", tmp_path)
+    assert "memory  as the test says\n" in train(*common, allocator_tuning=True).stdout
+    assert "memory" not in train(*common).stdout
+
+
+# ------------------------------------------------------------------------------------------- how it goes wrong
 
 
 def test_a_missed_target_exits_with_1_and_a_reached_one_with_0(digits, tmp_path):

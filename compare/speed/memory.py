@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from compare.speed import allocator
+from manualgrad.training import allocator
 
 
 @dataclass(frozen=True)

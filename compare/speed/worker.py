@@ -27,7 +27,7 @@ class Worker:
     """One such process, seen from the one that started it. It starts at once; the first answer waits for it."""
 
     def __init__(self, *, threads: int, device: str, tuned: bool) -> None:
-        from compare.speed import allocator
+        from manualgrad.training import allocator
 
         environment = allocator.untouched_environment() | {"OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
@@ -115,7 +115,7 @@ class Bench:
     """What is asked for, inside the process."""
 
     def set_up(self, threads: int, device: str, tuned: bool) -> dict[str, Any]:
-        from compare.speed import allocator
+        from manualgrad.training import allocator
 
         tuning = allocator.tune() if tuned else allocator.Tuning(False, "as shipped")
         import torch
@@ -169,8 +169,8 @@ class Bench:
 
     def bout(self, label: str) -> dict[str, Any]:
         """Mean seconds of each phase, and page faults of a step, those of the untimed one before included."""
-        from compare.speed.allocator import page_faults
         from compare.speed.clock import bout
+        from manualgrad.training.allocator import page_faults
 
         before = page_faults()
         seconds = bout(self.contenders[label].step, self.calls[label], self.clock)

@@ -99,6 +99,14 @@ class Run:
             self.dataset.train, self.batch_size, self.order, first=self.place, share=self.processes.share
         )
 
+    def warm_up(self) -> None:
+        """Computes the gradients of the first images and forgets them, so that no step has to wait for a compiler."""
+        count = min(self.batch_size, len(self.dataset.train))
+        chosen = self.processes.share(torch.arange(count, device=self.dataset.train.labels.device))
+        images, labels = self.dataset.train.images[chosen], self.dataset.train.labels[chosen]
+        self.find_gradients(normalised(images, self.dataset, next(self.model.parameters()).dtype), labels, count)
+        self.model.zero_grad()
+
     def take_step(self) -> Step:
         """One step of gradient descent, on the next batch.
 

@@ -56,7 +56,7 @@ def minibatches(
     order = torch.randperm(len(split), generator=generator).to(split.labels.device)
     for chosen in order.split(batch_size)[first:]:
         chosen = share(chosen)
-        yield split.images[chosen], split.labels[chosen]
+        yield split.images.index_select(0, chosen), split.labels.index_select(0, chosen)  # [chosen] is 7 times slower
 
 
 def step_sizes(name: str, optimizer: Optimizer, steps: int) -> lr_scheduler.LRScheduler:
