@@ -99,7 +99,7 @@ def _count(n: int, what: str) -> str:
 def _versions() -> dict[str, str]:
     """Of what computes; a package that is not installed is left out."""
     found = {"python": platform.python_version(), "manualgrad": manualgrad.__version__, "torch": torch.__version__}
-    for name in ("torchvision", "numpy", "numba", "triton"):
+    for name in ("torchvision", "numpy", "llvmlite", "triton"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
