@@ -122,7 +122,9 @@ def training(options: argparse.Namespace, dataset: data.Dataset, bar: Any) -> Se
     more = {"epochs": options.epochs} if options.epochs else {}
     if options.dtype and len(options.dtype) == 1:
         more["dtype"] = NAMES[options.dtype[0]]
-    limit = 1000 if options.quick else 40_000
+    limit = 600 if options.quick else 40_000
+    if options.quick:
+        more.setdefault("epochs", 1)
     seeds = range(options.seeds)
     return training_section.section(
         compare_training(dataset, seeds=seeds, limit=limit, device=options.device, progress=bar, **more)
@@ -131,7 +133,7 @@ def training(options: argparse.Namespace, dataset: data.Dataset, bar: Any) -> Se
 
 def speed(options: argparse.Namespace, bar: Any) -> Section:
     quick = {
-        "networks": (Network((16, 32), 64),), "curve": (1, 16), "rounds": 5, "compiled": False,
+        "networks": (Network((16, 32), 64),), "curve": (1,), "rounds": 3, "compiled": False,
         "seconds_per_measurement": 0.01,
     } if options.quick else {}  # fmt: skip
     return speed_section.section(compare_speed(device=options.device, progress=bar, **quick))
@@ -200,7 +202,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         type=positive,
         help="training runs of each network, or batches of a model (default: 3, of a model 5, quick: 2)",
     )
-    add("--epochs", type=positive, help="of training (default: 2)")
+    add("--epochs", type=positive, help="of training (default: 2, quick: 1)")
     add("--dataset", choices=data.NAMES, default="mnist")
     add("--data-dir", metavar="DIR",
         help="where the files are, or are downloaded to (default: data; with --quick, the sample)")  # fmt: skip
