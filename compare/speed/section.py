@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import asdict
 
@@ -76,10 +75,9 @@ def _text(result: SpeedComparison) -> list[str]:
     sentences += _faults(result.rows)
     if result.load is not None:
         before, after = result.load
-        busy = before > (os.cpu_count() or 1) / 2
         sentences.append(
-            f"The machine's load average was {before:.2f} before and {after:.2f} after"
-            + (": others were at work on it, so the times are longer than they need be." if busy else ".")
+            f"The machine's load average was {before:.2f} before and {after:.2f} after. What exceeds this run's own "
+            f"{result.threads} {_plural('thread', result.threads)}, before it or beside it, makes times longer."
         )
     return sentences
 
