@@ -165,14 +165,14 @@ def test_without_a_place_to_write_kernels_are_made_each_time(tmp_path, monkeypat
 @needs_kernels
 def test_an_edit_to_any_source_changes_what_is_compiled(monkeypatch):
     """What is cached is named after LLVM's instructions: an edit that changes them, in whichever file, is seen."""
-    from manualgrad.kernels import conv_pool_forward, relu_backward, vectors
+    from manualgrad.kernels import conv_pool_forward, relu, vectors
 
     before = compiled.emitted(8)
     assert before == compiled.emitted(8)
     for module, name, other in [
         (conv_pool_forward, "DEAD", 77),
         (conv_pool_forward, "SUMMED", 64),
-        (relu_backward, "_derivative", lambda emit, g, *_: g),
+        (relu, "_derivative", lambda emit, g, *_: g),
         (vectors, "_alignment", lambda _: 1),
     ]:
         with monkeypatch.context() as patch:

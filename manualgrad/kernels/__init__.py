@@ -1,7 +1,7 @@
 """Fast versions of formulas, each under its formula's name; the formula says what it computes.
 
 From the bottom up: ``vectors.py`` is the language that kernels are written in; ``conv_pool_forward.py``,
-``conv_pool_backward.py``, ``conv_pool_weights.py``, ``class_rows.py`` and ``relu_backward.py`` are the kernels;
+``conv_pool_backward.py``, ``conv_pool_weights.py``, ``products.py``, ``relu.py`` and ``class_rows.py`` are the kernels;
 ``teams.py`` and ``compiled.py`` make machine code of them, ``parallel.py`` runs it, ``machine.py`` knows which there
 is. ``conv_pool.py`` and ``rows.py`` are the doors, where tensors are looked at; ``fused.py`` and ``operators.py``
 lead ``functions/fused.py`` to the first of them. ``cpu.py`` has formulas rearranged, which need no compiler."""

@@ -57,21 +57,27 @@ def emitted(lanes: int) -> str:
     """The kernels as LLVM instructions."""
     from llvmlite import ir
 
-    from manualgrad.kernels.teams import add_teams
+    from manualgrad.kernels import teams
     from manualgrad.kernels.vectors import Emitter
 
     module = ir.Module("manualgrad")
     module.triple = "x86_64-unknown-linux-gnu"
-    for name, write in _kernels().items():
+    for name, write in {**_kernels(), "program": teams.program}.items():
         emit = Emitter(module, name, lanes)
         write(emit)
         emit.finish()
-        add_teams(module, name)
     return str(module)
 
 
 def _kernels() -> dict[str, Callable]:
-    from manualgrad.kernels import class_rows, conv_pool_backward, conv_pool_forward, conv_pool_weights, relu_backward
+    from manualgrad.kernels import (
+        class_rows,
+        conv_pool_backward,
+        conv_pool_forward,
+        conv_pool_weights,
+        products,
+        relu,
+    )
 
     return {
         "forward": conv_pool_forward.forward,
@@ -80,7 +86,10 @@ def _kernels() -> dict[str, Callable]:
         "collect": conv_pool_weights.collect,
         "class_rows": class_rows.class_rows,
         "targets": class_rows.targets,
-        "relu_backward": relu_backward.relu_backward,
+        "relu_forward": relu.relu_forward,
+        "relu_backward": relu.relu_backward,
+        "row_products": products.row_products,
+        "column_products": products.column_products,
     }
 
 
@@ -99,8 +108,7 @@ def code(instructions: str) -> Code:
     text = emitted(lanes)
     engine.add_object_file(llvm.ObjectFileRef.from_data(_cached(text, instructions, lambda: _compile(text, machine))))
     engine.finalize_object()
-    names = [f"{kernel}_{suffix}" for kernel in _kernels() for suffix in ("team", "alone")]
-    addresses = {name: engine.get_function_address(name) for name in names}
+    addresses = {name: engine.get_function_address(name) for name in (*_kernels(), "program")}
     return Code(instructions, lanes, addresses, engine)
 
 

@@ -10,14 +10,19 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-HEADER = 3  # what the emitted teams read before a kernel's arguments: two functions' addresses, and the slots
-_NOBODY = (0, 0)  # in their place, for a thread alone
+from manualgrad.kernels.compiled import Code
+
+STAGE, STEP = 3, 2  # numbers before the steps of a stage, and before a step's arguments
+
+_NOBODY = (0, 0, 0)  # asked by a thread alone
 _forked = False
 
 
@@ -37,18 +42,18 @@ def _openmp() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         library.GOMP_parallel.restype = None
-        library.omp_get_thread_num, library.omp_get_num_threads  # noqa: B018
+        library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier  # noqa: B018
     except (OSError, AttributeError):
         return None
     return library
 
 
 @cache
-def _askers() -> tuple[int, int]:
-    """The addresses of omp_get_thread_num and omp_get_num_threads."""
+def _team() -> tuple[int, int, int]:
+    """The addresses of omp_get_thread_num, omp_get_num_threads and GOMP_barrier."""
     library = _openmp()
-    found = (ctypes.cast(f, ctypes.c_void_p).value for f in (library.omp_get_thread_num, library.omp_get_num_threads))
-    return tuple(found)
+    functions = library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier
+    return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)
 
 
 @cache
@@ -72,16 +77,44 @@ def why_alone() -> str | None:
     return None
 
 
-def run(code: object, kernel: str, slots: int, arguments: list[int]) -> None:
+def team_of(slots: int) -> int:
+    """How many threads share that many slots."""
+    return 1 if _openmp() is None or _forked else min(slots, torch.get_num_threads())
+
+
+def run(code: Code, kernel: str, slots: int, arguments: Sequence[int]) -> None:
     """``kernel(arguments, slot)`` for every slot, each on one of at most torch.get_num_threads() threads."""
-    library = _openmp()
-    threads = 1 if library is None or _forked else min(slots, torch.get_num_threads())
-    numbers = _numbers(HEADER + len(arguments))
+    run_block(code, team_of(slots), block_of([Stage(slots, [(code.addresses[kernel], arguments)])]))
+
+
+def run_block(code: Code, threads: int, block: Sequence[int]) -> None:
+    """A program (see ``teams.py``) without its first three numbers, on that many threads."""
+    numbers = _numbers(3 + len(block))
     if threads == 1:
-        _alone(code.addresses[f"{kernel}_alone"])(numbers.pack(*_NOBODY, slots, *arguments))
-        return
-    block = numbers.pack(*_askers(), slots, *arguments)
-    library.GOMP_parallel(code.addresses[f"{kernel}_team"], block, threads, 0)
+        _alone(code.addresses["program"])(numbers.pack(*_NOBODY, *block))
+    else:
+        _openmp().GOMP_parallel(code.addresses["program"], numbers.pack(*_team(), *block), threads, 0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Kernels' addresses and arguments, to be run one after the other for each of so many slots."""
+
+    slots: int
+    steps: Sequence[tuple[int, Sequence[Any]]]
+
+
+def block_of(stages: Sequence[Stage]) -> list[Any]:
+    """The stages as ``teams.py`` reads them; arguments may be anything."""
+    block: list[Any] = [len(stages)]
+    for stage in stages:
+        steps = [
+            word
+            for kernel, arguments in stage.steps
+            for word in (kernel, 8 * (STEP + len(arguments)), *arguments)
+        ]
+        block += [stage.slots, len(stage.steps), 8 * (STAGE + len(steps)), *steps]
+    return block
 
 
 def as_float(number: float) -> int:

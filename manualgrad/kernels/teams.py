@@ -1,44 +1,46 @@
-"""What stands around a kernel: a function for each thread of a team, and one for a thread alone.
+"""What runs kernels: one function, which every thread of a team is given, or one thread alone.
 
-Both are given a block of 8-byte numbers: the addresses of ``omp_get_thread_num`` and ``omp_get_num_threads``, the
-number of slots, and then the kernel's arguments."""
+It reads a block of 8-byte numbers, a program:
+
+    who, how_many, barrier      addresses of omp_get_thread_num, omp_get_num_threads and GOMP_barrier, or 0 for a
+                                thread alone
+    stages                      how many follow, and of each:
+        slots, steps, bytes     bytes from here to the next stage
+        then of each step: kernel, bytes, and the kernel's arguments
+
+A stage's work is cut into slots, and its steps are done one after the other for each slot, by one thread: what a step
+leaves for the next lies in that thread's cache. The next stage begins when all slots are done.
+"""
 
 from __future__ import annotations
 
-from llvmlite import ir
+from manualgrad.kernels.vectors import INT32, INT64, VOID, Emitter, Value
 
-from manualgrad.kernels.vectors import ADDRESS, BYTE, INT32, INT64, constant
-
-HEADER = 3
+HEADER = ("who", "how_many", "barrier", "stages")
 
 
-def add_teams(module: ir.Module, name: str) -> None:
-    """``name_team`` runs every slot whose number leaves this thread's when divided by the threads there are;
-    ``name_alone`` runs all. OpenMP may grant fewer threads than were asked for: they are counted where they run."""
-    for suffix in ("team", "alone"):
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [ADDRESS]), f"{name}_{suffix}")
-        builder = ir.IRBuilder(function.append_basic_block("entry"))
-        block = function.args[0]
+def program(emit: Emitter) -> None:
+    """This thread's slots of every stage. OpenMP may grant fewer threads than were asked for: they are counted here,
+    and thread t of n takes slots t, t + n, t + 2n, ..."""
+    a = emit.named(HEADER)
+    thread, threads = (emit.variable(emit.number(INT64, n)) for n in (0, 1))
+    with emit.when(a.who > 0):
+        for variable, asked in ((thread, a.who), (threads, a.how_many)):
+            variable.set(emit.widened(emit.call(asked, INT32), INT64))
+    at = emit.variable(emit.arguments + 8 * len(HEADER))
+    with emit.loop(0, a.stages):
+        slots, steps, size = _numbers(emit, at.get(), 3)
+        first = at.get() + 8 * 3
+        with emit.loop(thread.get(), slots, threads.get()) as slot:
+            step = emit.variable(first)
+            with emit.loop(0, steps):
+                kernel, bytes_of_step = _numbers(emit, step.get(), 2)
+                emit.call(kernel, VOID, step.get() + 8 * 2, slot)
+                step.set(step.get() + bytes_of_step)
+        at.set(at.get() + size)
+        with emit.when(a.who > 0):
+            emit.call(a.barrier, VOID)
 
-        def field(n: int, type_: ir.Type, builder=builder, block=block) -> ir.Value:
-            return builder.load(builder.gep(block, [constant(INT64, 8 * n)], source_etype=BYTE), align=8, typ=type_)
 
-        if suffix == "team":
-            asked = ir.PointerType(ir.FunctionType(INT32, []))
-            thread, threads = (builder.sext(builder.call(field(n, asked), []), INT64) for n in (0, 1))
-        else:
-            thread, threads = constant(INT64, 0), constant(INT64, 1)
-        slots = field(2, INT64)
-        arguments = builder.gep(block, [constant(INT64, 8 * HEADER)], source_etype=BYTE)
-        loop, after = (function.append_basic_block(part) for part in ("loop", "after"))
-        before = builder.block
-        builder.cbranch(builder.icmp_signed("<", thread, slots), loop, after)
-        builder.position_at_end(loop)
-        slot = builder.phi(INT64)
-        slot.add_incoming(thread, before)
-        builder.call(module.globals[name], [arguments, slot])
-        following = builder.add(slot, threads)
-        slot.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", following, slots), loop, after)
-        builder.position_at_end(after)
-        builder.ret_void()
+def _numbers(emit: Emitter, address: Value, count: int) -> list[Value]:
+    return [emit.load(address + 8 * n, INT64) for n in range(count)]

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from llvmlite import ir
 
 BIT, BYTE, INT32, INT64, DOUBLE = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.DoubleType()
-FLOAT, ADDRESS = ir.FloatType(), ir.PointerType()
+FLOAT, ADDRESS, VOID = ir.FloatType(), ir.PointerType(), ir.VoidType()
 
 Number = int | float
 
@@ -183,8 +183,9 @@ class Emitter:
     # ------------------------------------------------------------------------------------- arithmetic
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """a·b + c, rounded once."""
-        return self._intrinsic(f"llvm.fma.v{self.lanes}f32", self.floats, a, b, c)
+        """a·b + c, rounded once; of vectors or of single floats."""
+        type_ = a.raw.type
+        return self._intrinsic("llvm.fma.f32" if type_ == FLOAT else f"llvm.fma.v{self.lanes}f32", type_, a, b, c)
 
     def select(self, condition: Value, a: Value, b: Value) -> Value:
         """a where ``condition`` holds, b elsewhere, lane by lane."""
@@ -255,9 +256,9 @@ class Emitter:
     # ------------------------------------------------------------------------------------------- flow
 
     @contextmanager
-    def loop(self, start: Value | int, stop: Value | int, step: int = 1) -> Iterator[Value]:
+    def loop(self, start: Value | int, stop: Value | int, step: Value | int = 1) -> Iterator[Value]:
         """For every number from ``start`` up to, but without, ``stop``."""
-        start, stop = (n if isinstance(n, Value) else self.number(INT64, n) for n in (start, stop))
+        start, stop, step = (n if isinstance(n, Value) else self.number(INT64, n) for n in (start, stop, step))
         body, after = (self.function.append_basic_block(name) for name in ("loop", "after"))
         before = self.builder.block
         self.builder.cbranch((start < stop).raw, body, after)
@@ -265,7 +266,7 @@ class Emitter:
         at = self.builder.phi(INT64)
         at.add_incoming(start.raw, before)
         yield self.value(at)
-        following = self.builder.add(at, constant(INT64, step))
+        following = self.builder.add(at, step.raw)
         at.add_incoming(following, self.builder.block)
         self.builder.cbranch(self.builder.icmp_signed("<", following, stop.raw), body, after)
         self.builder.position_at_end(after)
@@ -293,6 +294,12 @@ class Emitter:
         left.add_incoming(rest.raw, self.builder.block)
         self.builder.cbranch((rest == 0).raw, after, body)
         self.builder.position_at_end(after)
+
+    def call(self, function: Value, returned: ir.Type, *arguments: Value) -> Value:
+        """What the function at an address, given as a whole number, returns for ``arguments``."""
+        type_ = ir.FunctionType(returned, [a.raw.type for a in arguments])
+        pointer = self.builder.inttoptr(function.raw, ir.PointerType(type_))
+        return self.value(self.builder.call(pointer, [a.raw for a in arguments]))
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
