@@ -16,21 +16,24 @@ The document's superscript b makes all of these quantities of one example. :func
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from manualgrad import as_one
 from manualgrad.functions import conv2d, flatten, fused
 from manualgrad.functions.bias import bias_gradient
 from manualgrad.functions.dense import weighted_sums
 from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.functions.relu import rectified, rectified_gradient
 from manualgrad.functions.softmax import softmax_values
-from manualgrad.functions.softmax_cross_entropy import cross_entropy, logits_gradient
+from manualgrad.functions.softmax_cross_entropy import cross_entropy, logits_gradient, probabilities_cost_and_gradient
 from manualgrad.functions.targets import target_distribution
 from manualgrad.models import DocumentCNN
+from manualgrad.nn import Conv2d
 
 
 @dataclass(frozen=True)
@@ -58,20 +61,24 @@ class Layer:
 @dataclass(frozen=True)
 class Steps:
     """``probabilities`` is x^L, ``cost`` is J (or J^b of each example); then Δw^l and Δb^l for l = 0 to L − 1, in the
-    shape of the model's weight and bias; and ``deltas``, δ^l."""
+    shape of the model's weight and bias; and ``layers`` and ``deltas``, δ^l."""
 
     probabilities: Tensor
     cost: Tensor
     weights: list[Tensor]
     biases: list[Tensor]
-    layers: list[Layer]
-    received: list[Tensor]
+    _between: Callable[[], tuple[list[Layer], list[Tensor]]]  # the layers, and what each heard from the one above
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """f^l and what it met, for l = 0 to L − 1."""
+        return self._between()[0]
 
     @cached_property
     @torch.no_grad()
     def deltas(self) -> list[Tensor]:
         """δ^l for l = 0 to L − 1. Behind a convolution only what P⁻¹ spreads was needed: it is spread here."""
-        return [_delta(layer, g) for layer, g in zip(self.layers, self.received, strict=True)]
+        return [_delta(layer, g) for layer, g in zip(*self._between(), strict=True)]
 
 
 @torch.no_grad()
@@ -80,9 +87,7 @@ def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
     weighted, layers = model.weighted(), []
     x = from_nchw(x)
     for f in weighted[: model.stages]:
-        geometry = fused.geometry_of(
-            to_nchw(x), f.weight, f.bias, f.stride, f.padding, f.flip_kernel, model.subgradient
-        )
+        geometry = _geometry(model, f, x)
         pooled, code = fused.values(to_nchw(x), f.weight, f.bias, geometry)  # eq. (17), f = C
         layers.append(Layer(x, from_oihw(f.weight), f.bias, geometry, code))
         x = from_nchw(pooled)  # eq. (16), σ = P∘R
@@ -91,6 +96,10 @@ def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
         layers.append(Layer(x, f.weight.t(), f.bias))
         x = rectified(layers[-1].z)  # eq. (16), σ = R
     return layers, softmax_values(layers[-1].z, -1)  # eq. (16), σ = S
+
+
+def _geometry(model: DocumentCNN, f: Conv2d, x: Tensor) -> fused.Geometry:
+    return fused.geometry_of(to_nchw(x), f.weight, f.bias, f.stride, f.padding, f.flip_kernel, model.subgradient)
 
 
 def _received(layer: Layer, g: Tensor, subgradient: float) -> Tensor:
@@ -123,6 +132,9 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
     Raises:
         TypeError, ValueError, IndexError: targets that :func:`manualgrad.functional.softmax_cross_entropy` refuses.
     """
+    by_kernels = _by_kernels(model, x, target, eta)
+    if by_kernels is not None:
+        return by_kernels
     layers, probabilities = forward(model, x)
     last = layers[-1].z
     y = target_distribution(last, target, None, -100, "mean", 0.0).y
@@ -144,7 +156,32 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
         biases.insert(0, b)
         if l > 0:
             g = _received(layers[l - 1], g, model.subgradient)
-    return Steps(probabilities, cross_entropy(last, y, True), weights, biases, layers, received)
+    return Steps(probabilities, cross_entropy(last, y, True), weights, biases, lambda: (layers, received))
+
+
+def _by_kernels(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Steps | None:
+    """The same by one program there and one back; None where there is none, or something is not finite."""
+    found = as_one.plan_of(model, x)
+    if found is None:
+        return None
+    plan, parameters = found
+    z, kept = plan.forward(x, parameters)  # eq. (16), (17)
+    y = target_distribution(z, target, None, -100, "mean", 0.0).y
+    probabilities, cost, g = probabilities_cost_and_gradient(z, y, -eta)  # eq. (13), (15), (19)
+    steps = plan.backward(g, x, kept, parameters)  # eq. (18), (20), (21)
+    if steps is None:
+        return None
+
+    def between() -> tuple[list[Layer], list[Tensor]]:
+        xs, codes, received = plan.between(kept, steps[1])
+        layers = [
+            Layer(x_l, from_oihw(f.weight), f.bias, _geometry(model, f, x_l), code)
+            for x_l, code, f in zip([from_nchw(x), *xs], codes, model.weighted(), strict=False)
+        ]
+        dense = zip(xs[model.stages - 1 :], model.weighted()[model.stages :], strict=True)
+        return layers + [Layer(x_l, f.weight.t(), f.bias) for x_l, f in dense], [*received, g]
+
+    return Steps(probabilities, cost, steps[0][::2], steps[0][1::2], between)
 
 
 @torch.no_grad()
@@ -174,7 +211,7 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
                 g = to_nchw(conv2d.input_gradient(delta, layer.w, layer.geometry.convolution))  # eq. (20), ∂C/∂x
         if l > 0:
             g = _received(layers[l - 1], g, model.subgradient)
-    return Steps(probabilities, cross_entropy(last, y, False), weights, biases, layers, received)
+    return Steps(probabilities, cross_entropy(last, y, False), weights, biases, lambda: (layers, received))
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from manualgrad import functional
+from manualgrad import as_one, functional
 from manualgrad.functions import checks
+from manualgrad.functions.network import logits
 from manualgrad.nn import Conv2d, ConvReLUMaxPool2d, Dense, Flatten, MaxPool2d, ReLU
 
 
@@ -96,6 +97,9 @@ class DocumentCNN(nn.Module):
             self.add_module(name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
+        found = as_one.plan_of(self, x)
+        if found is not None and as_one.nobody_listens(self) and as_one.is_differentiated_as_one(x, found[1]):
+            return logits(x, found[0], *found[1])[0]  # all of what follows, by one program
         for layer in self.children():  # eq. (16), (17), (22), (23)
             x = layer(x)
         return x

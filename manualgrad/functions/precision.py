@@ -22,6 +22,11 @@ def autocast_float32(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def autocast_is_on(tensor: Tensor) -> bool:
+    """Whether ``torch.autocast`` asks for something where ``tensor`` lies."""
+    return _autocast(tensor.device.type)
+
+
 def _autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 

@@ -60,6 +60,14 @@ def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor:
     return g * (softmax_values(z, -1) * y.sum(-1, keepdim=True) - y)  # eq. (15)
 
 
+def probabilities_cost_and_gradient(z: Tensor, y: Tensor, g: float) -> tuple[Tensor, Tensor, Tensor]:
+    """S(z), J and G(g, z, y), from one look at z."""
+    found = rows.probabilities_cost_and_gradient(z, y, g)
+    if found is not None:
+        return found
+    return softmax_values(z, -1), cross_entropy(z, y, True), logits_gradient(z.new_tensor(g), z, y)
+
+
 def logits_tangent(v: Tensor, z: Tensor, y: Tensor, summed: bool) -> Tensor:
     """A(v, z, y)."""
     each = (v * (softmax_values(z, -1) * y.sum(-1, keepdim=True) - y)).sum(-1)  # eq. (15)

@@ -22,7 +22,7 @@ from manualgrad.kernels.compiled import Code
 
 STAGE, STEP = 3, 2  # numbers before the steps of a stage, and before a step's arguments
 
-_NOBODY = (0, 0, 0)  # asked by a thread alone
+_NOBODY = bytes(24)  # what a thread alone asks
 _forked = False
 
 
@@ -49,11 +49,11 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 @cache
-def _team() -> tuple[int, int, int]:
+def _team() -> bytes:
     """The addresses of omp_get_thread_num, omp_get_num_threads and GOMP_barrier."""
     library = _openmp()
     functions = library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier
-    return tuple(ctypes.cast(function, ctypes.c_void_p).value for function in functions)
+    return _numbers(3).pack(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
 
 
 @cache
@@ -84,16 +84,16 @@ def team_of(slots: int) -> int:
 
 def run(code: Code, kernel: str, slots: int, arguments: Sequence[int]) -> None:
     """``kernel(arguments, slot)`` for every slot, each on one of at most torch.get_num_threads() threads."""
-    run_block(code, team_of(slots), block_of([Stage(slots, [(code.addresses[kernel], arguments)])]))
+    block = block_of([Stage(slots, [(code.addresses[kernel], arguments)])])
+    run_block(code, team_of(slots), _numbers(len(block)).pack(*block))
 
 
-def run_block(code: Code, threads: int, block: Sequence[int]) -> None:
+def run_block(code: Code, threads: int, block: bytes) -> None:
     """A program (see ``teams.py``) without its first three numbers, on that many threads."""
-    numbers = _numbers(3 + len(block))
     if threads == 1:
-        _alone(code.addresses["program"])(numbers.pack(*_NOBODY, *block))
+        _alone(code.addresses["program"])(_NOBODY + block)
     else:
-        _openmp().GOMP_parallel(code.addresses["program"], numbers.pack(*_team(), *block), threads, 0)
+        _openmp().GOMP_parallel(code.addresses["program"], _team() + block, threads, 0)
 
 
 @dataclass(frozen=True)

@@ -59,4 +59,4 @@ class Program:
     def run(self, addresses: Sequence[int]) -> None:
         """All of it, on as many threads as there are, up to the number of slots."""
         block = self._fixed + np.array((0, *addresses), dtype=np.int64)[self._from]
-        parallel.run_block(self.code, parallel.team_of(self.slots), block.tolist())
+        parallel.run_block(self.code, parallel.team_of(self.slots), block.tobytes())

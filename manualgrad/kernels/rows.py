@@ -56,6 +56,13 @@ def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor | None:
     return _run(z, y, g, False)[2]
 
 
+def probabilities_cost_and_gradient(z: Tensor, y: Tensor, g: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    if y.shape != z.shape or not _served(z, y):
+        return None
+    s, cost, dz = _run(z, y, memory.new(1).fill_(g)[0], True)
+    return s, cost[-1].clone(), dz
+
+
 def labels_distribution(labels: Tensor, like: Tensor, classes: int, ignored: int, mean: bool) -> Tensor | None:
     """y of equation (14); None too where a label is no class, or no row counts, both of which are for the formula."""
     if labels.dim() != 1 or not 0 < labels.numel() * classes <= FEW or like.dtype is not torch.float32:

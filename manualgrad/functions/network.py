@@ -1,0 +1,78 @@
+r"""z^{L−1} of equations (22) and (23) as one Function: C, P∘R, C, F∘P∘R, D, R, D by one program of kernels.
+
+Its formulas are those of the layers, and its derivatives are section 4's recursion. It exists where a plan does (see
+``kernels/network.py``); everywhere else, and for derivatives of derivatives, the layers' own Functions serve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from manualgrad.functions import flatten, fused
+from manualgrad.functions.bias import pull_to_bias
+from manualgrad.functions.conv2d import pull_to_input, pull_to_weight
+from manualgrad.functions.dense import weigh
+from manualgrad.functions.differentiable import differentiable
+from manualgrad.functions.relu import pull_to_z, rectify
+from manualgrad.kernels.network import Network, Plan
+
+
+class Logits(Function):
+    """z^{L−1}, and the memory that its derivatives need: of each convolution P(R(z)) and its codes, of each dense
+    layer z and R(z). Saves x and the parameters besides; gives no gradient to x."""
+
+    @staticmethod
+    def forward(x: Tensor, plan: Plan, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return plan.forward(x, parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.plan, *parameters = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, output[1], *parameters)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, kept, *parameters = ctx.saved_tensors
+        found = None if torch.is_grad_enabled() else ctx.plan.backward(g, x, kept, parameters)
+        gradients = layer_by_layer(g, x, parameters, ctx.plan.network) if found is None else found[0]
+        return None, None, *gradients
+
+
+def layer_by_layer(g: Tensor, x: Tensor, parameters: list[Tensor], network: Network) -> list[Tensor]:
+    """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, by the layers' Functions, fit to be differentiated."""
+    pairs, stages = list(zip(parameters[::2], parameters[1::2], strict=True)), len(network.convolutions)
+    half, convolutions, products = network.subgradient, [], []
+    for w, b in pairs[:stages]:
+        geometry = fused.geometry_of(x, w, b, 1, 0, network.flip, half)
+        pooled, code = fused.fused(x, w, b, geometry)  # eq. (16), (17), σ = P∘R, f = C
+        convolutions.append((x, w, code, geometry))
+        x = pooled
+    size = flatten.ImageSize(*x.shape[1:])
+    x = flatten.flatten_batch(x)  # eq. (16), F
+    for w, b in pairs[stages:]:
+        z = weigh(x, w, b)  # eq. (17), f = D
+        products.append((x, w, z))
+        x = rectify(z, half)  # eq. (16), σ = R
+    found: list[Tensor] = []
+    for l in range(len(products) - 1, -1, -1):  # noqa: E741
+        x, w, _ = products[l]
+        found = [weigh(g.t(), x.t(), None), pull_to_bias(g), *found]  # eq. (18), (21)
+        g = weigh(g, w.t(), None)  # eq. (20), ∂D/∂x
+        if l:
+            g = pull_to_z(g, products[l - 1][2], half)  # eq. (20), ∂R/∂z
+    g = flatten.unflatten(g, size)  # eq. (20), F⁻¹
+    for l in range(stages - 1, -1, -1):  # noqa: E741
+        x, w, code, geometry = convolutions[l]
+        d = fused.spread_back(g, code, geometry)  # eq. (20), P⁻¹ and ∂R/∂z
+        found = [pull_to_weight(d, x, geometry.convolution), pull_to_bias(d), *found]  # eq. (18), (21)
+        if l:
+            g = pull_to_input(d, w, geometry.convolution)  # eq. (20), ∂C/∂x
+    return found
+
+
+logits = differentiable(Logits)
