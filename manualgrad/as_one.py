@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from manualgrad.functions.precision import autocast_is_on
 from manualgrad.kernels.network import Network, Plan, plan_for
-from manualgrad.kernels.plain import is_all_there, is_served
+from manualgrad.kernels.plain import is_served
 from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
 
 if TYPE_CHECKING:
@@ -32,9 +32,7 @@ def plan_of(model: DocumentCNN, x: Tensor) -> Parts | None:
     if described is None:
         return None
     network, parameters = described
-    if not is_served(x, *parameters) or not all(t.is_contiguous() and is_all_there(t) for t in parameters):
-        return None
-    if any(t.is_neg() for t in parameters) or not is_all_there(x):
+    if not is_served(x, *parameters) or not all(t.is_contiguous() and not t.is_neg() for t in parameters):
         return None
     plan = plan_for(network, x.shape[0])
     return None if plan is None else (plan, parameters)

@@ -14,11 +14,13 @@ import math
 import mmap
 import random
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from manualgrad.kernels import compiled, conv_pool, machine, memory, rows
+from manualgrad.kernels.network import Network, Plan
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -48,6 +50,32 @@ def guarded(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False
     return tensor.zero_() if zeros else tensor.fill_(math.nan if dtype.is_floating_point else 255)
 
 
+def guarded_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """In place of ``memory.offsets``: each part has pages of its own, between two that nobody may touch."""
+    found, end = [], PAGE
+    for size in sizes:
+        pages = -(-size // PAGE) * PAGE
+        found.append(end + (pages - size) // 4 * 4 if guard_is_behind else end)
+        end += pages + PAGE
+    return found, end
+
+
+def guarded_parts(total: int, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """In place of ``memory.new_parts``, for such offsets."""
+    start = LIBC.mmap(None, total, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    assert start not in (None, ctypes.c_void_p(-1).value), "no memory"
+    block = (ctypes.c_byte * total).from_address(start)
+    weakref.finalize(block, LIBC.munmap, start, total)
+    free = 0  # from here on, nothing belongs to a part yet
+    for offset, size in zip(offsets, sizes, strict=True):
+        (ctypes.c_byte * size).from_buffer(block, offset)[:] = b"\xff" * size  # NaN
+        first = offset // PAGE * PAGE
+        assert LIBC.mprotect(start + free, first - free, 0) == 0
+        free = -(-(offset + size) // PAGE) * PAGE
+    assert LIBC.mprotect(start + free, total - free, 0) == 0
+    return torch.frombuffer(block, dtype=torch.uint8)
+
+
 def copied(t: Tensor, channels_last: bool = False) -> Tensor:
     if channels_last:
         return copied(t.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
@@ -55,13 +83,14 @@ def copied(t: Tensor, channels_last: bool = False) -> Tensor:
 
 
 def one_call(draw: random.Random) -> str:
-    """Forward and backward of the convolution, or one of the small kernels, on random sizes; its name."""
+    """Forward and backward of the convolution or the network, or one of the small kernels, on random sizes; its name."""
     global guard_is_behind
     guard_is_behind = draw.random() < 0.5
     torch.set_num_threads(draw.randint(1, 3))
     machine.choose(draw.choice(compiled.instruction_sets()))
-    if draw.random() < 0.3:
-        return small_call(draw)
+    kind = draw.random()
+    if kind < 0.5:
+        return small_call(draw) if kind < 0.25 else network_call(draw)
     kernel = (5, 5) if draw.random() < 0.3 else (draw.randint(1, 7), draw.randint(1, 11))
     images, channels = draw.choice([0, 1, 2, 3, 5]), draw.choice([1, 1, 2, 3, 4, 5, 8, 16, 20, 32])
     outputs = draw.choice([1, 3, 8, 15, 16, 24, 32, 40, 64, 72, 130])
@@ -80,6 +109,23 @@ def one_call(draw: random.Random) -> str:
     arguments = (g, x if for_w else None, w if for_x else None, codes, shapes, flip, subgradient)
     conv_pool.backward(machine.in_use(), *arguments)
     return "convolution"
+
+
+def network_call(draw: random.Random) -> str:
+    """The whole network, there and back."""
+    channels = tuple(draw.choice([16, 32, 48]) for _ in range(draw.randint(1, 2)))
+    kernel = draw.randint(1, 5), draw.randint(1, 5)
+    image = draw.choice([1, 1, 2, 5, 16]), draw.randint(18, 24), draw.randint(18, 24)
+    dense = tuple(draw.randint(1, 40) for _ in range(draw.randint(1, 3)))
+    flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
+    network = Network(image, tuple((k, *kernel) for k in channels), dense, flip, subgradient)
+    images, code = draw.choice([0, 1, 2, 3, 9]), machine.in_use()
+    plan = Plan(code, network, images, torch.get_num_threads())
+    x = copied(torch.randn(images, *image), draw.random() < 0.5)
+    parameters = [copied(torch.randn(shape)) for shape in plan.shapes[1:]]
+    z, kept = plan.forward(x, parameters)
+    plan.backward(copied(z), x, kept, parameters)
+    return "network"
 
 
 def small_call(draw: random.Random) -> str:
@@ -105,20 +151,30 @@ def main() -> None:
     parser.add_argument("calls", type=int, nargs="?", default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overrun", choices=("before", "after"))
+    parser.add_argument("--part", action="store_true", help="overruns a part of a piece of memory, not a tensor")
     options = parser.parse_args()
     if options.overrun:
         global guard_is_behind
         guard_is_behind = options.overrun == "after"
-        t = guarded(5)
-        ctypes.c_float.from_address(t.data_ptr() + (20 if guard_is_behind else -4)).value  # noqa: B018
+        if options.part:
+            (_, first), total = guarded_offsets((20, 20))
+            piece = guarded_parts(total, guarded_offsets((20, 20))[0], (20, 20))
+            address = piece.data_ptr() + first
+        else:
+            piece = guarded(5)
+            address = piece.data_ptr()
+        ctypes.c_float.from_address(address).value  # noqa: B018
+        print("inside is allowed", flush=True)
+        ctypes.c_float.from_address(address + (20 if guard_is_behind else -4)).value  # noqa: B018
         print("nobody noticed")
         return
-    memory.new = guarded
+    memory.new, memory.offsets, memory.new_parts = guarded, guarded_offsets, guarded_parts
     draw = random.Random(options.seed)
     torch.manual_seed(options.seed)
     seen = [one_call(draw) for _ in range(options.calls)]
+    convolution, network, small = map(seen.count, ("convolution", "network", "small"))
     print(
-        f"{seen.count('convolution')} calls of the convolution's kernels and {seen.count('small')} of the small ones"
+        f"{convolution} calls of the convolution's kernels, {network} of the network's and {small} of the small ones"
     )
 
 

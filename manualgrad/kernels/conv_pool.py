@@ -80,10 +80,10 @@ def for_derivatives(s: Sizes, x: Tensor) -> Tensor:
 
 def checked(t: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """``t``, which must be this, and all there."""
-    if t.shape != tuple(shape) or t.dtype is not dtype or t.device.type != "cpu" or not is_all_there(t):
+    if t.shape != tuple(shape) or t.dtype is not dtype or not t.is_cpu or not is_all_there(t):
         held = t.untyped_storage().nbytes()
         raise ValueError(
-            f"conv_pool: expected {dtype} of shape {tuple(shape)} on the CPU, got {t.dtype} of {tuple(t.shape)} "
+            f"kernels: expected {dtype} of shape {tuple(shape)} on the CPU, got {t.dtype} of {tuple(t.shape)} "
             f"on {t.device} in {held} bytes"
         )
     return t

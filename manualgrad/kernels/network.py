@@ -59,8 +59,16 @@ class Plan:
         for k, p, q in network.convolutions:
             self.stages.append(sizes_of(shape, (k, shape[1], p, q), code.lanes))
             shape = (images, k, self.stages[-1].rows, self.stages[-1].columns)
+        self.shapes = [torch.Size((images, *network.image))]
+        for s in self.stages:
+            self.shapes += [
+                torch.Size((s.outputs, s.channels, s.kernel_rows, s.kernel_columns)),
+                torch.Size((s.outputs,)),
+            ]
         features = (math.prod(shape[1:]), *network.dense)
         self.products = list(zip(features, features[1:], strict=False))  # inputs and outputs of each dense layer
+        for i, j in self.products:
+            self.shapes += [torch.Size((j, i)), torch.Size((j,))]
         of_weights = sum(i * j for i, j in self.products)
         work = sum(s.multiplications for s in self.stages) + images * of_weights
         self.threads = min(threads, 1 + work // sizes.WORTH_A_THREAD)
@@ -72,11 +80,14 @@ class Plan:
         weights = [f"{name}{l}" for l in range(len(self.stages) + len(self.products)) for name in ("w", "b")]
         steps = [f"d{name}" for name in weights]
         names = ["x", *weights, *self.kept.sizes]
-        self._forward = Program(code, self._stages_forward(code), [*names, "z", *self._kernels.sizes])
-        self._backward = Program(code, self._stages_backward(code), [*names, "g", *steps, *self.scratch.sizes])
+        self._forward = Program(code, self.threads, self._stages_forward(code), [*names, "z", *self._kernels.sizes])
+        self._backward = Program(
+            code, self.threads, self._stages_backward(code), [*names, "g", *steps, *self.scratch.sizes]
+        )
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """z^{L−1}, (B, classes), and what ``backward`` needs besides x and the parameters."""
+        self._check(x, parameters)
         z, kept, kernels = memory.new(self.images, self.network.dense[-1]), self.kept.new(), self._kernels.new()
         x = dense(x, torch.channels_last)
         addresses = [t.data_ptr() for t in (x, *parameters)]
@@ -89,6 +100,7 @@ class Plan:
     ) -> tuple[list[Tensor], Tensor] | None:
         """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, and the memory in which the g^l lie; None where
         something is not finite and the formulas, which make 0·∞ = NaN of that, have to serve."""
+        self._check(x, parameters)
         checked(g, (self.images, self.network.dense[-1]))
         checked(kept, (self.kept.bytes,), torch.uint8)
         x, g, scratch = for_derivatives(self.stages[0], x), dense(g), self.scratch.new()
@@ -98,6 +110,13 @@ class Plan:
         self._backward.run(addresses + self.scratch.addresses(scratch))
         odd = self.part(self.scratch, scratch, "odd", (self.slots * len(self.stages),))
         return None if any(map(math.isnan, odd.tolist())) else (found, scratch)
+
+    def _check(self, x: Tensor, parameters: Sequence[Tensor]) -> None:
+        """Raises ValueError where a kernel would read what is not there."""
+        for t, shape in zip((x, *parameters), self.shapes, strict=True):
+            checked(t, shape)
+        if not all(t.is_contiguous() and not t.is_neg() for t in parameters):
+            raise ValueError("kernels: weights and biases must lie dense in memory")
 
     def between(self, kept: Tensor, scratch: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """x^l for l = 1 to L − 1, in the document's layout; the codes of each convolution; and what each layer but
@@ -141,7 +160,9 @@ class Plan:
             }
             if l:
                 found |= {f"kernel{l}": 4 * s.input_order.floats}
-        inputs = [s.rows * s.columns * s.outputs for s in self.stages] + [outputs for _, outputs in self.products[:-1]]
+        inputs = [s.rows * s.columns * s.outputs for s in self.stages] + [
+            outputs for _, outputs in self.products[:-1]
+        ]
         return found | {f"g{l}": 4 * self.images * size for l, size in enumerate(inputs)}
 
     # ----------------------------------------------------------------------------------------- programs

@@ -79,13 +79,16 @@ def why_alone() -> str | None:
 
 def team_of(slots: int) -> int:
     """How many threads share that many slots."""
-    return 1 if _openmp() is None or _forked else min(slots, torch.get_num_threads())
+    return 1 if slots == 1 or _openmp() is None or _forked else min(slots, torch.get_num_threads())
 
 
 def run(code: Code, kernel: str, slots: int, arguments: Sequence[int]) -> None:
     """``kernel(arguments, slot)`` for every slot, each on one of at most torch.get_num_threads() threads."""
-    block = block_of([Stage(slots, [(code.addresses[kernel], arguments)])])
-    run_block(code, team_of(slots), _numbers(len(block)).pack(*block))
+    step = 8 * (STEP + len(arguments))
+    block = _numbers(1 + STAGE + STEP + len(arguments)).pack(
+        1, slots, 1, 8 * STAGE + step, code.addresses[kernel], step, *arguments
+    )
+    run_block(code, team_of(slots), block)
 
 
 def run_block(code: Code, threads: int, block: bytes) -> None:
@@ -109,9 +112,7 @@ def block_of(stages: Sequence[Stage]) -> list[Any]:
     block: list[Any] = [len(stages)]
     for stage in stages:
         steps = [
-            word
-            for kernel, arguments in stage.steps
-            for word in (kernel, 8 * (STEP + len(arguments)), *arguments)
+            word for kernel, arguments in stage.steps for word in (kernel, 8 * (STEP + len(arguments)), *arguments)
         ]
         block += [stage.slots, len(stage.steps), 8 * (STAGE + len(steps)), *steps]
     return block

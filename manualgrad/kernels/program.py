@@ -45,18 +45,17 @@ class Layout:
 
 
 class Program:
-    """Stages (see ``parallel.py``) whose arguments are numbers and :class:`At`; ``names`` says in which order the
-    addresses will come."""
+    """Stages (see ``parallel.py``) for so many threads, whose arguments are numbers and :class:`At`; ``names`` says in
+    which order the addresses will come."""
 
-    def __init__(self, code: Code, stages: Sequence[parallel.Stage], names: Sequence[str]) -> None:
+    def __init__(self, code: Code, threads: int, stages: Sequence[parallel.Stage], names: Sequence[str]) -> None:
         words = parallel.block_of(stages)
         place = {name: n for n, name in enumerate(names, start=1)}  # 0 is where numbers that are no addresses begin
-        self.code = code
-        self.slots = max(stage.slots for stage in stages)
+        self.code, self.threads = code, threads
         self._fixed = np.array([word.offset if isinstance(word, At) else word for word in words], dtype=np.int64)
         self._from = np.array([place[word.name] if isinstance(word, At) else 0 for word in words])
 
     def run(self, addresses: Sequence[int]) -> None:
-        """All of it, on as many threads as there are, up to the number of slots."""
+        """All of it; on one thread where others cannot be had."""
         block = self._fixed + np.array((0, *addresses), dtype=np.int64)[self._from]
-        parallel.run_block(self.code, parallel.team_of(self.slots), block.tobytes())
+        parallel.run_block(self.code, 1 if parallel.why_alone() else self.threads, block.tobytes())

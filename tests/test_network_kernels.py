@@ -1,0 +1,337 @@
+"""Promise: the network as one program gives what its layers give, in every instruction set, and is used where it may."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrize
+
+from manualgrad import DocumentCNN, as_one, backprop, kernels, softmax_cross_entropy
+from manualgrad.kernels import compiled, parallel
+from manualgrad.kernels.network import Plan
+
+INSTRUCTIONS = kernels.available().instructions and compiled.instruction_sets() or ()
+pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
+every_set = pytest.mark.parametrize("instructions", INSTRUCTIONS)
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    kernels.choose("auto")
+
+
+def network(images=4, whole_numbers=False, seed=0, **arguments) -> tuple[DocumentCNN, torch.Tensor, torch.Tensor]:
+    """A model, images and labels; of whole numbers, the weights −1, 0 and 1, so that every product is exact."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DocumentCNN(**arguments)
+    size = arguments.get("image_size", 28)
+    x = torch.randn(images, arguments.get("in_channels", 1), *(size if isinstance(size, tuple) else (size, size)),
+                    generator=generator)  # fmt: skip
+    if whole_numbers:
+        x = x.round()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=generator))
+    return model, x, torch.randint(model.classes, (images,), generator=generator)
+
+
+def gradients(model: DocumentCNN, x: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
+    z = model(x)
+    return [z.detach(), *torch.autograd.grad(z, list(model.parameters()), g)]
+
+
+def by_formulas(model: DocumentCNN, x: torch.Tensor, g: torch.Tensor, dtype=torch.float32) -> list[torch.Tensor]:
+    used = kernels.available().instructions
+    kernels.choose("off")
+    try:
+        return gradients(copy.deepcopy(model).to(dtype), x.to(dtype), g.to(dtype))
+    finally:
+        kernels.choose(used)
+
+
+architectures = st.fixed_dictionaries(
+    {
+        "in_channels": st.sampled_from([1, 1, 2, 3, 5, 16]),
+        "channels": st.lists(st.sampled_from([16, 32, 48]), min_size=1, max_size=2),
+        "kernel_size": st.tuples(st.integers(1, 5), st.integers(1, 6)),
+        "image_size": st.tuples(st.integers(18, 26), st.integers(20, 25)),
+        "hidden": st.lists(st.integers(1, 40), max_size=3),
+        "classes": st.integers(1, 12),
+        "subgradient": st.sampled_from([0.0, 0.5, 1.0]),
+    }
+)
+few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@every_set
+@few
+@given(architecture=architectures, images=st.sampled_from([0, 1, 2, 7, 33]), threads=st.integers(1, 4))
+@example(architecture={}, images=63, threads=2)
+@example(architecture={}, images=64, threads=1)
+@example(architecture={"channels": (32, 64)}, images=65, threads=3)
+@example(architecture={}, images=130, threads=1)  # more images than a slot takes
+def test_whole_numbers_come_out_exactly_as_by_formulas(instructions, architecture, images, threads):
+    """With many ties and zeros. Numbers are multiples of 2⁻⁴ below 2²⁰: no addition rounds, in whichever order."""
+    model, x, _ = network(images, whole_numbers=True, **architecture)
+    kernels.choose(instructions)
+    torch.set_num_threads(threads)
+    assert as_one.plan_of(model, x) is not None
+    g = torch.randint(-1, 2, (images, model.classes), generator=torch.Generator().manual_seed(1)).float()
+    expected = by_formulas(model, x, g, torch.float64)
+    assume(all(right.numel() == 0 or right.abs().max() < 2**20 for right in expected))
+    for found, right in zip(gradients(model, x, g), expected, strict=True):
+        assert torch.equal(found.double(), right)
+
+
+@every_set
+@few
+@given(architecture=architectures, images=st.sampled_from([1, 2, 7, 33]), threads=st.integers(1, 4))
+def test_drawn_numbers_are_as_near_to_float64_as_by_formulas(instructions, architecture, images, threads):
+    model, x, _ = network(images, **architecture)
+    kernels.choose(instructions)
+    torch.set_num_threads(threads)
+    g = torch.randn(images, model.classes, generator=torch.Generator().manual_seed(1))
+    right, formulas = by_formulas(model, x, g, torch.float64), by_formulas(model, x, g)
+    found = gradients(model, x, g)
+
+    def error(tensors):
+        return sum((t.double() - r).square().sum() for t, r in zip(tensors, right, strict=True)).sqrt()
+
+    norm = sum(r.square().sum() for r in right).sqrt()
+    # a window whose two largest are within a rounding may go either way, and then one δ in hundreds does
+    assert error(found) <= 4 * error(formulas) + 1e-6 * norm or error(found) <= 0.05 * norm
+
+
+@every_set
+@pytest.mark.parametrize("strange", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("where", ["x", "conv0.weight", "conv1.weight", "conv1.bias", "dense2.weight", "dense3.bias"])
+def test_infinities_and_nan_go_where_they_go_by_formulas(instructions, strange, where):
+    model, x, _ = network(5)
+    kernels.choose(instructions)
+    with torch.no_grad():
+        (x if where == "x" else model.get_parameter(where)).view(-1)[3] = strange
+    g = torch.ones(5, 10)
+    for found, right in zip(gradients(model, x, g), by_formulas(model, x, g), strict=True):
+        assert torch.equal(found.isnan(), right.isnan())
+        assert torch.equal(found.isinf(), right.isinf())
+
+
+@every_set
+def test_the_documents_engine_has_the_same_bits(instructions):
+    model, x, labels = network(65)
+    kernels.choose(instructions)
+    torch.set_num_threads(2)
+    softmax_cross_entropy(model(x), labels).backward()
+    steps = backprop.backpropagate(model, x, labels, eta=-1)
+    for layer, weight, bias in zip(model.weighted(), steps.weights, steps.biases, strict=True):
+        assert torch.equal(layer.weight.grad, weight)
+        assert torch.equal(layer.bias.grad, bias)
+
+
+@every_set
+def test_what_lies_between_is_the_documents(instructions):
+    """x^l, the codes and δ^l, as the formulas have them."""
+    model, x, labels = network(7, hidden=(30, 20))
+    kernels.choose(instructions)
+    steps = backprop.backpropagate(model, x, labels)
+    kernels.choose("off")
+    right = backprop.backpropagate(model, x, labels)
+    assert len(steps.layers) == len(right.layers) == 5
+    for found, expected in zip(steps.layers, right.layers, strict=True):
+        torch.testing.assert_close(found.x, expected.x)
+        torch.testing.assert_close(found.z, expected.z)
+        assert (found.code is None) == (expected.code is None)
+        assert found.code is None or torch.equal(found.code, expected.code)
+    for found, expected in zip(steps.deltas, right.deltas, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(steps.probabilities, right.probabilities)
+    torch.testing.assert_close(steps.cost, right.cost)
+
+
+def test_two_runs_give_the_same_bits():
+    model, x, _ = network(130)
+    torch.set_num_threads(3)
+    first, second = (gradients(model, x, torch.ones(130, 10)) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+# ------------------------------------------------------------------------------------- where it is used, and where not
+
+
+@pytest.fixture
+def programs(monkeypatch) -> list[str]:
+    """Which of the two programs ran."""
+    seen: list[str] = []
+    for name in ("forward", "backward"):
+        original = getattr(Plan, name)
+
+        def noting(*arguments, original=original, name=name):
+            seen.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(Plan, name, noting)
+    return seen
+
+
+def test_it_is_used_for_training_and_for_looking(programs):
+    model, x, labels = network()
+    model.cost(x, labels).backward()
+    assert programs == ["forward", "backward"]
+    with torch.no_grad():
+        model.probabilities(x)
+    assert programs == ["forward", "backward", "forward"]
+
+
+def replaced(model):
+    model.relu2 = nn.Identity()
+
+
+def other_kind(model):
+    model.conv0 = copy.deepcopy(model.conv0)
+    model.conv0.__class__ = type("Mine", (type(model.conv0),), {})
+
+
+def own_forward(model):
+    model.dense2.forward = lambda x: x[:, :128] * 2
+
+
+def hooked(model):
+    model.pool = model.conv1.register_forward_hook(lambda layer, inputs, output: output * 2)
+
+
+def heard(model):
+    model.dense3.register_full_backward_hook(lambda layer, got, gave: None)
+
+
+def parametrized(model):
+    parametrize.register_parametrization(model.dense3, "weight", nn.Softplus())
+
+
+CHANGES = {
+    "a layer replaced": replaced,
+    "a subclass": other_kind,
+    "a forward of its own": own_forward,
+    "a hook": hooked,
+    "a backward hook": heard,
+    "a parametrization": parametrized,
+    "a stride": lambda model: setattr(model.conv1, "stride", (1, 2)),
+    "padding": lambda model: setattr(model.conv0, "padding", (1, 1)),
+    "a derivative at 0": lambda model: setattr(model.relu2, "subgradient", 0.25),
+    "a correlation": lambda model: setattr(model.conv1, "flip_kernel", False),
+    "no bias": lambda model: setattr(model.dense2, "bias", None),
+    "a frozen layer": lambda model: model.conv0.requires_grad_(False),
+    "a layer taken away": lambda model: delattr(model, "dense3"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_model_runs_layer_by_layer(programs, change):
+    model, x, _ = network()
+    before = gradients(model, x, torch.ones(4, 10))[0]
+    programs.clear()
+    CHANGES[change](model)
+    try:
+        after = model(x)
+        after.sum().backward()
+    except (ValueError, RuntimeError, TypeError):
+        assert change in ("a stride", "padding")  # the flattened image no longer fits the dense layer
+    else:
+        assert after.shape != before.shape or change in (
+            "a frozen layer", "a backward hook", "a subclass", "a derivative at 0"
+        ) or not torch.equal(after, before)  # fmt: skip
+    assert programs == []
+
+
+def test_what_is_asked_for_decides(programs):
+    model, x, labels = network()
+    x.requires_grad_()
+    model.cost(x, labels).backward()
+    assert x.grad is not None
+    x = x.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x)
+    torch.func.jvp(model, (x,), (x,))
+    torch.vmap(model)(x.unsqueeze(1))
+    torch.func.functional_call(model, {name: p.detach() for name, p in model.named_parameters()}, (x,)).sum()
+    model(x.expand(4, 1, 28, 28)[0])  # one image
+    model.double()(x.double())
+    assert programs.count("backward") == 0
+    assert programs in ([], ["forward"])  # functional_call may run as one: nothing there asks for a gradient
+
+
+def test_hooks_for_all_modules_are_heard(programs):
+    model, x, _ = network()
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda layer, *_: seen.append(layer))
+    try:
+        model(x)
+    finally:
+        handle.remove()
+    assert model.dense2 in seen
+    assert programs == []
+
+
+def test_second_derivatives_are_those_of_the_layers():
+    model, x, labels = network(3, hidden=(20,))
+    layers, *_ = network(3, hidden=(20,), fused=False)
+    found = []
+    for m in (model, layers):
+        m.load_state_dict({name.replace("conv", "conv"): p for name, p in model.state_dict().items()})
+        parameters = list(m.parameters())
+        first = torch.autograd.grad(m.cost(x, labels), parameters, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), parameters))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_backward_can_be_asked_twice_and_weights_must_stay():
+    model, x, labels = network()
+    cost = model.cost(x, labels)
+    first = torch.autograd.grad(cost, list(model.parameters()), retain_graph=True)
+    second = torch.autograd.grad(cost, list(model.parameters()), retain_graph=True)
+    assert all(map(torch.equal, first, second))
+    with torch.no_grad():
+        model.dense2.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        cost.backward()
+
+
+@pytest.mark.parametrize("which", [torch.Size([4, 1, 28, 28]), torch.Size([128]), torch.Size([128, 512]), None])
+def test_saved_memory_of_another_shape_is_refused(which):
+    """Hooks may give back anything; ``None`` stands for the memory between the layers."""
+    model, x, _ = network()
+
+    def shorter(t):
+        chosen = t.dtype is torch.uint8 if which is None else t.shape == which
+        return t[..., :-1].clone() if chosen else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, shorter):
+        z = model(x)
+    with pytest.raises(ValueError, match="expected torch"):
+        z.sum().backward()
+
+
+def test_models_are_copied_and_pickled_as_before():
+    model, x, _ = network()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), model(x))
+
+
+def test_it_is_told_once_how_many_threads_there_are(monkeypatch):
+    """In a forked child, where torch's threads are gone, the program runs on one, with the same bits."""
+    model, x, _ = network(64)
+    torch.set_num_threads(2)
+    before = model(x)
+    monkeypatch.setattr(parallel, "_forked", True)
+    assert torch.equal(model(x), before)
