@@ -1,5 +1,5 @@
-"""When the layers of a :class:`~manualgrad.models.DocumentCNN` may run as one program of kernels: when they are as they
-were made, and nobody listens to what goes on between them."""
+"""When the layers of a DocumentCNN may run as one program of kernels: when they are as they were made, and nobody
+listens to what goes on between them."""
 
 from __future__ import annotations
 

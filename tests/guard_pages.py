@@ -83,7 +83,7 @@ def copied(t: Tensor, channels_last: bool = False) -> Tensor:
 
 
 def one_call(draw: random.Random) -> str:
-    """Forward and backward of the convolution or the network, or one of the small kernels, on random sizes; its name."""
+    """The convolution or the network, there and back, or the small kernels, on random sizes; its name."""
     global guard_is_behind
     guard_is_behind = draw.random() < 0.5
     torch.set_num_threads(draw.randint(1, 3))

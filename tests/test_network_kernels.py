@@ -1,4 +1,4 @@
-"""Promise: the network as one program gives what its layers give, in every instruction set, and is used where it may."""
+"""Promise: the network as one program gives what its layers give, in every instruction set, where it may be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from manualgrad import DocumentCNN, as_one, backprop, kernels, softmax_cross_ent
 from manualgrad.kernels import compiled, parallel
 from manualgrad.kernels.network import Plan
 
-INSTRUCTIONS = kernels.available().instructions and compiled.instruction_sets() or ()
+INSTRUCTIONS = compiled.instruction_sets() if kernels.available().instructions else ()
 pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
 every_set = pytest.mark.parametrize("instructions", INSTRUCTIONS)
 
@@ -166,7 +166,7 @@ def test_two_runs_give_the_same_bits():
     assert all(map(torch.equal, first, second))
 
 
-# ------------------------------------------------------------------------------------- where it is used, and where not
+# ----------------------------------------------------------------------------------- where it is used, and where not
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_second_derivatives_are_those_of_the_layers():
     layers, *_ = network(3, hidden=(20,), fused=False)
     found = []
     for m in (model, layers):
-        m.load_state_dict({name.replace("conv", "conv"): p for name, p in model.state_dict().items()})
+        m.load_state_dict(model.state_dict())
         parameters = list(m.parameters())
         first = torch.autograd.grad(m.cost(x, labels), parameters, create_graph=True)
         found.append(torch.autograd.grad(sum(g.square().sum() for g in first), parameters))

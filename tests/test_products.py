@@ -9,7 +9,7 @@ from manualgrad import kernels
 from manualgrad.kernels import compiled, machine, parallel
 from manualgrad.kernels.program import At, Layout, Program
 
-INSTRUCTIONS = kernels.available().instructions and compiled.instruction_sets() or ()
+INSTRUCTIONS = compiled.instruction_sets() if kernels.available().instructions else ()
 pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
 SIZES = [(1, 1, 1), (7, 17, 3), (32, 512, 128), (9, 100, 13), (300, 31, 7), (0, 16, 4), (5, 0, 4)]  # B, I, J
 

@@ -18,6 +18,7 @@ channels last, an image lies in memory as its row of numbers does.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Plan:
                 torch.Size((s.outputs,)),
             ]
         features = (math.prod(shape[1:]), *network.dense)
-        self.products = list(zip(features, features[1:], strict=False))  # inputs and outputs of each dense layer
+        self.products = list(itertools.pairwise(features))  # inputs and outputs of each dense layer
         for i, j in self.products:
             self.shapes += [torch.Size((j, i)), torch.Size((j,))]
         of_weights = sum(i * j for i, j in self.products)
@@ -75,9 +76,9 @@ class Plan:
         sums = sum(s.sums_order.floats for s in self.stages)
         self.slots, self.share = split(images, sizes.slots_for(images, self.threads, sums))
         self.kept = Layout(**self._kept())
-        self._kernels = Layout(**{f"kernel{l}": 4 * s.forward_order.floats for l, s in enumerate(self.stages)})
+        self._kernels = Layout(**{f"kernel{n}": 4 * s.forward_order.floats for n, s in enumerate(self.stages)})
         self.scratch = Layout(**self._scratch())
-        weights = [f"{name}{l}" for l in range(len(self.stages) + len(self.products)) for name in ("w", "b")]
+        weights = [f"{name}{n}" for n in range(len(self.stages) + len(self.products)) for name in ("w", "b")]
         steps = [f"d{name}" for name in weights]
         names = ["x", *weights, *self.kept.sizes]
         self._forward = Program(code, self.threads, self._stages_forward(code), [*names, "z", *self._kernels.sizes])
@@ -122,15 +123,15 @@ class Plan:
         """x^l for l = 1 to L − 1, in the document's layout; the codes of each convolution; and what each layer but
         the last heard from the one above: (B, K, I, J), or δ^l of a dense layer."""
         xs, codes, gs, last = [], [], [], len(self.stages) - 1
-        for l, s in enumerate(self.stages):
+        for n, s in enumerate(self.stages):
             shape = (self.images, s.rows, s.columns, s.outputs)
-            pooled = self.part(self.kept, kept, f"pooled{l}", shape)
-            xs.append(pooled.flatten(1) if l == last else pooled)
-            codes.append(self.part(self.kept, kept, f"code{l}", shape, torch.uint8).permute(0, 3, 1, 2))
-            gs.append(self.part(self.scratch, scratch, f"g{l}", shape).permute(0, 3, 1, 2))
-        for l, (_, outputs) in enumerate(self.products[:-1], start=last + 1):
-            xs.append(self.part(self.kept, kept, f"r{l}", (self.images, outputs)))
-            gs.append(self.part(self.scratch, scratch, f"g{l}", (self.images, outputs)))
+            pooled = self.part(self.kept, kept, f"pooled{n}", shape)
+            xs.append(pooled.flatten(1) if n == last else pooled)
+            codes.append(self.part(self.kept, kept, f"code{n}", shape, torch.uint8).permute(0, 3, 1, 2))
+            gs.append(self.part(self.scratch, scratch, f"g{n}", shape).permute(0, 3, 1, 2))
+        for n, (_, outputs) in enumerate(self.products[:-1], start=last + 1):
+            xs.append(self.part(self.kept, kept, f"r{n}", (self.images, outputs)))
+            gs.append(self.part(self.scratch, scratch, f"g{n}", (self.images, outputs)))
         return xs, codes, gs
 
     @staticmethod
@@ -143,102 +144,102 @@ class Plan:
 
     def _kept(self) -> dict[str, int]:
         found = {}
-        for l, s in enumerate(self.stages):
+        for n, s in enumerate(self.stages):
             numbers = self.images * s.rows * s.columns * s.outputs
-            found |= {f"pooled{l}": 4 * numbers, f"code{l}": numbers}
-        for l, (_, outputs) in enumerate(self.products[:-1], start=len(self.stages)):
-            found |= {f"z{l}": 4 * self.images * outputs, f"r{l}": 4 * self.images * outputs}
+            found |= {f"pooled{n}": 4 * numbers, f"code{n}": numbers}
+        for n, (_, outputs) in enumerate(self.products[:-1], start=len(self.stages)):
+            found |= {f"z{n}": 4 * self.images * outputs, f"r{n}": 4 * self.images * outputs}
         return found
 
     def _scratch(self) -> dict[str, int]:
         found = {"odd": 4 * self.slots * len(self.stages)}
-        for l, s in enumerate(self.stages):
+        for n, s in enumerate(self.stages):
             found |= {
-                f"sums{l}": 4 * self.slots * s.sums_order.floats,
-                f"bias_sums{l}": 4 * self.slots * s.outputs,
-                f"slots{l}": self.slots * s.bytes_of_slot,
+                f"sums{n}": 4 * self.slots * s.sums_order.floats,
+                f"bias_sums{n}": 4 * self.slots * s.outputs,
+                f"slots{n}": self.slots * s.bytes_of_slot,
             }
-            if l:
-                found |= {f"kernel{l}": 4 * s.input_order.floats}
+            if n:
+                found |= {f"kernel{n}": 4 * s.input_order.floats}
         inputs = [s.rows * s.columns * s.outputs for s in self.stages] + [
             outputs for _, outputs in self.products[:-1]
         ]
-        return found | {f"g{l}": 4 * self.images * size for l, size in enumerate(inputs)}
+        return found | {f"g{n}": 4 * self.images * size for n, size in enumerate(inputs)}
 
     # ----------------------------------------------------------------------------------------- programs
 
-    def _input(self, l: int) -> At:
+    def _input(self, n: int) -> At:
         """x^l."""
-        if l == 0:
+        if n == 0:
             return At("x")
-        return At(f"pooled{l - 1}" if l <= len(self.stages) else f"r{l - 1}")
+        return At(f"pooled{n - 1}" if n <= len(self.stages) else f"r{n - 1}")
 
     def _arrange(self, code: Code, orders: dict[int, sizes.Order]) -> Stage:
         """The convolutions' kernels in such orders."""
         steps = []
-        for l, order in orders.items():
-            s = self.stages[l]
+        for n, order in orders.items():
+            s = self.stages[n]
             share = split(s.outputs, self.threads)[1]
-            arguments = sizes.arrange_arguments(s, order, self.network.flip, share, At(f"w{l}"), At(f"kernel{l}"))
+            arguments = sizes.arrange_arguments(s, order, self.network.flip, share, At(f"w{n}"), At(f"kernel{n}"))
             steps.append((code.addresses["arrange"], arguments))
         return Stage(self.threads, steps)
 
     def _stages_forward(self, code: Code) -> list[Stage]:
         steps = []
-        for l, s in enumerate(self.stages):
-            where = self._input(l), At(f"kernel{l}"), At(f"b{l}"), At(f"pooled{l}"), At(f"code{l}")
+        for n, s in enumerate(self.stages):
+            where = self._input(n), At(f"kernel{n}"), At(f"b{n}"), At(f"pooled{n}"), At(f"code{n}")
             arguments = sizes.forward_arguments(s, self.share * s.rows, *where)  # eq. (16), (17)
             steps.append((code.addresses["forward"], arguments))
-        for l, (inputs, outputs) in enumerate(self.products, start=len(self.stages)):
-            last = l == len(self.stages) + len(self.products) - 1
-            z = At("z" if last else f"z{l}")
-            where = self._input(l), At(f"w{l}"), At(f"b{l}"), z
+        for n, (inputs, outputs) in enumerate(self.products, start=len(self.stages)):
+            last = n == len(self.stages) + len(self.products) - 1
+            z = At("z" if last else f"z{n}")
+            where = self._input(n), At(f"w{n}"), At(f"b{n}"), z
             steps.append((code.addresses["row_products"], [*where, self.images, self.share, inputs, outputs]))
             if not last:
                 floats = self.images * outputs, self.share * outputs
-                steps.append((code.addresses["relu_forward"], [z, At(f"r{l}"), *floats]))
-        orders = {l: s.forward_order for l, s in enumerate(self.stages)}
+                steps.append((code.addresses["relu_forward"], [z, At(f"r{n}"), *floats]))
+        orders = {n: s.forward_order for n, s in enumerate(self.stages)}
         return [self._arrange(code, orders), Stage(self.slots, steps)]
 
     def _stages_backward(self, code: Code) -> list[Stage]:
         steps, last = [], len(self.stages) + len(self.products) - 1
-        for l in range(last, len(self.stages) - 1, -1):
-            inputs, outputs = self.products[l - len(self.stages)]
-            g, to = self._gradient(l, last), At(f"g{l - 1}")
-            arguments = [g, outputs, 1, At(f"w{l}"), to, self.images, self.share, outputs, inputs]
+        for n in range(last, len(self.stages) - 1, -1):
+            inputs, outputs = self.products[n - len(self.stages)]
+            g, to = self._gradient(n, last), At(f"g{n - 1}")
+            arguments = [g, outputs, 1, At(f"w{n}"), to, self.images, self.share, outputs, inputs]
             steps.append((code.addresses["column_products"], arguments))  # eq. (20)
-            if l > len(self.stages):
+            if n > len(self.stages):
                 half = self.network.subgradient
                 floats = self.images * inputs, self.share * inputs
-                arguments = [to, At(f"z{l - 1}"), to, *floats, half != 0, as_float(half)]
+                arguments = [to, At(f"z{n - 1}"), to, *floats, half != 0, as_float(half)]
                 steps.append((code.addresses["relu_backward"], arguments))
-        for l in range(len(self.stages) - 1, -1, -1):
-            s = self.stages[l]
-            kernel, dx = (At(f"kernel{l}"), At(f"g{l - 1}")) if l else (0, 0)
-            where = self._input(l), kernel, At(f"g{l}"), At(f"code{l}"), dx
-            found = At(f"sums{l}"), At(f"bias_sums{l}"), At("odd") + 4 * self.slots * l, At(f"slots{l}")
+        for n in range(len(self.stages) - 1, -1, -1):
+            s = self.stages[n]
+            kernel, dx = (At(f"kernel{n}"), At(f"g{n - 1}")) if n else (0, 0)
+            where = self._input(n), kernel, At(f"g{n}"), At(f"code{n}"), dx
+            found = At(f"sums{n}"), At(f"bias_sums{n}"), At("odd") + 4 * self.slots * n, At(f"slots{n}")
             half = self.network.subgradient
-            arguments = sizes.backward_arguments(s, self.share, *where, *found, l > 0, True, half)
+            arguments = sizes.backward_arguments(s, self.share, *where, *found, n > 0, True, half)
             steps.append((code.addresses["backward"], arguments))
-        orders = {l: s.input_order for l, s in enumerate(self.stages) if l}
+        orders = {n: s.input_order for n, s in enumerate(self.stages) if n}
         return [self._arrange(code, orders), Stage(self.slots, steps), self._stage_of_weights(code, last)]
 
-    def _gradient(self, l: int, last: int) -> At:
+    def _gradient(self, n: int, last: int) -> At:
         """δ^l of a dense layer."""
-        return At("g" if l == last else f"g{l}")
+        return At("g" if n == last else f"g{n}")
 
     def _stage_of_weights(self, code: Code, last: int) -> Stage:
         steps: list[tuple[int, list[Any]]] = []
-        for l, (inputs, outputs) in enumerate(self.products, start=len(self.stages)):
-            g, share = self._gradient(l, last), split(outputs, self.threads)[1]
-            arguments = [g, 1, outputs, self._input(l), At(f"dw{l}"), outputs, share, self.images, inputs]
+        for n, (inputs, outputs) in enumerate(self.products, start=len(self.stages)):
+            g, share = self._gradient(n, last), split(outputs, self.threads)[1]
+            arguments = [g, 1, outputs, self._input(n), At(f"dw{n}"), outputs, share, self.images, inputs]
             steps.append((code.addresses["column_products"], arguments))  # eq. (21)
             one = ctypes.addressof(_ONE)
-            arguments = [one, 0, 0, g, At(f"db{l}"), 1, 1, self.images, outputs]
+            arguments = [one, 0, 0, g, At(f"db{n}"), 1, 1, self.images, outputs]
             steps.append((code.addresses["column_products"], arguments))  # eq. (18)
-        for l, s in enumerate(self.stages):
+        for n, s in enumerate(self.stages):
             share = split(s.outputs, self.threads)[1]
-            where = At(f"dw{l}"), At(f"sums{l}"), At(f"db{l}"), At(f"bias_sums{l}")
+            where = At(f"dw{n}"), At(f"sums{n}"), At(f"db{n}"), At(f"bias_sums{n}")
             arguments = sizes.collect_arguments(s, self.network.flip, share, self.slots, *where)
             steps.append((code.addresses["collect"], arguments))  # eq. (18), (21)
         return Stage(self.threads, steps)

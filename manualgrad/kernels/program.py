@@ -45,8 +45,8 @@ class Layout:
 
 
 class Program:
-    """Stages (see ``parallel.py``) for so many threads, whose arguments are numbers and :class:`At`; ``names`` says in
-    which order the addresses will come."""
+    """Stages (see ``parallel.py``) for so many threads, whose arguments are numbers and :class:`At`; the addresses
+    will come in the order of ``names``."""
 
     def __init__(self, code: Code, threads: int, stages: Sequence[parallel.Stage], names: Sequence[str]) -> None:
         words = parallel.block_of(stages)

@@ -28,7 +28,7 @@ def relu_forward(emit: Emitter) -> None:
 
 
 def relu_backward(emit: Emitter) -> None:
-    """g ∂R/∂z of one slot's ``share`` of the floats; ``halved`` is 0 where the derivative at 0 is, and 1 elsewhere."""
+    """g ∂R/∂z of one slot's ``share`` of the floats; ``halved`` is 0 where the derivative at 0 is, else 1."""
     a = emit.named(BACKWARD)
     for n, type_ in _each(emit, a):
         g, z, nothing = emit.load(a.g + n * 4, type_), emit.load(a.z + n * 4, type_), emit.number(type_, 0)
