@@ -19,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
+from manualgrad.kernels.tiles import tiles
 from manualgrad.kernels.vectors import BYTE, FLOAT, INT32, INT64, Emitter, Value
 
 TOGETHER = 2  # images, whose live places share one list
 OUTPUTS_AT_ONCE = 32  # whose weights stay in the nearest cache while all windows add them to Δx; at most 64
+INPUT_TILE = 2, 5  # kernel rows and columns that Δx takes from them at once
 FEW_COLUMNS = 5  # kernel columns that _weights_of_few sums at once
 SLACK = 8  # floats beyond an image that _weights_of_few may read
 ARGUMENTS = (
@@ -57,7 +59,7 @@ ARGUMENTS = (
 
 def scratch_bytes(cells: int, outputs: int, image: int) -> int:
     """What a slot needs for the parts that ``_lay_out`` names, in whole cache lines."""
-    return -(-(TOGETHER * cells * (5 * outputs + 20) + 4 * (image + SLACK)) // 64) * 64
+    return -(-(cells * (TOGETHER * (5 * outputs + 20) + 32) + 4 * (image + SLACK)) // 64) * 64
 
 
 def backward(emit: Emitter) -> None:
@@ -97,7 +99,10 @@ def _lay_out(emit: Emitter, a: SimpleNamespace) -> None:
     a.few_weights = a.channels * a.kernel_rows * a.few_run * a.outputs
     a.delta = a.scratch + a.slot * a.scratch_bytes  # floats: δ of each cell and k
     a.cell_at = a.delta + a.cells * a.outputs * (4 * TOGETHER)  # bytes from the first image to each cell
-    a.list_at = a.cell_at + a.cells * (8 * TOGETHER)  # bytes from the first image to each live place, for one k
+    a.live_at = a.cell_at + a.cells * (
+        8 * TOGETHER
+    )  # bits: of each cell and place, for each k whether it is live there
+    a.list_at = a.live_at + a.cells * 32  # bytes from the first image to each live place, for one k
     a.list_delta = a.list_at + a.cells * (8 * TOGETHER)  # δ of each
     a.copy = a.list_delta + a.cells * (4 * TOGETHER)  # floats: an image
     a.place = a.copy + (a.image + SLACK) * 4  # bytes: where in its window each δ goes; 4 where nowhere
@@ -208,8 +213,11 @@ def _weights_of_many(emit: Emitter, a: SimpleNamespace, first: Value, images: Va
 def _weights_of_few(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
     """Δw from one image: a vector of δ_k times the x that each of its lanes picks by its own place in the window."""
     plane = a.height * a.width
-    with emit.loop(0, a.image) as f:  # with slack behind it
-        emit.store(emit.load(a.x + (image * a.image + f) * 4, FLOAT), a.copy + f * 4)
+    x = emit.variable(a.x + image * a.image * 4)
+    with emit.when(image == a.images - 1):  # behind the last there is nothing: a copy has slack behind it
+        with emit.loop(0, a.image) as f:
+            emit.store(emit.load(x.get() + f * 4, FLOAT), a.copy + f * 4)
+        x.set(a.copy)
     most = 5 if emit.lanes == 16 else 1
     with emit.loop(0, a.channels) as r, emit.loop(0, a.few_run, FEW_COLUMNS) as q:
         for height in dict.fromkeys((most, 1)):
@@ -217,7 +225,7 @@ def _weights_of_few(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -
             bounds = (emit.number(INT64, 0), whole) if height == most else (whole, a.kernel_rows)
             with emit.loop(*bounds, height) as p, emit.loop(0, a.outputs, emit.lanes) as k:
                 to = a.dw + (((r * a.kernel_rows + p) * a.few_run + q) * a.outputs + k) * 4
-                source = a.copy + (r * plane + p * a.width + q) * 4
+                source = x.get() + (r * plane + p * a.width + q) * 4
                 _few_tile(emit, a, height, to, source, n * a.cells * a.outputs + k)
 
 
@@ -240,26 +248,54 @@ def _few_tile(emit: Emitter, a: SimpleNamespace, height: int, to: Value, source:
 
 
 def _inputs(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
-    """Δx of one image: for each place of each window, Σ δ_k w over those k that are live there, tile by tile."""
-    pixel, line = a.x_channels * 4, a.width * a.x_channels * 4
+    """Δx of one image, from some k at a time, whose weights for the rows and columns of a tile then stay near."""
+    line = a.width * a.x_channels * 4
     dx = a.dx + image * a.height * line
     _clear(emit, dx, a.height * a.width * a.x_channels)
-    with emit.loop(0, a.outputs, OUTPUTS_AT_ONCE) as k, emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
-        here = ((n * a.rows + i) * a.columns + j) * a.outputs + k
-        delta, w = a.delta + here * 4, a.w + k * a.kernel_rows * a.x_run * 4
-        left, most = a.outputs - k, emit.number(INT64, OUTPUTS_AT_ONCE)
-        with emit.loop(0, 4) as place:
-            bits = emit.variable(emit.number(INT64, 0))
-            with emit.loop(0, emit.select(left < most, left, most), emit.lanes) as lane:
-                places = emit.load(a.place + here + lane, emit.bytes)
-                live = places == emit.every_lane(emit.narrowed(place, BYTE))
-                bits.set(bits.get() | (emit.bits(live) << lane))
-            corner = dx + (i * 2 + (place >> 1)) * line + (j * 2 + (place & 1)) * pixel
-            for p, v, *tile in _tiles(emit, a.kernel_rows, a.x_run, _largest_tile(emit)):
-                source = w + (p * a.x_run + v) * 4
+    with emit.loop(0, a.outputs, OUTPUTS_AT_ONCE) as k:
+        here = n * a.cells * a.outputs + k
+        _find_live(emit, a, here, a.outputs - k)
+        for p, rows in tiles(emit, emit.number(INT64, 0), a.kernel_rows, INPUT_TILE[0]):
+            for q, columns in tiles(emit, emit.number(INT64, 0), a.kernel_columns, INPUT_TILE[1]):
+                with emit.loop(0, a.x_channels, emit.lanes) as r:
+                    w = a.w + ((k * a.kernel_rows + p) * a.x_run + q * a.x_channels + r) * 4
+                    to = dx + p * line + (q * a.x_channels + r) * 4
+                    _input_tiles(emit, a, (rows, columns), a.delta + here * 4, w, to)
 
-                def terms(add, source=source):
-                    with emit.each_bit(bits.get()) as o:
-                        add(emit.broadcast(delta + o * 4), source + o * a.kernel_rows * a.x_run * 4)  # eq. (2)
 
-                _tile_sum(emit, tile, corner + p * line + v * 4, line, terms, a.x_run * 4)
+def _find_live(emit: Emitter, a: SimpleNamespace, here: Value, left: Value) -> None:
+    """For each cell and place the bits of those k, from the first at ``here``, that are live there."""
+    most = emit.number(INT64, OUTPUTS_AT_ONCE)
+    with emit.loop(0, a.cells) as cell, emit.loop(0, 4) as place:
+        bits = emit.variable(emit.number(INT64, 0))
+        with emit.loop(0, emit.select(left < most, left, most), emit.lanes) as lane:
+            places = emit.load(a.place + here + cell * a.outputs + lane, emit.bytes)
+            live = places == emit.every_lane(emit.narrowed(place, BYTE))
+            bits.set(bits.get() | (emit.bits(live) << lane))
+        emit.store(bits.get(), a.live_at + (cell * 4 + place) * 8)
+
+
+def _input_tiles(emit: Emitter, a: SimpleNamespace, tile: tuple[int, int], delta: Value, w: Value, to: Value) -> None:
+    """Adds, for every cell, Σ δ_k w over the live k, for a tile of p and q and one vector of r: what goes to the two
+    places side by side overlaps but for a column, and is added up before it is written."""
+    rows, columns = tile
+    pixel, line = a.x_channels * 4, a.width * a.x_channels * 4
+    with emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
+        cell = i * a.columns + j
+        for s in range(2):
+            totals = [[emit.variable(emit.number(emit.floats, 0)) for _ in range(columns + 1)] for _ in range(rows)]
+            for t in range(2):
+                bits = emit.load(a.live_at + (cell * 4 + (2 * s + t)) * 8, INT64)
+                with emit.each_bit(bits) as k:
+                    factor = emit.broadcast(delta + (cell * a.outputs + k) * 4)
+                    source = w + k * a.kernel_rows * a.x_run * 4
+                    for p in range(rows):
+                        for q in range(columns):
+                            weight = emit.load(source + a.x_run * (4 * p) + pixel * q, emit.floats)
+                            total = totals[p][q + t]
+                            total.set(emit.fma(weight, factor, total.get()))  # eq. (2)
+            corner = to + (i * 2 + s) * line + j * 2 * pixel
+            for p in range(rows):
+                for q in range(columns + 1):
+                    address = corner + line * p + pixel * q
+                    emit.store(emit.load(address, emit.floats) + totals[p][q].get(), address)

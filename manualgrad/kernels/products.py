@@ -12,11 +12,11 @@ Sums stay in registers for a tile of the result, and of many terms they are sums
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 from llvmlite import ir
 
+from manualgrad.kernels.tiles import tiles
 from manualgrad.kernels.vectors import FLOAT, INT64, Emitter, Value
 
 SUMMED = 128  # terms at most that are added one after the other
@@ -47,8 +47,8 @@ def row_products(emit: Emitter) -> None:
     """One slot's share of the rows."""
     a = emit.named(ROW_PRODUCTS)
     most = (4, 6) if emit.lanes == 16 else (2, 4)  # rows and outputs: as many as the registers hold
-    for j, outputs in _tiles(emit, emit.number(INT64, 0), a.outputs, most[1]):
-        for row, rows in _tiles(emit, *_share(emit, a), most[0]):
+    for j, outputs in tiles(emit, emit.number(INT64, 0), a.outputs, most[1]):
+        for row, rows in tiles(emit, *_share(emit, a), most[0]):
             _row_tile(emit, a, row, j, rows, outputs)
 
 
@@ -79,7 +79,7 @@ def column_products(emit: Emitter) -> None:
     for start, end, width, type_ in parts:
         step = width * emit.lanes if type_ is emit.floats else 1
         with emit.loop(start, end, step) as column:
-            for row, height in _tiles(emit, *_share(emit, a), rows):
+            for row, height in tiles(emit, *_share(emit, a), rows):
                 _column_tile(emit, a, row, column, (height, width), type_)
 
 
@@ -109,11 +109,3 @@ def _share(emit: Emitter, a: SimpleNamespace) -> tuple[Value, Value]:
     """The first row of this slot, and the first after it."""
     start = a.slot * a.share
     return start, emit.select(start + a.share < a.rows, start + a.share, a.rows)
-
-
-def _tiles(emit: Emitter, start: Value, end: Value, most: int) -> Iterator[tuple[Value, int]]:
-    """Covers the numbers from ``start`` to ``end`` by ``most`` at a time and then by 1: (first, how many)."""
-    whole = emit.select(start < end, end - (end - start) % most, start)
-    for size, first, after in ((most, start, whole), (1, whole, end)):
-        with emit.loop(first, after, size) as at:
-            yield at, size
