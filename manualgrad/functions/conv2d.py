@@ -30,6 +30,7 @@ from manualgrad.functions.bias import bias_tangent, pull_to_bias
 from manualgrad.functions.conv2d_geometry import Geometry, geometry_of
 from manualgrad.functions.differentiable import differentiable, save, total
 from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
+from manualgrad.functions.long_sums import products_in_parts
 from manualgrad.functions.precision import accumulator, autocast_lower
 from manualgrad.functions.windows import crop, overlap_add, pad, view
 
@@ -66,10 +67,8 @@ def grouped(z: Tensor, geometry: Geometry) -> Tensor:
 def convolution(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
     """C(x, w) + b: (B, I, J, K)."""
     rows, kernels = columns(x, geometry), kernel_matrix(w, geometry)
-    if b is None:
-        z = torch.bmm(rows, kernels)  # eq. (1)
-    else:
-        z = torch.baddbmm(b.view(geometry.groups, 1, -1), rows, kernels)  # eq. (1), (17)
+    bias = None if b is None else b.view(geometry.groups, 1, -1)
+    z = products_in_parts(rows, kernels, bias)  # eq. (1), (17)
     return z.transpose(0, 1).reshape(x.shape[0], *geometry.windows.count(*geometry.size), w.shape[3])
 
 
