@@ -3,7 +3,7 @@ listens to what goes on between them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +11,30 @@ from torch.autograd import forward_ad
 
 from manualgrad.functions.precision import autocast_is_on
 from manualgrad.kernels.network import Network, Plan, plan_for
-from manualgrad.kernels.plain import is_served
+from manualgrad.kernels.plain import nobody_watches
 from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
 
 if TYPE_CHECKING:
     from manualgrad.models import DocumentCNN
 
-Parts = tuple[Plan, list[Tensor]]
+MOST_FOUND = 256  # networks that are kept
+_found: dict[tuple[Any, ...], Network | None] = {}
 
 
-def plan_of(model: DocumentCNN, x: Tensor) -> Parts | None:
+def plan_of(model: DocumentCNN, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
     """The program for ``x`` (B, C, H, W), and the weights and biases that it takes, layer for layer; None where the
     layers have to run one by one.
 
     That is: other tensors than plain float32 ones on the CPU, another shape, a stride, a layer that was replaced or
     changed, or no kernels."""
-    if torch.compiler.is_compiling() or type(x) is not Tensor or x.dim() != 4:
+    if not nobody_watches() or x.dim() != 4:
         return None
-    described = _described(model, x)
+    described = _described(model, x.shape[1:])
     if described is None:
         return None
     network, parameters = described
-    if not is_served(x, *parameters) or not all(t.is_contiguous() and not t.is_neg() for t in parameters):
-        return None
     plan = plan_for(network, x.shape[0])
-    return None if plan is None else (plan, parameters)
+    return (plan, parameters) if plan is not None and plan.takes(x, parameters) else None
 
 
 def nobody_listens(model: DocumentCNN) -> bool:
@@ -53,53 +52,72 @@ def is_differentiated_as_one(x: Tensor, parameters: list[Tensor]) -> bool:
     return not torch.is_grad_enabled() or (not x.requires_grad and all(p.requires_grad for p in parameters))
 
 
-def _described(model: DocumentCNN, x: Tensor) -> tuple[Network, list[Tensor]] | None:
-    """What the layers are, and their weights and biases; None where they are not C∘P∘R, F, D, R, D in this order."""
-    layers = list(model._modules.values())
-    stages, image, half = model.stages, tuple(x.shape[1:]), model.subgradient
-    kinds = [ConvReLUMaxPool2d] * stages + [Flatten, Dense] + [ReLU, Dense] * ((len(layers) - stages - 2) // 2)
-    if list(map(type, layers)) != kinds or any("forward" in layer.__dict__ for layer in layers):
-        return None
+def _described(model: DocumentCNN, image: torch.Size) -> tuple[Network, list[Tensor]] | None:
+    """What the layers are, and their weights and biases. All that it depends on is looked at each time, and what
+    follows from that is kept."""
     parameters: list[Tensor] = []
-    convolutions, dense, flips = [], [], set()
-    for layer in layers:
-        if type(layer) is ReLU:
-            if layer.subgradient != half:
-                return None
-        elif type(layer) is not Flatten:
+    seen: list[Any] = [image, model.stages, model.subgradient]
+    for layer in model._modules.values():
+        kind, own = type(layer), layer.__dict__
+        if kind not in _NUMBERS or "forward" in own:
+            return None
+        seen += (kind, *[own.get(name) for name in _NUMBERS[kind]])
+        if kind is ConvReLUMaxPool2d or kind is Dense:
             weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
-            if weight is None or bias is None or bias.shape != weight.shape[:1]:
+            if weight is None or bias is None:
                 return None
-            parameters += [weight, bias]
-            if type(layer) is Dense:
-                dense.append(weight.shape)
-            elif _is_plain(layer) and layer.subgradient == half:
-                convolutions.append(weight.shape)
-                flips.add(bool(layer.flip_kernel))
-            else:
-                return None
-    if len(flips) != 1 or not _fit(image, convolutions, dense):
+            parameters += (weight, bias)
+            seen += (weight.shape, bias.shape)
+    try:
+        key = tuple(seen)
+        known = key in _found
+    except TypeError:  # somebody has given a layer a list for a pair of numbers: the layer will look at it
         return None
-    shapes = tuple((k, p, q) for k, _, p, q in convolutions)
-    return Network(image, shapes, tuple(j for j, _ in dense), flips.pop(), float(half)), parameters
+    if not known:
+        if len(_found) >= MOST_FOUND:
+            _found.clear()
+        _found[key] = _network(model, image)
+    network = _found[key]
+    return None if network is None else (network, parameters)
 
 
-def _is_plain(layer: ConvReLUMaxPool2d) -> bool:
-    return (layer.stride, layer.padding, layer.dilation, layer.groups) == ((1, 1), (0, 0), (1, 1), 1)
+# What a layer of each kind has besides its weight and bias.
+_NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
+    ConvReLUMaxPool2d: ("stride", "padding", "dilation", "groups", "flip_kernel", "subgradient"),
+    Flatten: (),
+    Dense: (),
+    ReLU: ("subgradient",),
+}
 
 
-def _fit(image: tuple[int, ...], convolutions: list[torch.Size], dense: list[torch.Size]) -> bool:
-    """Whether each layer takes what comes out of the one before."""
+def _network(model: DocumentCNN, image: torch.Size) -> Network | None:
+    """None where the layers are not C∘P∘R, F, D, R, D in this order, or one does not take what the one before it
+    gives."""
+    layers, stages, half = list(model._modules.values()), model.stages, model.subgradient
+    convolutions, products = layers[:stages], layers[stages + 1 :: 2]
+    kinds = [ConvReLUMaxPool2d] * stages + [Flatten, Dense] + [ReLU, Dense] * (len(products) - 1)
+    if list(map(type, layers)) != kinds or len({bool(layer.flip_kernel) for layer in convolutions}) != 1:
+        return None
+    if any(layer.subgradient != half for layer in layers if hasattr(layer, "subgradient")):
+        return None
     channels, rows, columns = image
-    for shape in convolutions:
-        if len(shape) != 4 or shape[1] != channels:
-            return False
-        channels, rows, columns = shape[0], (rows - shape[2] + 1) // 2, (columns - shape[3] + 1) // 2
-        if rows < 1 or columns < 1:
-            return False
+    for layer in convolutions:
+        plain = layer.stride, layer.padding, layer.dilation, layer.groups
+        k, r, p, q = layer.weight.shape if layer.weight.dim() == 4 else (0, 0, 0, 0)
+        rows, columns = (rows - p + 1) // 2, (columns - q + 1) // 2
+        if (
+            plain != ((1, 1), (0, 0), (1, 1), 1)
+            or r != channels
+            or layer.bias.shape != (k,)
+            or min(rows, columns) < 1
+        ):
+            return None
+        channels = k
     features = channels * rows * columns
-    for shape in dense:
-        if len(shape) != 2 or shape[1] != features:
-            return False
-        features = shape[0]
-    return True
+    for layer in products:
+        if layer.weight.shape[1:] != (features,) or layer.bias.shape != layer.weight.shape[:1]:
+            return None
+        features = len(layer.weight)
+    shapes = tuple((layer.weight.shape[0], *layer.weight.shape[2:]) for layer in convolutions)
+    dense = tuple(len(layer.weight) for layer in products)
+    return Network(tuple(image), shapes, dense, bool(convolutions[0].flip_kernel), float(half))

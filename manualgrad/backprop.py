@@ -26,11 +26,12 @@ from torch import Tensor
 from manualgrad import as_one
 from manualgrad.functions import conv2d, flatten, fused
 from manualgrad.functions.bias import bias_gradient
+from manualgrad.functions.cost import labels_cost
 from manualgrad.functions.dense import weighted_sums
 from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.functions.relu import rectified, rectified_gradient
 from manualgrad.functions.softmax import softmax_values
-from manualgrad.functions.softmax_cross_entropy import cross_entropy, logits_gradient, probabilities_cost_and_gradient
+from manualgrad.functions.softmax_cross_entropy import cross_entropy, logits_gradient
 from manualgrad.functions.targets import target_distribution
 from manualgrad.models import DocumentCNN
 from manualgrad.nn import Conv2d
@@ -161,13 +162,12 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
 
 def _by_kernels(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Steps | None:
     """The same by one program there and one back; None where there is none, or something is not finite."""
-    found = as_one.plan_of(model, x)
+    found = None if target.is_floating_point() else as_one.plan_of(model, x)
     if found is None:
         return None
     plan, parameters = found
     z, kept = plan.forward(x, parameters)  # eq. (16), (17)
-    y = target_distribution(z, target, None, -100, "mean", 0.0).y
-    probabilities, cost, g = probabilities_cost_and_gradient(z, y, -eta)  # eq. (13), (15), (19)
+    probabilities, _, cost, g = labels_cost(z, target, -100, True, -eta)  # eq. (13), (15), (19)
     steps = plan.backward(g, x, kept, parameters)  # eq. (18), (20), (21)
     if steps is None:
         return None

@@ -99,7 +99,7 @@ class DocumentCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         found = as_one.plan_of(self, x)
         if found is not None and as_one.nobody_listens(self) and as_one.is_differentiated_as_one(x, found[1]):
-            return logits(x, found[0], *found[1])[0]  # all of what follows, by one program
+            return logits(x, *found)  # all of what follows, by one program
         for layer in self.children():  # eq. (16), (17), (22), (23)
             x = layer(x)
         return x

@@ -168,7 +168,8 @@ def main() -> None:
         ctypes.c_float.from_address(address + (20 if guard_is_behind else -4)).value  # noqa: B018
         print("nobody noticed")
         return
-    memory.new, memory.offsets, memory.new_parts = guarded, guarded_offsets, guarded_parts
+    memory.new, memory.like = guarded, lambda t: guarded(*t.shape)
+    memory.offsets, memory.new_parts = guarded_offsets, guarded_parts
     draw = random.Random(options.seed)
     torch.manual_seed(options.seed)
     seen = [one_call(draw) for _ in range(options.calls)]

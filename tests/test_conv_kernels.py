@@ -372,11 +372,11 @@ def test_shapes_that_do_not_fit_are_refused_at_the_door():
     pooled, codes = conv_pool.forward(code, x, w, b, True)
     shapes = (x.shape, w.shape)
     for bad in [(x[:, :1], w, b), (x, w, b[:3]), (x[0], w, b), (x[:, :, :3], w, b), (x, w.double(), b)]:
-        with pytest.raises(ValueError, match="conv_pool: got|kernels: expected|conv_pool: no window"):
+        with pytest.raises(ValueError, match=r"conv_pool: got|kernels: expected|conv_pool: no window"):
             conv_pool.forward(code, *bad, True)
     for g, a, c, d in [(pooled[:2], x, w, codes), (pooled, x[:2], w, codes), (pooled, x, w[:2], codes),
                        (pooled, x, w, codes[:, :, :1]), (pooled, x, w, codes.int())]:  # fmt: skip
-        with pytest.raises(ValueError, match="conv_pool: got|kernels: expected|conv_pool: no window"):
+        with pytest.raises(ValueError, match=r"conv_pool: got|kernels: expected|conv_pool: no window"):
             conv_pool.backward(code, g, a, c, d, shapes, True, 0.5)
 
 

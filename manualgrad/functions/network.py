@@ -16,31 +16,33 @@ from manualgrad.functions import flatten, fused
 from manualgrad.functions.bias import pull_to_bias
 from manualgrad.functions.conv2d import pull_to_input, pull_to_weight
 from manualgrad.functions.dense import weigh
-from manualgrad.functions.differentiable import differentiable
 from manualgrad.functions.relu import pull_to_z, rectify
 from manualgrad.kernels.network import Network, Plan
+from manualgrad.kernels.plain import is_served
 
 
 class Logits(Function):
-    """z^{L−1}, and the memory that its derivatives need: of each convolution P(R(z)) and its codes, of each dense
-    layer z and R(z). Saves x and the parameters besides; gives no gradient to x."""
+    """z^{L−1}. Saves x, the parameters and what the program keeps: of each convolution P(R(z)) and its codes, of each
+    dense layer z and R(z). x has no gradient here."""
 
     @staticmethod
-    def forward(x: Tensor, plan: Plan, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return plan.forward(x, parameters)
+    def forward(ctx: Any, x: Tensor, plan: Plan, *parameters: Tensor) -> Tensor:
+        z, kept = plan.forward(x, parameters)
+        ctx.plan = plan
+        ctx.save_for_backward(x, kept, *parameters)
+        return z
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, ctx.plan, *parameters = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(x, output[1], *parameters)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, *parameters = ctx.saved_tensors
-        found = None if torch.is_grad_enabled() else ctx.plan.backward(g, x, kept, parameters)
+        found = None if torch.is_grad_enabled() or not is_served(g) else ctx.plan.backward(g, x, kept, parameters)
         gradients = layer_by_layer(g, x, parameters, ctx.plan.network) if found is None else found[0]
         return None, None, *gradients
+
+
+def logits(x: Tensor, plan: Plan, parameters: list[Tensor]) -> Tensor:
+    """z^{L−1} of tensors that the plan takes."""
+    return Logits.apply(x, plan, *parameters) if torch.is_grad_enabled() else plan.forward(x, parameters)[0]
 
 
 def layer_by_layer(g: Tensor, x: Tensor, parameters: list[Tensor], network: Network) -> list[Tensor]:
@@ -73,6 +75,3 @@ def layer_by_layer(g: Tensor, x: Tensor, parameters: list[Tensor], network: Netw
         if l:
             g = pull_to_input(d, w, geometry.convolution)  # eq. (20), ∂C/∂x
     return found
-
-
-logits = differentiable(Logits)

@@ -27,10 +27,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.functions.differentiable import differentiable, outer_tangents, save, total
-from manualgrad.functions.precision import autocast_float32
 from manualgrad.functions.products import difference, multiply, repeat_last, scale, sum_last
 from manualgrad.functions.softmax import pull_through_softmax, soften, softmax_values
-from manualgrad.functions.targets import Reduction, target_distribution
 from manualgrad.kernels import rows
 
 # -------------------------------------------------------------- formulas; the classes are the last dimension
@@ -58,14 +56,6 @@ def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor:
         return found
     g = torch.where((y != 0).any(-1), g, 0).unsqueeze(-1)
     return g * (softmax_values(z, -1) * y.sum(-1, keepdim=True) - y)  # eq. (15)
-
-
-def probabilities_cost_and_gradient(z: Tensor, y: Tensor, g: float) -> tuple[Tensor, Tensor, Tensor]:
-    """S(z), J and G(g, z, y), from one look at z."""
-    found = rows.probabilities_cost_and_gradient(z, y, g)
-    if found is not None:
-        return found
-    return softmax_values(z, -1), cross_entropy(z, y, True), logits_gradient(z.new_tensor(g), z, y)
 
 
 def logits_tangent(v: Tensor, z: Tensor, y: Tensor, summed: bool) -> Tensor:
@@ -234,47 +224,3 @@ entropy = differentiable(CrossEntropy)
 pull_to_logits = differentiable(LogitsGradient)
 push_from_logits = differentiable(LogitsTangent)
 pull_to_target = differentiable(TargetGradient)
-
-
-def softmax_cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    *,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """The cost J of equations (13) and (14), of logits; its derivative is (15).
-
-    Equals ``torch.nn.functional.cross_entropy``, but for two things: a class whose target is 0 costs 0 even where
-    its softmax is 0 (natively NaN, for probability targets), and 16-bit logits are added up in float32.
-
-    Args:
-        input: logits z, (B, C), (B, C, d1, ...) or (C,); float16, bfloat16, float32 or float64.
-        target: class indices, whole numbers of shape (B,), (B, d1, ...) or (); or probabilities y, floating
-            point of the shape of input, which need not sum to 1 and may ask for a gradient.
-        weight: (C,), by which each class's cost is multiplied; it has a gradient with probabilities only.
-        ignore_index: examples with this class index cost nothing, and do not count in the mean.
-        reduction: "mean" as (13) has it, weighted by ``weight`` for class indices; "sum"; or "none".
-        label_smoothing: the share of each target, 0 to 1, that is spread evenly over all classes.
-
-    Returns:
-        one number, or for reduction "none" one for each example, (B,), (B, d1, ...) or (); input's dtype, float32
-        under autocast. The mean of no examples is NaN, as in PyTorch.
-
-    Raises:
-        TypeError: logits that are not real floating point, targets of a dtype that is neither.
-        IndexError: a class index outside 0 to C − 1 (in compiled code and under vmap its cost is NaN instead,
-            since there no value can be looked at).
-        ValueError: shapes, devices or numbers that do not fit.
-    """
-    logits = autocast_float32(input) if isinstance(input, Tensor) else input
-    distribution = target_distribution(logits, target, weight, ignore_index, reduction, label_smoothing)
-    y = distribution.y
-    z = logits.to(y.dtype)
-    z = z.movedim(1, -1) if z.dim() > 2 else z
-    cost = entropy(z, y, reduction != "none")
-    if reduction == "mean" and distribution.nothing is not False:
-        cost = cost.masked_fill(distribution.nothing, torch.nan)
-    return cost.to(torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype)

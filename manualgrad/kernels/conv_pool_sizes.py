@@ -14,7 +14,9 @@ from manualgrad.kernels import conv_pool_backward as derivatives
 from manualgrad.kernels.codes import ZERO
 from manualgrad.kernels.parallel import as_float
 
-IMAGES_OF_A_SLOT = 64  # at most: a sum over few images, and then over the slots, rounds less than one over all
+IMAGES_OF_A_SLOT = (
+    16  # at most: what a few images leave stays near, and a sum over few, and then over the slots, rounds less
+)
 WORTH_A_THREAD = 1 << 20  # multiplications; fewer are done before another thread has woken up
 FLOATS_OF_ALL_SLOTS = 1 << 26  # that Δw's sums may take together
 

@@ -15,6 +15,11 @@ def new(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) ->
     return torch.zeros(shape, dtype=dtype) if zeros else torch.empty(shape, dtype=dtype)
 
 
+def like(t: Tensor) -> Tensor:
+    """A tensor such as ``t``, which lies dense, of anything."""
+    return torch.empty_like(t, requires_grad=False)
+
+
 def offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
     """Where parts of so many bytes begin in one piece of memory, each on a line of its own; and the bytes of all."""
     found, end = [], 0

@@ -34,6 +34,7 @@ from manualgrad.kernels.compiled import Code
 from manualgrad.kernels.conv_pool import checked, dense, for_derivatives
 from manualgrad.kernels.conv_pool_sizes import sizes_of, split
 from manualgrad.kernels.parallel import Stage, as_float
+from manualgrad.kernels.plain import is_all_there, is_served, lies_dense
 from manualgrad.kernels.program import At, Layout, Program
 
 _ONE = ctypes.c_float(1)  # s of ``column_products`` where it has to add up
@@ -76,6 +77,7 @@ class Plan:
         sums = sum(s.sums_order.floats for s in self.stages)
         self.slots, self.share = split(images, sizes.slots_for(images, self.threads, sums))
         self.kept = Layout(**self._kept())
+        self._kept_shape = torch.Size((self.kept.bytes,))
         self._kernels = Layout(**{f"kernel{n}": 4 * s.forward_order.floats for n, s in enumerate(self.stages)})
         self.scratch = Layout(**self._scratch())
         weights = [f"{name}{n}" for n in range(len(self.stages) + len(self.products)) for name in ("w", "b")]
@@ -86,9 +88,17 @@ class Plan:
             code, self.threads, self._stages_backward(code), [*names, "g", *steps, *self.scratch.sizes]
         )
 
+    def takes(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
+        """Whether kernels can be given these. x may lie in any order."""
+        return (
+            x.shape == self.shapes[0]
+            and is_served(x)
+            and is_all_there(x)
+            and all(map(lies_dense, parameters, self.shapes[1:]))
+        )
+
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """z^{L−1}, (B, classes), and what ``backward`` needs besides x and the parameters."""
-        self._check(x, parameters)
+        """z^{L−1}, (B, classes), and what ``backward`` needs besides x and the parameters, which it :meth:`takes`."""
         z, kept, kernels = memory.new(self.images, self.network.dense[-1]), self.kept.new(), self._kernels.new()
         x = dense(x, torch.channels_last)
         addresses = [t.data_ptr() for t in (x, *parameters)]
@@ -100,24 +110,20 @@ class Plan:
         self, g: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]
     ) -> tuple[list[Tensor], Tensor] | None:
         """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, and the memory in which the g^l lie; None where
-        something is not finite and the formulas, which make 0·∞ = NaN of that, have to serve."""
-        self._check(x, parameters)
-        checked(g, (self.images, self.network.dense[-1]))
-        checked(kept, (self.kept.bytes,), torch.uint8)
-        x, g, scratch = for_derivatives(self.stages[0], x), dense(g), self.scratch.new()
-        found = [memory.new(*p.shape) for p in parameters]
+        something is not finite and the formulas, which make 0·∞ = NaN of that, have to serve.
+
+        Raises ValueError for other tensors than it takes."""
+        if not self.takes(x, parameters) or not lies_dense(kept, self._kept_shape, torch.uint8):
+            given = [f"{t.dtype} of {tuple(t.shape)}" for t in (x, *parameters, kept)]
+            expected = f"torch.float32 of {list(map(tuple, self.shapes))}, dense, and {self.kept.bytes} bytes"
+            raise ValueError(f"network: expected {expected}; got {given}")
+        g = dense(checked(g, (self.images, self.network.dense[-1])))
+        x, scratch, found = for_derivatives(self.stages[0], x), self.scratch.new(), list(map(memory.like, parameters))
         addresses = [t.data_ptr() for t in (x, *parameters)]
         addresses += [*self.kept.addresses(kept), g.data_ptr(), *(t.data_ptr() for t in found)]
         self._backward.run(addresses + self.scratch.addresses(scratch))
         odd = self.part(self.scratch, scratch, "odd", (self.slots * len(self.stages),))
         return None if any(map(math.isnan, odd.tolist())) else (found, scratch)
-
-    def _check(self, x: Tensor, parameters: Sequence[Tensor]) -> None:
-        """Raises ValueError where a kernel would read what is not there."""
-        for t, shape in zip((x, *parameters), self.shapes, strict=True):
-            checked(t, shape)
-        if not all(t.is_contiguous() and not t.is_neg() for t in parameters):
-            raise ValueError("kernels: weights and biases must lie dense in memory")
 
     def between(self, kept: Tensor, scratch: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """x^l for l = 1 to L − 1, in the document's layout; the codes of each convolution; and what each layer but

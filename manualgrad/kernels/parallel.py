@@ -91,6 +91,12 @@ def run(code: Code, kernel: str, slots: int, arguments: Sequence[int]) -> None:
     run_block(code, team_of(slots), block)
 
 
+def run_steps(code: Code, steps: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Kernels and their arguments, one after the other on this thread."""
+    block = block_of([Stage(1, [(code.addresses[kernel], arguments) for kernel, arguments in steps])])
+    run_block(code, 1, _numbers(len(block)).pack(*block))
+
+
 def run_block(code: Code, threads: int, block: bytes) -> None:
     """A program (see ``teams.py``) without its first three numbers, on that many threads."""
     if threads == 1:

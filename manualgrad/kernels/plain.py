@@ -22,17 +22,33 @@ def _has_values(x: Tensor) -> bool:
     )
 
 
+def nobody_watches() -> bool:
+    """Whether nobody watches or traces operators: kernels are none."""
+    return not (
+        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
+    )
+
+
 def is_served(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
     """Whether kernels can be given these: plain ones of ``dtype`` on the CPU with all their memory, while nobody
     watches or traces operators."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
-        return False
-    for t in tensors:
-        if t is not None and not (
-            t.dtype is dtype and t.layout is torch.strided and t.is_cpu and _has_values(t) and not t._is_zerotensor()
-        ):
-            return False
-    return True
+    return nobody_watches() and all(t is None or _is_on_the_cpu(t, dtype) for t in tensors)
+
+
+def lies_dense(x: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether a kernel can be given ``x`` as it lies: one that :func:`is_served`, of that shape, without a gap, and
+    all there."""
+    return (
+        x.shape == shape
+        and _is_on_the_cpu(x, dtype)
+        and x.is_contiguous()
+        and not x.is_neg()
+        and x.untyped_storage().nbytes() >= (x.storage_offset() + x.numel()) * dtype.itemsize
+    )
+
+
+def _is_on_the_cpu(x: Tensor, dtype: torch.dtype) -> bool:
+    return x.dtype is dtype and x.is_cpu and x.layout is torch.strided and _has_values(x) and not x._is_zerotensor()
 
 
 def is_all_there(x: Tensor) -> bool:

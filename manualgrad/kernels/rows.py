@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from manualgrad.kernels import machine, memory, parallel
-from manualgrad.kernels.plain import is_all_there, is_served
+from manualgrad.kernels.plain import is_all_there, is_served, lies_dense, nobody_watches
 
 FEW = 1 << 13  # numbers, up to which a loop over single ones is quicker than operators on vectors
 WORTH_A_THREAD = 1 << 15  # numbers; torch has the same
 
 
 def _served(*tensors: Tensor) -> bool:
-    """Whether all are dense tables with rows and classes, neither of them 0, and small."""
+    """Whether all are dense, and the first is a small table of rows and classes, neither of them 0."""
     z = tensors[0]
     return (
         z.dim() == 2
         and 0 < z.numel() <= FEW
-        and is_served(*tensors)
-        and all(t.is_contiguous() and not t.is_neg() and is_all_there(t) for t in tensors)
+        and nobody_watches()
+        and all(lies_dense(t, t.shape) for t in tensors)
         and machine.in_use() is not None
     )
 
@@ -56,29 +56,49 @@ def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor | None:
     return _run(z, y, g, False)[2]
 
 
-def probabilities_cost_and_gradient(z: Tensor, y: Tensor, g: float) -> tuple[Tensor, Tensor, Tensor] | None:
-    if y.shape != z.shape or not _served(z, y):
-        return None
-    s, cost, dz = _run(z, y, memory.new(1).fill_(g)[0], True)
-    return s, cost[-1].clone(), dz
-
-
 def labels_distribution(labels: Tensor, like: Tensor, classes: int, ignored: int, mean: bool) -> Tensor | None:
     """y of equation (14); None too where a label is no class, or no row counts, both of which are for the formula."""
-    if labels.dim() != 1 or not 0 < labels.numel() * classes <= FEW or like.dtype is not torch.float32:
-        return None
-    if (
-        not is_served(labels, dtype=torch.int64)
-        or not labels.is_contiguous()
-        or not is_all_there(labels)
-        or machine.in_use() is None
-    ):
+    if like.dtype is not torch.float32 or not _are_labels(labels, classes) or machine.in_use() is None:
         return None
     y, counts = memory.new(len(labels), classes), (ctypes.c_int64 * 2)()
-    parallel.run(machine.in_use(), "targets", 1, [
-        labels.data_ptr(), y.data_ptr(), ctypes.addressof(counts), len(labels), classes, ignored, mean,
-    ])  # fmt: skip
+    parallel.run(machine.in_use(), "targets", 1, _targets(labels, y, counts, ignored, mean))
     return None if counts[1] or not counts[0] else y
+
+
+def cost_of_labels(
+    z: Tensor, labels: Tensor, ignored: int, mean: bool, factor: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """S(z), y, J and ``factor`` times its gradient; None where the formulas serve, which is also where a label is no
+    class, or no row counts."""
+    if not isinstance(z, Tensor) or not isinstance(labels, Tensor) or not _served(z):
+        return None
+    if labels.shape != z.shape[:1] or not _are_labels(labels, z.shape[1]) or not -(1 << 63) <= ignored < 1 << 63:
+        return None
+    code, (rows, classes), counts = machine.in_use(), z.shape, (ctypes.c_int64 * 2)()
+    s, y, dz, costs = memory.like(z), memory.like(z), memory.like(z), memory.new(rows + 1)
+    number = ctypes.c_float(factor)
+    steps = [
+        ("targets", _targets(labels, y, counts, ignored, mean)),
+        ("class_rows", [
+            z.data_ptr(), y.data_ptr(), ctypes.addressof(number), 0, s.data_ptr(), costs.data_ptr(), dz.data_ptr(),
+            rows, classes, True, True,
+        ]),
+    ]  # fmt: skip
+    parallel.run_steps(code, steps)
+    return None if counts[1] or not counts[0] else (s, y, costs[-1].clone(), dz)
+
+
+def _are_labels(labels: Tensor, classes: int) -> bool:
+    return (
+        labels.dim() == 1
+        and 0 < labels.numel() * classes <= FEW
+        and nobody_watches()
+        and lies_dense(labels, labels.shape, torch.int64)
+    )
+
+
+def _targets(labels: Tensor, y: Tensor, counts: ctypes.Array, ignored: int, mean: bool) -> list[int]:
+    return [labels.data_ptr(), y.data_ptr(), ctypes.addressof(counts), *y.shape, ignored, mean]
 
 
 def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor | None:
