@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_FOUND = 256  # networks that are kept
 _found: dict[tuple[Any, ...], Network | None] = {}
+_UNKNOWN: Any = object()
 
 
 def plan_of(model: DocumentCNN, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
@@ -70,14 +71,13 @@ def _described(model: DocumentCNN, image: torch.Size) -> tuple[Network, list[Ten
             seen += (weight.shape, bias.shape)
     try:
         key = tuple(seen)
-        known = key in _found
+        network = _found.get(key, _UNKNOWN)
     except TypeError:  # somebody has given a layer a list for a pair of numbers: the layer will look at it
         return None
-    if not known:
+    if network is _UNKNOWN:
         if len(_found) >= MOST_FOUND:
             _found.clear()
-        _found[key] = _network(model, image)
-    network = _found[key]
+        network = _found[key] = _network(model, image)
     return None if network is None else (network, parameters)
 
 

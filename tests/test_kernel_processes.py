@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from manualgrad import kernels
+from manualgrad import DocumentCNN, kernels
 from manualgrad.functions.fused import conv2d_relu_max_pool2d
 from manualgrad.kernels import compiled, machine, parallel
 
@@ -32,13 +32,20 @@ def as_before():
 
 
 def numbers(seed: int = 0) -> bytes:
-    """Output and gradients of one stage, enough work for several threads, of which torch's own operators have too
-    little: those hang in a fork of a process that had threads."""
+    """Outputs and gradients of one stage and of the network, enough work for several threads, of which torch's own
+    operators have too little: those hang in a fork of a process that had threads."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(14, 12, 12, 16, generator=generator).permute(0, 3, 1, 2).requires_grad_()
     w = torch.randn(32, 16, 5, 5, generator=generator).requires_grad_()
     out = conv2d_relu_max_pool2d(x, w)
     found = [out.detach(), *torch.autograd.grad(out, (x, w), out.detach())]
+    images = torch.randn(40, 1, 28, 28, generator=generator)
+    model = DocumentCNN(hidden=(20,))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.1, 0.1, generator=generator)
+    z = model(images)
+    found += [z.detach(), *torch.autograd.grad(z, list(model.parameters()), z.detach())]
     return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in found)).digest()
 
 
