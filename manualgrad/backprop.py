@@ -26,7 +26,6 @@ from torch import Tensor
 from manualgrad import as_one
 from manualgrad.functions import conv2d, flatten, fused
 from manualgrad.functions.bias import bias_gradient
-from manualgrad.functions.cost import labels_cost
 from manualgrad.functions.dense import weighted_sums
 from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.functions.relu import rectified, rectified_gradient
@@ -161,27 +160,22 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
 
 
 def _by_kernels(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Steps | None:
-    """The same by one program there and one back; None where there is none, or something is not finite."""
-    found = None if target.is_floating_point() else as_one.plan_of(model, x)
+    """The same by one program of kernels; None where there is none, or labels or numbers are not what it takes."""
+    one = None if target.is_floating_point() else as_one.plan_of(model, x)
+    found = None if one is None else one[0].steps(x, target, one[1], -eta)  # eq. (13) to (21)
     if found is None:
-        return None
-    plan, parameters = found
-    z, kept = plan.forward(x, parameters)  # eq. (16), (17)
-    probabilities, _, cost, g = labels_cost(z, target, -100, True, -eta)  # eq. (13), (15), (19)
-    steps = plan.backward(g, x, kept, parameters)  # eq. (18), (20), (21)
-    if steps is None:
         return None
 
     def between() -> tuple[list[Layer], list[Tensor]]:
-        xs, codes, received = plan.between(kept, steps[1])
+        xs, codes, received = one[0].between(found)
         layers = [
             Layer(x_l, from_oihw(f.weight), f.bias, _geometry(model, f, x_l), code)
             for x_l, code, f in zip([from_nchw(x), *xs], codes, model.weighted(), strict=False)
         ]
         dense = zip(xs[model.stages - 1 :], model.weighted()[model.stages :], strict=True)
-        return layers + [Layer(x_l, f.weight.t(), f.bias) for x_l, f in dense], [*received, g]
+        return layers + [Layer(x_l, f.weight.t(), f.bias) for x_l, f in dense], received
 
-    return Steps(probabilities, cost, steps[0][::2], steps[0][1::2], between)
+    return Steps(found.probabilities, found.cost, found.steps[::2], found.steps[1::2], between)
 
 
 @torch.no_grad()

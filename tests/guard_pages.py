@@ -125,6 +125,7 @@ def network_call(draw: random.Random) -> str:
     parameters = [copied(torch.randn(shape)) for shape in plan.shapes[1:]]
     z, kept = plan.forward(x, parameters)
     plan.backward(copied(z), x, kept, parameters)
+    plan.steps(x, copied(torch.randint(-1, dense[-1], (images,))), parameters, 1.0)
     return "network"
 
 

@@ -10,22 +10,10 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from manualgrad.functions.precision import autocast_float32
-from manualgrad.functions.softmax import softmax_values
-from manualgrad.functions.softmax_cross_entropy import cross_entropy, entropy, logits_gradient, pull_to_logits
+from manualgrad.functions.softmax_cross_entropy import entropy, pull_to_logits
 from manualgrad.functions.targets import Reduction, target_distribution
 from manualgrad.kernels import rows
 from manualgrad.kernels.plain import is_served
-
-
-def labels_cost(
-    z: Tensor, labels: Tensor, ignore_index: int, mean: bool, factor: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """S(z), y, J and ``factor`` times its gradient (15), of logits z (B, C) and labels (B,)."""
-    found = rows.cost_of_labels(z, labels, ignore_index, mean, factor)
-    if found is not None:
-        return found
-    y = target_distribution(z, labels, None, ignore_index, "mean" if mean else "sum", 0.0).y
-    return softmax_values(z, -1), y, cross_entropy(z, y, True), logits_gradient(z.new_tensor(factor), z, y)
 
 
 class CostOfLabels(Function):
@@ -50,10 +38,10 @@ def _by_kernels(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Ten
     """J, where kernels serve and reverse mode is all that may be asked for."""
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return None
-    found = rows.cost_of_labels(z, labels, ignore_index, mean, 1.0)
+    found = rows.cost_of_labels(z, labels, ignore_index, mean)
     if found is None:
         return None
-    return CostOfLabels.apply(z, found[1:]) if z.requires_grad and torch.is_grad_enabled() else found[2]
+    return CostOfLabels.apply(z, found) if z.requires_grad and torch.is_grad_enabled() else found[1]
 
 
 def softmax_cross_entropy(

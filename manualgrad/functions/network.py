@@ -36,7 +36,7 @@ class Logits(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, *parameters = ctx.saved_tensors
         found = None if torch.is_grad_enabled() or not is_served(g) else ctx.plan.backward(g, x, kept, parameters)
-        gradients = layer_by_layer(g, x, parameters, ctx.plan.network) if found is None else found[0]
+        gradients = layer_by_layer(g, x, parameters, ctx.plan.network) if found is None else found
         return None, None, *gradients
 
 

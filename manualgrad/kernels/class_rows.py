@@ -10,6 +10,7 @@ One number after the other: for more of them than ``rows.py`` lets through, oper
 
 from __future__ import annotations
 
+from manualgrad.kernels.tiles import share
 from manualgrad.kernels.vectors import DOUBLE, FLOAT, INT64, Emitter, Value
 
 ROWS = (
@@ -18,9 +19,11 @@ ROWS = (
     "*g",  # [row], g_step floats apart
     "g_step",
     "*s",  # [row][class]
-    "*cost",  # [row], and then their sum
+    "*cost",  # [row]
+    "*sums",  # [slot] of costs
     "*dz",  # [row][class]
     "rows",
+    "share",  # how many of them a slot computes
     "classes",
     "costs",  # 1 where J is asked for
     "gradients",  # 1 where ∂J/∂z is
@@ -30,6 +33,7 @@ TARGETS = (
     "*y",  # [row][class]
     "*counts",  # two whole numbers: the rows that count, and those whose label is no class
     "rows",
+    "share",  # how many of them a slot writes; it counts all
     "classes",
     "ignored",  # the label of rows that do not count
     "mean",  # 1 where y is divided by the number of rows that count
@@ -37,10 +41,10 @@ TARGETS = (
 
 
 def class_rows(emit: Emitter) -> None:
-    """S, and what is asked for of J^b with their sum (13), whose 1/B is part of y, and of ∂J/∂z."""
+    """Of a slot's rows S, and what is asked for of J^b with their sum (13), whose 1/B is part of y, and of ∂J/∂z."""
     a = emit.named(ROWS)
     sum_of_all = emit.variable(emit.number(DOUBLE, 0))
-    with emit.loop(0, a.rows) as row:
+    with emit.loop(*share(emit, a)) as row:
         z, y, s, dz = (address + row * a.classes * 4 for address in (a.z, a.y, a.s, a.dz))
         largest = emit.variable(emit.load(z, FLOAT))
         with emit.loop(1, a.classes) as c:
@@ -57,23 +61,23 @@ def class_rows(emit: Emitter) -> None:
         with emit.when(a.costs == 1):
             log, cost = emit.log(exponentials.get()), emit.variable(emit.number(FLOAT, 0))
             with emit.loop(0, a.classes) as c:
-                share, value = emit.load(y + c * 4, FLOAT), emit.load(z + c * 4, FLOAT)
-                term = share * (value - largest.get() - log)
-                cost.set(cost.get() - emit.select(share == 0, emit.number(FLOAT, 0), term))  # eq. (14)
+                target, value = emit.load(y + c * 4, FLOAT), emit.load(z + c * 4, FLOAT)
+                term = target * (value - largest.get() - log)
+                cost.set(cost.get() - emit.select(target == 0, emit.number(FLOAT, 0), term))  # eq. (14)
             emit.store(cost.get(), a.cost + row * 4)
             sum_of_all.set(sum_of_all.get() + emit.double_of(cost.get()))  # eq. (13)
         with emit.when(a.gradients == 1):
             _gradient(emit, emit.load(a.g + row * a.g_step * 4, FLOAT), y, s, dz, a.classes)
     with emit.when(a.costs == 1):
-        emit.store(emit.rounded(sum_of_all.get()), a.cost + a.rows * 4)
+        emit.store(emit.rounded(sum_of_all.get()), a.sums + a.slot * 4)
 
 
 def _gradient(emit: Emitter, g: Value, y: Value, s: Value, dz: Value, classes: Value) -> None:
     total, targets = emit.variable(emit.number(FLOAT, 0)), emit.variable(emit.number(INT64, 0))
     with emit.loop(0, classes) as c:
-        share = emit.load(y + c * 4, FLOAT)
-        total.add(share)
-        targets.add(emit.select(share == 0, emit.number(INT64, 0), emit.number(INT64, 1)))
+        target = emit.load(y + c * 4, FLOAT)
+        total.add(target)
+        targets.add(emit.select(target == 0, emit.number(INT64, 0), emit.number(INT64, 1)))
     g = emit.select(targets.get() == 0, emit.number(FLOAT, 0), g)
     with emit.loop(0, classes) as c:
         both = emit.load(s + c * 4, FLOAT) * total.get() - emit.load(y + c * 4, FLOAT)
@@ -92,10 +96,11 @@ def targets(emit: Emitter) -> None:
         # a negative label, seen as a number without a sign, is larger than any class
         outside.add(emit.select(label.below(a.classes), none, counts))
     weight = emit.select(a.mean == 1, emit.number(FLOAT, 1) / emit.float_of(counted.get()), emit.number(FLOAT, 1))
-    with emit.loop(0, a.rows) as row:
+    with emit.loop(*share(emit, a)) as row:
         label = emit.load(a.labels + row * 8, INT64)
         counts = emit.select(label == a.ignored, emit.number(FLOAT, 0), weight)
         with emit.loop(0, a.classes) as c:
             emit.store(emit.select(label == c, counts, emit.number(FLOAT, 0)), a.y + (row * a.classes + c) * 4)
-    emit.store(counted.get(), a.counts)
-    emit.store(outside.get(), a.counts + 8)
+    with emit.when(a.slot == 0):
+        emit.store(counted.get(), a.counts)
+        emit.store(outside.get(), a.counts + 8)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 from llvmlite import ir
 
-from manualgrad.kernels.tiles import tiles
+from manualgrad.kernels.tiles import share, tiles
 from manualgrad.kernels.vectors import FLOAT, INT64, Emitter, Value
 
 SUMMED = 128  # terms at most that are added one after the other
@@ -48,7 +48,7 @@ def row_products(emit: Emitter) -> None:
     a = emit.named(ROW_PRODUCTS)
     most = (4, 6) if emit.lanes == 16 else (2, 4)  # rows and outputs: as many as the registers hold
     for j, outputs in tiles(emit, emit.number(INT64, 0), a.outputs, most[1]):
-        for row, rows in tiles(emit, *_share(emit, a), most[0]):
+        for row, rows in tiles(emit, *share(emit, a), most[0]):
             _row_tile(emit, a, row, j, rows, outputs)
 
 
@@ -79,7 +79,7 @@ def column_products(emit: Emitter) -> None:
     for start, end, width, type_ in parts:
         step = width * emit.lanes if type_ is emit.floats else 1
         with emit.loop(start, end, step) as column:
-            for row, height in tiles(emit, *_share(emit, a), rows):
+            for row, height in tiles(emit, *share(emit, a), rows):
                 _column_tile(emit, a, row, column, (height, width), type_)
 
 
@@ -103,9 +103,3 @@ def _column_tile(
                 total.set(emit.fma(factors[n // tile[1]], vectors[n % tile[1]], total.get()))  # eq. (7), (8)
         for total, out in zip(totals, outs, strict=True):
             emit.store(emit.load(out, type_) + total.get(), out)
-
-
-def _share(emit: Emitter, a: SimpleNamespace) -> tuple[Value, Value]:
-    """The first row of this slot, and the first after it."""
-    start = a.slot * a.share
-    return start, emit.select(start + a.share < a.rows, start + a.share, a.rows)

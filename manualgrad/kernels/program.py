@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from manualgrad.kernels import memory, parallel
@@ -37,6 +38,11 @@ class Layout:
     def new(self) -> Tensor:
         """The memory, (bytes,) uint8."""
         return memory.new_parts(self.bytes, tuple(self.offsets.values()), tuple(self.sizes.values()))
+
+    def part(self, piece: Tensor, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        """A part, as what it holds."""
+        start = self.offsets[name]
+        return piece[start : start + self.sizes[name]].view(dtype).view(shape)
 
     def addresses(self, piece: Tensor) -> list[int]:
         """Of the parts, in order."""

@@ -32,7 +32,8 @@ def _run(z: Tensor, y: Tensor | None, g: Tensor | None, costs: bool) -> tuple[Te
     dz = memory.new(rows, classes) if g is not None else s
     parallel.run(machine.in_use(), "class_rows", 1, [
         z.data_ptr(), 0 if y is None else y.data_ptr(), 0 if g is None else g.data_ptr(), 0 if g is None else g.dim(),
-        s.data_ptr(), cost.data_ptr(), dz.data_ptr(), rows, classes, costs, g is not None,
+        s.data_ptr(), cost.data_ptr(), cost.data_ptr() + 4 * rows, dz.data_ptr(), rows, rows, classes, costs,
+        g is not None,
     ])  # fmt: skip
     return s, cost, dz
 
@@ -65,10 +66,8 @@ def labels_distribution(labels: Tensor, like: Tensor, classes: int, ignored: int
     return None if counts[1] or not counts[0] else y
 
 
-def cost_of_labels(
-    z: Tensor, labels: Tensor, ignored: int, mean: bool, factor: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-    """S(z), y, J and ``factor`` times its gradient; None where the formulas serve, which is also where a label is no
+def cost_of_labels(z: Tensor, labels: Tensor, ignored: int, mean: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+    """y, J and its gradient; None where the formulas serve, which is also where a label is no
     class, or no row counts."""
     if not isinstance(z, Tensor) or not isinstance(labels, Tensor) or not _served(z):
         return None
@@ -76,16 +75,16 @@ def cost_of_labels(
         return None
     code, (rows, classes), counts = machine.in_use(), z.shape, (ctypes.c_int64 * 2)()
     s, y, dz, costs = memory.like(z), memory.like(z), memory.like(z), memory.new(rows + 1)
-    number = ctypes.c_float(factor)
+    number = ctypes.c_float(1)
     steps = [
         ("targets", _targets(labels, y, counts, ignored, mean)),
         ("class_rows", [
-            z.data_ptr(), y.data_ptr(), ctypes.addressof(number), 0, s.data_ptr(), costs.data_ptr(), dz.data_ptr(),
-            rows, classes, True, True,
+            z.data_ptr(), y.data_ptr(), ctypes.addressof(number), 0, s.data_ptr(), costs.data_ptr(),
+            costs.data_ptr() + 4 * rows, dz.data_ptr(), rows, rows, classes, True, True,
         ]),
     ]  # fmt: skip
     parallel.run_steps(code, steps)
-    return None if counts[1] or not counts[0] else (s, y, costs[-1].clone(), dz)
+    return None if counts[1] or not counts[0] else (y, costs[-1].clone(), dz)
 
 
 def _are_labels(labels: Tensor, classes: int) -> bool:
@@ -98,7 +97,8 @@ def _are_labels(labels: Tensor, classes: int) -> bool:
 
 
 def _targets(labels: Tensor, y: Tensor, counts: ctypes.Array, ignored: int, mean: bool) -> list[int]:
-    return [labels.data_ptr(), y.data_ptr(), ctypes.addressof(counts), *y.shape, ignored, mean]
+    rows, classes = y.shape
+    return [labels.data_ptr(), y.data_ptr(), ctypes.addressof(counts), rows, rows, classes, ignored, mean]
 
 
 def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor | None:

@@ -1,10 +1,17 @@
-"""Work cut into tiles that the registers hold."""
+"""Work cut into shares for slots, and into tiles that the registers hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 from manualgrad.kernels.vectors import Emitter, Value
+
+
+def share(emit: Emitter, a: SimpleNamespace) -> tuple[Value, Value]:
+    """The first row of this slot, and the first after it: of ``a.rows``, each slot has ``a.share``."""
+    start = a.slot * a.share
+    return start, emit.select(start + a.share < a.rows, start + a.share, a.rows)
 
 
 def tiles(emit: Emitter, start: Value, end: Value, most: int) -> Iterator[tuple[Value, int]]:
