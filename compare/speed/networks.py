@@ -6,6 +6,7 @@ steps on one batch leave the weights where they were, and no number becomes deno
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -51,22 +52,14 @@ class Network:
 
 
 def switches() -> dict[str, Callable[[], AbstractContextManager]]:
-    """Other ways to run our step in the same process: the name of the contender, and what switches it on.
-
-    THE PLACE where the kernels' own switch is plugged in: ``kernels.choose``, and ``kernels.available`` to know what
-    is chosen now. A contender appears in the tables if it is listed here; without kernels there is none.
-    """
-    used = kernels_in_use()
+    """Other ways to run our step in the same process: the name of the contender, and what switches it on. Without
+    kernels there is none."""
+    used = kernels.available().instructions
     if used is None:
         return {}
     return {FORMULAS: partial(choosing, "off", used)} | (
         {AVX2: partial(choosing, "avx2", used)} if used == "avx512" else {}
     )
-
-
-def kernels_in_use() -> str | None:
-    """Their instructions, as ``kernels.choose`` calls them; compiles them if that is still to be done."""
-    return kernels.available().instructions if hasattr(kernels, "available") else None
 
 
 @contextmanager
@@ -94,7 +87,7 @@ def contender(name: str, network: Network, device: str) -> Contender:
     return Autograd(network, device, switches().get(name, nullcontext))
 
 
-class Contender:
+class Contender(ABC):
     """``step`` is timed, ``wrong`` is asked before; ``phases`` names what is between the marks of a step."""
 
     phases: tuple[str, ...]
@@ -108,12 +101,13 @@ class Contender:
     def placed(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         return x.to(self.device), target.to(self.device)
 
+    @abstractmethod
     def step(self, mark: Callable[[], None]) -> None:
-        raise NotImplementedError
+        """One step of training."""
 
+    @abstractmethod
     def answers(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The cost, and the gradients under their names, in the document's convention."""
-        raise NotImplementedError
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(weights)
@@ -146,40 +140,58 @@ class Contender:
         return self.model.state_dict()
 
 
-class Autograd(Contender):
-    """``DocumentCNN`` under ``torch.autograd``; ``switch`` is entered around every step."""
+class Trained(Contender):
+    """Whoever is differentiated by ``torch.autograd``: ``cost`` of images and labels, from ``parameters``."""
 
     phases = ("forward", "backward", "update")
+    parameters: list[nn.Parameter]
+    cost: Callable[[Tensor, Tensor], Tensor]
+
+    def step(self, mark: Callable[[], None]) -> None:
+        forget(self.parameters)
+        mark()
+        cost = self.cost(self.x, self.target)
+        mark()
+        cost.backward()
+        mark()
+        descend(self.parameters)
+        mark()
+
+    def saved_of(self) -> tuple[Callable[[], Tensor], list[Tensor]]:
+        return lambda: self.cost(self.x, self.target), [self.x, self.target, *self.parameters]
+
+
+class Autograd(Trained):
+    """``DocumentCNN`` under ``torch.autograd``; ``switch`` is entered around every step."""
+
     subgradient = 0.5
 
     def __init__(self, network: Network, device: str, switch: Callable[[], AbstractContextManager]) -> None:
         super().__init__(network, device)
         self.switch, self.parameters = switch, list(self.model.parameters())
 
+    def cost(self, x: Tensor, target: Tensor) -> Tensor:
+        return softmax_cross_entropy(self.model(x), target)
+
     def step(self, mark: Callable[[], None]) -> None:
         with self.switch():
-            forget(self.parameters)
-            mark()
-            cost = softmax_cross_entropy(self.model(self.x), self.target)
-            mark()
-            cost.backward()
-            mark()
-            descend(self.parameters)
-            mark()
+            super().step(mark)
 
     def answers(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         with self.switch():
             forget(self.parameters)
-            cost = softmax_cross_entropy(self.model(x), target)
+            cost = self.cost(x, target)
             cost.backward()
         return {"cost": cost.detach()} | {name: p.grad for name, p in self.model.named_parameters()}
 
     def saved_of(self) -> tuple[Callable[[], Tensor], list[Tensor]]:
-        def forward() -> Tensor:
-            with self.switch():
-                return softmax_cross_entropy(self.model(self.x), self.target)
+        forward, held = super().saved_of()
 
-        return forward, [self.x, self.target, *self.parameters]
+        def switched() -> Tensor:
+            with self.switch():
+                return forward()
+
+        return switched, held
 
 
 class Document(Contender):
@@ -204,10 +216,9 @@ class Document(Contender):
         return found
 
 
-class Native(Contender):
+class Native(Trained):
     """The same network of ``torch.nn``, with ``nn.ReLU``; compiled are the network and the cost as one."""
 
-    phases = ("forward", "backward", "update")
     subgradient = 0.0  # nn.ReLU, which is faster than the maximum that has the document's 1/2
 
     def __init__(self, network: Network, device: str, layout: str, compiled: bool) -> None:
@@ -224,16 +235,6 @@ class Native(Contender):
     def placed(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         return x.to(self.device).contiguous(memory_format=self.format), target.to(self.device)
 
-    def step(self, mark: Callable[[], None]) -> None:
-        forget(self.parameters)
-        mark()
-        cost = self.cost(self.x, self.target)
-        mark()
-        cost.backward()
-        mark()
-        descend(self.parameters)
-        mark()
-
     def answers(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
         forget(self.parameters)
         cost = self.cost(x, target)
@@ -244,9 +245,6 @@ class Native(Contender):
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(weights)
         self.twin.load_state_dict(native_twin(self.model).state_dict())
-
-    def saved_of(self) -> tuple[Callable[[], Tensor], list[Tensor]]:
-        return lambda: self.cost(self.x, self.target), [self.x, self.target, *self.parameters]
 
 
 def forget(parameters: list[nn.Parameter]) -> None:

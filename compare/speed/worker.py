@@ -139,7 +139,7 @@ class Bench:
         """Which of our kernels are in use, in words."""
         from manualgrad import kernels
 
-        return str(kernels.available()) if hasattr(kernels, "available") else "no kernels, formulas serve"
+        return str(kernels.available())
 
     def operation(self, name: str, side: str, layout: str, label: str, sizes: dict[str, Any]) -> list[str]:
         """Makes a contender of an operation, to be called ``label``; its phases."""
