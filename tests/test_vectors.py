@@ -10,7 +10,8 @@ from manualgrad.kernels import available, compiled
 pytestmark = pytest.mark.skipif(available().instructions is None, reason=str(available()))
 pytest.importorskip("llvmlite")
 from manualgrad.kernels import parallel  # noqa: E402
-from manualgrad.kernels.vectors import FLOAT, INT64, Emitter  # noqa: E402
+from manualgrad.kernels.values import FLOAT, INT64  # noqa: E402
+from manualgrad.kernels.vectors import Emitter  # noqa: E402
 
 
 @pytest.fixture(params=compiled.LANES)

@@ -11,7 +11,8 @@ One number after the other: for more of them than ``rows.py`` lets through, oper
 from __future__ import annotations
 
 from manualgrad.kernels.tiles import share
-from manualgrad.kernels.vectors import DOUBLE, FLOAT, INT64, Emitter, Value
+from manualgrad.kernels.values import DOUBLE, FLOAT, INT64, Value
+from manualgrad.kernels.vectors import Emitter
 
 ROWS = (
     "*z",  # [row][class]

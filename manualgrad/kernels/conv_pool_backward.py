@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 from manualgrad.kernels.tiles import tiles
-from manualgrad.kernels.vectors import BYTE, FLOAT, INT32, INT64, Emitter, Value
+from manualgrad.kernels.values import BYTE, FLOAT, INT32, INT64, Value
+from manualgrad.kernels.vectors import Emitter
 
 TOGETHER = 2  # images, whose live places share one list
 OUTPUTS_AT_ONCE = 32  # whose weights stay in the nearest cache while all windows add them to Δx; at most 64

@@ -13,7 +13,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from manualgrad.kernels.codes import DEAD, ZERO
-from manualgrad.kernels.vectors import INT64, Emitter, Value, Variable
+from manualgrad.kernels.values import INT64, Value, Variable
+from manualgrad.kernels.vectors import Emitter
 
 SUMMED = 128  # products at most that are added one after the other, or so many as one p has
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-from manualgrad.kernels.vectors import FLOAT, Emitter, Value
+from manualgrad.kernels.values import FLOAT, Value
+from manualgrad.kernels.vectors import Emitter
 
 ARGUMENTS = (
     "*seen",  # [k][r][p][q], dense

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 from llvmlite import ir
 
 from manualgrad.kernels.tiles import share, tiles
-from manualgrad.kernels.vectors import FLOAT, INT64, Emitter, Value
+from manualgrad.kernels.values import FLOAT, INT64, Value
+from manualgrad.kernels.vectors import Emitter
 
 SUMMED = 128  # terms at most that are added one after the other
 ROW_PRODUCTS = (

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 from llvmlite import ir
 
-from manualgrad.kernels.vectors import FLOAT, Emitter, Value
+from manualgrad.kernels.values import FLOAT, Value
+from manualgrad.kernels.vectors import Emitter
 
 FORWARD = ("*z", "*out", "floats", "share")
 BACKWARD = ("*g", "*z", "*dz", "floats", "share", "halved", "subgradient.0")

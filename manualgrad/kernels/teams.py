@@ -14,7 +14,8 @@ leaves for the next lies in that thread's cache. The next stage begins when all 
 
 from __future__ import annotations
 
-from manualgrad.kernels.vectors import INT32, INT64, VOID, Emitter, Value
+from manualgrad.kernels.values import INT32, INT64, VOID, Value
+from manualgrad.kernels.vectors import Emitter
 
 HEADER = ("who", "how_many", "barrier", "stages")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-from manualgrad.kernels.vectors import Emitter, Value
+from manualgrad.kernels.values import Value
+from manualgrad.kernels.vectors import Emitter
 
 
 def share(emit: Emitter, a: SimpleNamespace) -> tuple[Value, Value]:
