@@ -1,9 +1,9 @@
 """When the layers of a DocumentCNN may run as one program of kernels: when they are as they were made, and nobody
-listens to what goes on between them."""
+listens to what goes on between them. Of the model it is asked for its layers, ``stages`` and ``subgradient``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,12 @@ from manualgrad.kernels.network import Network, Plan, plan_for
 from manualgrad.kernels.plain import nobody_watches
 from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
 
-if TYPE_CHECKING:
-    from manualgrad.models import DocumentCNN
-
 MOST_FOUND = 256  # networks that are kept
 _found: dict[tuple[Any, ...], Network | None] = {}
 _UNKNOWN: Any = object()
 
 
-def plan_of(model: DocumentCNN, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
+def plan_of(model: nn.Module, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
     """The program for ``x`` (B, C, H, W), and the weights and biases that it takes, layer for layer; None where the
     layers have to run one by one.
 
@@ -38,7 +35,7 @@ def plan_of(model: DocumentCNN, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
     return (plan, parameters) if plan is not None and plan.takes(x, parameters) else None
 
 
-def nobody_listens(model: DocumentCNN) -> bool:
+def nobody_listens(model: nn.Module) -> bool:
     """Whether no layer has a hook, and no hook is there for all modules."""
     return not nn.modules.module._has_any_global_hook() and not any(
         layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
@@ -53,7 +50,7 @@ def is_differentiated_as_one(x: Tensor, parameters: list[Tensor]) -> bool:
     return not torch.is_grad_enabled() or (not x.requires_grad and all(p.requires_grad for p in parameters))
 
 
-def _described(model: DocumentCNN, image: torch.Size) -> tuple[Network, list[Tensor]] | None:
+def _described(model: nn.Module, image: torch.Size) -> tuple[Network, list[Tensor]] | None:
     """What the layers are, and their weights and biases. All that it depends on is looked at each time, and what
     follows from that is kept."""
     parameters: list[Tensor] = []
@@ -90,7 +87,7 @@ _NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
-def _network(model: DocumentCNN, image: torch.Size) -> Network | None:
+def _network(model: nn.Module, image: torch.Size) -> Network | None:
     """None where the layers are not C∘P∘R, F, D, R, D in this order, or one does not take what the one before it
     gives."""
     layers, stages, half = list(model._modules.values()), model.stages, model.subgradient
