@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from manualgrad.kernels import conv_pool_backward as derivatives
 from manualgrad.kernels.codes import ZERO
+from manualgrad.kernels.conv_pool_backward import scratch_bytes
+from manualgrad.kernels.conv_pool_weight_sums import FEW_COLUMNS
 from manualgrad.kernels.parallel import as_float
 
 IMAGES_OF_A_SLOT = (
@@ -64,7 +65,7 @@ class Sizes:
     def bytes_of_slot(self) -> int:
         """Scratch of the derivatives."""
         image = self.x_channels * self.height * self.width
-        return derivatives.scratch_bytes(self.rows * self.columns, self.outputs_padded, image)
+        return scratch_bytes(self.rows * self.columns, self.outputs_padded, image)
 
     @cached_property
     def forward_order(self) -> Order:
@@ -85,7 +86,7 @@ class Sizes:
         """[r][p][q][k] with few channels r, else [k][p][q][r]: one slot's sums of Δw."""
         if not self.few:
             return self.input_order
-        k, most = self.outputs_padded, derivatives.FEW_COLUMNS
+        k, most = self.outputs_padded, FEW_COLUMNS
         run = -(-self.kernel_columns // most) * most
         return Order(self.channels * self.kernel_rows * run * k, (1, self.kernel_rows * run * k, run * k, k))
 

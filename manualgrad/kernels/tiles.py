@@ -21,3 +21,9 @@ def tiles(emit: Emitter, start: Value, end: Value, most: int) -> Iterator[tuple[
     for size, first, after in ((most, start, whole), (1, whole, end)):
         with emit.loop(first, after, size) as at:
             yield at, size
+
+
+def clear(emit: Emitter, address: Value, floats: Value) -> None:
+    """Zeros, a whole number of vectors of them."""
+    with emit.loop(0, floats, emit.lanes) as n:
+        emit.store(emit.number(emit.floats, 0), address + n * 4)
