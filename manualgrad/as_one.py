@@ -25,7 +25,7 @@ def plan_of(model: nn.Module, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
 
     That is: other tensors than plain float32 ones on the CPU, another shape, a stride, a layer that was replaced or
     changed, or no kernels."""
-    if not nobody_watches() or x.dim() != 4:
+    if not isinstance(x, Tensor) or not nobody_watches() or x.dim() != 4:
         return None
     described = _described(model, x.shape[1:])
     if described is None:
@@ -56,21 +56,23 @@ def _described(model: nn.Module, image: torch.Size) -> tuple[Network, list[Tenso
     parameters: list[Tensor] = []
     seen: list[Any] = [image, model.stages, model.subgradient]
     for layer in model._modules.values():
-        kind, own = type(layer), layer.__dict__
-        if kind not in _NUMBERS or "forward" in own:
+        kind = type(layer)
+        if kind not in _NUMBERS or kind.forward is not _FORWARDS[kind] or "forward" in layer.__dict__:
             return None
-        seen += (kind, *[own.get(name) for name in _NUMBERS[kind]])
+        numbers = [layer.__dict__.get(name) for name in _NUMBERS[kind]]
+        if not all(map(_is_exact, numbers)):
+            return None
+        seen += (kind, *numbers)
         if kind is ConvReLUMaxPool2d or kind is Dense:
             weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
             if weight is None or bias is None:
                 return None
             parameters += (weight, bias)
             seen += (weight.shape, bias.shape)
-    try:
-        key = tuple(seen)
-        network = _found.get(key, _UNKNOWN)
-    except TypeError:  # somebody has given a layer a list for a pair of numbers: the layer will look at it
+    if nn.Module.__call__ is not _CALL or not _is_exact(model.subgradient):
         return None
+    key = tuple(seen)
+    network = _found.get(key, _UNKNOWN)
     if network is _UNKNOWN:
         if len(_found) >= MOST_FOUND:
             _found.clear()
@@ -78,22 +80,32 @@ def _described(model: nn.Module, image: torch.Size) -> tuple[Network, list[Tenso
     return None if network is None else (network, parameters)
 
 
-# What a layer of each kind has besides its weight and bias.
+def _is_exact(number: object) -> bool:
+    """Whether it equals nothing but what means the same, and is what a layer takes."""
+    if type(number) is tuple:
+        return all(type(one) is int for one in number)
+    return type(number) in (bool, int, float)
+
+
+# What a layer of each kind has besides its weight and bias; and what it does, unless somebody has changed that.
 _NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
     ConvReLUMaxPool2d: ("stride", "padding", "dilation", "groups", "flip_kernel", "subgradient"),
     Flatten: (),
     Dense: (),
     ReLU: ("subgradient",),
 }
+_FORWARDS = {kind: kind.forward for kind in _NUMBERS}
+_CALL = nn.Module.__call__
 
 
 def _network(model: nn.Module, image: torch.Size) -> Network | None:
     """None where the layers are not C∘P∘R, F, D, R, D in this order, or one does not take what the one before it
     gives."""
     layers, stages, half = list(model._modules.values()), model.stages, model.subgradient
-    convolutions, products = layers[:stages], layers[stages + 1 :: 2]
+    convolutions, products = [c for c in layers if type(c) is ConvReLUMaxPool2d], layers[stages + 1 :: 2]
     kinds = [ConvReLUMaxPool2d] * stages + [Flatten, Dense] + [ReLU, Dense] * (len(products) - 1)
-    if list(map(type, layers)) != kinds or len({bool(layer.flip_kernel) for layer in convolutions}) != 1:
+    flips = {layer.flip_kernel for layer in convolutions}
+    if list(map(type, layers)) != kinds or not 0 <= half <= 1 or len(flips) != 1 or not flips <= {True, False}:
         return None
     if any(layer.subgradient != half for layer in layers if hasattr(layer, "subgradient")):
         return None
@@ -117,4 +129,4 @@ def _network(model: nn.Module, image: torch.Size) -> Network | None:
         features = len(layer.weight)
     shapes = tuple((layer.weight.shape[0], *layer.weight.shape[2:]) for layer in convolutions)
     dense = tuple(len(layer.weight) for layer in products)
-    return Network(tuple(image), shapes, dense, bool(convolutions[0].flip_kernel), float(half))
+    return Network(tuple(image), shapes, dense, bool(flips.pop()), float(half))

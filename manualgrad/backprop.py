@@ -28,6 +28,7 @@ from manualgrad.functions import conv2d, flatten, fused
 from manualgrad.functions.bias import bias_gradient
 from manualgrad.functions.dense import weighted_sums
 from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
+from manualgrad.functions.precision import autocast_is_on
 from manualgrad.functions.relu import rectified, rectified_gradient
 from manualgrad.functions.softmax import softmax_values
 from manualgrad.functions.softmax_cross_entropy import cross_entropy, logits_gradient
@@ -161,7 +162,8 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
 
 def _by_kernels(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Steps | None:
     """The same by one program of kernels; None where there is none, or labels or numbers are not what it takes."""
-    one = None if target.is_floating_point() else as_one.plan_of(model, x)
+    labels = isinstance(x, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
+    one = as_one.plan_of(model, x) if labels and not autocast_is_on(x) else None
     found = None if one is None else one[0].steps(x, target, one[1], -eta)  # eq. (13) to (21)
     if found is None:
         return None

@@ -121,7 +121,13 @@ class ConvReLUMaxPool2d(Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         return conv2d_relu_max_pool2d(
-            input, self.weight, self.bias, self.stride, self.padding, subgradient=self.subgradient
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            subgradient=self.subgradient,
+            flip_kernel=self.flip_kernel,
         )
 
     def extra_repr(self) -> str:

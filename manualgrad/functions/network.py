@@ -22,22 +22,26 @@ from manualgrad.kernels.plain import is_served
 
 
 class Logits(Function):
-    """z^{L−1}. Saves x, the parameters and what the program keeps: of each convolution P(R(z)) and its codes, of each
-    dense layer z and R(z). x has no gradient here."""
+    """z^{L−1}. Saves x, the weights and what the program keeps: of each convolution P(R(z)) and its codes, of each
+    dense layer z and R(z). Biases are needed for derivatives of derivatives alone. x has no gradient here."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: Plan, *parameters: Tensor) -> Tensor:
         z, kept = plan.forward(x, parameters)
-        ctx.plan = plan
-        ctx.save_for_backward(x, kept, *parameters)
+        ctx.plan, ctx.biases = plan, [(b, b._version) for b in parameters[1::2]]
+        ctx.save_for_backward(x, kept, *parameters[::2])
         return z
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, kept, *parameters = ctx.saved_tensors
-        found = None if torch.is_grad_enabled() or not is_served(g) else ctx.plan.backward(g, x, kept, parameters)
-        gradients = layer_by_layer(g, x, parameters, ctx.plan.network) if found is None else found
-        return None, None, *gradients
+        x, kept, *weights = ctx.saved_tensors
+        found = None if torch.is_grad_enabled() or not is_served(g) else ctx.plan.backward(g, x, kept, weights)
+        if found is None:
+            if any(b._version != version for b, version in ctx.biases):
+                raise RuntimeError("a bias needed for derivatives was modified by an inplace operation")
+            biases = [b for b, _ in ctx.biases]
+            found = layer_by_layer(g, x, list(zip(weights, biases, strict=True)), ctx.plan.network)
+        return None, None, *found
 
 
 def logits(x: Tensor, plan: Plan, parameters: list[Tensor]) -> Tensor:
@@ -45,10 +49,10 @@ def logits(x: Tensor, plan: Plan, parameters: list[Tensor]) -> Tensor:
     return Logits.apply(x, plan, *parameters) if torch.is_grad_enabled() else plan.forward(x, parameters)[0]
 
 
-def layer_by_layer(g: Tensor, x: Tensor, parameters: list[Tensor], network: Network) -> list[Tensor]:
-    """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, by the layers' Functions, fit to be differentiated."""
-    pairs, stages = list(zip(parameters[::2], parameters[1::2], strict=True)), len(network.convolutions)
-    half, convolutions, products = network.subgradient, [], []
+def layer_by_layer(g: Tensor, x: Tensor, pairs: list[tuple[Tensor, Tensor]], network: Network) -> list[Tensor]:
+    """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, by the layers' Functions, fit to be differentiated;
+    ``pairs`` are each w and b."""
+    half, stages, convolutions, products = network.subgradient, len(network.convolutions), [], []
     for w, b in pairs[:stages]:
         geometry = fused.geometry_of(x, w, b, 1, 0, network.flip, half)
         pooled, code = fused.fused(x, w, b, geometry)  # eq. (16), (17), σ = P∘R, f = C

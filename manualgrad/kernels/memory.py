@@ -12,7 +12,8 @@ LINE = 64  # bytes that the processor moves at once
 
 def new(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) -> Tensor:
     """A tensor on the CPU, of ``zeros`` or of anything."""
-    return torch.zeros(shape, dtype=dtype) if zeros else torch.empty(shape, dtype=dtype)
+    make = torch.zeros if zeros else torch.empty
+    return make(shape, dtype=dtype, device="cpu")  # whatever the default device is
 
 
 def like(t: Tensor) -> Tensor:

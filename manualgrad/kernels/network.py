@@ -49,25 +49,27 @@ class Plan:
         )
         self._kept_shape = torch.Size((self._kept.bytes,))
         parameters = [f"{name}{n}" for n in range(stages.last + 1) for name in ("w", "b")]
-        steps = [f"d{name}" for name in parameters]
+        weights, steps = parameters[::2], [f"d{name}" for name in parameters]
         kept, arranged, scratch, loss = (p.sizes for p in (self._kept, self._arranged, self._scratch, self._loss))
 
         def program(of: list, names: list[str]) -> Program:
             return Program(code, stages.threads, of, names)
 
         self._forward = program(stages.forward(), [*parameters, *kept, "x", "z", *arranged])
-        self._backward = program(stages.backward(), [*parameters, *kept, "x", "seen", "g", *steps, *scratch])
+        self._backward = program(stages.backward(), [*weights, *kept, "x", "seen", "g", *steps, *scratch])
         names = ["x", "seen", "labels", "counts", "factor", "s", "cost", *steps, *arranged, *scratch, *loss]
         self._both = program(stages.forward_and_backward(), [*parameters, *kept, *names])
 
     def takes(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
         """Whether kernels can be given these. x may lie in any order."""
-        return (
-            x.shape == self.shapes[0]
-            and is_served(x)
-            and is_all_there(x)
-            and all(map(lies_dense, parameters, self.shapes[1:]))
-        )
+        return self._takes_x(x) and all(map(lies_dense, parameters, self.shapes[1:]))
+
+    def _takes_x(self, x: Tensor) -> bool:
+        return x.shape == self.shapes[0] and is_served(x) and is_all_there(x)
+
+    def _gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Room for those of each weight and its bias."""
+        return [t for w in weights for t in (memory.like(w), memory.new(len(w)))]
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """z^{L−1}, (B, classes), and what ``backward`` needs besides x and the parameters, which it :meth:`takes`."""
@@ -77,19 +79,23 @@ class Plan:
         self._forward.run(addresses + self._arranged.addresses(arranged))
         return z, kept
 
-    def backward(self, g: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]) -> list[Tensor] | None:
+    def backward(self, g: Tensor, x: Tensor, kept: Tensor, weights: Sequence[Tensor]) -> list[Tensor] | None:
         """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}; None where something is not finite and the formulas,
         which make 0·∞ = NaN of that, have to serve.
 
-        Raises ValueError for other tensors than it takes."""
-        if not self.takes(x, parameters) or not lies_dense(kept, self._kept_shape, torch.uint8):
-            given = [f"{t.dtype} of {tuple(t.shape)}" for t in (x, *parameters, kept)]
-            expected = f"torch.float32 of {list(map(tuple, self.shapes))}, dense, and {self._kept.bytes} bytes"
-            raise ValueError(f"network: expected {expected}; got {given}")
+        Raises ValueError where x, a weight or the kept memory is no longer what forward was given."""
+        fine = self._takes_x(x) and lies_dense(kept, self._kept_shape, torch.uint8)
+        if not fine or not all(map(lies_dense, weights, self.shapes[1::2])):
+            given = [f"{t.dtype} of {tuple(t.shape)}" for t in (x, *weights, kept)]
+            expected = f"torch.float32 of {list(map(tuple, (self.shapes[0], *self.shapes[1::2])))}"
+            raise ValueError(
+                f"DocumentCNN: x, a weight or what was saved between layers is not what it was in forward: expected "
+                f"{expected}, dense, and {self._kept.bytes} bytes; got {given}"
+            )
         g = dense(checked(g, (self.images, self.network.dense[-1])))
         x, seen = self._orders(x)
-        scratch, found = self._scratch.new(), list(map(memory.like, parameters))
-        addresses = [*_starts(parameters), *self._kept.addresses(kept), *_starts((x, seen, g)), *_starts(found)]
+        scratch, found = self._scratch.new(), self._gradients(weights)
+        addresses = [*_starts(weights), *self._kept.addresses(kept), *_starts((x, seen, g)), *_starts(found)]
         self._backward.run(addresses + self._scratch.addresses(scratch))
         return found if self._is_finite(scratch) else None
 
@@ -102,7 +108,7 @@ class Plan:
         s, cost, found = (
             memory.new(self.images, self.network.dense[-1]),
             memory.new(1),
-            list(map(memory.like, parameters)),
+            self._gradients(parameters[::2]),
         )
         kept, arranged, scratch, loss = (
             layout.new() for layout in (self._kept, self._arranged, self._scratch, self._loss)

@@ -33,6 +33,8 @@ from manualgrad.kernels.program import At
 
 _ONE = ctypes.c_float(1)  # s of ``column_products`` where it has to add up
 
+IGNORED = -100  # the label of an image that does not count
+
 Steps = list[tuple[int, list[Any]]]
 
 
@@ -117,7 +119,7 @@ class Stages:
     def forward_and_backward(self) -> list[Stage]:
         """From images and labels to the cost and all Δw and Δb."""
         classes, share = self.network.dense[-1], split(self.images, self.threads)[1]
-        y = [At("labels"), At("y"), At("counts"), self.images, share, classes, -1 << 63, 1]
+        y = [At("labels"), At("y"), At("counts"), self.images, share, classes, IGNORED, 1]
         loss = [
             *map(At, ("z", "y", "factor")), 0, *map(At, ("s", "costs", "cost_sums", "g")),
             self.images, self.share, classes, 1, 1,

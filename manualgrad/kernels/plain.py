@@ -23,9 +23,13 @@ def _has_values(x: Tensor) -> bool:
 
 
 def nobody_watches() -> bool:
-    """Whether nobody watches or traces operators: kernels are none."""
+    """Whether nobody watches, traces or transforms operators: kernels are none, and what is made inside of
+    ``torch.func`` is wrapped."""
     return not (
-        torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state()
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state()
+        or torch._C._are_functorch_transforms_active()
     )
 
 
