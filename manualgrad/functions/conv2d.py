@@ -18,7 +18,8 @@ have PyTorch's, and turn one into the other by views.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,85 +31,112 @@ from manualgrad.functions.bias import bias_tangent, pull_to_bias
 from manualgrad.functions.conv2d_geometry import Geometry, geometry_of
 from manualgrad.functions.differentiable import differentiable, save, total
 from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
-from manualgrad.functions.long_sums import products_in_parts
+from manualgrad.functions.long_sums import add_product, sum_of_products
 from manualgrad.functions.precision import accumulator, autocast_lower
-from manualgrad.functions.windows import crop, overlap_add, pad, view
+from manualgrad.functions.windows import Windows, crop, overlap_add, pad, view
 
 # ----------------------------------------------------------------------------------------------- formulas
 
 
-def columns(x: Tensor, geometry: Geometry) -> Tensor:
-    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, B·I·J, P·Q·R)."""
-    x = view(pad(x, geometry.windows), geometry.windows)
+def strip(geometry: Geometry, channels: int) -> Windows:
+    """The windows of one product: of one kernel row, or of all rows at once.
+
+    Neighbouring windows see the same rows of the image. One kernel row at a time, such a row is copied once and not
+    P+1 times. All at once where one has few numbers, or where the stride leaves rows out.
+    """
+    windows = geometry.windows
+    q, stride = windows.kernel_size[1], windows.stride[0]
+    if stride > 1 or q * channels // geometry.groups < LONG_ROW:
+        return windows
+    return replace(windows, kernel_size=(1, q))
+
+
+LONG_ROW = 32  # numbers of a kernel row that make a product worth while
+
+
+def columns(x: Tensor, windows: Windows, groups: int) -> Tensor:
+    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, I·B·J, P·Q·R)."""
+    x = view(pad(x, windows), windows)
     b, i, j, p, q, r = x.shape
-    groups = geometry.groups
-    x = x.reshape(b, i, j, p, q, groups, r // groups).permute(5, 0, 1, 2, 3, 4, 6)
+    x = x.reshape(b, i, j, p, q, groups, r // groups).permute(5, 1, 0, 2, 3, 4, 6)
     if q * r // groups >= j:
-        return x.reshape(groups, b * i * j, p * q * r // groups)
+        return x.reshape(groups, i * b * j, p * q * r // groups)
     # The copy runs along j, which is longer than (q, r): much the faster for an image of one channel.
-    return x.permute(0, 4, 5, 6, 1, 2, 3).reshape(groups, p * q * r // groups, b * i * j).transpose(1, 2)
+    return x.permute(0, 4, 5, 6, 1, 2, 3).reshape(groups, p * q * r // groups, i * b * j).transpose(1, 2)
 
 
-def kernel_matrix(w: Tensor, geometry: Geometry) -> Tensor:
-    """w_(P−p)(Q−q)rk as matrices with a column for each output channel: (groups, P·Q·R, K)."""
+def strips(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
+    """:func:`columns` of x for each strip of the kernel, from top to bottom: (groups, I·B·J, numbers of a strip)."""
+    windows = strip(geometry, x.shape[3])
+    rows, size = columns(x, windows, geometry.groups), geometry.windows.count(*geometry.size)
+    for n in range(geometry.windows.kernel_size[0] // windows.kernel_size[0]):
+        yield below(rows, n, x.shape[0], size, windows)
+
+
+def below(rows: Tensor, n: int, batch: int, count: tuple[int, int], windows: Windows) -> Tensor:
+    """Those of a matrix's rows that belong to strip n of the kernel, which lies n places below strip 0."""
+    i, j = count
+    return rows.narrow(1, n * windows.dilation[0] * batch * j, i * batch * j)
+
+
+def kernel_matrices(w: Tensor, geometry: Geometry) -> Sequence[Tensor]:
+    """w_(P−p)(Q−q)rk for each strip of the kernel, with a column for each output channel: (groups, numbers, K)."""
     if geometry.flip:
         w = w.flip(0, 1)
     p, q, r, k = w.shape
+    rows = strip(geometry, r * geometry.groups).kernel_size[0]
     w = w.reshape(p * q * r, geometry.groups, k // geometry.groups)
-    return w.transpose(0, 1)
+    return w.transpose(0, 1).split(rows * q * r, 1)
 
 
 def grouped(z: Tensor, geometry: Geometry) -> Tensor:
-    """(B, I, J, K) as (groups, B·I·J, K)."""
+    """(B, I, J, K) as (groups, I·B·J, K)."""
     b, i, j, k = z.shape
-    return z.reshape(b * i * j, geometry.groups, k // geometry.groups).transpose(0, 1)
+    return z.transpose(0, 1).reshape(i * b * j, geometry.groups, k // geometry.groups).transpose(0, 1)
 
 
 def convolution(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-    """C(x, w) + b: (B, I, J, K)."""
-    rows, kernels = columns(x, geometry), kernel_matrix(w, geometry)
+    """C(x, w) + b: (B, I, J, K), in memory (I, B, J, K)."""
     bias = None if b is None else b.view(geometry.groups, 1, -1)
-    z = products_in_parts(rows, kernels, bias)  # eq. (1), (17)
-    return z.transpose(0, 1).reshape(x.shape[0], *geometry.windows.count(*geometry.size), w.shape[3])
+    z = sum_of_products(strips(x, geometry), kernel_matrices(w, geometry), bias)  # eq. (1), (17)
+    i, j = geometry.windows.count(*geometry.size)
+    return z.transpose(0, 1).reshape(i, x.shape[0], j, w.shape[3]).transpose(0, 1)
 
 
 def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Σ_ijk g_ijk ∂C_ijk/∂x_tuv: (B, H, W, R). With t = s1·i+p, (2) is w_(P−p)(Q−q)vk: what (1) gathers from
     the place (s1·i+p, s2·j+q), this adds to it."""
-    (b, i, j, _), (p, q, r, _) = g.shape, w.shape
-    exact = accumulator(g.dtype)  # up to (P+1)(Q+1) products meet in one place
-    kernels = kernel_matrix(w, geometry).to(exact)
-    each = torch.bmm(grouped(g, geometry).to(exact), kernels.transpose(1, 2))  # eq. (2)
-    each = each.view(geometry.groups, b, i, j, p, q, r).permute(1, 2, 3, 4, 5, 0, 6)
-    each = each.reshape(b, i, j, p, q, geometry.groups * r)
-    x = overlap_add(each, geometry.windows, geometry.windows.padded(*geometry.size))
-    return crop(x, geometry.windows).contiguous().to(g.dtype)
-
-
-def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-    """Σ_ij g_bijv ∂C_ijk/∂w_ctuv of each example b: (B, P+1, Q+1, R, K)."""
-    rows, g = columns(x, geometry), grouped(g, geometry)
-    b, ij, k = x.shape[0], math.prod(geometry.windows.count(*geometry.size)), g.shape[2]
-    rows = rows.reshape(geometry.groups * b, ij, rows.shape[2])
-    each = torch.bmm(rows.transpose(1, 2), g.reshape(geometry.groups * b, ij, k))  # eq. (3)
-    p, q = geometry.windows.kernel_size
-    each = each.view(geometry.groups, b, p * q * x.shape[3] // geometry.groups, k).permute(1, 2, 0, 3)
-    w = each.reshape(b, p, q, x.shape[3] // geometry.groups, geometry.groups * k)
-    return w.flip(1, 2) if geometry.flip else w
+    (b, *count, _), (_, q, r, _) = g.shape, w.shape
+    dtype, exact = g.dtype, accumulator(g.dtype)  # up to (P+1)(Q+1) products meet in one place
+    windows = strip(geometry, r * geometry.groups)
+    rows, (i, j) = windows.kernel_size[0], windows.count(*geometry.size)
+    first, *others = (kernels.to(exact).transpose(1, 2) for kernels in kernel_matrices(w, geometry))
+    g = grouped(g, geometry).to(exact)
+    each = torch.bmm(g, first)  # eq. (2)
+    if others:
+        each = torch.constant_pad_nd(each, (0, 0, 0, i * b * j - each.shape[1]))
+    for n, kernels in enumerate(others, start=1):
+        add_product(below(each, n, b, count, windows), g, kernels)  # eq. (2)
+    each = each.view(geometry.groups, i, b, j, rows, q, r).permute(2, 1, 3, 4, 5, 0, 6)
+    each = each.reshape(b, i, j, rows, q, geometry.groups * r) if geometry.groups > 1 else each.squeeze(5)
+    x = overlap_add(each, windows, windows.padded(*geometry.size))
+    return crop(x, windows).contiguous().to(dtype)
 
 
 def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K).
 
-    First the sum over i and j for each example, then that over b: a sum of sums rounds less than one long sum. Where
-    that would take more memory than the columns do, all in one.
+    First the sum over b and j for each i, then that over i: a sum of sums rounds less than one long sum. Where that
+    would take more memory than the columns do, all in one.
     """
-    b, i, j, k = g.shape
-    if b > 1 and k // geometry.groups <= i * j:
-        return weight_gradients(g, x, geometry).sum(0)
-    kernels = torch.bmm(grouped(g, geometry).transpose(1, 2), columns(x, geometry)).transpose(1, 2)  # eq. (3)
+    (b, i, j, k), groups = g.shape, geometry.groups
+    sums = i if k // groups <= b * j else 1
+    shape = groups * sums, i * b * j // sums
+    g = grouped(g, geometry).reshape(*shape, k // groups)
+    each = [torch.bmm(rows.reshape(*shape, rows.shape[2]).transpose(1, 2), g) for rows in strips(x, geometry)]  # eq. (3)
+    w = torch.cat([part.view(groups, sums, *part.shape[1:]).sum(1) for part in each], 1)
     p, q = geometry.windows.kernel_size
-    w = kernels.transpose(0, 1).reshape(p, q, x.shape[3] // geometry.groups, k)
+    w = w.transpose(0, 1).reshape(p, q, x.shape[3] // groups, k)
     return w.flip(0, 1) if geometry.flip else w
 
 
@@ -122,7 +150,7 @@ class Convolution(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-        return owned(to_nchw(convolution(from_nchw(x), from_oihw(w), b, geometry)))
+        return owned(to_nchw(convolution(from_nchw(x), from_oihw(w), b, geometry).contiguous()))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

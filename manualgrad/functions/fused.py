@@ -35,7 +35,7 @@ from manualgrad.functions.differentiable import differentiable, linear_pair, sav
 from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
 from manualgrad.functions.max_pool2d import maximum
 from manualgrad.functions.precision import autocast_lower
-from manualgrad.functions.selection import select
+from manualgrad.functions.selection import at_most, equal, select
 from manualgrad.functions.windows import place
 from manualgrad.kernels import fused as kernels
 from manualgrad.kernels import operators
@@ -108,8 +108,8 @@ def _geometry_of(
 def pooled_and_codes(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """P(R(z)) and the code of each window, both (B, I, J, K), from z (B, H, W, K)."""
     best, number = maximum(z, geometry.pooling)  # eq. (4), of z: R does not change the order
-    at_first = place(z, geometry.pooling.windows, 0, 0, geometry.pooling.count) == 0
-    nothing = (best <= 0).to(number.dtype) * (DEAD - at_first.to(number.dtype))  # DEAD or ZERO; 0 where z is positive
+    at_first = equal(place(z, geometry.pooling.windows, 0, 0, geometry.pooling.count), 0).to(number.dtype)
+    nothing = at_most(best, 0).to(number.dtype) * (DEAD - at_first)  # DEAD or ZERO; 0 where z is positive
     code = torch.maximum(number, nothing)  # ZERO and DEAD are larger than any number
     return best.clamp(min=0), code  # eq. (9)
 
@@ -119,10 +119,10 @@ def spread(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
     g, code, windows = from_nchw(g), from_nchw(code), geometry.pooling.windows
     z = g.new_zeros(g.shape[0], *geometry.pooling.size, g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
-        place(z, windows, p, q, geometry.pooling.count).add_(select(code == n, g))  # eq. (4), (10) with z > 0
-    if geometry.subgradient:
-        at_zero = geometry.subgradient * select(code == ZERO, g)  # eq. (10) with z = 0
-        place(z, windows, 0, 0, geometry.pooling.count).add_(at_zero)
+        here = select(equal(code, n), g)  # eq. (4), (10) with z > 0
+        if n == 0 and geometry.subgradient:
+            here += geometry.subgradient * select(equal(code, ZERO), g)  # eq. (10) with z = 0
+        place(z, windows, p, q, geometry.pooling.count).copy_(here)  # windows do not overlap
     return to_nchw(z)
 
 
