@@ -30,7 +30,7 @@ from manualgrad.functions import checks
 from manualgrad.functions.bias import bias_tangent, pull_to_bias
 from manualgrad.functions.conv2d_geometry import Geometry, geometry_of
 from manualgrad.functions.differentiable import differentiable, save, total
-from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
+from manualgrad.functions.layout import from_nchw, from_oihw, in_order, owned, to_nchw, to_oihw
 from manualgrad.functions.long_sums import add_product, sum_of_products
 from manualgrad.functions.precision import accumulator, autocast_lower
 from manualgrad.functions.windows import Windows, crop, overlap_add, pad, view
@@ -123,6 +123,19 @@ def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     return crop(x, windows).contiguous().to(dtype)
 
 
+def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+    """Σ_ij g_bijv ∂C_ijk/∂w_ctuv of each example b: (B, P+1, Q+1, R, K)."""
+    (b, i, j, _), groups = g.shape, geometry.groups
+
+    def by_example(rows: Tensor) -> Tensor:
+        return rows.view(groups, i, b, j, rows.shape[2]).transpose(1, 2).reshape(groups * b, i * j, rows.shape[2])
+
+    g = by_example(grouped(g, geometry))
+    each = [torch.bmm(by_example(rows).transpose(1, 2), g) for rows in strips(x, geometry)]  # eq. (3)
+    each = torch.cat(each, 1)
+    return kernels_of(each.view(groups, b, *each.shape[1:]).transpose(0, 1), geometry)
+
+
 def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K).
 
@@ -133,11 +146,18 @@ def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     sums = i if k // groups <= b * j else 1
     shape = groups * sums, i * b * j // sums
     g = grouped(g, geometry).reshape(*shape, k // groups)
-    each = [torch.bmm(rows.reshape(*shape, rows.shape[2]).transpose(1, 2), g) for rows in strips(x, geometry)]  # eq. (3)
-    w = torch.cat([part.view(groups, sums, *part.shape[1:]).sum(1) for part in each], 1)
-    p, q = geometry.windows.kernel_size
-    w = w.transpose(0, 1).reshape(p, q, x.shape[3] // groups, k)
-    return w.flip(0, 1) if geometry.flip else w
+    each = [
+        torch.bmm(rows.reshape(*shape, rows.shape[2]).transpose(1, 2), g) for rows in strips(x, geometry)
+    ]  # eq. (3)
+    each = [part.view(groups, sums, *part.shape[1:]).sum(1) for part in each]
+    return kernels_of(torch.cat(each, 1), geometry)
+
+
+def kernels_of(matrices: Tensor, geometry: Geometry) -> Tensor:
+    """The inverse of :func:`kernel_matrices`, its strips in one: (..., groups, P·Q·R, K) to (..., P+1, Q+1, R, K)."""
+    (*batch, groups, numbers, k), (p, q) = matrices.shape, geometry.windows.kernel_size
+    w = matrices.transpose(-3, -2).reshape(*batch, p, q, numbers // (p * q), groups * k)
+    return w.flip(-4, -3) if geometry.flip else w
 
 
 # ---------------------------------------------------------------------------------------------- Functions
@@ -150,7 +170,8 @@ class Convolution(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-        return owned(to_nchw(convolution(from_nchw(x), from_oihw(w), b, geometry).contiguous()))
+        z = convolution(from_nchw(x), from_oihw(w), b, geometry)
+        return owned(to_nchw(in_order(z)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -38,7 +38,7 @@ from manualgrad.functions.differentiable import differentiable, linear_pair, not
 from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
 from manualgrad.functions.max_pool2d import maximum
 from manualgrad.functions.precision import autocast_lower
-from manualgrad.functions.selection import at_most, equal, select
+from manualgrad.functions.selection import holds, select
 from manualgrad.functions.windows import place
 from manualgrad.kernels import fused as kernels
 from manualgrad.kernels import operators
@@ -111,8 +111,8 @@ def _geometry_of(
 def pooled_and_codes(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """P(R(z)) and the code of each window, both (B, I, J, K), from z (B, H, W, K)."""
     best, number = maximum(z, geometry.pooling)  # eq. (4), of z: R does not change the order
-    at_first = equal(place(z, geometry.pooling.windows, 0, 0, geometry.pooling.count), 0).to(number.dtype)
-    nothing = at_most(best, 0).to(number.dtype) * (DEAD - at_first)  # DEAD or ZERO; 0 where z is positive
+    at_first = holds(place(z, geometry.pooling.windows, 0, 0, geometry.pooling.count), "==", 0).to(number.dtype)
+    nothing = holds(best, "<=", 0).to(number.dtype) * (DEAD - at_first)  # DEAD or ZERO; 0 where z is positive
     code = torch.maximum(number, nothing)  # ZERO and DEAD are larger than any number
     return best.clamp(min=0), code  # eq. (9)
 
@@ -123,9 +123,9 @@ def spread(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
     rows, columns = geometry.pooling.size
     z = g.new_zeros(rows, g.shape[0], columns, g.shape[3]).transpose(0, 1)  # as a convolution's sums have it
     for n, (p, q) in enumerate(windows.positions()):
-        here = select(equal(code, n), g)  # eq. (4), (10) with z > 0
+        here = select(holds(code, "==", n), g)  # eq. (4), (10) with z > 0
         if n == 0 and geometry.subgradient:
-            here += geometry.subgradient * select(equal(code, ZERO), g)  # eq. (10) with z = 0
+            here += geometry.subgradient * select(holds(code, "==", ZERO), g)  # eq. (10) with z = 0
         place(z, windows, p, q, geometry.pooling.count).copy_(here)  # windows do not overlap
     return to_nchw(z)
 
@@ -195,18 +195,24 @@ def all_gradients(
     if found is not None:
         return found
     x, w = x if needed[1] else None, w if needed[0] else None
-    found = []
-    for g_part, x_part, code_part in in_turn(geometry, g.shape[1], g, x, code):
-        d = spread(g_part, code_part, geometry)
-        found.append((
-            None if w is None else to_nchw(input_gradient(from_nchw(d), from_oihw(w), geometry.convolution)),
-            None if x is None else to_oihw(weight_gradient(from_nchw(d), from_nchw(x_part), geometry.convolution)),
-            bias_gradient(d) if needed[2] else None,
-        ))
+    found = [formulas(*part, w, geometry, needed[2]) for part in in_turn(geometry, g.shape[1], g, code, x)]
     if len(found) == 1:
         return found[0]
     for_x, for_w, for_b = zip(*found, strict=True)
     return None if w is None else torch.cat(for_x), total(*for_w), total(*for_b)
+
+
+def formulas(
+    g: Tensor, code: Tensor, x: Tensor | None, w: Tensor | None, geometry: Geometry, for_b: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, w and b: that of x if w is there, that of w if x is there, that of b if asked for."""
+    d = spread(g, code, geometry)
+    lies = geometry.convolution
+    return (
+        None if w is None else to_nchw(input_gradient(from_nchw(d), from_oihw(w), lies)),
+        None if x is None else to_oihw(weight_gradient(from_nchw(d), from_nchw(x), lies)),
+        bias_gradient(d) if for_b else None,
+    )
 
 
 def _operator_forward(x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,15 @@ def to_oihw(w: Tensor) -> Tensor:
     return w.permute(3, 2, 0, 1)
 
 
+def in_order(x: Tensor) -> Tensor:
+    """A copy of ``x`` that lies in memory in the order of its dimensions.
+
+    PyTorch calls ``x`` contiguous already where only dimensions of size 1 are out of order, but the next layer
+    decides by strides.
+    """
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def owned(x: Tensor) -> Tensor:
     """``x``, a view of memory that nothing else refers to, as a tensor in its own right, without a copy.
 

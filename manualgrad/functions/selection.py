@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
 from manualgrad.kernels import cpu
+from manualgrad.kernels.plain import is_plain
 
 
 def select(condition: Tensor, value: Tensor) -> Tensor:
@@ -18,16 +21,8 @@ def select(condition: Tensor, value: Tensor) -> Tensor:
     return torch.where(condition, value, 0)
 
 
-def equal(x: Tensor, value: float) -> Tensor:
-    """``x == value``. Compared in a copy of ``x``, since the CPU's comparisons to bool are not vectorised."""
-    return x.clone().eq_(value).bool()
-
-
-def at_most(x: Tensor, value: float) -> Tensor:
-    """``x <= value``, compared as in :func:`equal`."""
-    return x.clone().le_(value).bool()
-
-
-def at_least(x: Tensor, other: Tensor) -> Tensor:
-    """``x >= other``, compared in ``x``, which is lost."""
-    return x.ge_(other).bool()
+def holds(x: Tensor, comparison: str, other: Tensor | float) -> Tensor:
+    """Whether x == other, x >= other or x <= other, as ``comparison`` says."""
+    if x.is_cpu and is_plain(x):
+        return cpu.holds(x, comparison, other)
+    return getattr(operator, cpu.COMPARISONS[comparison])(x, other)
