@@ -54,29 +54,40 @@ def strip(geometry: Geometry, channels: int) -> Windows:
 LONG_ROW = 32  # numbers of a kernel row that make a product worth while
 
 
-def columns(x: Tensor, windows: Windows, groups: int) -> Tensor:
-    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, I·B·J, P·Q·R)."""
-    x = view(pad(x, windows), windows)
+def turned(z: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+    """(B, I, ...) as (I, B, ...), or back, where a strip is one kernel row: its rows of the image, which begin with
+    strip n at row n, then lie together. Elsewhere as it is."""
+    return z if windows == geometry.windows else z.transpose(0, 1)
+
+
+def outer(b: int, i: int, windows: Windows, geometry: Geometry) -> tuple[int, int]:
+    """The first two dimensions in :func:`turned` order."""
+    return (b, i) if windows == geometry.windows else (i, b)
+
+
+def columns(x: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, B·I·J, P·Q·R), in :func:`turned` order."""
+    x, groups = turned(view(pad(x, windows), windows), windows, geometry), geometry.groups
     b, i, j, p, q, r = x.shape
-    x = x.reshape(b, i, j, p, q, groups, r // groups).permute(5, 1, 0, 2, 3, 4, 6)
+    x = x.reshape(b, i, j, p, q, groups, r // groups).permute(5, 0, 1, 2, 3, 4, 6)
     if q * r // groups >= j:
-        return x.reshape(groups, i * b * j, p * q * r // groups)
+        return x.reshape(groups, b * i * j, p * q * r // groups)
     # The copy runs along j, which is longer than (q, r): much the faster for an image of one channel.
-    return x.permute(0, 4, 5, 6, 1, 2, 3).reshape(groups, p * q * r // groups, i * b * j).transpose(1, 2)
+    return x.permute(0, 4, 5, 6, 1, 2, 3).reshape(groups, p * q * r // groups, b * i * j).transpose(1, 2)
 
 
 def strips(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
-    """:func:`columns` of x for each strip of the kernel, from top to bottom: (groups, I·B·J, numbers of a strip)."""
+    """:func:`columns` of x for each strip of the kernel, from top to bottom: (groups, B·I·J, numbers of a strip)."""
     windows = strip(geometry, x.shape[3])
-    rows, size = columns(x, windows, geometry.groups), geometry.windows.count(*geometry.size)
+    rows = columns(x, windows, geometry)
     for n in range(geometry.windows.kernel_size[0] // windows.kernel_size[0]):
-        yield below(rows, n, x.shape[0], size, windows)
+        yield below(rows, n, x.shape[0], geometry)
 
 
-def below(rows: Tensor, n: int, batch: int, count: tuple[int, int], windows: Windows) -> Tensor:
+def below(rows: Tensor, n: int, batch: int, geometry: Geometry) -> Tensor:
     """Those of a matrix's rows that belong to strip n of the kernel, which lies n places below strip 0."""
-    i, j = count
-    return rows.narrow(1, n * windows.dilation[0] * batch * j, i * batch * j)
+    i, j = geometry.windows.count(*geometry.size)
+    return rows.narrow(1, n * geometry.windows.dilation[0] * batch * j, batch * i * j)
 
 
 def kernel_matrices(w: Tensor, geometry: Geometry) -> Sequence[Tensor]:
@@ -89,67 +100,73 @@ def kernel_matrices(w: Tensor, geometry: Geometry) -> Sequence[Tensor]:
     return w.transpose(0, 1).split(rows * q * r, 1)
 
 
-def grouped(z: Tensor, geometry: Geometry) -> Tensor:
-    """(B, I, J, K) as (groups, I·B·J, K)."""
-    b, i, j, k = z.shape
-    return z.transpose(0, 1).reshape(i * b * j, geometry.groups, k // geometry.groups).transpose(0, 1)
+def grouped(z: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+    """(B, I, J, K) as (groups, B·I·J, K), in :func:`turned` order."""
+    k = z.shape[3]
+    z = turned(z, windows, geometry).reshape(z.shape[:3].numel(), geometry.groups, k // geometry.groups)
+    return z.transpose(0, 1)
 
 
 def convolution(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-    """C(x, w) + b: (B, I, J, K), in memory (I, B, J, K)."""
+    """C(x, w) + b: (B, I, J, K), in :func:`turned` order in memory."""
     bias = None if b is None else b.view(geometry.groups, 1, -1)
     z = sum_of_products(strips(x, geometry), kernel_matrices(w, geometry), bias)  # eq. (1), (17)
-    i, j = geometry.windows.count(*geometry.size)
-    return z.transpose(0, 1).reshape(i, x.shape[0], j, w.shape[3]).transpose(0, 1)
+    windows, (i, j) = strip(geometry, x.shape[3]), geometry.windows.count(*geometry.size)
+    z = z.transpose(0, 1).reshape(*outer(x.shape[0], i, windows, geometry), j, w.shape[3])
+    return turned(z, windows, geometry)
 
 
 def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Σ_ijk g_ijk ∂C_ijk/∂x_tuv: (B, H, W, R). With t = s1·i+p, (2) is w_(P−p)(Q−q)vk: what (1) gathers from
     the place (s1·i+p, s2·j+q), this adds to it."""
-    (b, *count, _), (_, q, r, _) = g.shape, w.shape
+    b, groups, (_, q, r, _) = g.shape[0], geometry.groups, w.shape
     dtype, exact = g.dtype, accumulator(g.dtype)  # up to (P+1)(Q+1) products meet in one place
-    windows = strip(geometry, r * geometry.groups)
-    rows, (i, j) = windows.kernel_size[0], windows.count(*geometry.size)
+    windows = strip(geometry, r * groups)
+    i, j = windows.count(*geometry.size)
     first, *others = (kernels.to(exact).transpose(1, 2) for kernels in kernel_matrices(w, geometry))
-    g = grouped(g, geometry).to(exact)
+    g = grouped(g, windows, geometry).to(exact)
     each = torch.bmm(g, first)  # eq. (2)
     if others:
-        each = torch.constant_pad_nd(each, (0, 0, 0, i * b * j - each.shape[1]))
+        each = torch.constant_pad_nd(each, (0, 0, 0, b * i * j - each.shape[1]))
     for n, kernels in enumerate(others, start=1):
-        add_product(below(each, n, b, count, windows), g, kernels)  # eq. (2)
-    each = each.view(geometry.groups, i, b, j, rows, q, r).permute(2, 1, 3, 4, 5, 0, 6)
-    each = each.reshape(b, i, j, rows, q, geometry.groups * r) if geometry.groups > 1 else each.squeeze(5)
+        add_product(below(each, n, b, geometry), g, kernels)  # eq. (2)
+    each = each.view(groups, *outer(b, i, windows, geometry), j, windows.kernel_size[0], q, r)
+    each = turned(each.permute(1, 2, 3, 4, 5, 0, 6), windows, geometry)
+    each = each.reshape(*each.shape[:5], groups * r)
     x = overlap_add(each, windows, windows.padded(*geometry.size))
     return crop(x, windows).contiguous().to(dtype)
 
 
 def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_ij g_bijv ∂C_ijk/∂w_ctuv of each example b: (B, P+1, Q+1, R, K)."""
-    (b, i, j, _), groups = g.shape, geometry.groups
+    (b, i, j, _), groups, windows = g.shape, geometry.groups, strip(geometry, x.shape[3])
 
     def by_example(rows: Tensor) -> Tensor:
-        return rows.view(groups, i, b, j, rows.shape[2]).transpose(1, 2).reshape(groups * b, i * j, rows.shape[2])
+        rows = rows.view(groups, *outer(b, i, windows, geometry), j, rows.shape[2]).movedim(0, 2)
+        return turned(rows, windows, geometry).transpose(1, 2).reshape(b * groups, i * j, rows.shape[4])
 
-    g = by_example(grouped(g, geometry))
+    g = by_example(grouped(g, windows, geometry))
     each = [torch.bmm(by_example(rows).transpose(1, 2), g) for rows in strips(x, geometry)]  # eq. (3)
     each = torch.cat(each, 1)
-    return kernels_of(each.view(groups, b, *each.shape[1:]).transpose(0, 1), geometry)
+    return kernels_of(each.view(b, groups, *each.shape[1:]), geometry)
 
 
 def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K).
 
-    First the sum over b and j for each i, then that over i: a sum of sums rounds less than one long sum. Where that
-    would take more memory than the columns do, all in one.
+    First the sum over i and j for each b, or over b and j for each i, then the other: a sum of sums rounds less than
+    one long sum. Where that would take more memory than the columns do, all in one.
     """
-    (b, i, j, k), groups = g.shape, geometry.groups
-    sums = i if k // groups <= b * j else 1
-    shape = groups * sums, i * b * j // sums
-    g = grouped(g, geometry).reshape(*shape, k // groups)
-    each = [
-        torch.bmm(rows.reshape(*shape, rows.shape[2]).transpose(1, 2), g) for rows in strips(x, geometry)
-    ]  # eq. (3)
-    each = [part.view(groups, sums, *part.shape[1:]).sum(1) for part in each]
+    (b, i, j, k), groups, windows = g.shape, geometry.groups, strip(geometry, x.shape[3])
+    sums, terms = outer(b, i, windows, geometry)
+    if k // groups > terms * j:
+        sums, terms = 1, b * i
+    g = grouped(g, windows, geometry).reshape(groups * sums, terms * j, k // groups)
+    each = []
+    for rows in strips(x, geometry):
+        rows = rows.reshape(groups * sums, terms * j, rows.shape[2])
+        part = torch.bmm(rows.transpose(1, 2), g)  # eq. (3)
+        each.append(part.view(groups, sums, *part.shape[1:]).sum(1))
     return kernels_of(torch.cat(each, 1), geometry)
 
 

@@ -120,8 +120,7 @@ def pooled_and_codes(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
 def spread(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
     """P⁻¹(g) R': each g_ijk sent to the place, and with the factor, that its code says."""
     g, code, windows = from_nchw(g), from_nchw(code), geometry.pooling.windows
-    rows, columns = geometry.pooling.size
-    z = g.new_zeros(rows, g.shape[0], columns, g.shape[3]).transpose(0, 1)  # as a convolution's sums have it
+    z = g.new_zeros(g.shape[0], *geometry.pooling.size, g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
         here = select(holds(code, "==", n), g)  # eq. (4), (10) with z > 0
         if n == 0 and geometry.subgradient:
