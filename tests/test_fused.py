@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import manualgrad as mg
+from manualgrad.functions import fused as fused_module
 from manualgrad.functions.fused import DEAD, ZERO, Geometry, conv2d_relu_max_pool2d, pooled_and_codes
 from manualgrad.functions.max_pool2d_geometry import geometry_of
 
@@ -70,6 +71,22 @@ def test_the_network_is_the_same_fused_or_not():
         cost.backward()
     for name, parameter in fused.named_parameters():
         assert torch.equal(parameter.grad, single.get_parameter(name).grad), name
+
+
+def test_images_in_turn_give_what_they_give_at_once(monkeypatch):
+    x, w, b = (torch.randn(shape, dtype=torch.float64) for shape in ((5, 2, 9, 8), (3, 2, 3, 3), (3,)))
+
+    def found():
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, w, b)]
+        y = fused_module.conv2d_relu_max_pool2d(*leaves)
+        return y, *torch.autograd.grad(y.square().sum(), leaves)
+
+    at_once = found()
+    for places in (1, 2 * 3 * 7 * 6):  # one image; two, and one that is left over
+        monkeypatch.setattr(fused_module, "NEAR", places)
+        for one, other in zip(found(), at_once, strict=True):
+            assert one.stride() == other.stride()
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # some roundings of 1e-16
 
 
 def test_less_is_kept_for_backward():

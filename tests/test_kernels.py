@@ -7,7 +7,7 @@ import torch
 
 from manualgrad import kernels
 from manualgrad.functions import relu, softmax, softmax_cross_entropy
-from manualgrad.functions.selection import select
+from manualgrad.functions.selection import holds, select
 from manualgrad.functions.targets import target_distribution
 from manualgrad.kernels import compiled, cpu, rows
 
@@ -43,6 +43,16 @@ def test_select_of_any_layout(shape):
     ):
         condition = layout > 0
         assert torch.equal(cpu.select(condition, layout), torch.where(condition, layout, 0))
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
+def test_holds_is_the_comparison(dtype):
+    x = torch.arange(5).to(dtype) if dtype == torch.uint8 else strange(dtype)[1]
+    for y in (x.flip(0), 2):
+        for sign, expected in (("==", x == y), (">=", x >= y), ("<=", x <= y)):
+            assert torch.equal(holds(x, sign, y), expected)
+            if dtype != torch.uint8:
+                assert torch.equal(torch.vmap(lambda v, sign=sign: holds(v, sign, 2))(x), holds(x, sign, 2))
 
 
 def test_the_formula_serves_where_the_kernel_does_not(monkeypatch):

@@ -165,9 +165,8 @@ def code_of_2_and_3(point, geometry=GEOMETRY):
     delta = torch.eye(n, dtype=torch.float64).view(n, *DELTA.shape)
     x, w = tensor(X, point).expand(n, *X.shape), tensor(W, point)
     for_x = conv2d.input_gradient(delta, w, geometry)
-    for_w = conv2d.weight_gradients(delta, x, geometry)
-    single = [conv2d.weight_gradient(delta[b : b + 1], x[b : b + 1], geometry) for b in range(n)]
-    assert torch.equal(torch.stack(single), for_w)
+    for_w = torch.stack([conv2d.weight_gradient(delta[b : b + 1], x[b : b + 1], geometry) for b in range(n)])
+    assert torch.equal(conv2d.weight_gradient(delta, x, geometry), for_w.sum(0))
     return for_x.numpy().reshape(DELTA.shape + X.shape), for_w.numpy().reshape(DELTA.shape + W.shape)
 
 

@@ -18,7 +18,8 @@ have PyTorch's, and turn one into the other by views.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,19 +30,45 @@ from manualgrad.functions import checks
 from manualgrad.functions.bias import bias_tangent, pull_to_bias
 from manualgrad.functions.conv2d_geometry import Geometry, geometry_of
 from manualgrad.functions.differentiable import differentiable, save, total
-from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
-from manualgrad.functions.long_sums import products_in_parts
+from manualgrad.functions.layout import from_nchw, from_oihw, in_order, owned, to_nchw, to_oihw
+from manualgrad.functions.long_sums import add_product, sum_of_products
 from manualgrad.functions.precision import accumulator, autocast_lower
-from manualgrad.functions.windows import crop, overlap_add, pad, view
+from manualgrad.functions.windows import Windows, crop, overlap_add, pad, view
 
 # ----------------------------------------------------------------------------------------------- formulas
 
 
-def columns(x: Tensor, geometry: Geometry) -> Tensor:
-    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, B·I·J, P·Q·R)."""
-    x = view(pad(x, geometry.windows), geometry.windows)
+def strip(geometry: Geometry, channels: int) -> Windows:
+    """The windows of one product: of one kernel row, or of all rows at once.
+
+    Neighbouring windows see the same rows of the image. One kernel row at a time, such a row is copied once and not
+    P+1 times. All at once where one has few numbers, or where the stride leaves rows out.
+    """
+    windows = geometry.windows
+    q, stride = windows.kernel_size[1], windows.stride[0]
+    if stride > 1 or q * channels // geometry.groups < LONG_ROW:
+        return windows
+    return replace(windows, kernel_size=(1, q))
+
+
+LONG_ROW = 32  # numbers of a kernel row that make a product worth while
+
+
+def turned(z: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+    """(B, I, ...) as (I, B, ...), or back, where a strip is one kernel row: its rows of the image, which begin with
+    strip n at row n, then lie together. Elsewhere as it is."""
+    return z if windows == geometry.windows else z.transpose(0, 1)
+
+
+def outer(b: int, i: int, windows: Windows, geometry: Geometry) -> tuple[int, int]:
+    """The first two dimensions in :func:`turned` order."""
+    return (b, i) if windows == geometry.windows else (i, b)
+
+
+def columns(x: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, B·I·J, P·Q·R), in :func:`turned` order."""
+    x, groups = turned(view(pad(x, windows), windows), windows, geometry), geometry.groups
     b, i, j, p, q, r = x.shape
-    groups = geometry.groups
     x = x.reshape(b, i, j, p, q, groups, r // groups).permute(5, 0, 1, 2, 3, 4, 6)
     if q * r // groups >= j:
         return x.reshape(groups, b * i * j, p * q * r // groups)
@@ -49,67 +76,105 @@ def columns(x: Tensor, geometry: Geometry) -> Tensor:
     return x.permute(0, 4, 5, 6, 1, 2, 3).reshape(groups, p * q * r // groups, b * i * j).transpose(1, 2)
 
 
-def kernel_matrix(w: Tensor, geometry: Geometry) -> Tensor:
-    """w_(P−p)(Q−q)rk as matrices with a column for each output channel: (groups, P·Q·R, K)."""
+def strips(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
+    """:func:`columns` of x for each strip of the kernel, from top to bottom: (groups, B·I·J, numbers of a strip)."""
+    windows = strip(geometry, x.shape[3])
+    rows = columns(x, windows, geometry)
+    for n in range(geometry.windows.kernel_size[0] // windows.kernel_size[0]):
+        yield below(rows, n, x.shape[0], geometry)
+
+
+def below(rows: Tensor, n: int, batch: int, geometry: Geometry) -> Tensor:
+    """Those of a matrix's rows that belong to strip n of the kernel, which lies n places below strip 0."""
+    i, j = geometry.windows.count(*geometry.size)
+    return rows.narrow(1, n * geometry.windows.dilation[0] * batch * j, batch * i * j)
+
+
+def kernel_matrices(w: Tensor, geometry: Geometry) -> Sequence[Tensor]:
+    """w_(P−p)(Q−q)rk for each strip of the kernel, with a column for each output channel: (groups, numbers, K)."""
     if geometry.flip:
         w = w.flip(0, 1)
     p, q, r, k = w.shape
+    rows = strip(geometry, r * geometry.groups).kernel_size[0]
     w = w.reshape(p * q * r, geometry.groups, k // geometry.groups)
-    return w.transpose(0, 1)
+    return w.transpose(0, 1).split(rows * q * r, 1)
 
 
-def grouped(z: Tensor, geometry: Geometry) -> Tensor:
-    """(B, I, J, K) as (groups, B·I·J, K)."""
-    b, i, j, k = z.shape
-    return z.reshape(b * i * j, geometry.groups, k // geometry.groups).transpose(0, 1)
+def grouped(z: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+    """(B, I, J, K) as (groups, B·I·J, K), in :func:`turned` order."""
+    k = z.shape[3]
+    z = turned(z, windows, geometry).reshape(z.shape[:3].numel(), geometry.groups, k // geometry.groups)
+    return z.transpose(0, 1)
 
 
 def convolution(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-    """C(x, w) + b: (B, I, J, K)."""
-    rows, kernels = columns(x, geometry), kernel_matrix(w, geometry)
+    """C(x, w) + b: (B, I, J, K), in :func:`turned` order in memory."""
     bias = None if b is None else b.view(geometry.groups, 1, -1)
-    z = products_in_parts(rows, kernels, bias)  # eq. (1), (17)
-    return z.transpose(0, 1).reshape(x.shape[0], *geometry.windows.count(*geometry.size), w.shape[3])
+    z = sum_of_products(strips(x, geometry), kernel_matrices(w, geometry), bias)  # eq. (1), (17)
+    windows, (i, j) = strip(geometry, x.shape[3]), geometry.windows.count(*geometry.size)
+    z = z.transpose(0, 1).reshape(*outer(x.shape[0], i, windows, geometry), j, w.shape[3])
+    return turned(z, windows, geometry)
 
 
 def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Σ_ijk g_ijk ∂C_ijk/∂x_tuv: (B, H, W, R). With t = s1·i+p, (2) is w_(P−p)(Q−q)vk: what (1) gathers from
     the place (s1·i+p, s2·j+q), this adds to it."""
-    (b, i, j, _), (p, q, r, _) = g.shape, w.shape
-    exact = accumulator(g.dtype)  # up to (P+1)(Q+1) products meet in one place
-    kernels = kernel_matrix(w, geometry).to(exact)
-    each = torch.bmm(grouped(g, geometry).to(exact), kernels.transpose(1, 2))  # eq. (2)
-    each = each.view(geometry.groups, b, i, j, p, q, r).permute(1, 2, 3, 4, 5, 0, 6)
-    each = each.reshape(b, i, j, p, q, geometry.groups * r)
-    x = overlap_add(each, geometry.windows, geometry.windows.padded(*geometry.size))
-    return crop(x, geometry.windows).contiguous().to(g.dtype)
+    b, groups, (_, q, r, _) = g.shape[0], geometry.groups, w.shape
+    dtype, exact = g.dtype, accumulator(g.dtype)  # up to (P+1)(Q+1) products meet in one place
+    windows = strip(geometry, r * groups)
+    i, j = windows.count(*geometry.size)
+    first, *others = (kernels.to(exact).transpose(1, 2) for kernels in kernel_matrices(w, geometry))
+    g = grouped(g, windows, geometry).to(exact)
+    each = torch.bmm(g, first)  # eq. (2)
+    if others:
+        each = torch.constant_pad_nd(each, (0, 0, 0, b * i * j - each.shape[1]))
+    for n, kernels in enumerate(others, start=1):
+        add_product(below(each, n, b, geometry), g, kernels)  # eq. (2)
+    each = each.view(groups, *outer(b, i, windows, geometry), j, windows.kernel_size[0], q, r)
+    each = turned(each.permute(1, 2, 3, 4, 5, 0, 6), windows, geometry)
+    each = each.reshape(*each.shape[:5], groups * r)
+    x = overlap_add(each, windows, windows.padded(*geometry.size))
+    return crop(x, windows).contiguous().to(dtype)
 
 
 def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_ij g_bijv ∂C_ijk/∂w_ctuv of each example b: (B, P+1, Q+1, R, K)."""
-    rows, g = columns(x, geometry), grouped(g, geometry)
-    b, ij, k = x.shape[0], math.prod(geometry.windows.count(*geometry.size)), g.shape[2]
-    rows = rows.reshape(geometry.groups * b, ij, rows.shape[2])
-    each = torch.bmm(rows.transpose(1, 2), g.reshape(geometry.groups * b, ij, k))  # eq. (3)
-    p, q = geometry.windows.kernel_size
-    each = each.view(geometry.groups, b, p * q * x.shape[3] // geometry.groups, k).permute(1, 2, 0, 3)
-    w = each.reshape(b, p, q, x.shape[3] // geometry.groups, geometry.groups * k)
-    return w.flip(1, 2) if geometry.flip else w
+    (b, i, j, _), groups, windows = g.shape, geometry.groups, strip(geometry, x.shape[3])
+
+    def by_example(rows: Tensor) -> Tensor:
+        rows = rows.view(groups, *outer(b, i, windows, geometry), j, rows.shape[2]).movedim(0, 2)
+        return turned(rows, windows, geometry).transpose(1, 2).reshape(b * groups, i * j, rows.shape[4])
+
+    g = by_example(grouped(g, windows, geometry))
+    each = [torch.bmm(by_example(rows).transpose(1, 2), g) for rows in strips(x, geometry)]  # eq. (3)
+    each = torch.cat(each, 1)
+    return kernels_of(each.view(b, groups, *each.shape[1:]), geometry)
 
 
 def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K).
 
-    First the sum over i and j for each example, then that over b: a sum of sums rounds less than one long sum. Where
-    that would take more memory than the columns do, all in one.
+    First the sum over i and j for each b, or over b and j for each i, then the other: a sum of sums rounds less than
+    one long sum. Where that would take more memory than the columns do, all in one.
     """
-    b, i, j, k = g.shape
-    if b > 1 and k // geometry.groups <= i * j:
-        return weight_gradients(g, x, geometry).sum(0)
-    kernels = torch.bmm(grouped(g, geometry).transpose(1, 2), columns(x, geometry)).transpose(1, 2)  # eq. (3)
-    p, q = geometry.windows.kernel_size
-    w = kernels.transpose(0, 1).reshape(p, q, x.shape[3] // geometry.groups, k)
-    return w.flip(0, 1) if geometry.flip else w
+    (b, i, j, k), groups, windows = g.shape, geometry.groups, strip(geometry, x.shape[3])
+    sums, terms = outer(b, i, windows, geometry)
+    if k // groups > terms * j:
+        sums, terms = 1, b * i
+    g = grouped(g, windows, geometry).reshape(groups * sums, terms * j, k // groups)
+    each = []
+    for rows in strips(x, geometry):
+        rows = rows.reshape(groups * sums, terms * j, rows.shape[2])
+        part = torch.bmm(rows.transpose(1, 2), g)  # eq. (3)
+        each.append(part.view(groups, sums, *part.shape[1:]).sum(1))
+    return kernels_of(torch.cat(each, 1), geometry)
+
+
+def kernels_of(matrices: Tensor, geometry: Geometry) -> Tensor:
+    """The inverse of :func:`kernel_matrices`, its strips in one: (..., groups, P·Q·R, K) to (..., P+1, Q+1, R, K)."""
+    (*batch, groups, numbers, k), (p, q) = matrices.shape, geometry.windows.kernel_size
+    w = matrices.transpose(-3, -2).reshape(*batch, p, q, numbers // (p * q), groups * k)
+    return w.flip(-4, -3) if geometry.flip else w
 
 
 # ---------------------------------------------------------------------------------------------- Functions
@@ -122,7 +187,8 @@ class Convolution(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-        return owned(to_nchw(convolution(from_nchw(x), from_oihw(w), b, geometry)))
+        z = convolution(from_nchw(x), from_oihw(w), b, geometry)
+        return owned(to_nchw(in_order(z)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

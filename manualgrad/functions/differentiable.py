@@ -49,15 +49,23 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     reverse_only = type(function.__name__, (function,), {"jvp": Function.jvp, "__doc__": function.__doc__})
 
     def apply(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return reverse_only.apply(*args)
-        if torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-            return function.apply(*args)
-        return function.forward(*args)
+        if nothing_follows():
+            return function.forward(*args)
+        return (reverse_only if torch.compiler.is_compiling() else function).apply(*args)
 
     apply.__name__ = apply.__qualname__ = function.__name__
     apply.__doc__ = function.__doc__
     return apply
+
+
+def nothing_follows() -> bool:
+    """Whether nothing that is computed now will be differentiated, by any means."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def save(ctx: Any, *tensors: Tensor | None, needed: Sequence[bool]) -> None:

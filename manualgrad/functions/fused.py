@@ -14,7 +14,10 @@ spreading of δ picks from the same places, times the same R'.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -31,11 +34,11 @@ from manualgrad.functions.conv2d import (
     pull_to_weight,
     weight_gradient,
 )
-from manualgrad.functions.differentiable import differentiable, linear_pair, save, total
+from manualgrad.functions.differentiable import differentiable, linear_pair, nothing_follows, save, total
 from manualgrad.functions.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
 from manualgrad.functions.max_pool2d import maximum
 from manualgrad.functions.precision import autocast_lower
-from manualgrad.functions.selection import select
+from manualgrad.functions.selection import holds, select
 from manualgrad.functions.windows import place
 from manualgrad.kernels import fused as kernels
 from manualgrad.kernels import operators
@@ -108,8 +111,8 @@ def _geometry_of(
 def pooled_and_codes(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """P(R(z)) and the code of each window, both (B, I, J, K), from z (B, H, W, K)."""
     best, number = maximum(z, geometry.pooling)  # eq. (4), of z: R does not change the order
-    at_first = place(z, geometry.pooling.windows, 0, 0, geometry.pooling.count) == 0
-    nothing = (best <= 0).to(number.dtype) * (DEAD - at_first.to(number.dtype))  # DEAD or ZERO; 0 where z is positive
+    at_first = holds(place(z, geometry.pooling.windows, 0, 0, geometry.pooling.count), "==", 0).to(number.dtype)
+    nothing = holds(best, "<=", 0).to(number.dtype) * (DEAD - at_first)  # DEAD or ZERO; 0 where z is positive
     code = torch.maximum(number, nothing)  # ZERO and DEAD are larger than any number
     return best.clamp(min=0), code  # eq. (9)
 
@@ -119,10 +122,10 @@ def spread(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
     g, code, windows = from_nchw(g), from_nchw(code), geometry.pooling.windows
     z = g.new_zeros(g.shape[0], *geometry.pooling.size, g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
-        place(z, windows, p, q, geometry.pooling.count).add_(select(code == n, g))  # eq. (4), (10) with z > 0
-    if geometry.subgradient:
-        at_zero = geometry.subgradient * select(code == ZERO, g)  # eq. (10) with z = 0
-        place(z, windows, 0, 0, geometry.pooling.count).add_(at_zero)
+        here = select(holds(code, "==", n), g)  # eq. (4), (10) with z > 0
+        if n == 0 and geometry.subgradient:
+            here += geometry.subgradient * select(holds(code, "==", ZERO), g)  # eq. (10) with z = 0
+        place(z, windows, p, q, geometry.pooling.count).copy_(here)  # windows do not overlap
     return to_nchw(z)
 
 
@@ -145,9 +148,23 @@ def values(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[
     found = kernels.forward(x, w, b, geometry)
     if found is not None:
         return found
-    z = convolution(from_nchw(x), from_oihw(w), b, geometry.convolution)
-    pooled, code = pooled_and_codes(z, geometry)
+    found = [
+        pooled_and_codes(convolution(from_nchw(part), from_oihw(w), b, geometry.convolution), geometry)
+        for (part,) in in_turn(geometry, w.shape[0], x)
+    ]
+    pooled, code = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*found, strict=True))
     return to_nchw(pooled), to_nchw(code)
+
+
+def in_turn(geometry: Geometry, channels: int, *tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+    """``tensors``, each a batch or None, some images at a time: on the CPU z of so many stays in its caches."""
+    if not all(t is None or (t.is_cpu and is_plain(t)) for t in tensors):
+        return iter([tensors])
+    images = max(1, NEAR // (channels * math.prod(geometry.pooling.size)))
+    return zip(*(repeat(None) if t is None else t.split(images) for t in tensors), strict=False)
+
+
+NEAR = 64 * 16 * 24 * 24  # numbers of z at a time: 2.4 MB in float32
 
 
 def gradients(
@@ -176,11 +193,24 @@ def all_gradients(
     found = gradients(g, x, w, code, geometry, needed)
     if found is not None:
         return found
+    x, w = x if needed[1] else None, w if needed[0] else None
+    found = [formulas(*part, w, geometry, needed[2]) for part in in_turn(geometry, g.shape[1], g, code, x)]
+    if len(found) == 1:
+        return found[0]
+    for_x, for_w, for_b = zip(*found, strict=True)
+    return None if w is None else torch.cat(for_x), total(*for_w), total(*for_b)
+
+
+def formulas(
+    g: Tensor, code: Tensor, x: Tensor | None, w: Tensor | None, geometry: Geometry, for_b: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, w and b: that of x if w is there, that of w if x is there, that of b if asked for."""
     d = spread(g, code, geometry)
+    lies = geometry.convolution
     return (
-        to_nchw(input_gradient(from_nchw(d), from_oihw(w), geometry.convolution)) if needed[0] else None,
-        to_oihw(weight_gradient(from_nchw(d), from_nchw(x), geometry.convolution)) if needed[1] else None,
-        bias_gradient(d) if needed[2] else None,
+        None if w is None else to_nchw(input_gradient(from_nchw(d), from_oihw(w), lies)),
+        None if x is None else to_oihw(weight_gradient(from_nchw(d), from_nchw(x), lies)),
+        bias_gradient(d) if for_b else None,
     )
 
 
@@ -224,10 +254,12 @@ class ConvReLUPool(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w, code = ctx.saved_tensors
-        for_x, for_w, for_b, _ = ctx.needs_input_grad
-        found = None if torch.is_grad_enabled() else gradients(g, x, w, code, ctx.geometry, (for_x, for_w, for_b))
-        if found is not None:
-            return *found, None
+        for_x, for_w, for_b, _ = needed = ctx.needs_input_grad
+        if not torch.is_grad_enabled():
+            at_once = all_gradients if nothing_follows() else gradients
+            found = at_once(g, x, w, code, ctx.geometry, needed[:3])
+            if found is not None:
+                return *found, None
         d = spread_back(g, code, ctx.geometry)
         return (
             pull_to_input(d, w, ctx.geometry.convolution) if for_x else None,

@@ -32,6 +32,17 @@ def to_oihw(w: Tensor) -> Tensor:
     return w.permute(3, 2, 0, 1)
 
 
+def in_order(x: Tensor) -> Tensor:
+    """``x``, of four dimensions, lying in memory in their order: a copy where it does not.
+
+    PyTorch calls ``x`` contiguous already where only dimensions of size 1 are out of order, but the next layer
+    decides by strides.
+    """
+    if x.is_contiguous() and x.stride()[:2] == (x.shape[1:].numel(), x.shape[2:].numel()):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def owned(x: Tensor) -> Tensor:
     """``x``, a view of memory that nothing else refers to, as a tensor in its own right, without a copy.
 

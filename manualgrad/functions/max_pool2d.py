@@ -22,7 +22,7 @@ from manualgrad.functions import checks
 from manualgrad.functions.differentiable import differentiable, linear_pair
 from manualgrad.functions.layout import from_nchw, owned, to_nchw
 from manualgrad.functions.max_pool2d_geometry import Geometry, geometry_of
-from manualgrad.functions.selection import select
+from manualgrad.functions.selection import holds, select
 from manualgrad.functions.windows import crop, pad, place
 
 # ----------------------------------------------------------------------------------------------- formulas
@@ -39,9 +39,7 @@ def maximum(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     seen = None if inside is None else place(inside, windows, 0, 0, count)
     for n, (p, q) in enumerate(list(windows.positions())[1:], start=1):
         value = place(padded, windows, p, q, count)
-        wins = value > best
-        if x.is_floating_point():
-            wins = wins | value.isnan()
+        wins = ~holds(best.nan_to_num(torch.inf, torch.inf, -torch.inf), ">=", value)  # NaN wins, but not over NaN
         if inside is not None:  # a place in the padding never keeps the maximum, not even from -inf
             here = place(inside, windows, p, q, count)
             wins, seen = wins | (here & ~seen), seen | here
@@ -62,7 +60,7 @@ def unpool(g: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
     g, number, windows = from_nchw(g), from_nchw(number), geometry.windows
     x = g.new_zeros(g.shape[0], *windows.padded(*geometry.size), g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
-        place(x, windows, p, q, geometry.count).add_(select(number == n, g))  # eq. (4)
+        place(x, windows, p, q, geometry.count).add_(select(holds(number, "==", n), g))  # eq. (4)
     return to_nchw(crop(x, windows).contiguous())
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import Tensor
 
 from manualgrad.kernels import cpu
+from manualgrad.kernels.plain import is_plain
 
 
 def select(condition: Tensor, value: Tensor) -> Tensor:
@@ -16,3 +19,10 @@ def select(condition: Tensor, value: Tensor) -> Tensor:
     if cpu.takes(condition, value):
         return cpu.select(condition, value)
     return torch.where(condition, value, 0)
+
+
+def holds(x: Tensor, comparison: str, other: Tensor | float) -> Tensor:
+    """Whether x == other, x >= other or x <= other, as ``comparison`` says."""
+    if x.is_cpu and is_plain(x):
+        return cpu.holds(x, comparison, other)
+    return getattr(operator, cpu.COMPARISONS[comparison])(x, other)

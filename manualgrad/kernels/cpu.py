@@ -32,3 +32,11 @@ def select(condition: Tensor, value: Tensor) -> Tensor:
     bits = _BITS[value.dtype]
     mask = condition.to(bits).neg_()  # −1 has all bits set
     return mask.bitwise_and_(value.view(bits)).view(value.dtype)
+
+
+COMPARISONS = {"==": "eq", ">=": "ge", "<=": "le"}
+
+
+def holds(x: Tensor, comparison: str, other: Tensor | float) -> Tensor:
+    """``x == other`` or another of ``COMPARISONS``: into a copy of ``x``, as 1 and 0. Not so those to bool."""
+    return getattr(x.clone(), f"{COMPARISONS[comparison]}_")(other).bool()
