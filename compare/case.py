@@ -86,14 +86,14 @@ class Case:
         """The named inputs of one draw; the random state outside is left as it was.
 
         Raises:
-            TypeError: ``make_inputs`` gives something that is not a tensor.
+            CaseError: ``make_inputs`` gives something that is not a tensor.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inputs = named(self.make_inputs(), self.ours, self.native)
         for key, tensor in inputs.items():
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"{self.name}: make_inputs must give tensors, got {key} of {type(tensor).__name__}")
+                raise CaseError(f"{self.name}: make_inputs must give tensors, got {key} of {type(tensor).__name__}")
         return {key: tensor.detach() for key, tensor in inputs.items()}
 
 

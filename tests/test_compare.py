@@ -311,7 +311,7 @@ def test_a_case_that_cannot_be_compared_says_why(case, message):
 
 
 def test_inputs_that_are_no_tensors_are_refused():
-    with pytest.raises(TypeError, match="make_inputs must give tensors, got input 0 of list"):
+    with pytest.raises(compare.CaseError, match="make_inputs must give tensors, got input 0 of list"):
         compare.compare(compare.Case("a", torch.exp, torch.exp, lambda: ([1.0],)))
 
 
@@ -373,6 +373,8 @@ def test_a_wrong_file_ends_with_1_and_says_what(tmp_path):
             "case = compare.Case('a', torch.exp, lambda x: x @ x, lambda: torch.randn(3, 2))",
             "native side",
         ),
+        (("gradients",), "case = compare.Case('a', torch.exp, torch.exp, lambda: (1,))", "must give tensors, got input"),
+        (("gradients",), "raise SystemExit(3)", "fails when it is imported (mine.py, line 2): SystemExit"),
     ],
 )
 def test_wrong_use_ends_with_2_and_one_line(tmp_path, words, cases, message):
