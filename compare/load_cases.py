@@ -58,7 +58,10 @@ def _module(name: str) -> ModuleType:
         if error.name == name.partition(".")[0] or error.name == name:
             raise CaseError(f"there is no module {name}; give its name as import takes it, or a .py file") from error
         raise CaseError(f"{name} imports {error.name}, which is not installed") from error
-    except (Exception, SystemExit) as error:  # anything that anybody's file may raise, told with the line where it was
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # anything that anybody's file may raise, told with the line where it was
         at = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(at.filename).name}, line {at.lineno}"
         raise CaseError(f"{name} fails when it is imported ({where}): {type(error).__name__}: {error}") from error

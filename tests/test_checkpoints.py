@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import math
 import os
 import pickle
 import random
@@ -106,6 +107,14 @@ def test_every_optimizer_is_taken_up(dataset, optimizer):
     again = begin(dataset, optimizer)
     run_state.restore(again, content, "it")
     assert same_weights(go_on(again), go_on(begin(dataset, optimizer)))
+
+
+@pytest.mark.parametrize("steps", [-3.0, 5.0, math.inf, math.nan])
+def test_an_optimizer_that_counts_other_steps_is_refused(dataset, steps):
+    state = run_state.state(go_on(begin(dataset, "adam"), 4))
+    state["optimizer"]["state"][1]["step"].fill_(steps)
+    with pytest.raises(CheckpointError, match=r"optimizer.state.1.step: expected 4, found"):
+        run_state.restore(begin(dataset, "adam"), seal(state), "it")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

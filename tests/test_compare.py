@@ -373,7 +373,11 @@ def test_a_wrong_file_ends_with_1_and_says_what(tmp_path):
             "case = compare.Case('a', torch.exp, lambda x: x @ x, lambda: torch.randn(3, 2))",
             "native side",
         ),
-        (("gradients",), "case = compare.Case('a', torch.exp, torch.exp, lambda: (1,))", "must give tensors, got input"),
+        (
+            ("gradients",),
+            "case = compare.Case('a', torch.exp, torch.exp, lambda: (1,))",
+            "must give tensors, got input",
+        ),
         (("gradients",), "raise SystemExit(3)", "fails when it is imported (mine.py, line 2): SystemExit"),
     ],
 )

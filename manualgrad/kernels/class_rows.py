@@ -21,7 +21,6 @@ ROWS = (
     "g_step",
     "*s",  # [row][class]
     "*cost",  # [row]
-    "*sums",  # [slot] of costs
     "*dz",  # [row][class]
     "rows",
     "share",  # how many of them a slot computes
@@ -29,6 +28,7 @@ ROWS = (
     "costs",  # 1 where J is asked for
     "gradients",  # 1 where ∂J/∂z is
 )
+SUMS = ("*cost", "*sum", "rows")
 TARGETS = (
     "*labels",  # [row], whole numbers of 8 bytes
     "*y",  # [row][class]
@@ -42,9 +42,8 @@ TARGETS = (
 
 
 def class_rows(emit: Emitter) -> None:
-    """Of a slot's rows S, and what is asked for of J^b with their sum (13), whose 1/B is part of y, and of ∂J/∂z."""
+    """Of a slot's rows S, and what is asked for of J^b, whose 1/B is part of y, and of ∂J/∂z."""
     a = emit.named(ROWS)
-    sum_of_all = emit.variable(emit.number(DOUBLE, 0))
     with emit.loop(*share(emit, a)) as row:
         z, y, s, dz = (address + row * a.classes * 4 for address in (a.z, a.y, a.s, a.dz))
         largest = emit.variable(emit.load(z, FLOAT))
@@ -66,11 +65,18 @@ def class_rows(emit: Emitter) -> None:
                 term = target * (value - largest.get() - log)
                 cost.set(cost.get() - emit.select(target == 0, emit.number(FLOAT, 0), term))  # eq. (14)
             emit.store(cost.get(), a.cost + row * 4)
-            sum_of_all.set(sum_of_all.get() + emit.double_of(cost.get()))  # eq. (13)
         with emit.when(a.gradients == 1):
             _gradient(emit, emit.load(a.g + row * a.g_step * 4, FLOAT), y, s, dz, a.classes)
-    with emit.when(a.costs == 1):
-        emit.store(emit.rounded(sum_of_all.get()), a.sums + a.slot * 4)
+
+
+def cost_sum(emit: Emitter) -> None:
+    """J, by the first slot: the sum of all J^b."""
+    a = emit.named(SUMS)
+    with emit.when(a.slot == 0):
+        total = emit.variable(emit.number(DOUBLE, 0))
+        with emit.loop(0, a.rows) as row:
+            total.set(total.get() + emit.double_of(emit.load(a.cost + row * 4, FLOAT)))  # eq. (13)
+        emit.store(emit.rounded(total.get()), a.sum)
 
 
 def _gradient(emit: Emitter, g: Value, y: Value, s: Value, dz: Value, classes: Value) -> None:

@@ -85,6 +85,7 @@ def _kernels() -> dict[str, Callable]:
         "arrange": conv_pool_weights.arrange,
         "collect": conv_pool_weights.collect,
         "class_rows": class_rows.class_rows,
+        "cost_sum": class_rows.cost_sum,
         "targets": class_rows.targets,
         "relu_forward": relu.relu_forward,
         "relu_backward": relu.relu_backward,

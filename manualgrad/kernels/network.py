@@ -107,7 +107,7 @@ class Plan:
         counts, number = (ctypes.c_int64 * 2)(), ctypes.c_float(factor)
         s, cost, found = (
             memory.new(self.images, self.network.dense[-1]),
-            memory.new(1),
+            memory.new(),
             self._gradients(parameters[::2]),
         )
         kept, arranged, scratch, loss = (
@@ -120,7 +120,7 @@ class Plan:
             addresses += layout.addresses(piece)
         self._both.run(addresses)
         fine = not counts[1] and self._is_finite(scratch)
-        return Found(s, cost[0], found, kept, scratch, loss) if fine else None
+        return Found(s, cost, found, kept, scratch, loss) if fine else None
 
     def between(self, found: Found) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """x^l for l = 1 to L − 1, in the document's layout; the codes of each convolution; and what each layer heard

@@ -102,7 +102,7 @@ class Stages:
 
     def loss(self) -> dict[str, int]:
         table = 4 * self.images * self.network.dense[-1]
-        return {"z": table, "y": table, "g": table, "costs": 4 * self.images, "cost_sums": 4 * self.slots}
+        return {"z": table, "y": table, "g": table, "costs": 4 * self.images}
 
     # ------------------------------------------------------------------------------------------- stages
 
@@ -121,16 +121,15 @@ class Stages:
         classes, share = self.network.dense[-1], split(self.images, self.threads)[1]
         y = [At("labels"), At("y"), At("counts"), self.images, share, classes, IGNORED, 1]
         loss = [
-            *map(At, ("z", "y", "factor")), 0, *map(At, ("s", "costs", "cost_sums", "g")),
+            *map(At, ("z", "y", "factor")), 0, *map(At, ("s", "costs", "g")),
             self.images, self.share, classes, 1, 1,
         ]  # fmt: skip
-        cost = [ctypes.addressof(_ONE), 0, 0, At("cost_sums"), At("cost"), 1, 1, self.slots, 1]
         before = [*self._arrange_forward(), *self._arrange_backward(), self._step("targets", y)]
-        on_the_way = self._step("class_rows", loss)  # eq. (11), (13), (14), (15), (19)
+        on_the_way = self._step("class_rows", loss)  # eq. (11), (14), (15), (19)
         return [
             Stage(self.threads, before),
             Stage(self.slots, [*self._forward(), on_the_way, *self._backward()]),
-            Stage(self.threads, [*self._weights(), self._step("column_products", cost)]),
+            Stage(self.threads, [*self._weights(), self._step("cost_sum", [At("costs"), At("cost"), self.images])]),
         ]
 
     def _step(self, kernel: str, arguments: list[Any]) -> tuple[int, list[Any]]:

@@ -28,12 +28,11 @@ def _served(*tensors: Tensor) -> bool:
 
 def _run(z: Tensor, y: Tensor | None, g: Tensor | None, costs: bool) -> tuple[Tensor, Tensor, Tensor]:
     rows, classes = z.shape
-    s, cost = memory.new(rows, classes), memory.new(rows + 1 if costs else 0)
+    s, cost = memory.new(rows, classes), memory.new(rows if costs else 0)
     dz = memory.new(rows, classes) if g is not None else s
     parallel.run(machine.in_use(), "class_rows", 1, [
         z.data_ptr(), 0 if y is None else y.data_ptr(), 0 if g is None else g.data_ptr(), 0 if g is None else g.dim(),
-        s.data_ptr(), cost.data_ptr(), cost.data_ptr() + 4 * rows, dz.data_ptr(), rows, rows, classes, costs,
-        g is not None,
+        s.data_ptr(), cost.data_ptr(), dz.data_ptr(), rows, rows, classes, costs, g is not None,
     ])  # fmt: skip
     return s, cost, dz
 
@@ -47,8 +46,12 @@ def softmax_values(z: Tensor, dim: int) -> Tensor | None:
 def cross_entropy(z: Tensor, y: Tensor, summed: bool) -> Tensor | None:
     if y.shape != z.shape or not _served(z, y):
         return None
-    cost = _run(z, y, None, True)[1]
-    return cost[-1].clone() if summed else cost[:-1].clone()
+    costs = _run(z, y, None, True)[1]
+    if not summed:
+        return costs
+    cost = memory.new()
+    parallel.run(machine.in_use(), "cost_sum", 1, [costs.data_ptr(), cost.data_ptr(), len(costs)])
+    return cost
 
 
 def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor | None:
@@ -74,17 +77,18 @@ def cost_of_labels(z: Tensor, labels: Tensor, ignored: int, mean: bool) -> tuple
     if labels.shape != z.shape[:1] or not _are_labels(labels, z.shape[1]) or not -(1 << 63) <= ignored < 1 << 63:
         return None
     code, (rows, classes), counts = machine.in_use(), z.shape, (ctypes.c_int64 * 2)()
-    s, y, dz, costs = memory.like(z), memory.like(z), memory.like(z), memory.new(rows + 1)
-    number = ctypes.c_float(1)
+    s, y, dz, costs = memory.like(z), memory.like(z), memory.like(z), memory.new(rows)
+    cost, number = memory.new(), ctypes.c_float(1)
     steps = [
         ("targets", _targets(labels, y, counts, ignored, mean)),
         ("class_rows", [
-            z.data_ptr(), y.data_ptr(), ctypes.addressof(number), 0, s.data_ptr(), costs.data_ptr(),
-            costs.data_ptr() + 4 * rows, dz.data_ptr(), rows, rows, classes, True, True,
+            z.data_ptr(), y.data_ptr(), ctypes.addressof(number), 0, s.data_ptr(), costs.data_ptr(), dz.data_ptr(),
+            rows, rows, classes, True, True,
         ]),
+        ("cost_sum", [costs.data_ptr(), cost.data_ptr(), rows]),
     ]  # fmt: skip
     parallel.run_steps(code, steps)
-    return None if counts[1] or not counts[0] else (y, costs[-1].clone(), dz)
+    return None if counts[1] or not counts[0] else (y, cost, dz)
 
 
 def _are_labels(labels: Tensor, classes: int) -> bool:

@@ -119,6 +119,10 @@ def _require_same_rules(saved: dict[str, Any], run: Run, step: int) -> None:
     groups = saved["optimizer"]["param_groups"]
     unmoved = [{**group, "lr": rule["lr"]} for group, rule in zip(groups, rules, strict=True)]
     require_alike(unmoved, rules, "optimizer.param_groups", equal=True)
+    for number, state in saved["optimizer"]["state"].items():
+        if float(state.get("step", step)) != step:  # Adam and others raise numbers to its power
+            found = printable(float(state["step"]))
+            raise ValueError(f"optimizer.state.{number}.step: expected {step}, found {found}")
     moving = {"last_epoch": step, "_step_count": step + 1, "_last_lr": [group["lr"] for group in groups]}
     require_alike(saved["schedule"], run.schedule.state_dict() | moving, "schedule", equal=True)
 
