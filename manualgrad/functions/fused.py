@@ -68,14 +68,21 @@ def geometry_of(
 
     A layer asks the same at every step, and is given what was found before."""
     numbers = stride, padding, flip_kernel, subgradient
+
+    def made() -> Geometry:
+        convolving = conv2d_geometry.geometry_of(input, weight, bias, stride, padding, 1, 1, flip_kernel)
+        rows_columns = convolving.windows.count(*convolving.size)
+        pooling = max_pool2d_geometry.geometry_of((weight.shape[0], *rows_columns), 2, None, 0, 1, False)
+        return Geometry(convolving, pooling, subgradient)
+
     if not (all(t is None or is_plain(t) for t in (input, weight, bias)) and all(map(_is_exact, numbers))):
-        return _geometry_of(input, weight, bias, *numbers)
+        return made()
     key = input.shape[-3:], weight.shape, bias is None or bias.shape, *numbers, *map(type, numbers)
     found = _found.get(key)
     if found is None:
         if len(_found) == MOST_FOUND:
             _found.clear()
-        found = _found[key] = _geometry_of(input, weight, bias, *numbers)
+        found = _found[key] = made()
     return found
 
 
@@ -88,21 +95,6 @@ def _is_exact(argument: object) -> bool:
     return type(argument) in (int, float, bool, str) or (
         type(argument) is tuple and all(type(number) is int for number in argument)
     )
-
-
-def _geometry_of(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int | tuple[int, int],
-    padding: int | tuple[int, int] | str,
-    flip_kernel: bool,
-    subgradient: float,
-) -> Geometry:
-    convolving = conv2d_geometry.geometry_of(input, weight, bias, stride, padding, 1, 1, flip_kernel)
-    rows_columns = convolving.windows.count(*convolving.size)
-    pooling = max_pool2d_geometry.geometry_of((weight.shape[0], *rows_columns), 2, None, 0, 1, False)
-    return Geometry(convolving, pooling, subgradient)
 
 
 # ----------------------------------------------------------------------------------------------- formulas
