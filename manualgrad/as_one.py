@@ -45,7 +45,7 @@ def nobody_listens(model: nn.Module) -> bool:
 
 def is_differentiated_as_one(x: Tensor, parameters: list[Tensor]) -> bool:
     """Whether nothing is asked for but every parameter's gradient, or no gradient at all; and in one way."""
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active() or autocast_is_on(x):
+    if forward_ad._current_level >= 0 or autocast_is_on(x):
         return False
     return not torch.is_grad_enabled() or (not x.requires_grad and all(p.requires_grad for p in parameters))
 

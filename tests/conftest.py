@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from manualgrad import kernels
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -35,6 +37,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seed() -> None:
     """The same random numbers for a test, whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def kernels_as_before() -> Iterator[None]:
+    """After a test that chooses kernels or threads, those that were in use."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    kernels.choose("auto")
 
 
 def there_and_back(

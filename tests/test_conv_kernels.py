@@ -20,6 +20,8 @@ from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw
 from manualgrad.kernels import compiled, conv_pool, parallel
 from manualgrad.kernels.codes import DEAD, ZERO
 
+pytestmark = pytest.mark.usefixtures("kernels_as_before")
+
 
 def sets() -> tuple[str, ...]:
     try:
@@ -35,14 +37,6 @@ every_set = pytest.mark.parametrize(
         for name in compiled.LANES
     ],
 )
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    kernels.choose("auto")
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,9 @@ from manualgrad import DocumentCNN, kernels
 from manualgrad.functions.fused import conv2d_relu_max_pool2d
 from manualgrad.kernels import compiled, machine, parallel
 
+pytestmark = pytest.mark.usefixtures("kernels_as_before")
 needs_kernels = pytest.mark.skipif(kernels.available().instructions is None, reason=str(kernels.available()))
 TIMEOUT = 60  # seconds, after which something hangs
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    kernels.choose("auto")
 
 
 def numbers(seed: int = 0) -> bytes:

@@ -18,16 +18,11 @@ from manualgrad.kernels import compiled, parallel
 from manualgrad.kernels.network import Plan
 
 INSTRUCTIONS = compiled.instruction_sets() if kernels.available().instructions else ()
-pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
+pytestmark = [
+    pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available())),
+    pytest.mark.usefixtures("kernels_as_before"),
+]
 every_set = pytest.mark.parametrize("instructions", INSTRUCTIONS)
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    kernels.choose("auto")
 
 
 def network(images=4, whole_numbers=False, seed=0, **arguments) -> tuple[DocumentCNN, torch.Tensor, torch.Tensor]:
