@@ -26,6 +26,7 @@ from manualgrad.training.checkpoints import CheckpointError, Store
 from manualgrad.training.commandline import at_least, percent
 from manualgrad.training.distributed import Processes, joined
 from manualgrad.training.endings import FAILED, WRONG_USE, Ended, explain, fail
+from manualgrad.training.epochs import Epochs
 from manualgrad.training.interruptions import Interruption
 from manualgrad.training.recipes import RECIPES, STANDARD, described
 from manualgrad.training.records import Records
@@ -127,6 +128,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--engine", choices=ENGINES,
         help="what chains the derivatives: torch's engine, or the document's recursion of δ")  # fmt: skip
     add("--epochs", type=at_least(int, 1))
+    add("--shares", type=at_least(float, 0.001, most=1), nargs="+", metavar="S",
+        help="of the images, that each epoch takes, the last for all that follow: those whose label had the least "
+             "probability when they were last seen, and before them those that were not seen yet")  # fmt: skip
+    add("--average", type=at_least(float, 0, most=1), metavar="S",
+        help="the share of the steps, the last ones, over which the weights are averaged: the result is the mean")  # fmt: skip
+    add("--crop", type=at_least(int, 1), metavar="N", help="use N rows and columns in the middle of each image only")
     add("--batch-size", type=at_least(int, 1, most=10**9), help="of all processes together")
     add("--schedule", choices=SCHEDULES)
     add("--learning-rate", type=at_least(float, 0), metavar="η",
@@ -152,6 +159,10 @@ def load(options: argparse.Namespace, processes: Processes) -> data.Dataset:
         dataset = processes.one_after_the_other(load_here)
     except data.DataError as error:
         fail(error)
+    try:
+        dataset = dataset.middle(options.crop) if options.crop else dataset
+    except ValueError as error:
+        fail(f"--crop {options.crop}: {error}")
     return dataset.limited(options.limit) if options.limit else dataset
 
 
@@ -168,8 +179,9 @@ def prepare(options: argparse.Namespace, dataset: data.Dataset, device: torch.de
     default = RECIPES[options.recipe].learning_rate if options.optimizer == "sgd" else None
     rate = default if options.learning_rate is None else options.learning_rate
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **({} if rate is None else {"lr": rate}))
-    steps_per_epoch = -(-len(dataset.train) // options.batch_size)
-    schedule = step_sizes(options.schedule, optimizer, options.epochs * steps_per_epoch)
+    epochs = Epochs(len(dataset.train), options.batch_size, options.epochs, tuple(options.shares))
+    schedule = step_sizes(options.schedule, optimizer, epochs.steps)
+    averaged = round(options.average * epochs.steps)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shared = f", shared by {processes.count} processes" if processes.count > 1 else ""
     processes.say(f"""\
@@ -177,11 +189,12 @@ recipe  {described(options)}
 data    {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images,
         {dataset.source}
 model   DocumentCNN, {parameters:,} parameters, on {device} with {torch.get_num_threads()} threads{shared}
-steps   {options.epochs} epochs of {steps_per_epoch:,}, batch {options.batch_size}, {options.optimizer}, \
-{options.schedule} schedule, learning rate {optimizer.defaults["lr"]}""")
+steps   {epochs.steps:,}: {epochs}, batch {options.batch_size}
+        {options.optimizer}, {options.schedule} schedule, learning rate {optimizer.defaults["lr"]}\
+{f", mean of the last {averaged:,} weights" if averaged else ""}""")
     return Run(
-        model, optimizer, schedule, dataset, batch_size=options.batch_size, epochs=options.epochs,
-        seed=options.seed, engine=options.engine, processes=processes,
+        model, optimizer, schedule, dataset,
+        epochs=epochs, seed=options.seed, averaged=averaged, engine=options.engine, processes=processes,
     )  # fmt: skip
 
 

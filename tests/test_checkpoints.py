@@ -38,6 +38,7 @@ from manualgrad.training.checkpoints import (
     seal,
     unseal,
 )
+from manualgrad.training.epochs import Epochs
 from manualgrad.training.nonfinite import NonFinite
 from manualgrad.training.run import Run
 from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, Verdict, step_sizes
@@ -59,14 +60,17 @@ def begin(
     epochs=2,
     batch_size=16,
     seed=0,
+    shares=(1.0,),
+    averaged=0,
     **sizes,
 ) -> Run:
     """A small run of 3 steps an epoch; the last batch of an epoch is half as large."""
     torch.manual_seed(seed)
     model = mg.DocumentCNN(channels=(2,), kernel_size=5, hidden=(6,), **sizes)
     steps = OPTIMIZERS[optimizer](model.parameters())
-    schedule = step_sizes(schedule, steps, epochs * -(-len(dataset.train) // batch_size))
-    return Run(model, steps, schedule, dataset, batch_size=batch_size, epochs=epochs, seed=seed, engine=engine)
+    every = Epochs(len(dataset.train), batch_size, epochs, shares)
+    schedule = step_sizes(schedule, steps, every.steps)
+    return Run(model, steps, schedule, dataset, epochs=every, seed=seed, averaged=averaged, engine=engine)
 
 
 def go_on(run: Run, until: int | None = None) -> Run:
@@ -99,6 +103,30 @@ def test_a_run_taken_up_ends_with_the_same_bits(dataset, engine, at):
     assert again.costs == untouched.costs
     for mine, others in zip(again.history, untouched.history, strict=True):
         assert {**mine, "seconds": 0} == {**others, "seconds": 0}
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("engine", ["autograd", "document"])
+def test_a_run_that_chooses_and_averages_is_taken_up(dataset, engine, at):
+    """3 steps of all images, twice 2 of the hardest 0.6; of the last 3 steps the weights are averaged."""
+    options = {"engine": engine, "epochs": 3, "shares": (1.0, 0.6), "averaged": 3}
+    untouched = go_on(begin(dataset, **options))
+    assert untouched.steps == 7
+    again = begin(dataset, **options)
+    run_state.restore(again, seal(run_state.state(go_on(begin(dataset, **options), at))), "it")
+    assert same_weights(go_on(again), untouched)
+    assert again.costs == untouched.costs
+    assert torch.equal(again.choice.before, untouched.choice.before)
+    for other in ({"averaged": 2}, {"shares": (1.0,)}):
+        assert not same_weights(go_on(begin(dataset, **{**options, **other})), untouched)
+
+
+def test_a_mean_of_another_number_of_steps_is_refused(dataset):
+    options = {"averaged": 3}
+    state = run_state.state(go_on(begin(dataset, **options), 5))
+    state["mean"]["n_averaged"] += 1
+    with pytest.raises(CheckpointError, match="mean.n_averaged: expected 2, found 3"):
+        run_state.restore(begin(dataset, **options), seal(state), "it")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,10 +34,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 @pytest.mark.parametrize("images", [1, 3, 12, 50])
 def test_shares_have_every_image_once(count, images):
     split = data.Split(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), torch.arange(images))
+    dataset = replace(data.bundled_sample(), train=split)
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(1))
 
     def labels_of(processes: Processes) -> list[torch.Tensor]:
-        order = torch.Generator().manual_seed(1)
-        return [labels for _, labels in minibatches(split, 8, order, share=processes.share)]
+        return [labels for _, labels in minibatches(dataset, order, 8, share=processes.share)]
 
     shares = [labels_of(Processes(rank, count)) for rank in range(count)]
     for batch, *parts in zip(labels_of(ALONE), *shares, strict=True):

@@ -101,8 +101,8 @@ def learn_side_by_side(dataset, epochs, batch_size):
     costs = []
     order = torch.Generator().manual_seed(0)
     for _ in range(epochs):
-        for images, labels in minibatches(dataset.train, batch_size, order):
-            x = normalised(images, dataset).double()
+        for x, labels in minibatches(dataset, torch.randperm(len(dataset.train), generator=order), batch_size):
+            x = x.double()
             step = (mg.softmax_cross_entropy(model(x), labels), F.cross_entropy(twin(x), labels))
             for cost, optimizer in zip(step, optimizers, strict=True):
                 optimizer.zero_grad()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ from matplotlib.image import imread
 import manualgrad as mg
 import train as command
 from manualgrad import data
-from manualgrad.training import allocator, recipes
+from manualgrad.training import allocator, recipes, steps
+from manualgrad.training.epochs import Epochs
 from manualgrad.training.run import ENGINES, Run
 from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, examine, minibatches, normalised, step_sizes
 
@@ -106,12 +108,11 @@ def test_the_fast_recipe_is_what_its_name_stands_for(fast):
     assert result.returncode == 0, result.stderr
     recipe = recipes.RECIPES["fast"]
     assert re.search(r"^recipe  fast$", result.stdout, re.M)
-    assert {name: metrics["options"][name] for name in ("engine", "epochs", "batch_size", "schedule", "recipe")} == {
-        "engine": recipe.engine, "epochs": recipe.epochs, "batch_size": recipe.batch_size,
-        "schedule": recipe.schedule, "recipe": "fast",
-    }  # fmt: skip
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in metrics["options"].items()}
+    assert {name: options[name] for name in asdict(recipe)} == {**asdict(recipe), "learning_rate": None}
+    assert options["recipe"] == "fast"
     assert f"learning rate {recipe.learning_rate}" in result.stdout
-    assert len(metrics["losses"]) == recipe.epochs * -(-640 // recipe.batch_size)
+    assert len(metrics["losses"]) == Epochs(640, recipe.batch_size, recipe.epochs, recipe.shares).steps
     assert metrics["test_accuracy"] > 50, "guessing gives 10"
 
 
@@ -141,13 +142,15 @@ def test_what_is_given_wins_over_the_recipe_and_is_said(digits, tmp_path, no_res
         "fast",
     )
     result = train(*common, "--epochs", 1, "--hidden", 7, "--channels", 3, 4, "--engine", "autograd",
-                   "--batch-size", 20, "--learning-rate", 0.01, "--schedule", "constant")  # fmt: skip
+                   "--batch-size", 20, "--learning-rate", 0.01, "--schedule", "constant",
+                   "--shares", 1, "--average", 0, "--crop", 28)  # fmt: skip
     assert result.returncode == 0, result.stderr
     said = (
-        "channels [3, 4], hidden [7], epochs 1, batch size 20, learning rate 0.01, schedule constant, engine autograd"
+        "channels [3, 4], hidden [7], epochs 1, batch size 20, learning rate 0.01, schedule constant, shares [1.0], average 0.0, "
+        "crop 28, engine autograd"
     )
     assert f"recipe  fast, but {said}\n" in result.stdout
-    assert "1 epochs of 4, batch 20, sgd, constant schedule, learning rate 0.01" in result.stdout
+    assert "4: 1 epoch of 64 images, batch 20\n        sgd, constant schedule, learning rate 0.01" in result.stdout
     sizes = (3 * 5 * 5 + 3) + (4 * 3 * 5 * 5 + 4) + (7 * 4 * 4 * 4 + 7) + (10 * 7 + 10)
     assert f"DocumentCNN, {sizes} parameters" in result.stdout
 
@@ -161,7 +164,7 @@ def test_an_option_equal_to_the_recipes_is_no_difference():
 def test_a_recipes_learning_rate_is_for_sgd_alone(digits, tmp_path, no_results):
     result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--limit", 32,
                    "--epochs", 1, "--recipe", "fast", "--optimizer", "adam")  # fmt: skip
-    assert "adam, one-cycle schedule, learning rate 0.001\n" in result.stdout
+    assert "adam, linear schedule, learning rate 0.001\n" in result.stdout
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path, no_results):
@@ -173,6 +176,12 @@ def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path, no_results)
     again = train(*common, "--recipe", "fast", "--resume", "auto")
     assert again.returncode == 0
     assert "clock" not in again.stdout, "nothing is trained, and nothing warmed up for"
+
+
+def test_an_image_has_no_larger_middle(digits, tmp_path):
+    result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--crop", 29)
+    assert result.returncode == 2
+    assert "--crop 29: an image has 28x28 pixels, of which the middle 29x29 are no part" in result.stderr
 
 
 def test_layers_that_do_not_fit_the_images_are_named(digits, tmp_path):
@@ -187,7 +196,7 @@ def begun(digits: Path, engine: str) -> Run:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     dataset = data.load("fashion-mnist", digits).limited(32)
     return Run(model, optimizer, step_sizes("one-cycle", optimizer, 4), dataset,
-               batch_size=8, epochs=1, seed=0, engine=engine)  # fmt: skip
+               epochs=Epochs(32, batch_size=8, count=1), seed=0, engine=engine)  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -198,7 +207,8 @@ def test_a_step_normalises_the_bytes_that_the_data_lies_in(engine, digits, monke
     monkeypatch.setattr(run, "find_gradients", lambda x, *rest: (seen.append(x), find_gradients(x, *rest))[1])
     for _ in range(4):
         run.take_step()
-    for x, (images, _) in zip(seen, minibatches(run.dataset.train, 8, torch.Generator().manual_seed(0)), strict=True):
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    for x, images in zip(seen, run.dataset.train.images[order].split(8), strict=True):
         expected = (images.double() / 255 - run.dataset.mean) / run.dataset.std
         torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=1e-6)  # a float32 has 24 bits
 
@@ -206,8 +216,9 @@ def test_a_step_normalises_the_bytes_that_the_data_lies_in(engine, digits, monke
 def test_warming_up_changes_nothing(digits):
     for engine in ENGINES:
         warm, cold = begun(digits, engine), begun(digits, engine)
+        seconds = warm.seconds
         warm.warm_up()
-        assert (warm.step, warm.seconds, warm.costs) == (0, 0.0, [])
+        assert (warm.step, warm.seconds, warm.costs) == (0, seconds, [])
         assert [warm.take_step().cost for _ in range(4)] == [cold.take_step().cost for _ in range(4)]
         assert all(map(torch.equal, warm.model.parameters(), cold.model.parameters()))
 
@@ -254,6 +265,8 @@ WRONG = {
     "no epochs": (("--epochs", "0"), "expected a whole number, at least 1, got '0'"),
     "half an epoch": (("--epochs", "0.5"), "expected a whole number, at least 1, got '0.5'"),
     "empty batches": (("--batch-size", "-4"), "expected a whole number, at least 1, at most 1000000000, got '-4'"),
+    "shares of nothing": (("--shares", "0.5", "0"), "expected a number, at least 0.001, at most 1, got '0'"),
+    "a mean of too much": (("--average", "1.5"), "expected a number, at least 0, at most 1, got '1.5'"),
     "no limit": (("--limit", "0"), "expected a whole number, at least 1, got '0'"),
     "a negative rate": (("--learning-rate", "-1"), "expected a number, at least 0, got '-1'"),
     "an endless rate": (("--learning-rate", "nan"), "expected a number, at least 0, got 'nan'"),
@@ -361,17 +374,18 @@ def test_schedules(name):
     if name == "constant":
         assert set(rates) == {0.2}
     else:
-        assert rates[-1] < 0.01
+        assert rates[-1] < 0.01 if name != "linear" else rates[-1] == pytest.approx(0.4 * 0.2)
         assert rates[0] == pytest.approx(0.2 if name == "cosine" else 0.2 / 25)
 
 
-def test_minibatches_show_every_image_once_in_an_order_of_the_seed():
-    split = data.Split(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10))
-    batches = list(minibatches(split, 4, torch.Generator().manual_seed(3)))
-    assert [len(labels) for _, labels in batches] == [4, 4, 2]
-    seen = torch.cat([labels for _, labels in batches])
-    assert sorted(seen.tolist()) == list(range(10))
-    assert seen.tolist() != list(range(10))
-    assert all(torch.equal(images.flatten().long(), labels) for images, labels in batches)
-    again = torch.cat([labels for _, labels in minibatches(split, 4, torch.Generator().manual_seed(3))])
-    assert torch.equal(seen, again)
+def test_minibatches_show_every_image_in_the_order_that_is_given(monkeypatch):
+    images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
+    dataset = replace(data.bundled_sample(), train=data.Split(images, torch.arange(10)))
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
+    for gathered, first in ((1024, 0), (8, 0), (1, 0), (8, 1)):
+        monkeypatch.setattr(steps, "GATHERED", gathered)
+        batches = list(minibatches(dataset, order, 4, dtype=torch.float64, first=first))
+        assert [len(labels) for _, labels in batches] == [4, 4, 2][first:]
+        assert torch.equal(torch.cat([labels for _, labels in batches]), order[4 * first :])
+        for x, labels in batches:
+            assert torch.equal(x, normalised(images[labels], dataset, torch.float64))

@@ -159,9 +159,10 @@ class _Trainer:
         schedule = step_sizes(self.settings.schedule, optimizer, self.settings.steps)
         order = torch.Generator().manual_seed(seed)
         for _ in range(self.settings.epochs):
-            for images, labels in minibatches(self.dataset.train, self.settings.batch_size, order):
+            chosen = torch.randperm(len(self.dataset.train), generator=order)
+            for x, labels in minibatches(self.dataset, chosen, self.settings.batch_size):
                 optimizer.zero_grad()
-                cost = cost_of(network(self._x(images, network)), labels)
+                cost = cost_of(network(x.to(next(network.parameters()).dtype)), labels)
                 cost.backward()
                 optimizer.step()
                 schedule.step()

@@ -22,7 +22,7 @@ import torch
 from manualgrad.files import clear_unfinished, write_whole
 from manualgrad.training.untrusted import printable
 
-MAGIC = b"manualgrad checkpoint 1\n"
+MAGIC = b"manualgrad checkpoint 2\n"
 SUM = hashlib.sha256().digest_size * 2 + 1  # hexadecimal, and the end of the line
 MOST_BYTES = 1 << 30  # a file with a hole in it is of any size for nothing; ours have some hundred kilobytes
 KEPT = 3

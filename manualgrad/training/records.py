@@ -85,10 +85,11 @@ class Records:
     def _show(self, step: Step) -> None:
         run = self._run
         if self._bar is None:
-            number, seen = (step.number - 1) // run.steps_per_epoch, (step.number - 1) % run.steps_per_epoch
+            epochs, before = run.epochs, step.number - 1
+            number = epochs.epoch(before)
             self._bar = tqdm(
-                total=len(run.dataset.train), initial=seen * run.batch_size, unit=" images", leave=False,
-                desc=f"epoch {number + 1}", disable=None if run.processes.is_first else True,
+                total=epochs.sizes[number], initial=epochs.place(before) * epochs.batch_size, unit=" images",
+                leave=False, desc=f"epoch {number + 1}", disable=None if run.processes.is_first else True,
             )  # fmt: skip
         self._bar.update(step.images)
         if step.number % 50 == 1 and not self._bar.disable:

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
+from torch.optim.swa_utils import AveragedModel
 
 from manualgrad import backprop
 from manualgrad.data import Dataset
-from manualgrad.functional import softmax_cross_entropy
+from manualgrad.functional import softmax, softmax_cross_entropy
 from manualgrad.models import DocumentCNN
 from manualgrad.training import nonfinite
 from manualgrad.training.distributed import ALONE, Processes
 from manualgrad.training.endings import FAILED, Ended
-from manualgrad.training.steps import Verdict, minibatches, normalised
+from manualgrad.training.epochs import Choice, Epochs
+from manualgrad.training.steps import Verdict, minibatches
 
 ENGINES = ("autograd", "document")
 
@@ -41,8 +43,9 @@ class Run:
     Args:
         model, optimizer, schedule: the schedule is of this optimiser, and the optimiser of this model's parameters.
         dataset: on the model's device.
-        batch_size: of all processes together.
-        epochs: after which the run ``is_over``.
+        epochs: of the dataset's training images, after which the run ``is_over``; the batches are of all processes
+            together.
+        averaged: of so many steps, the last ones, the weights are averaged, and the mean is what the run ends with.
         seed: of the order; together with the model's initial weights it decides all that follows.
         engine: "autograd" chains our Functions; "document" runs the recursion of δ. The numbers are the same.
         processes: who shares the work. Every process has a Run, and their weights have to be the same at the start.
@@ -55,28 +58,34 @@ class Run:
         schedule: lr_scheduler.LRScheduler,
         dataset: Dataset,
         *,
-        batch_size: int,
-        epochs: int,
+        epochs: Epochs,
         seed: int,
+        averaged: int = 0,
         engine: str = "autograd",
         processes: Processes = ALONE,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
         self.model, self.optimizer, self.schedule, self.dataset = model, optimizer, schedule, dataset
-        self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
+        self.epochs, self.seed, self.averaged = epochs, seed, averaged
         self.engine, self.processes = engine, processes
         self.network = processes.connected(model) if engine == "autograd" else model
-        self.steps_per_epoch = -(-len(dataset.train) // batch_size)
+        self.mean = AveragedModel(model, multi_avg_fn=_average) if averaged else None
         self.step, self.seconds, self.right = 0, 0.0, 0
         self.costs: list[float] = []
         self.history: list[dict[str, Any]] = []
         self.order = torch.Generator().manual_seed(seed)
+        self.choice = Choice(epochs.images)
         self.begin_epoch()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
     def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+        return self.epochs.steps
 
     @property
     def is_over(self) -> bool:
@@ -85,26 +94,37 @@ class Run:
     @property
     def epoch(self) -> int:
         """The epoch of the next step, from 1 on."""
-        return self.step // self.steps_per_epoch + 1
+        return self.epochs.epoch(self.step) + 1
 
     @property
     def place(self) -> int:
         """How many steps of this epoch have been taken; 0 between two epochs."""
-        return self.step % self.steps_per_epoch
+        return self.epochs.place(self.step)
 
     def begin_epoch(self) -> None:
-        """From here on in the order that ``order`` draws next. What was seen of this epoch already is left out."""
+        """From here on in the order that ``order`` draws next."""
+        start = time.perf_counter()
+        self.choice.note()
+        if not self.is_over:
+            self.draw_order()
+        self.seconds += time.perf_counter() - start
+
+    def draw_order(self) -> None:
+        """Of the images of this epoch; what was seen of it already is left out."""
         self.order_before = self.order.get_state()
+        order = self.choice.draw(self.epochs.sizes[self.epoch - 1], self.order)
         self.batches: Iterator[tuple[Tensor, Tensor]] = minibatches(
-            self.dataset.train, self.batch_size, self.order, first=self.place, share=self.processes.share
-        )
+            self.dataset, order, self.epochs.batch_size,
+            dtype=self.dtype, first=self.place, share=self.processes.share,
+        )  # fmt: skip
 
     def warm_up(self) -> None:
         """Computes the gradients of the first images and forgets them, so that no step has to wait for a compiler."""
-        count = min(self.batch_size, len(self.dataset.train))
-        chosen = self.processes.share(torch.arange(count, device=self.dataset.train.labels.device))
-        images, labels = self.dataset.train.images[chosen], self.dataset.train.labels[chosen]
-        self.find_gradients(normalised(images, self.dataset, next(self.model.parameters()).dtype), labels, count)
+        count = self.epochs.batch(0)
+        x, labels = next(minibatches(
+            self.dataset, torch.arange(count), count, dtype=self.dtype, share=self.processes.share
+        ))  # fmt: skip
+        self.find_gradients(x, labels, count)
         self.model.zero_grad()
 
     def take_step(self) -> Step:
@@ -114,10 +134,8 @@ class Run:
         the processes that are not the first.
         """
         start = time.perf_counter()
-        rate = self.optimizer.param_groups[0]["lr"]
-        count = min(self.batch_size, len(self.dataset.train) - self.place * self.batch_size)
-        images, labels = next(self.batches)
-        x = normalised(images, self.dataset, next(self.model.parameters()).dtype)
+        rate, count = self.optimizer.param_groups[0]["lr"], self.epochs.batch(self.step)
+        x, labels = next(self.batches)
         cost, answers = self.find_gradients(x, labels, count)
         right = (answers.argmax(1) == labels).sum()
         if self.processes.count > 1:
@@ -125,13 +143,34 @@ class Run:
         step = Step(self.step + 1, cost.item(), count, int(right), rate)
         if not math.isfinite(step.cost):
             raise self._nonfinite(step.cost, x)
+        if self.epochs.choose:
+            self.choice.saw(self._probabilities(answers, labels, count))
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
+        self._average()
         self.right += step.right
         self.costs.append(step.cost)
         self.seconds += time.perf_counter() - start
         return step
+
+    def _probabilities(self, answers: Tensor, labels: Tensor, count: int) -> Tensor:
+        """What the network gives for each label of the whole batch of ``count`` images."""
+        if self.engine == "autograd":
+            answers = softmax(answers)  # eq. (11)
+        found = answers.gather(1, labels.unsqueeze(1)).squeeze(1)
+        if self.processes.count > 1:
+            whole = found.new_zeros(count)
+            self.processes.share(whole).copy_(found)
+            found = self.processes.add_up(whole)
+        return found
+
+    def _average(self) -> None:
+        """Over the last ``averaged`` steps the mean of the weights, which are that mean after the last."""
+        if self.mean is not None and self.step > self.steps - self.averaged:
+            self.mean.update_parameters(self.model)
+            if self.is_over:
+                self.model.load_state_dict(self.mean.module.state_dict())
 
     def find_gradients(self, x: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Leaves ∂J/∂w in every parameter's ``grad``; returns J, and the network's answers (B, classes).
@@ -175,11 +214,12 @@ class Run:
 
     def close_epoch(self, verdict: Verdict) -> dict[str, Any]:
         """After the last step of an epoch: what it brought, also kept in ``history``."""
-        costs = self.costs[-self.steps_per_epoch :]
+        size = self.epochs.sizes[self.epochs.epoch(self.step - 1)]
+        costs = self.costs[-(-(-size // self.epochs.batch_size)) :]
         self.history.append({
             "epoch": self.epoch - 1,
             "cost": sum(costs) / len(costs),
-            "accuracy": 100 * self.right / len(self.dataset.train),
+            "accuracy": 100 * self.right / size,
             "test_cost": verdict.cost,
             "test_accuracy": verdict.accuracy,
             "seconds": self.seconds,
@@ -187,3 +227,8 @@ class Run:
         self.right = 0
         self.begin_epoch()
         return self.history[-1]
+
+
+def _average(means: list[Tensor], weights: list[Tensor], number: Tensor | int) -> None:
+    """Takes one more into means of a ``number``; torch's own function has that number's reciprocal in float32."""
+    torch._foreach_lerp_(means, weights, 1 / (int(number) + 1))

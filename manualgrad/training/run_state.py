@@ -20,7 +20,7 @@ from manualgrad.training.untrusted import printable, require_alike
 def settings(run: Run) -> dict[str, Any]:
     """What decides the weights. Everything else may be another when a run is taken up: how many processes, which
     engine, which device, where the files lie."""
-    digest = hashlib.sha256(run.dataset.train.images.cpu().numpy())
+    digest = hashlib.sha256(run.dataset.train.images.cpu().contiguous().numpy())
     digest.update(run.dataset.train.labels.cpu().numpy())
     shapes = ((name, "x".join(map(str, parameter.shape))) for name, parameter in run.model.named_parameters())
     return {
@@ -30,8 +30,10 @@ def settings(run: Run) -> dict[str, Any]:
         "dataset": run.dataset.name,
         "SHA-256 of the training images and labels": digest.hexdigest(),
         "seed": run.seed,
-        "batch size": run.batch_size,
-        "epochs": run.epochs,
+        "batch size": run.epochs.batch_size,
+        "epochs": run.epochs.count,
+        "shares": ", ".join(f"{share:g}" for share in run.epochs.shares),
+        "averaged steps": run.averaged,
         "optimizer": type(run.optimizer).__name__,
         "learning rate": float(run.optimizer.defaults["lr"]),
         "schedule": type(run.schedule).__name__,
@@ -76,7 +78,9 @@ def _state(run: Run) -> dict[str, Any]:
         "model": dict(run.model.state_dict()),
         "optimizer": run.optimizer.state_dict(),
         "schedule": run.schedule.state_dict(),
+        "mean": {} if run.mean is None else dict(run.mean.state_dict()),
         "order": run.order_before,
+        "choice": {"before": run.choice.before, "seen": run.choice.seen} if run.epochs.choose else {},
         "generators": generators.states(),
         "costs": torch.tensor(run.costs, dtype=torch.float64),
         "history": run.history,
@@ -88,10 +92,13 @@ def _state(run: Run) -> dict[str, Any]:
 def _expected(run: Run, step: int) -> dict[str, Any]:
     """A state that is built like the one after ``step``; only its numbers are others."""
     epoch = {"epoch": 0, "cost": 0.0, "accuracy": 0.0, "test_cost": 0.0, "test_accuracy": 0.0, "seconds": 0.0}
+    seen = run.epochs.place(step) * run.epochs.batch_size
+    choice = {"before": run.choice.before, "seen": torch.zeros(seen)} if run.epochs.choose else {}
     return _on_cpu(_state(run)) | {
+        "choice": choice,
         "optimizer": _on_cpu(_after_a_step(run.optimizer).state_dict() if step else run.optimizer.state_dict()),
         "costs": torch.zeros(step, dtype=torch.float64),
-        "history": [epoch] * (step // run.steps_per_epoch),
+        "history": [epoch] * run.epochs.epoch(step),
     }
 
 
@@ -123,6 +130,10 @@ def _require_same_rules(saved: dict[str, Any], run: Run, step: int) -> None:
         if float(state.get("step", step)) != step:  # Adam and others raise numbers to its power
             found = printable(float(state["step"]))
             raise ValueError(f"optimizer.state.{number}.step: expected {step}, found {found}")
+    if run.mean is not None:
+        averaged, found = max(0, step - (run.steps - run.averaged)), int(saved["mean"]["n_averaged"])
+        if found != averaged:
+            raise ValueError(f"mean.n_averaged: expected {averaged}, found {found}")
     moving = {"last_epoch": step, "_step_count": step + 1, "_last_lr": [group["lr"] for group in groups]}
     require_alike(saved["schedule"], run.schedule.state_dict() | moving, "schedule", equal=True)
 
@@ -131,11 +142,16 @@ def _adopt(saved: dict[str, Any], run: Run) -> None:
     run.model.load_state_dict(saved["model"])
     run.optimizer.load_state_dict(saved["optimizer"])
     run.schedule.load_state_dict(saved["schedule"])
+    if run.mean is not None:
+        run.mean.load_state_dict(saved["mean"])
     generators.restore(saved["generators"])
     run.step, run.right, run.seconds = saved["step"], saved["right"], saved["seconds"]
     run.costs, run.history = saved["costs"].tolist(), saved["history"]
     run.order.set_state(saved["order"])
-    run.begin_epoch()
+    if run.epochs.choose:
+        run.choice.take_up(**saved["choice"])
+    if not run.is_over:
+        run.draw_order()
 
 
 def _on_cpu(state: Any) -> Any:
