@@ -132,7 +132,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="of the images, that each epoch takes, the last for all that follow: those whose label had the least "
              "probability when they were last seen, and before them those that were not seen yet")  # fmt: skip
     add("--average", type=at_least(float, 0, most=1), metavar="S",
-        help="the share of the steps, the last ones, over which the weights are averaged: the result is the mean")  # fmt: skip
+        help="the share of the steps, the last ones, whose weights' mean is the result ")  # fmt: skip
     add("--crop", type=at_least(int, 1), metavar="N", help="use N rows and columns in the middle of each image only")
     add("--batch-size", type=at_least(int, 1, most=10**9), help="of all processes together")
     add("--schedule", choices=SCHEDULES)

@@ -3,9 +3,9 @@ also where 2 processes put the run down after a third of them, and 4 take it up.
 
 python scripts/one_and_many.py
 
-Batches of 31 images of the bundled sample, which neither 2 nor 4 processes share equally, and a last one of 3 or 2, of
-which not every process gets one. From the second epoch on the hardest 0.6 of the images are chosen, and the last 10
-weights are averaged. Exit code 1 where a parameter differs by more than 1e-12.
+Batches of 31 images of the bundled sample, which neither 2 nor 4 processes share equally, and a last one of 3 or 2,
+of which not every process gets one. From the second epoch on the hardest 0.6 of the images are chosen, and the last
+10 weights are averaged. Exit code 1 where a parameter differs by more than 1e-12.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def main() -> int:
             others["2, then 4"] = train(engine, 4, folder, take_up=True)
             for counts, parameters in others.items():
                 difference = max((a - b).abs().max().item() for a, b in zip(parameters, alone, strict=True))
-                print(f"{engine:8}  {counts} processes against 1, after {EPOCHS.steps} steps: parameters moved by up to "
-                      f"{moved(alone):.1f}, and differ by at most {difference:.1e}", flush=True)  # fmt: skip
+                print(f"{engine:8}  {counts} processes against 1, after {EPOCHS.steps} steps: parameters moved by "
+                      f"up to {moved(alone):.1f}, and differ by at most {difference:.1e}", flush=True)  # fmt: skip
                 far |= not difference <= TOLERANCE
     return int(far)
 

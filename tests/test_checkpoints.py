@@ -125,7 +125,7 @@ def test_a_mean_of_another_number_of_steps_is_refused(dataset):
     options = {"averaged": 3}
     state = run_state.state(go_on(begin(dataset, **options), 5))
     state["mean"]["n_averaged"] += 1
-    with pytest.raises(CheckpointError, match="mean.n_averaged: expected 2, found 3"):
+    with pytest.raises(CheckpointError, match=r"mean\.n_averaged: expected 2, found 3"):
         run_state.restore(begin(dataset, **options), seal(state), "it")
 
 

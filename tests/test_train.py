@@ -146,8 +146,8 @@ def test_what_is_given_wins_over_the_recipe_and_is_said(digits, tmp_path, no_res
                    "--shares", 1, "--average", 0, "--crop", 28)  # fmt: skip
     assert result.returncode == 0, result.stderr
     said = (
-        "channels [3, 4], hidden [7], epochs 1, batch size 20, learning rate 0.01, schedule constant, shares [1.0], average 0.0, "
-        "crop 28, engine autograd"
+        "channels [3, 4], hidden [7], epochs 1, batch size 20, learning rate 0.01, schedule constant, "
+        "shares [1.0], average 0.0, crop 28, engine autograd"
     )
     assert f"recipe  fast, but {said}\n" in result.stdout
     assert "4: 1 epoch of 64 images, batch 20\n        sgd, constant schedule, learning rate 0.01" in result.stdout

@@ -17,8 +17,8 @@ NEVER_SEEN = -1.0
 class Epochs:
     """``count`` epochs, each of a share of the ``images``, in steps of ``batch_size``; the last may be smaller.
 
-    ``shares`` are those of the first epochs; the last of them is that of all that follow. Steps count from 0 here: the
-    first is the step after 0.
+    ``shares`` are those of the first epochs; the last of them is that of all that follow. Steps count from 0 here:
+    the first is the step after 0.
     """
 
     images: int

@@ -214,10 +214,10 @@ class Run:
 
     def close_epoch(self, verdict: Verdict) -> dict[str, Any]:
         """After the last step of an epoch: what it brought, also kept in ``history``."""
-        size = self.epochs.sizes[self.epochs.epoch(self.step - 1)]
-        costs = self.costs[-(-(-size // self.epochs.batch_size)) :]
+        epoch = self.epoch - 2  # from 0 on
+        size, costs = self.epochs.sizes[epoch], self.costs[self.epochs.ends[epoch - 1] if epoch else 0 :]
         self.history.append({
-            "epoch": self.epoch - 1,
+            "epoch": epoch + 1,
             "cost": sum(costs) / len(costs),
             "accuracy": 100 * self.right / size,
             "test_cost": verdict.cost,
