@@ -23,7 +23,7 @@ from manualgrad.kernels.tiles import clear
 from manualgrad.kernels.values import FLOAT, INT32, Value
 from manualgrad.kernels.vectors import Emitter
 
-TOGETHER = 2  # images, whose live places share one list
+TOGETHER = 2  # images, whose sums of Δw are added at once
 ARGUMENTS = (
     "*x",  # [image][height][width][channels]; for few channels [image][channels][height][width]
     "*w",  # [outputs][kernel_rows][run], where run counts (q, r) with r up to x_channels
@@ -56,7 +56,7 @@ ARGUMENTS = (
 
 def scratch_bytes(cells: int, outputs: int, image: int) -> int:
     """What a slot needs for the parts that ``_lay_out`` names, in whole cache lines."""
-    return -(-(cells * (TOGETHER * (5 * outputs + 20) + 32) + 4 * (image + SLACK)) // 64) * 64
+    return -(-(cells * (TOGETHER * (5 * outputs + 8) + 32) + 16 * outputs + 4 * (image + SLACK)) // 64) * 64
 
 
 def backward(emit: Emitter) -> None:
@@ -96,22 +96,24 @@ def _lay_out(emit: Emitter, a: SimpleNamespace) -> None:
     a.few_weights = a.channels * a.kernel_rows * a.few_run * a.outputs
     a.delta = a.scratch + a.slot * a.scratch_bytes  # floats: δ of each cell and k
     a.cell_at = a.delta + a.cells * a.outputs * (4 * TOGETHER)  # bytes from the first image to each cell
-    a.live_at = a.cell_at + a.cells * (
-        8 * TOGETHER
-    )  # bits: of each cell and place, for each k whether it is live there
-    a.list_at = a.live_at + a.cells * 32  # bytes from the first image to each live place, for one k
-    a.list_delta = a.list_at + a.cells * (8 * TOGETHER)  # δ of each
-    a.copy = a.list_delta + a.cells * (4 * TOGETHER)  # floats: an image
+    a.live_at = a.cell_at + a.cells * (8 * TOGETHER)  # bits: of each cell and place, for each k whether it is live there
+    a.cells_live_at = a.live_at + a.cells * 32  # bits: of each place and k, for some cells whether it is live there
+    a.copy = a.cells_live_at + a.outputs * 16  # floats: an image
     a.place = a.copy + (a.image + SLACK) * 4  # bytes: where in its window each δ goes; 4 where nowhere
 
 
 def _look_at(emit: Emitter, odd: Value, address: Value, floats: Value) -> None:
     """Makes ``odd`` NaN if one of the floats is not finite: only then is 0 times it not 0."""
-    zero, found = emit.number(emit.floats, 0), emit.variable(emit.number(emit.floats, 0))
-    whole = floats - floats % emit.lanes
-    with emit.loop(0, whole, emit.lanes) as n:
-        found.set(emit.fma(emit.load(address + n * 4, emit.floats), zero, found.get()))
-    rest = emit.variable(emit.load(odd, FLOAT) + emit.sum_lanes(found.get()))
+    zero, step = emit.number(emit.floats, 0), 4 * emit.lanes
+    found = [emit.variable(zero) for _ in range(4)]  # one alone would wait for itself
+    whole = floats - floats % step
+    with emit.loop(0, whole, step) as n:
+        for place, part in enumerate(found):
+            floats_here = emit.load(address + n * 4 + emit.bytes_of_vector * place, emit.floats)
+            part.set(emit.fma(floats_here, zero, part.get()))
+    rest = emit.variable(emit.load(odd, FLOAT))
+    for part in found:
+        rest.add(emit.sum_lanes(part.get()))
     with emit.loop(whole, floats) as n:
         rest.add(emit.load(address + n * 4, FLOAT) * 0)
     emit.store(rest.get(), odd)

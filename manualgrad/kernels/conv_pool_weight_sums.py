@@ -2,7 +2,7 @@
 
     Δw_pqrk = Σ_ij δ_ijk x_(s+p)(t+q)r, (s, t) being the place that δ_ijk is sent to (3)
 
-For each k, a list names the live places (``weights_of_many``). Where x has few channels r, a vector of k picks from
+For each k and place bits say in which cells it is live (``weights_of_many``). Where x has few channels r, a vector of k picks from
 the 2×2 shifted images instead (``weights_of_few``).
 """
 
@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
-from manualgrad.kernels.values import BYTE, FLOAT, INT64, Value
+from manualgrad.kernels.values import FLOAT, INT32, INT64, Value
 from manualgrad.kernels.vectors import Emitter
 
 FEW_COLUMNS = 5  # kernel columns that ``weights_of_few`` sums at once
+CELLS = 32  # whose bits a lane holds
 SLACK = 8  # floats beyond an image that it may read
 
 
@@ -57,30 +58,42 @@ def _tile_sum(
 
 
 def weights_of_many(emit: Emitter, a: SimpleNamespace, first: Value, images: Value) -> None:
-    """Δw from some images: for each k, a list of the live places, then Σ δ x over the list, tile by tile."""
+    """Δw from some images: for each k Σ δ x over the places where it is live, some cells at a time, tile by tile."""
     pixel, line = a.channels * 4, a.width * a.channels * 4
-    x, count = a.x + first * a.image * 4, images * a.cells
+    x = a.x + first * a.image * 4
     with emit.loop(0, images) as n, emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
         offset = n * a.image * 4 + i * 2 * line + j * 2 * pixel
         emit.store(offset, a.cell_at + ((n * a.rows + i) * a.columns + j) * 8)
-    with emit.loop(0, a.outputs) as k:
-        live = emit.variable(emit.number(INT64, 0))
-        with emit.loop(0, count) as cell:
-            here = cell * a.outputs + k
-            place = emit.widened(emit.load(a.place + here, BYTE), INT64)
-            offset = emit.load(a.cell_at + cell * 8, INT64) + (place >> 1) * line + (place & 1) * pixel
-            emit.store(offset, a.list_at + live.get() * 8)
-            emit.store(emit.load(a.delta + here * 4, FLOAT), a.list_delta + live.get() * 4)
-            live.add(emit.widened(place < 4, INT64))
-        for p, v, *tile in _tiles(emit, a.kernel_rows, a.run, _largest_tile(emit)):
-            source = x + p * line + v * 4
+    with emit.each_part(images * a.cells, CELLS) as (start, end):
+        _find_live(emit, a, start, end)
+        with emit.loop(0, a.outputs) as k:
+            for p, v, *tile in _tiles(emit, a.kernel_rows, a.run, _largest_tile(emit)):
 
-            def terms(add, source=source):
-                with emit.loop(0, live.get()) as n:
-                    add(emit.broadcast(a.list_delta + n * 4), source + emit.load(a.list_at + n * 8, INT64))  # eq. (3)
+                def terms(add, source=x + p * line + v * 4):
+                    for place in range(4):
+                        there = source + line * (place // 2) + pixel * (place % 2)
+                        bits = emit.load(a.cells_live_at + (a.outputs * place + k) * 4, INT32)
+                        with emit.each_bit(emit.widened(bits, INT64)) as n:
+                            delta = emit.broadcast(a.delta + ((start + n) * a.outputs + k) * 4)
+                            add(delta, there + emit.load(a.cell_at + (start + n) * 8, INT64))  # eq. (3)
 
-            to = a.dw + ((k * a.kernel_rows + p) * a.run + v) * 4
-            _tile_sum(emit, tile, to, a.run * 4, terms, line)
+                to = a.dw + ((k * a.kernel_rows + p) * a.run + v) * 4
+                _tile_sum(emit, tile, to, a.run * 4, terms, line)
+
+
+def _find_live(emit: Emitter, a: SimpleNamespace, start: Value, end: Value) -> None:
+    """For each place and k a bit for each of some cells, 32 at most: whether k is live there."""
+    nothing = emit.number(emit.ints, 0)
+    with emit.loop(0, a.outputs, emit.lanes) as k:
+        live = [emit.variable(nothing) for _ in range(4)]
+        bit = emit.variable(emit.number(emit.ints, 1))
+        with emit.loop(start, end) as cell:
+            goes_to = emit.load(a.place + cell * a.outputs + k, emit.bytes)
+            for place, bits in enumerate(live):
+                bits.set(bits.get() | emit.select(goes_to == place, bit.get(), nothing))
+            bit.set(bit.get() << 1)
+        for place, bits in enumerate(live):
+            emit.store(bits.get(), a.cells_live_at + (a.outputs * place + k) * 4)
 
 
 def weights_of_few(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
