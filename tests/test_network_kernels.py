@@ -167,9 +167,9 @@ def test_two_runs_give_the_same_bits():
 
 @pytest.fixture
 def programs(monkeypatch) -> list[str]:
-    """Which of the two programs ran."""
+    """Which of the three programs ran."""
     seen: list[str] = []
-    for name in ("forward", "backward"):
+    for name in ("forward", "backward", "steps"):
         original = getattr(Plan, name)
 
         def noting(*arguments, original=original, name=name):
@@ -183,10 +183,13 @@ def programs(monkeypatch) -> list[str]:
 def test_it_is_used_for_training_and_for_looking(programs):
     model, x, labels = network()
     model.cost(x, labels).backward()
-    assert programs == ["forward", "backward"]
+    assert programs == ["steps"]
+    softmax_cross_entropy(model(x), labels).backward()
+    assert programs == ["steps", "forward", "backward"]
     with torch.no_grad():
+        model.cost(x, labels)
         model.probabilities(x)
-    assert programs == ["forward", "backward", "forward"]
+    assert programs == ["steps", "forward", "backward", "forward", "forward"], "nobody wants derivatives"
 
 
 def replaced(model):
@@ -243,6 +246,7 @@ def test_a_changed_model_runs_layer_by_layer(programs, change):
     try:
         after = model(x)
         after.sum().backward()
+        model.cost(x, torch.arange(4))
     except (ValueError, RuntimeError, TypeError):
         assert change in ("a stride", "padding")  # the flattened image no longer fits the dense layer
     else:
@@ -270,33 +274,40 @@ def test_what_is_asked_for_decides(programs):
 
 
 def test_hooks_for_all_modules_are_heard(programs):
-    model, x, _ = network()
+    model, x, labels = network()
     seen = []
     handle = nn.modules.module.register_module_forward_hook(lambda layer, *_: seen.append(layer))
     try:
         model(x)
+        model.cost(x, labels)
     finally:
         handle.remove()
-    assert model.dense2 in seen
+    assert seen.count(model.dense2) == 2
     assert programs == []
 
 
-def test_second_derivatives_are_those_of_the_layers():
+def cost_of_logits(model, x, labels):
+    return softmax_cross_entropy(model(x), labels)
+
+
+@pytest.mark.parametrize("cost", [DocumentCNN.cost, cost_of_logits])
+def test_second_derivatives_are_those_of_the_layers(cost):
     model, x, labels = network(3, hidden=(20,))
     layers, *_ = network(3, hidden=(20,), fused=False)
     found = []
     for m in (model, layers):
         m.load_state_dict(model.state_dict())
         parameters = list(m.parameters())
-        first = torch.autograd.grad(m.cost(x, labels), parameters, create_graph=True)
+        first = torch.autograd.grad(cost(m, x, labels), parameters, create_graph=True)
         found.append(torch.autograd.grad(sum(g.square().sum() for g in first), parameters))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_backward_can_be_asked_twice_and_weights_must_stay():
+@pytest.mark.parametrize("cost", [DocumentCNN.cost, cost_of_logits])
+def test_backward_can_be_asked_twice_and_weights_must_stay(cost):
     model, x, labels = network()
-    cost = model.cost(x, labels)
+    cost = cost(model, x, labels)
     first = torch.autograd.grad(cost, list(model.parameters()), retain_graph=True)
     second = torch.autograd.grad(cost, list(model.parameters()), retain_graph=True)
     assert all(map(torch.equal, first, second))
@@ -324,6 +335,77 @@ def test_saved_memory_of_another_shape_is_refused(which):
         z = model(x)
     with pytest.raises(ValueError, match="not what it was in forward"):
         z.sum().backward()
+
+
+def test_the_cost_and_its_gradients_are_those_of_the_logits():
+    model, x, labels = network(20)
+    parameters = list(model.parameters())
+    for factor in (1.0, -2.5, 0.0, torch.inf, torch.nan):
+        costs = model.cost(x, labels), cost_of_logits(model, x, labels)
+        found, right = (torch.autograd.grad(cost * factor, parameters) for cost in costs)
+        torch.testing.assert_close(*costs)
+        for one, other in zip(found, right, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def test_gradients_that_were_given_out_are_the_callers():
+    model, x, labels = network()
+    parameters, cost = list(model.parameters()), model.cost(x, labels)
+    first = torch.autograd.grad(cost, parameters, retain_graph=True)
+    kept = [g.clone() for g in first]
+    for g in first:
+        g.zero_()
+    cost.backward(retain_graph=True)
+    cost.backward()
+    for p, g in zip(parameters, kept, strict=True):
+        assert torch.equal(p.grad, 2 * g)
+
+
+def test_many_costs_can_be_differentiated_at_once():
+    model, x, labels = network()
+    cost, parameters = model.cost(x, labels), list(model.parameters())
+    single = torch.autograd.grad(cost, parameters, retain_graph=True)
+    batched = torch.autograd.grad(cost, parameters, torch.tensor([1.0, 3.0]), is_grads_batched=True)
+    for one, many in zip(single, batched, strict=True):
+        torch.testing.assert_close(many, torch.stack((one, 3 * one)), rtol=1e-4, atol=1e-6)
+
+
+def test_the_probabilities_come_with_the_cost(programs):
+    model, x, labels = network()
+    cost, probabilities = model.cost_and_probabilities(x, labels)
+    assert programs == ["steps"] and not probabilities.requires_grad
+    expected = model.probabilities(x)
+    torch.testing.assert_close(probabilities, expected.detach())
+    model.relu2.register_forward_hook(lambda *_: None)
+    again, same = model.cost_and_probabilities(x, labels)
+    assert programs == ["steps", "forward"] and again.requires_grad and not same.requires_grad
+    torch.testing.assert_close((again, same), (cost, probabilities))
+
+
+OWN = {
+    "a hook": lambda model, note: model.register_forward_hook(lambda *_: note()),
+    "a forward": lambda model, note: setattr(model, "forward", lambda x: (note(), DocumentCNN.forward(model, x))[1]),
+    "a backward hook": lambda model, note: model.register_full_backward_hook(lambda *_: note()),
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+def test_whoever_listens_to_the_model_is_heard_when_a_cost_is_asked_for(own):
+    (model, x, labels), heard = network(), []
+    OWN[own](model, lambda: heard.append(own))
+    model.cost(x, labels).backward()
+    assert heard == [own]
+
+
+def test_a_subclass_with_a_forward_of_its_own_keeps_it():
+    class Louder(DocumentCNN):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model, x, labels = Louder(), *network()[1:]
+    torch.testing.assert_close(model.cost(x, labels), cost_of_logits(model, x, labels))
+    with pytest.raises(IndexError, match="a label must lie between 0 and 9"):
+        DocumentCNN().cost(x, labels + 10)
 
 
 def test_models_are_copied_and_pickled_as_before():

@@ -27,9 +27,7 @@ class Found:
     probabilities: Tensor
     cost: Tensor
     steps: list[Tensor]
-    kept: Tensor
-    scratch: Tensor
-    loss: Tensor
+    memory: Tensor
 
 
 class Plan:
@@ -44,21 +42,20 @@ class Plan:
             self.shapes.append(torch.Size((s.outputs,)))
         for inputs, outputs in stages.products:
             self.shapes += [torch.Size((outputs, inputs)), torch.Size((outputs,))]
-        self._kept, self._arranged, self._scratch, self._loss = (
-            Layout(**part) for part in (stages.kept(), stages.arranged(), stages.scratch(), stages.loss())
-        )
+        kept, arranged, scratch, loss = stages.kept(), stages.arranged(), stages.scratch(), stages.loss()
+        self._kept, self._arranged, self._scratch = (Layout(**parts) for parts in (kept, arranged, scratch))
+        self._all = Layout(**kept, **arranged, **scratch, **loss)
         self._kept_shape = torch.Size((self._kept.bytes,))
         parameters = [f"{name}{n}" for n in range(stages.last + 1) for name in ("w", "b")]
         weights, steps = parameters[::2], [f"d{name}" for name in parameters]
-        kept, arranged, scratch, loss = (p.sizes for p in (self._kept, self._arranged, self._scratch, self._loss))
 
         def program(of: list, names: list[str]) -> Program:
             return Program(code, stages.threads, of, names)
 
         self._forward = program(stages.forward(), [*parameters, *kept, "x", "z", *arranged])
         self._backward = program(stages.backward(), [*weights, *kept, "x", "seen", "g", *steps, *scratch])
-        names = ["x", "seen", "labels", "counts", "factor", "s", "cost", *steps, *arranged, *scratch, *loss]
-        self._both = program(stages.forward_and_backward(), [*parameters, *kept, *names])
+        names = [*parameters, "x", "seen", "labels", "counts", "factor", "s", "cost", *steps, *self._all.sizes]
+        self._both = program(stages.forward_and_backward(), names)
 
     def takes(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
         """Whether kernels can be given these. x may lie in any order."""
@@ -97,7 +94,7 @@ class Plan:
         scratch, found = self._scratch.new(), self._gradients(weights)
         addresses = [*_starts(weights), *self._kept.addresses(kept), *_starts((x, seen, g)), *_starts(found)]
         self._backward.run(addresses + self._scratch.addresses(scratch))
-        return found if self._is_finite(scratch) else None
+        return found if self._is_finite(self._scratch, scratch) else None
 
     def steps(self, x: Tensor, labels: Tensor, parameters: Sequence[Tensor], factor: float) -> Found | None:
         """``factor`` times the gradient of the mean cost of ``labels`` (B,), by one program, of tensors that it
@@ -105,45 +102,37 @@ class Plan:
         if not self.images or not lies_dense(labels, self.shapes[0][:1], torch.int64):
             return None
         counts, number = (ctypes.c_int64 * 2)(), ctypes.c_float(factor)
-        s, cost, found = (
-            memory.new(self.images, self.network.dense[-1]),
-            memory.new(),
-            self._gradients(parameters[::2]),
-        )
-        kept, arranged, scratch, loss = (
-            layout.new() for layout in (self._kept, self._arranged, self._scratch, self._loss)
-        )
+        s, cost, between = memory.new(self.images, self.network.dense[-1]), memory.new(), self._all.new()
+        found = self._gradients(parameters[::2])
         x, seen = self._orders(x)
-        addresses = [*_starts(parameters), *self._kept.addresses(kept), *_starts((x, seen, labels))]
-        addresses += [ctypes.addressof(counts), ctypes.addressof(number), *_starts((s, cost)), *_starts(found)]
-        for layout, piece in ((self._arranged, arranged), (self._scratch, scratch), (self._loss, loss)):
-            addresses += layout.addresses(piece)
+        addresses = [*_starts(parameters), *_starts((x, seen, labels)), ctypes.addressof(counts)]
+        addresses += [ctypes.addressof(number), *_starts((s, cost)), *_starts(found), *self._all.addresses(between)]
         self._both.run(addresses)
-        fine = not counts[1] and self._is_finite(scratch)
-        return Found(s, cost, found, kept, scratch, loss) if fine else None
+        fine = not counts[1] and self._is_finite(self._all, between)
+        return Found(s, cost, found, between) if fine else None
 
     def between(self, found: Found) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """x^l for l = 1 to L − 1, in the document's layout; the codes of each convolution; and what each layer heard
         from the one above: (B, K, I, J), or δ^l of a dense layer."""
-        xs, codes, gs, last = [], [], [], self._stages.first_dense - 1
+        xs, codes, gs, last, part = [], [], [], self._stages.first_dense - 1, self._all.part
         for n, s in enumerate(self._stages.convolutions):
             shape = (self.images, s.rows, s.columns, s.outputs)
-            pooled = self._kept.part(found.kept, f"pooled{n}", shape)
+            pooled = part(found.memory, f"pooled{n}", shape)
             xs.append(pooled.flatten(1) if n == last else pooled)
-            codes.append(self._kept.part(found.kept, f"code{n}", shape, torch.uint8).permute(0, 3, 1, 2))
-            gs.append(self._scratch.part(found.scratch, f"g{n}", shape).permute(0, 3, 1, 2))
+            codes.append(part(found.memory, f"code{n}", shape, torch.uint8).permute(0, 3, 1, 2))
+            gs.append(part(found.memory, f"g{n}", shape).permute(0, 3, 1, 2))
         for n, (_, outputs) in enumerate(self._stages.products[:-1], start=last + 1):
-            xs.append(self._kept.part(found.kept, f"r{n}", (self.images, outputs)))
-            gs.append(self._scratch.part(found.scratch, f"g{n}", (self.images, outputs)))
-        return xs, codes, [*gs, self._loss.part(found.loss, "g", (self.images, self.network.dense[-1]))]
+            xs.append(part(found.memory, f"r{n}", (self.images, outputs)))
+            gs.append(part(found.memory, f"g{n}", (self.images, outputs)))
+        return xs, codes, [*gs, part(found.memory, "g", (self.images, self.network.dense[-1]))]
 
     def _orders(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x as the kernels forward and back read it."""
         return dense(x, torch.channels_last), for_derivatives(self._stages.convolutions[0], x)
 
-    def _is_finite(self, scratch: Tensor) -> bool:
+    def _is_finite(self, layout: Layout, piece: Tensor) -> bool:
         count = self._stages.slots * self._stages.first_dense
-        return not any(map(math.isnan, self._scratch.part(scratch, "odd", (count,)).tolist()))
+        return not any(map(math.isnan, layout.part(piece, "odd", (count,)).tolist()))
 
 
 def _starts(tensors: Sequence[Tensor]) -> list[int]:

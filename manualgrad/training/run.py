@@ -136,15 +136,15 @@ class Run:
         start = time.perf_counter()
         rate, count = self.optimizer.param_groups[0]["lr"], self.epochs.batch(self.step)
         x, labels = next(self.batches)
-        cost, answers = self.find_gradients(x, labels, count)
-        right = (answers.argmax(1) == labels).sum()
+        cost, probabilities = self.find_gradients(x, labels, count)
+        right = (probabilities.argmax(1) == labels).sum()
         if self.processes.count > 1:
             cost, right = self.processes.add_up(torch.stack((cost.double(), right.double())))
         step = Step(self.step + 1, cost.item(), count, int(right), rate)
         if not math.isfinite(step.cost):
             raise self._nonfinite(step.cost, x)
         if self.epochs.choose:
-            self.choice.saw(self._probabilities(answers, labels, count))
+            self.choice.saw(self._of_labels(probabilities, labels, count))
         self.optimizer.step()
         self.schedule.step()
         self.step += 1
@@ -154,11 +154,9 @@ class Run:
         self.seconds += time.perf_counter() - start
         return step
 
-    def _probabilities(self, answers: Tensor, labels: Tensor, count: int) -> Tensor:
+    def _of_labels(self, probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
         """What the network gives for each label of the whole batch of ``count`` images."""
-        if self.engine == "autograd":
-            answers = softmax(answers)  # eq. (11)
-        found = answers.gather(1, labels.unsqueeze(1)).squeeze(1)
+        found = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
         if self.processes.count > 1:
             whole = found.new_zeros(count)
             self.processes.share(whole).copy_(found)
@@ -173,7 +171,7 @@ class Run:
                 self.model.load_state_dict(self.mean.module.state_dict())
 
     def find_gradients(self, x: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Leaves ∂J/∂w in every parameter's ``grad``; returns J, and the network's answers (B, classes).
+        """Leaves ∂J/∂w in every parameter's ``grad``; returns J, and the network's probabilities (B, classes).
 
         J is the mean over the ``count`` images of the whole batch. Where ``x`` is a process's share of them, so is
         what this returns; the gradients it leaves are of the whole.
@@ -181,14 +179,14 @@ class Run:
         if self.engine == "document":
             return self._find_gradients_by_recursion(x, labels, count)
         self.model.zero_grad()
-        logits = self.network(x)
         if self.processes.count == 1:
-            cost = softmax_cross_entropy(logits, labels)
+            cost, probabilities = self.model.cost_and_probabilities(x, labels)
             cost.backward()
-        else:
-            cost = softmax_cross_entropy(logits, labels, reduction="sum") / count
-            (cost * self.processes.count).backward()  # DistributedDataParallel divides by as much
-        return cost.detach(), logits.detach()
+            return cost.detach(), probabilities
+        logits = self.network(x)
+        cost = softmax_cross_entropy(logits, labels, reduction="sum") / count
+        (cost * self.processes.count).backward()  # DistributedDataParallel divides by as much
+        return cost.detach(), softmax(logits.detach())  # eq. (11)
 
     def _find_gradients_by_recursion(self, x: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Section 4, whose steps for η = −1 are the gradients, and for less this process's share of them."""
@@ -197,13 +195,13 @@ class Run:
             steps = backprop.backpropagate(self.model, x, labels, eta=-share)
             for layer, weight, bias in zip(self.model.weighted(), steps.weights, steps.biases, strict=True):
                 layer.weight.grad, layer.bias.grad = weight, bias
-            cost, answers = steps.cost * share, steps.probabilities
+            cost, probabilities = steps.cost * share, steps.probabilities
         else:  # fewer images than processes, and there is no mean of none
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-            cost, answers = x.new_zeros(()), x.new_zeros((0, self.model.classes))
+            cost, probabilities = x.new_zeros(()), x.new_zeros((0, self.model.classes))
         self.processes.add_up_gradients(self.model.parameters())
-        return cost, answers
+        return cost, probabilities
 
     def _nonfinite(self, cost: float, x: Tensor) -> Exception:
         found = self.processes.first_found(nonfinite.first_nonfinite(nonfinite.tensors_of_a_step(self.model, x)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,25 @@ from manualgrad.functional import softmax_cross_entropy
 from manualgrad.models import DocumentCNN
 from manualgrad.training.distributed import ALONE, Processes
 
-# Optimisers of torch that step from gradients alone. "sgd" without momentum is the document's: w − η ∂J/∂w.
-OPTIMIZERS: dict[str, type[Optimizer]] = {
+
+
+class GradientDescent(Optimizer):
+    """The document's w − η ∂J/∂w, for all weights in one call: the bits of ``torch.optim.SGD``, in less time."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            torch._foreach_add_(weights, [w.grad for w in weights], alpha=-group["lr"])
+
+
+# All that step from gradients alone; "sgd" is without momentum.
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": GradientDescent} | {
     kind.__name__.lower(): kind
     for kind in (
-        torch.optim.SGD,
         torch.optim.Adadelta,
         torch.optim.Adagrad,
         torch.optim.Adam,
