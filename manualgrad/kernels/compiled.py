@@ -75,6 +75,7 @@ def _kernels() -> dict[str, Callable]:
         conv_pool_backward,
         conv_pool_forward,
         conv_pool_weights,
+        descent_rows,
         products,
         relu,
     )
@@ -91,6 +92,9 @@ def _kernels() -> dict[str, Callable]:
         "relu_backward": relu.relu_backward,
         "row_products": products.row_products,
         "column_products": products.column_products,
+        "gather": descent_rows.gather,
+        "answers": descent_rows.answers,
+        "descend": descent_rows.descend,
     }
 
 

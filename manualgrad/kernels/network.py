@@ -34,8 +34,8 @@ class Plan:
     """The programs for one number of images and of threads."""
 
     def __init__(self, code: Code, network: Network, images: int, threads: int) -> None:
-        self.network, self.images = network, images
-        stages = self._stages = Stages(code, network, images, threads)
+        self.code, self.network, self.images = code, network, images
+        stages = self.stages = Stages(code, network, images, threads)
         self.shapes = [torch.Size((images, *network.image))]  # of x, and of each w and b
         for s in stages.convolutions:
             self.shapes.append(torch.Size((s.outputs, s.channels, s.kernel_rows, s.kernel_columns)))
@@ -114,24 +114,24 @@ class Plan:
     def between(self, found: Found) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """x^l for l = 1 to L − 1, in the document's layout; the codes of each convolution; and what each layer heard
         from the one above: (B, K, I, J), or δ^l of a dense layer."""
-        xs, codes, gs, last, part = [], [], [], self._stages.first_dense - 1, self._all.part
-        for n, s in enumerate(self._stages.convolutions):
+        xs, codes, gs, last, part = [], [], [], self.stages.first_dense - 1, self._all.part
+        for n, s in enumerate(self.stages.convolutions):
             shape = (self.images, s.rows, s.columns, s.outputs)
             pooled = part(found.memory, f"pooled{n}", shape)
             xs.append(pooled.flatten(1) if n == last else pooled)
             codes.append(part(found.memory, f"code{n}", shape, torch.uint8).permute(0, 3, 1, 2))
             gs.append(part(found.memory, f"g{n}", shape).permute(0, 3, 1, 2))
-        for n, (_, outputs) in enumerate(self._stages.products[:-1], start=last + 1):
+        for n, (_, outputs) in enumerate(self.stages.products[:-1], start=last + 1):
             xs.append(part(found.memory, f"r{n}", (self.images, outputs)))
             gs.append(part(found.memory, f"g{n}", (self.images, outputs)))
         return xs, codes, [*gs, part(found.memory, "g", (self.images, self.network.dense[-1]))]
 
     def _orders(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x as the kernels forward and back read it."""
-        return dense(x, torch.channels_last), for_derivatives(self._stages.convolutions[0], x)
+        return dense(x, torch.channels_last), for_derivatives(self.stages.convolutions[0], x)
 
     def _is_finite(self, layout: Layout, piece: Tensor) -> bool:
-        count = self._stages.slots * self._stages.first_dense
+        count = self.stages.slots * self.stages.first_dense
         return not any(map(math.isnan, layout.part(piece, "odd", (count,)).tolist()))
 
 

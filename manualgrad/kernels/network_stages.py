@@ -50,6 +50,17 @@ class Network:
     subgradient: float
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """How images lie that are given as bytes, from one ``image`` and ``row`` to the next; and what their numbers'
+    ``mean`` and ``std`` are."""
+
+    image: int
+    row: int
+    mean: float
+    std: float
+
+
 class Stages:
     """What the kernels are told, for one number of images and of threads.
 
@@ -131,6 +142,33 @@ class Stages:
             Stage(self.slots, [*self._forward(), on_the_way, *self._backward()]),
             Stage(self.threads, [*self._weights(), self._step("cost_sum", [At("costs"), At("cost"), self.images])]),
         ]
+
+    def descent(self, pixels: Pixels) -> list[Stage]:
+        """The same from bytes and labels, and w − η ∂J/∂w."""
+        before, on_the_way, after = self.forward_and_backward()
+        classes, (_, height, width) = self.network.dense[-1], self.network.image
+        images = [
+            *map(At, ("images", "chosen", "x")), self.images, self.share, height, width, pixels.image, pixels.row,
+            as_float(pixels.mean), as_float(pixels.std),
+        ]  # fmt: skip
+        found = [*map(At, ("s", "labels", "known", "right")), self.images, classes]
+        return [
+            before,
+            Stage(self.slots, [self._step("gather", images), *on_the_way.steps]),
+            Stage(self.threads, [*after.steps, self._step("answers", found)]),
+            Stage(self.threads, self._descend()),
+        ]
+
+    def _descend(self) -> Steps:
+        sizes_of_w = [(s.outputs * s.weights_of_one, s.outputs) for s in self.convolutions]
+        sizes_of_w += [(inputs * outputs, outputs) for inputs, outputs in self.products]
+        steps: Steps = []
+        for n, (w, b) in enumerate(sizes_of_w):
+            for name, floats in ((f"w{n}", w), (f"b{n}", b)):
+                where = At(name), At(f"d{name}"), floats, split(floats, self.threads)[1], At("rate")
+                odds = At("counts"), At("odd"), self.slots * self.first_dense, At("cost")
+                steps.append(self._step("descend", [*where, *odds]))
+        return steps
 
     def _step(self, kernel: str, arguments: list[Any]) -> tuple[int, list[Any]]:
         return self.addresses[kernel], arguments

@@ -108,7 +108,9 @@ class Emitter:
         return self.value(self.builder.trunc(large.raw, type_))
 
     def float_of(self, number: Value) -> Value:
-        return self.value(self.builder.sitofp(number.raw, FLOAT))
+        """Of one whole number, or of each in a vector."""
+        type_ = self.floats if isinstance(number.raw.type, ir.VectorType) else FLOAT
+        return self.value(self.builder.sitofp(number.raw, type_))
 
     def double_of(self, number: Value) -> Value:
         return self.value(self.builder.fpext(number.raw, DOUBLE))

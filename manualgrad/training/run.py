@@ -13,15 +13,16 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
-from manualgrad import backprop
+from manualgrad import backprop, kernels
 from manualgrad.data import Dataset
 from manualgrad.functional import softmax, softmax_cross_entropy
+from manualgrad.kernels.descent import Taken
 from manualgrad.models import DocumentCNN
 from manualgrad.training import nonfinite
 from manualgrad.training.distributed import ALONE, Processes
 from manualgrad.training.endings import FAILED, Ended
 from manualgrad.training.epochs import Choice, Epochs
-from manualgrad.training.steps import Verdict, minibatches
+from manualgrad.training.steps import GradientDescent, Verdict, descent_of, minibatches
 
 ENGINES = ("autograd", "document")
 
@@ -76,6 +77,7 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.order = torch.Generator().manual_seed(seed)
         self.choice = Choice(epochs.images)
+        kernels.available()  # compiles what is not compiled yet, before the clock runs
         self.begin_epoch()
 
     @property
@@ -112,11 +114,25 @@ class Run:
     def draw_order(self) -> None:
         """Of the images of this epoch; what was seen of it already is left out."""
         self.order_before = self.order.get_state()
-        order = self.choice.draw(self.epochs.sizes[self.epoch - 1], self.order)
+        self.chosen = self.choice.draw(self.epochs.sizes[self.epoch - 1], self.order)
+        self._gather_from_here()
+        self.descent = None if self._descent_is_special() else descent_of(
+            self.model, self.dataset, self.epochs.batch_size
+        )  # fmt: skip
+        if self.descent is not None:
+            self.descent.begin(self.chosen)
+
+    def _gather_from_here(self) -> None:
         self.batches: Iterator[tuple[Tensor, Tensor]] = minibatches(
-            self.dataset, order, self.epochs.batch_size,
+            self.dataset, self.chosen, self.epochs.batch_size,
             dtype=self.dtype, first=self.place, share=self.processes.share,
         )  # fmt: skip
+        self.gathered = self.step  # the step that the next of them is for
+
+    def _descent_is_special(self) -> bool:
+        """Whether more is asked for than w − η ∂J/∂w by the document's recursion, in this process alone."""
+        plain = type(self.optimizer) is GradientDescent and len(self.optimizer.param_groups) == 1
+        return self.engine != "document" or self.processes.count > 1 or not plain
 
     def warm_up(self) -> None:
         """Computes the gradients of the first images and forgets them, so that no step has to wait for a compiler."""
@@ -135,17 +151,13 @@ class Run:
         """
         start = time.perf_counter()
         rate, count = self.optimizer.param_groups[0]["lr"], self.epochs.batch(self.step)
-        x, labels = next(self.batches)
-        cost, probabilities = self.find_gradients(x, labels, count)
-        right = (probabilities.argmax(1) == labels).sum()
-        if self.processes.count > 1:
-            cost, right = self.processes.add_up(torch.stack((cost.double(), right.double())))
-        step = Step(self.step + 1, cost.item(), count, int(right), rate)
-        if not math.isfinite(step.cost):
-            raise self._nonfinite(step.cost, x)
+        # A schedule asks that the optimiser has stepped before it: the first step is not taken at once.
+        taken = self.descent.step(self.place * self.epochs.batch_size, rate) if self.descent and self.step else None
+        if taken is None:
+            taken = self._step_by_gradients(count)
+        step = Step(self.step + 1, taken.cost, count, taken.right, rate)
         if self.epochs.choose:
-            self.choice.saw(self._of_labels(probabilities, labels, count))
-        self.optimizer.step()
+            self.choice.saw(taken.known.clone())
         self.schedule.step()
         self.step += 1
         self._average()
@@ -153,6 +165,22 @@ class Run:
         self.costs.append(step.cost)
         self.seconds += time.perf_counter() - start
         return step
+
+    def _step_by_gradients(self, count: int) -> Taken:
+        """A step of ``count`` images, of which this process may have a share, by the optimiser."""
+        if self.gathered != self.step:
+            self._gather_from_here()
+        x, labels = next(self.batches)
+        self.gathered += 1
+        cost, probabilities = self.find_gradients(x, labels, count)
+        right = (probabilities.argmax(1) == labels).sum()
+        if self.processes.count > 1:
+            cost, right = self.processes.add_up(torch.stack((cost.double(), right.double())))
+        taken = Taken(cost.item(), int(right), self._of_labels(probabilities, labels, count))
+        if not math.isfinite(taken.cost):
+            raise self._nonfinite(taken.cost, x)
+        self.optimizer.step()
+        return taken
 
     def _of_labels(self, probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
         """What the network gives for each label of the whole batch of ``count`` images."""
