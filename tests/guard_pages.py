@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.kernels import compiled, conv_pool, machine, memory, rows
+from manualgrad.kernels.descent import Descent
 from manualgrad.kernels.network import Network, Plan
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -86,7 +87,7 @@ def one_call(draw: random.Random) -> str:
     """The convolution or the network, there and back, or the small kernels, on random sizes; its name."""
     global guard_is_behind
     guard_is_behind = draw.random() < 0.5
-    torch.set_num_threads(draw.randint(1, 3))
+    torch.set_num_threads(draw.randint(1, 4))
     machine.choose(draw.choice(compiled.instruction_sets()))
     kind = draw.random()
     if kind < 0.5:
@@ -126,7 +127,21 @@ def network_call(draw: random.Random) -> str:
     z, kept = plan.forward(x, parameters)
     plan.backward(copied(z), x, kept, parameters[::2])
     plan.steps(x, copied(torch.randint(-1, dense[-1], (images,))), parameters, 1.0)
+    if images and image[0] == 1:
+        descend(draw, plan, parameters)
     return "network"
+
+
+def descend(draw: random.Random, plan: Plan, parameters: list[Tensor]) -> None:
+    """Two steps on images that may be a part of larger ones."""
+    count, (_, rows, columns) = plan.images + draw.randint(0, 4), plan.network.image
+    margin = draw.choice([0, 0, 3])
+    whole = copied(torch.randint(256, (count, 1, rows + margin, columns + margin), dtype=torch.uint8))
+    images = whole[..., margin:, margin:] if draw.random() < 0.5 else whole[..., :rows, :columns]
+    descent = Descent(plan, parameters, images, copied(torch.randint(plan.network.dense[-1], (count,))), 33.0, 78.0)
+    descent.begin(torch.randperm(count))
+    for first in (0, count - plan.images):
+        descent.step(first, 1e-3)
 
 
 def small_call(draw: random.Random) -> str:

@@ -1,4 +1,4 @@
-r"""z^{L−1} of equations (22) and (23) as one Function, C, P∘R, C, F∘P∘R, D, R, D by one program of kernels; and J of it.
+r"""z^{L−1} of equations (22) and (23), C, P∘R, C, F∘P∘R, D, R, D, as one Function by one program of kernels; and J.
 
 Their formulas are those of the layers, and their derivatives are section 4's recursion. They exist where a plan does
 (see ``kernels/network.py``); everywhere else, and for derivatives of derivatives, the layers' own Functions serve.

@@ -96,7 +96,9 @@ def _lay_out(emit: Emitter, a: SimpleNamespace) -> None:
     a.few_weights = a.channels * a.kernel_rows * a.few_run * a.outputs
     a.delta = a.scratch + a.slot * a.scratch_bytes  # floats: δ of each cell and k
     a.cell_at = a.delta + a.cells * a.outputs * (4 * TOGETHER)  # bytes from the first image to each cell
-    a.live_at = a.cell_at + a.cells * (8 * TOGETHER)  # bits: of each cell and place, for each k whether it is live there
+    a.live_at = a.cell_at + a.cells * (
+        8 * TOGETHER
+    )  # bits: of each cell and place, for each k whether it is live there
     a.cells_live_at = a.live_at + a.cells * 32  # bits: of each place and k, for some cells whether it is live there
     a.copy = a.cells_live_at + a.outputs * 16  # floats: an image
     a.place = a.copy + (a.image + SLACK) * 4  # bytes: where in its window each δ goes; 4 where nowhere

@@ -2,8 +2,8 @@
 
     Δw_pqrk = Σ_ij δ_ijk x_(s+p)(t+q)r, (s, t) being the place that δ_ijk is sent to (3)
 
-For each k and place bits say in which cells it is live (``weights_of_many``). Where x has few channels r, a vector of k picks from
-the 2×2 shifted images instead (``weights_of_few``).
+For each k and place bits say in which cells it is live (``weights_of_many``). Where x has few channels r, a vector of
+k picks from the 2×2 shifted images instead (``weights_of_few``).
 """
 
 from __future__ import annotations

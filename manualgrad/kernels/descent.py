@@ -4,13 +4,14 @@ Everything that a step needs lies in one piece of memory, which the next uses ag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from manualgrad.kernels import machine
+from manualgrad.kernels import machine, memory
 from manualgrad.kernels.network import Plan
 from manualgrad.kernels.network_stages import Pixels
 from manualgrad.kernels.plain import is_all_there, is_served, lies_dense
@@ -36,58 +37,74 @@ class Descent:
         self, plan: Plan, parameters: Sequence[Tensor], images: Tensor, labels: Tensor, mean: float, std: float
     ) -> None:
         rows = images.dim() == 4 and images.shape[1:] == plan.network.image and images.shape[1] == 1
-        bytes_ = is_served(images, dtype=torch.uint8) and is_all_there(images) and images.stride(3) == 1
+        bytes_ = is_served(images, dtype=torch.uint8) and is_all_there(images) and images.stride(-1) == 1
         dense = lies_dense(labels, images.shape[:1], torch.int64)
         if not (rows and bytes_ and dense and all(map(lies_dense, parameters, plan.shapes[1:]))):
-            raise ValueError("Descent: images must be uint8 (N, 1, H, W) with dense rows, labels int64, all on the CPU")
+            raise ValueError(
+                "Descent: images must be uint8 (N, 1, H, W) with dense rows, labels int64, all on the CPU"
+            )
         self.plan, self.parameters, self.images, self.labels = plan, list(parameters), images, labels
-        self._code, stages = plan.code, plan.stages
-        parts = {**stages.kept(), **stages.arranged(), **stages.scratch(), **stages.loss()}
-        classes, shapes = plan.network.dense[-1], plan.shapes[1:]
-        names = [f"{name}{n}" for n in range(stages.last + 1) for name in ("w", "b")]
-        parts |= {f"d{name}": 4 * shape.numel() for name, shape in zip(names, shapes, strict=True)}
-        parts |= {
-            "x": 4 * plan.shapes[0].numel(), "s": 4 * plan.images * classes, "known": 4 * plan.images,
-            "cost": 4, "rate": 4, "factor": 4, "counts": 16, "right": 8,
-        }  # fmt: skip
-        layout = Layout(**parts)
-        self._piece = layout.new()
-        self._known, self._cost, self._rate, factor, odd = (
-            layout.part(self._piece, name, (-1,)) for name in ("known", "cost", "rate", "factor", "odd")
-        )
+        self._starts, self._order, self._labels = [p.data_ptr() for p in self.parameters], labels[:0], labels[:0]
+        self._layout = Layout(**_parts(plan))
+        self._piece = self._layout.new()
+        self._known, self._cost, self._rate, factor, odd = map(self._part, ("known", "cost", "rate", "factor", "odd"))
+        self._right = self._part("right", torch.int64)
+        self._odd = odd[: plan.stages.slots * plan.stages.first_dense]
         factor.fill_(1)
-        self._odd = odd[: stages.slots * stages.first_dense]
-        self._counts, self._right = (layout.part(self._piece, name, (-1,), torch.int64) for name in ("counts", "right"))
-        pixels = Pixels(images.stride(0), images.stride(2), mean, std)
-        own = dict(zip(parts, layout.addresses(self._piece), strict=True))
-        self._program = Program(
-            self._code, stages.threads, stages.descent(pixels), [*names, *own, "seen", "images", "labels", "chosen"]
-        )
-        self._starts = [p.data_ptr() for p in self.parameters]
+        own = dict(zip(self._layout.sizes, self._layout.addresses(self._piece), strict=True))
         self._fixed = [*self._starts, *own.values(), own["x"], images.data_ptr()]
-        self._order, self._labels = labels[:0], labels[:0]
+        stages = plan.stages.descent(Pixels(images.stride(0), images.stride(2), mean, std))
+        names = [*_names(plan), *own, "seen", "images", "labels", "chosen"]
+        self._program = Program(plan.code, plan.stages.threads, stages, names)
+
+    def _part(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._layout.part(self._piece, name, (-1,), dtype)
 
     def begin(self, order: Tensor) -> None:
-        """The images' numbers in the order in which they will be taken, (n,) int64. Raises IndexError for others."""
+        """The images' numbers in the order in which they will be taken, (n,) int64; none will be if a label is no
+        class. Raises IndexError for numbers of no image."""
         if len(order) and not 0 <= int(order.min()) <= int(order.max()) < len(self.images):
             raise IndexError(f"Descent: the order must be of numbers from 0 to {len(self.images) - 1}")
-        self._order = order.to("cpu", torch.int64).contiguous()
-        self._labels = self.labels.index_select(0, self._order)
+        order = order.to("cpu", torch.int64)
+        labels = self.labels.index_select(0, order)
+        if ((labels < 0) | (labels >= self.plan.network.dense[-1])).any():
+            order = labels = order[:0]
+        self._order, self._labels = (memory.new(len(order), dtype=torch.int64) for _ in range(2))
+        self._order.copy_(order)
+        self._labels.copy_(labels)
 
     def step(self, first: int, rate: float) -> Taken | None:
         """One step of size ``rate`` on the images from number ``first`` of the order.
 
-        None where the weights are left as they were: fewer images are left, a label is no class, something is not
-        finite, a parameter is another or lies elsewhere than before, or other kernels were chosen.
+        None where the weights are left as they were: fewer images are left, something is not finite, a parameter lies
+        elsewhere than before, or other kernels were chosen.
         """
         here = [p.data_ptr() for p in self.parameters] == self._starts
-        if not (0 <= first <= len(self._order) - self.plan.images) or not here or machine.in_use() is not self._code:
+        if (
+            not (0 <= first <= len(self._order) - self.plan.images)
+            or not here
+            or machine.in_use() is not self.plan.code
+        ):
             return None
         self._rate.fill_(rate)
         offset = 8 * first
         self._program.run([*self._fixed, self._labels.data_ptr() + offset, self._order.data_ptr() + offset])
-        cost, (_, outside) = self._cost.item(), self._counts.tolist()
-        if outside or cost - cost != 0 or any(odd != odd for odd in self._odd.tolist()):
+        cost = self._cost.item()
+        if not math.isfinite(cost) or any(map(math.isnan, self._odd.tolist())):
             return None
         torch.autograd.graph.increment_version(self.parameters)
         return Taken(cost, self._right.item(), self._known)
+
+
+def _names(plan: Plan) -> list[str]:
+    """Of the parameters."""
+    return [f"{name}{n}" for n in range(plan.stages.last + 1) for name in ("w", "b")]
+
+
+def _parts(plan: Plan) -> dict[str, int]:
+    """What a step needs, in bytes: all that the plan's programs need, their results, and what goes in and out."""
+    stages, images, classes = plan.stages, plan.images, plan.network.dense[-1]
+    parts = {**stages.kept(), **stages.arranged(), **stages.scratch(), **stages.loss()}
+    parts |= {f"d{name}": 4 * shape.numel() for name, shape in zip(_names(plan), plan.shapes[1:], strict=True)}
+    parts |= {"x": 4 * plan.shapes[0].numel(), "s": 4 * images * classes, "known": 4 * images}
+    return parts | {"cost": 4, "rate": 4, "factor": 4, "counts": 16, "right": 8}

@@ -1,8 +1,8 @@
 """What a step of gradient descent needs besides the network: its images, what they were taken for, and the update.
 
-    x = (u − m) / s                   of bytes u, with m and s in the same units
-    S_label, and whether it is largest
-    w ← w − η ∂J/∂w                   unless something was not finite
+x = (u − m) / s                   of bytes u, with m and s in the same units
+S_label, and whether it is largest
+w ← w − η ∂J/∂w                   unless something was not finite
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GATHER = (
 )
 ANSWERS = (
     "*s",  # [row][class]
-    "*labels",  # [row], each a class
+    "*labels",  # [row], whole numbers of 8 bytes, each a class
     "*known",  # [row]: S at the label
     "*right",  # one whole number of 8 bytes: how many rows have the first of their largest there
     "rows",
@@ -69,6 +69,7 @@ def answers(emit: Emitter) -> None:
         right = emit.variable(emit.number(INT64, 0))
         with emit.loop(0, a.rows) as row:
             label, s = emit.load(a.labels + row * 8, INT64), a.s + row * a.classes * 4
+            label = emit.select(label.below(a.classes), label, emit.number(INT64, 0))  # inside, whatever it says
             known = emit.load(s + label * 4, FLOAT)
             emit.store(known, a.known + row * 4)
             better = emit.variable(emit.number(INT64, 0))
@@ -87,9 +88,9 @@ def descend(emit: Emitter) -> None:
     with emit.loop(0, a.odds) as n:
         wrong.add(emit.load(a.odd + n * 4, FLOAT) * 0)
     outside = emit.load(a.counts + 8, INT64)
-    with emit.when((wrong.get() == 0) & (outside == 0)):
+    start, end = share(emit, a)
+    with emit.when((wrong.get() == 0) & (outside == 0) & (start < end)):
         rate = emit.number(FLOAT, 0) - emit.load(a.rate, FLOAT)
-        start, end = share(emit, a)
         whole = start + (end - start) // emit.lanes * emit.lanes
         with emit.loop(start, whole, emit.lanes) as n:
             _move(emit, a.w + n * 4, emit.load(a.g + n * 4, emit.floats), emit.every_lane(rate))

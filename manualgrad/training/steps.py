@@ -17,7 +17,6 @@ from manualgrad.models import DocumentCNN
 from manualgrad.training.distributed import ALONE, Processes
 
 
-
 class GradientDescent(Optimizer):
     """The document's w − η ∂J/∂w, for all weights in one call: the bits of ``torch.optim.SGD``, in less time."""
 
