@@ -160,13 +160,26 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
     return Steps(probabilities, cross_entropy(last, y, True), weights, biases, lambda: (layers, received))
 
 
-def _by_kernels(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Steps | None:
-    """The same by one program of kernels; None where there is none, or labels or numbers are not what it takes."""
+@torch.no_grad()
+def descend(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Steps:
+    """:func:`backpropagate` and :func:`apply`: a step of gradient descent, by one program where there is one."""
+    steps = _by_kernels(model, x, target, eta, take=True)
+    if steps is None:
+        steps = backpropagate(model, x, target, eta)
+        apply(model, steps)
+    return steps
+
+
+def _by_kernels(model: DocumentCNN, x: Tensor, target: Tensor, eta: float, take: bool = False) -> Steps | None:
+    """The same by one program of kernels, and with ``take`` w + Δw; None where there is none, or labels or numbers
+    are not what it takes."""
     labels = isinstance(x, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
     one = as_one.plan_of(model, x) if labels and not autocast_is_on(x) else None
-    found = None if one is None else one[0].steps(x, target, one[1], -eta)  # eq. (13) to (21)
+    found = None if one is None else one[0].steps(x, target, one[1], -eta, take=take)  # eq. (13) to (21)
     if found is None:
         return None
+    if take:
+        torch.autograd.graph.increment_version(one[1])
 
     def between() -> tuple[list[Layer], list[Tensor]]:
         xs, codes, received = one[0].between(found)

@@ -126,7 +126,7 @@ def network_call(draw: random.Random) -> str:
     parameters = [copied(torch.randn(shape)) for shape in plan.shapes[1:]]
     z, kept = plan.forward(x, parameters)
     plan.backward(copied(z), x, kept, parameters[::2])
-    plan.steps(x, copied(torch.randint(-1, dense[-1], (images,))), parameters, 1.0)
+    plan.steps(x, copied(torch.randint(-1, dense[-1], (images,))), parameters, 1.0, take=draw.random() < 0.5)
     if images and image[0] == 1:
         descend(draw, plan, parameters)
     return "network"

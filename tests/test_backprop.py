@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy as np
@@ -119,6 +120,31 @@ def test_eta_and_its_minus_are_part_of_the_steps():
         assert torch.equal(2 * a, b)
     backprop.apply(model, small)
     assert model.cost(x, labels) < before
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_to_descend_is_to_backpropagate_and_to_apply(dtype):
+    torch.manual_seed(1)
+    model, x, labels = mg.DocumentCNN(dtype=dtype), torch.randn(9, 1, 28, 28, dtype=dtype), torch.arange(9)
+    twin = copy.deepcopy(model)
+    for _ in range(3):
+        expected = backprop.backpropagate(twin, x, labels, 0.1)
+        backprop.apply(twin, expected)
+        version = model.conv0.weight._version
+        steps = backprop.descend(model, x, labels, 0.1)
+        assert model.conv0.weight._version > version, "whoever saved it has to know"
+        assert torch.equal(steps.cost, expected.cost)
+        assert all(map(torch.equal, steps.weights + steps.biases, expected.weights + expected.biases))
+        assert all(map(torch.equal, model.parameters(), twin.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_wrong_labels_move_nothing(dtype):
+    model, x = mg.DocumentCNN(dtype=dtype), torch.randn(2, 1, 28, 28, dtype=dtype)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(IndexError, match="between 0 and 9, got 10"):
+        backprop.descend(model, x, torch.tensor([10, 3]), 0.1)
+    assert all(map(torch.equal, model.parameters(), before))
 
 
 def test_targets_that_do_not_sum_to_1():

@@ -195,25 +195,22 @@ class Autograd(Trained):
 
 
 class Document(Contender):
-    """``backprop.backpropagate`` and ``backprop.apply``: forward and backward are one call."""
+    """``backprop.descend``: all of a step is one call."""
 
-    phases = ("forward and backward", "update")
+    phases = ("all at once",)
     subgradient = 0.5
 
     def step(self, mark: Callable[[], None]) -> None:
         mark()
-        steps = backprop.backpropagate(self.model, self.x, self.target, eta=ETA)
-        mark()
-        backprop.apply(self.model, steps)
+        backprop.descend(self.model, self.x, self.target, eta=ETA)
         mark()
 
     def answers(self, x: Tensor, target: Tensor) -> dict[str, Tensor]:
-        steps = backprop.backpropagate(self.model, x, target, eta=-1)
-        names = {layer: name for name, layer in self.model.named_children()}
-        found = {"cost": steps.cost}
-        for layer, weight, bias in zip(self.model.weighted(), steps.weights, steps.biases, strict=True):
-            found |= {f"{names[layer]}.weight": weight, f"{names[layer]}.bias": bias}
-        return found
+        before = {name: weight.clone() for name, weight in self.weights().items()}
+        steps = backprop.descend(self.model, x, target, eta=-1)
+        found = {name: weight - before[name] for name, weight in self.weights().items()}
+        self.model.load_state_dict(before)
+        return {"cost": steps.cost} | found
 
 
 class Native(Trained):

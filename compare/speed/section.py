@@ -167,7 +167,7 @@ def _networks(rows: list[Row], title: str) -> Table:
         "images/s",
         "page faults",
     )
-    note = "The document's engine has no forward and backward to tell apart. Page faults are of one step, the median."
+    note = "The document's engine takes its step at once. Page faults are of one step, the median."
     return Table(title, columns, lines, note)
 
 

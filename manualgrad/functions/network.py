@@ -73,8 +73,15 @@ class Cost(Function):
             y = target_distribution(layers.z, labels, None, IGNORED, "mean", 0.0).y
             found = _gradients(pull_to_logits(g, layers.z, y), layers, ctx.network)  # eq. (15), (19)
         else:
-            found = torch._foreach_mul(gradients, g)
+            found = gradients if g == 1 and _is_the_last_time() else torch._foreach_mul(gradients, g)
         return None, None, None, None, *found
+
+
+def _is_the_last_time() -> bool:
+    """Whether what a backward has saved is freed after it, and may be given away. Where torch does not tell, it may
+    not."""
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    return not keeps()
 
 
 def cost(x: Tensor, labels: Tensor, plan: Plan, parameters: list[Tensor]) -> tuple[Tensor, Tensor] | None:

@@ -19,6 +19,8 @@ from manualgrad.kernels.network_stages import Network, Stages
 from manualgrad.kernels.plain import is_all_there, is_served, lies_dense
 from manualgrad.kernels.program import Layout, Program
 
+_ADD = ctypes.c_float(-1)  # η where w − η g has to be w + g
+
 
 @dataclass(frozen=True)
 class Found:
@@ -56,6 +58,7 @@ class Plan:
         self._backward = program(stages.backward(), [*weights, *kept, "x", "seen", "g", *steps, *scratch])
         names = [*parameters, "x", "seen", "labels", "counts", "factor", "s", "cost", *steps, *self._all.sizes]
         self._both = program(stages.forward_and_backward(), names)
+        self._descent = program([*stages.forward_and_backward(), stages.update()], [*names, "rate"])
 
     def takes(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
         """Whether kernels can be given these. x may lie in any order."""
@@ -96,9 +99,12 @@ class Plan:
         self._backward.run(addresses + self._scratch.addresses(scratch))
         return found if self._is_finite(self._scratch, scratch) else None
 
-    def steps(self, x: Tensor, labels: Tensor, parameters: Sequence[Tensor], factor: float) -> Found | None:
+    def steps(
+        self, x: Tensor, labels: Tensor, parameters: Sequence[Tensor], factor: float, *, take: bool = False
+    ) -> Found | None:
         """``factor`` times the gradient of the mean cost of ``labels`` (B,), by one program, of tensors that it
-        :meth:`takes`; None where a label is no class, there is none, or something is not finite."""
+        :meth:`takes`; with ``take`` it is added to them, too. None, and nothing is added, where a label is no class,
+        there is none, or something is not finite."""
         if not self.images or not lies_dense(labels, self.shapes[0][:1], torch.int64):
             return None
         counts, number = (ctypes.c_int64 * 2)(), ctypes.c_float(factor)
@@ -107,8 +113,11 @@ class Plan:
         x, seen = self._orders(x)
         addresses = [*_starts(parameters), *_starts((x, seen, labels)), ctypes.addressof(counts)]
         addresses += [ctypes.addressof(number), *_starts((s, cost)), *_starts(found), *self._all.addresses(between)]
-        self._both.run(addresses)
-        fine = not counts[1] and self._is_finite(self._all, between)
+        if take:
+            self._descent.run([*addresses, ctypes.addressof(_ADD)])
+        else:
+            self._both.run(addresses)
+        fine = not counts[1] and self._is_finite(self._all, between) and (not take or math.isfinite(cost))
         return Found(s, cost, found, between) if fine else None
 
     def between(self, found: Found) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

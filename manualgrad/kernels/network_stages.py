@@ -156,10 +156,11 @@ class Stages:
             before,
             Stage(self.slots, [self._step("gather", images), *on_the_way.steps]),
             Stage(self.threads, [*after.steps, self._step("answers", found)]),
-            Stage(self.threads, self._descend()),
+            self.update(),
         ]
 
-    def _descend(self) -> Steps:
+    def update(self) -> Stage:
+        """w − η ∂J/∂w of all parameters, unless something is not finite."""
         sizes_of_w = [(s.outputs * s.weights_of_one, s.outputs) for s in self.convolutions]
         sizes_of_w += [(inputs * outputs, outputs) for inputs, outputs in self.products]
         steps: Steps = []
@@ -168,7 +169,7 @@ class Stages:
                 where = At(name), At(f"d{name}"), floats, split(floats, self.threads)[1], At("rate")
                 odds = At("counts"), At("odd"), self.slots * self.first_dense, At("cost")
                 steps.append(self._step("descend", [*where, *odds]))
-        return steps
+        return Stage(self.threads, steps)
 
     def _step(self, kernel: str, arguments: list[Any]) -> tuple[int, list[Any]]:
         return self.addresses[kernel], arguments
