@@ -3,10 +3,11 @@
 python scripts/kill_and_resume.py 100
 python scripts/kill_and_resume.py 3 --seed 7
 
-Every run is train.py on the bundled sample, with both engines in turn, in a process of its own that SIGKILL ends:
-every third while it writes a checkpoint, which the unfinished file shows that it leaves behind; the others when a
-time drawn at random has passed. A run that is over before that is not counted, and another time is drawn. So that it
-lasts minutes, 100 test images are looked at and no pictures are drawn. Exit code 1 unless all end with the same bits.
+Every run is train.py on the bundled sample, which chooses among the images and averages its last weights, with both
+engines in turn, in a process of its own that SIGKILL ends: every third while it writes a checkpoint, which the
+unfinished file shows that it leaves behind; the others when a time drawn at random has passed. A run that is over
+before that is not counted, and another time is drawn. So that it lasts minutes, 100 test images are looked at and no
+pictures are drawn. Exit code 1 unless all end with the same bits.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # train.py is no p
 import train
 
 STEPS, EVERY = 50, 2
-OPTIONS = ("--limit", "200", "--batch-size", "8", "--epochs", "2", "--optimizer", "adam",
+OPTIONS = ("--limit", "200", "--batch-size", "8", "--epochs", "3", "--shares", "0.8", "0.6", "--average", "0.3",
            "--checkpoint-every", str(EVERY), "--resume", "auto")  # fmt: skip
+OPTIMIZER = {"autograd": "adam", "document": "sgd"}  # the second by one program a step
 
 
 def main() -> int:
@@ -84,7 +86,7 @@ def run(out: Path, engine: str) -> None:
     train.data.load = lambda *_, **__: sample
     for picture in ("curves", "confusion", "kernels", "mistakes", "save"):
         setattr(pictures, picture, lambda *_: None)
-    raise SystemExit(train.main([*OPTIONS, "--engine", engine, "--out", str(out)]))
+    raise SystemExit(train.main([*OPTIONS, "--engine", engine, "--optimizer", OPTIMIZER[engine], "--out", str(out)]))
 
 
 def finish(out: Path, engine: str) -> None:

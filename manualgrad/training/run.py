@@ -176,7 +176,8 @@ class Run:
         right = (probabilities.argmax(1) == labels).sum()
         if self.processes.count > 1:
             cost, right = self.processes.add_up(torch.stack((cost.double(), right.double())))
-        taken = Taken(cost.item(), int(right), self._of_labels(probabilities, labels, count))
+        known = self._of_labels(probabilities, labels, count) if self.epochs.choose else probabilities[:0, 0]
+        taken = Taken(cost.item(), int(right), known)
         if not math.isfinite(taken.cost):
             raise self._nonfinite(taken.cost, x)
         self.optimizer.step()
