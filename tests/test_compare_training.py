@@ -275,7 +275,7 @@ def test_progress_is_counted_to_its_end_and_the_random_state_left_alone(digits):
     ({"limit": 0}, ValueError, "limit must be at least 1"),
     ({"learning_rate": 0}, ValueError, "learning_rate must be a number above 0, got 0"),
     ({"learning_rate": math.nan}, ValueError, "learning_rate must be a number above 0, got nan"),
-    ({"schedule": "linear"}, ValueError, "schedule must be one of constant, cosine, one-cycle, got 'linear'"),
+    ({"schedule": "cubic"}, ValueError, "schedule must be one of constant, cosine, one-cycle, linear, got 'cubic'"),
     ({"dtype": torch.int64}, ValueError, "dtype must be one of float64, float32, bfloat16, float16, got torch.int64"),
     ({"subgradients": (0, 2)}, ValueError, "subgradients must lie in 0..1"),
     ({"subgradients": (0, 0)}, ValueError, "subgradients must differ"),
