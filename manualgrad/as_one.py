@@ -80,6 +80,20 @@ def _described(model: nn.Module, image: torch.Size) -> tuple[Network, list[Tenso
     return None if network is None else (network, parameters)
 
 
+def parts_of(model: nn.Module) -> list[Any]:
+    """All that a program depends on, as the very objects that the model holds: where they are the same, it still is
+    what :func:`plan_of` made of them."""
+    parts: list[Any] = [model.stages, model.subgradient, nn.Module.__call__]
+    for layer in model._modules.values():
+        if layer is None:
+            continue
+        kind, own = type(layer), layer.__dict__
+        parts += (layer, kind, kind.forward, own.get("forward"), *[own.get(name) for name in _NUMBERS.get(kind, ())])
+        if kind is ConvReLUMaxPool2d or kind is Dense:
+            parts += layer._parameters.values()
+    return parts
+
+
 def _is_exact(number: object) -> bool:
     """Whether it equals nothing but what means the same, and is what a layer takes."""
     if type(number) is tuple:

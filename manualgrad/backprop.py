@@ -138,7 +138,10 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
         return by_kernels
     layers, probabilities = forward(model, x)
     last = layers[-1].z
-    y = target_distribution(last, target, None, -100, "mean", 0.0).y
+    distribution = target_distribution(last, target, None, -100, "mean", 0.0)
+    y, cost = distribution.y, cross_entropy(last, distribution.y, True)
+    if distribution.nothing is not False:
+        cost = cost.masked_fill(distribution.nothing, torch.nan)  # the mean of none
     g, weights, biases, received = logits_gradient(last.new_tensor(-eta), last, y), [], [], []  # eq. (15), (19)
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
         layer = layers[l]
@@ -157,7 +160,7 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
         biases.insert(0, b)
         if l > 0:
             g = _received(layers[l - 1], g, model.subgradient)
-    return Steps(probabilities, cross_entropy(last, y, True), weights, biases, lambda: (layers, received))
+    return Steps(probabilities, cost, weights, biases, lambda: (layers, received))
 
 
 @torch.no_grad()

@@ -102,13 +102,13 @@ class DocumentCNN(nn.Module):
         found = as_one.plan_of(self, x)
         if found is not None and as_one.nobody_listens(self) and as_one.is_differentiated_as_one(x, found[1]):
             return logits(x, *found)  # all of what follows, by one program
-        for layer in self.children():  # eq. (16), (17), (22), (23)
+        for layer in filter(None, self._modules.values()):  # eq. (16), (17), (22), (23)
             x = layer(x)
         return x
 
     def weighted(self) -> list[nn.Module]:
         """The layers that have a weight, f^0 to f^{L−1}: convolutions, then dense layers."""
-        return [layer for layer in self.children() if isinstance(layer, (Conv2d, Dense))]
+        return [layer for layer in self._modules.values() if isinstance(layer, (Conv2d, Dense))]
 
     def probabilities(self, x: Tensor) -> Tensor:
         """x^L = S(z^{L−1}): (B, classes)."""
@@ -145,6 +145,7 @@ class DocumentCNN(nn.Module):
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         return (
             type(self).forward is DocumentCNN.forward
+            and type(self).__call__ is nn.Module.__call__
             and "forward" not in own
             and self._compiled_call_impl is None
             and not any(own[name] for name in hooks)

@@ -121,6 +121,25 @@ def test_a_run_that_chooses_and_averages_is_taken_up(dataset, engine, at):
         assert not same_weights(go_on(begin(dataset, **{**options, **other})), untouched)
 
 
+@pytest.mark.parametrize(("place", "value", "words"), [
+    (("costs", 3), torch.nan, "costs: expected finite"),
+    (("history", 0, "cost"), torch.inf, r"history\[0\]: expected finite"),
+    (("history", 0, "epoch"), 10**400, r"history\[0\].epoch: expected 1, found 1000"),
+    (("seconds",), torch.nan, "seconds: expected finite"),
+    (("right",), 10**400, "right: expected a number from 0 to 40"),
+    (("right",), -1, "right: expected a number from 0 to 40"),
+    (("model", "conv0.bias", 1), torch.nan, r"model.conv0.bias: expected finite"),
+])  # fmt: skip
+def test_numbers_that_no_run_saves_are_refused(dataset, place, value, words):
+    state = run_state.state(go_on(begin(dataset), 4))
+    inner = state
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(CheckpointError, match=words):
+        run_state.restore(begin(dataset), seal(state), "it")
+
+
 def test_a_mean_of_another_number_of_steps_is_refused(dataset):
     options = {"averaged": 3}
     state = run_state.state(go_on(begin(dataset, **options), 5))

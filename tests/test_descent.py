@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from manualgrad import DocumentCNN, backprop, data, kernels
 from manualgrad.kernels import compiled
 from manualgrad.kernels.descent import Descent
+from manualgrad.nn import Dense
 from manualgrad.training import run as runs
 from manualgrad.training.epochs import Epochs
 from manualgrad.training.nonfinite import NonFinite
@@ -180,9 +181,9 @@ def test_data_that_kernels_cannot_read_is_refused(dataset):
 # ------------------------------------------------------------------------------------------------------ in a run
 
 
-def begun(dataset: data.Dataset, optimizer="sgd", engine="document", rate=0.1) -> Run:
+def begun(dataset: data.Dataset, optimizer="sgd", engine="document", rate=0.1, hidden=(9,)) -> Run:
     torch.manual_seed(0)
-    model = DocumentCNN(image_size=24, hidden=(9,))
+    model = DocumentCNN(image_size=24, hidden=hidden)
     steps, epochs = OPTIMIZERS[optimizer](model.parameters(), lr=rate), Epochs(120, 25, 3, (1.0, 0.5))
     schedule = step_sizes("linear", steps, epochs.steps)
     return Run(model, steps, schedule, dataset.middle(24), epochs=epochs, seed=0, averaged=3, engine=engine)
@@ -214,6 +215,86 @@ def test_a_run_ends_with_the_same_bits_with_and_without(dataset, monkeypatch):
 def test_other_optimisers_and_the_other_engine_step_by_themselves(dataset, other):
     assert begun(dataset, **other).descent is None
     assert begun(dataset).descent is not None
+
+
+def stepped(run: Run) -> Run:
+    for _ in range(2):
+        run.take_step()
+    return run
+
+
+def frozen(run: Run) -> None:
+    run.model.conv0.requires_grad_(False)
+
+
+def another_layer(run: Run) -> None:
+    torch.manual_seed(5)
+    run.model.dense2 = Dense(32 * 3 * 3, 9)
+
+
+def transposed(run: Run) -> None:
+    run.model.conv1.weight.data = run.model.conv1.weight.data.transpose(2, 3)
+
+
+def hooked(run: Run) -> None:
+    def without_first_gradient(*_) -> None:
+        run.model.conv0.weight.grad.zero_()
+
+    run.optimizer.register_step_pre_hook(without_first_gradient)
+
+
+def fewer(run: Run) -> None:
+    del run.optimizer.param_groups[0]["params"][0]
+
+
+SITUATIONS = {
+    "a frozen layer": frozen,
+    "another layer": another_layer,
+    "a transposed weight": transposed,
+    "a hook of the optimiser": hooked,
+    "a weight that the optimiser leaves out": fewer,
+    "another convolution": lambda run: setattr(run.model.conv1, "flip_kernel", False),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "in the middle of an epoch"])
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_what_is_changed_counts_from_the_next_step_on(dataset, monkeypatch, situation, when):
+    def changed() -> Run:
+        run = begun(dataset)
+        if when != "before":
+            stepped(run)
+        SITUATIONS[situation](run)
+        if when == "before":
+            run.draw_order()
+        return stepped(run)
+
+    found = changed()
+    monkeypatch.setattr(runs, "descent_of", lambda *_: None)
+    right = changed()
+    assert found.costs == right.costs
+    assert all(map(torch.equal, found.model.parameters(), right.model.parameters()))
+
+
+@pytest.mark.parametrize("engine", runs.ENGINES)
+def test_a_frozen_weight_stays_and_a_shared_one_has_both_gradients(dataset, engine):
+    run = begun(dataset, engine=engine, hidden=(10, 10))
+    run.model.conv0.requires_grad_(False)
+    before = run.model.conv0.weight.clone()
+    run.model.dense4 = run.model.dense3
+    x, labels = next(run.batches)
+    run.find_gradients(x, labels, len(labels))
+    assert run.model.conv0.weight.grad is None and torch.equal(run.model.conv0.weight, before)
+    model = run.model.double()
+    (expected,) = torch.autograd.grad(model.cost(x.double(), labels), [model.dense3.weight])
+    torch.testing.assert_close(model.dense3.weight.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_images_that_were_freed_are_not_read(dataset):
+    own = data.Split(dataset.train.images.clone(), dataset.train.labels)
+    run = stepped(begun(replace(dataset, train=own)))
+    own.images.untyped_storage().resize_(0)
+    assert run.descent.step(25, 0.1) is None
 
 
 def test_a_cost_that_is_not_finite_is_said_and_the_weights_are_as_before(dataset):

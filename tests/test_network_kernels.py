@@ -397,6 +397,42 @@ def test_whoever_listens_to_the_model_is_heard_when_a_cost_is_asked_for(own):
     assert heard == [own]
 
 
+def test_the_labels_are_the_callers():
+    model, x, labels = network()
+    right = torch.autograd.grad(cost_of_logits(model, x, labels), model.dense3.weight)[0]
+    with torch.inference_mode():
+        made_elsewhere = labels.clone()
+    model.cost(x, made_elsewhere).backward()
+    cost = model.cost(x, labels)
+    labels.add_(1)
+    torch.testing.assert_close(torch.autograd.grad(cost, model.dense3.weight, create_graph=True)[0].detach(), right)
+    torch.testing.assert_close(model.dense3.weight.grad, right)
+
+
+def test_a_layer_that_is_used_twice_runs_twice():
+    model, x, labels = network(hidden=(20, 20))
+    twice = copy.deepcopy(model)
+    twice.dense3 = nn.Identity()
+    model.dense3, model.relu3 = nn_of_ours.Dense(20, 20), model.relu2
+    twice.dense3, twice.relu3 = model.dense3, nn_of_ours.ReLU()
+    torch.testing.assert_close(model(x), twice(x))
+    model.dense3 = model.dense4 = nn_of_ours.Dense(20, 20)
+    model.classes = 20
+    assert [f is model.dense3 for f in model.weighted()] == [False, False, False, True, True]
+    steps = backprop.backpropagate(model, x, labels, eta=-1)
+    model.cost(x, labels).backward()
+    torch.testing.assert_close(model.dense3.weight.grad, steps.weights[3] + steps.weights[4])
+
+
+def test_a_subclass_with_a_call_of_its_own_keeps_it():
+    class Twice(DocumentCNN):
+        def __call__(self, x):
+            return super().__call__(2 * x)
+
+    model, x, labels = Twice(), *network()[1:]
+    torch.testing.assert_close(model.cost(x, labels), cost_of_logits(model, x, labels))
+
+
 def test_a_subclass_with_a_forward_of_its_own_keeps_it():
     class Louder(DocumentCNN):
         def forward(self, x):
@@ -522,7 +558,9 @@ def test_labels_that_do_not_count():
     for targets in (labels, torch.full_like(labels, -100)):
         found = backprop.backpropagate(model, x, targets)
         right = without_kernels(lambda targets=targets: backprop.backpropagate(model, x, targets))
-        torch.testing.assert_close(found.cost, right.cost)
+        torch.testing.assert_close(found.cost, right.cost, equal_nan=True)
+        torch.testing.assert_close(found.cost, cost_of_logits(model, x, targets).detach(), equal_nan=True)
+        torch.testing.assert_close(model.cost(x, targets).detach(), found.cost, equal_nan=True)
         for one, other in zip(found.weights + found.biases, right.weights + right.biases, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 

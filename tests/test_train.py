@@ -378,6 +378,18 @@ def test_schedules(name):
         assert rates[0] == pytest.approx(0.2 if name == "cosine" else 0.2 / 25)
 
 
+@pytest.mark.parametrize("steps_in_all", range(4, 16))
+def test_a_short_linear_schedule_rises_and_falls(steps_in_all):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+    schedule, rates = step_sizes("linear", optimizer, steps_in_all), []
+    for _ in range(steps_in_all):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.2 / 25) and rates[-1] == pytest.approx(0.4 * 0.2)
+    assert max(rates) <= 0.2 + 1e-12 and max(rates) > 0.15
+
+
 def test_minibatches_show_every_image_in_the_order_that_is_given(monkeypatch):
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     dataset = replace(data.bundled_sample(), train=data.Split(images, torch.arange(10)))

@@ -60,7 +60,7 @@ class Cost(Function):
         ctx: Any, found: Found, x: Tensor, labels: Tensor, network: Network, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.network, ctx.biases = network, [(b, b._version) for b in parameters[1::2]]
-        ctx.save_for_backward(x, labels, *parameters[::2], *found.steps)
+        ctx.save_for_backward(x, labels.clone(), *parameters[::2], *found.steps)  # the labels are the caller's
         ctx.mark_non_differentiable(found.probabilities)
         return found.cost, found.probabilities
 

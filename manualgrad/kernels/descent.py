@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Descent:
                 "Descent: images must be uint8 (N, 1, H, W) with dense rows, labels int64, all on the CPU"
             )
         self.plan, self.parameters, self.images, self.labels = plan, list(parameters), images, labels
-        self._starts, self._order, self._labels = [p.data_ptr() for p in self.parameters], labels[:0], labels[:0]
+        self._were, self._order, self._labels = self._where(), labels[:0], labels[:0]
         self._layout = Layout(**_parts(plan))
         self._piece = self._layout.new()
         self._known, self._cost, self._rate, factor, odd = map(self._part, ("known", "cost", "rate", "factor", "odd"))
@@ -52,10 +53,15 @@ class Descent:
         self._odd = odd[: plan.stages.slots * plan.stages.first_dense]
         factor.fill_(1)
         own = dict(zip(self._layout.sizes, self._layout.addresses(self._piece), strict=True))
-        self._fixed = [*self._starts, *own.values(), own["x"], images.data_ptr()]
+        self._fixed = [*[p.data_ptr() for p in self.parameters], *own.values(), own["x"], images.data_ptr()]
         stages = plan.stages.descent(Pixels(images.stride(0), images.stride(2), mean, std))
         names = [*_names(plan), *own, "seen", "images", "labels", "chosen"]
         self._program = Program(plan.code, plan.stages.threads, stages, names)
+
+    def _where(self) -> list[tuple[Any, ...]]:
+        """How parameters and images lie in memory."""
+        tensors = [*self.parameters, self.images]
+        return [(t.data_ptr(), t.shape, t.stride(), t.untyped_storage().nbytes()) for t in tensors]
 
     def _part(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         return self._layout.part(self._piece, name, (-1,), dtype)
@@ -76,15 +82,11 @@ class Descent:
     def step(self, first: int, rate: float) -> Taken | None:
         """One step of size ``rate`` on the images from number ``first`` of the order.
 
-        None where the weights are left as they were: fewer images are left, something is not finite, a parameter lies
-        elsewhere than before, or other kernels were chosen.
+        None where the weights are left as they were: fewer images are left, something is not finite, a parameter or
+        the images lie elsewhere or otherwise than before, or other kernels were chosen.
         """
-        here = [p.data_ptr() for p in self.parameters] == self._starts
-        if (
-            not (0 <= first <= len(self._order) - self.plan.images)
-            or not here
-            or machine.in_use() is not self.plan.code
-        ):
+        there = 0 <= first <= len(self._order) - self.plan.images
+        if not there or self._where() != self._were or machine.in_use() is not self.plan.code:
             return None
         self._rate.fill_(rate)
         offset = 8 * first

@@ -104,7 +104,7 @@ class Plan:
     ) -> Found | None:
         """``factor`` times the gradient of the mean cost of ``labels`` (B,), by one program, of tensors that it
         :meth:`takes`; with ``take`` it is added to them, too. None, and nothing is added, where a label is no class,
-        there is none, or something is not finite."""
+        none counts, or something is not finite."""
         if not self.images or not lies_dense(labels, self.shapes[0][:1], torch.int64):
             return None
         counts, number = (ctypes.c_int64 * 2)(), ctypes.c_float(factor)
@@ -117,7 +117,9 @@ class Plan:
             self._descent.run([*addresses, ctypes.addressof(_ADD)])
         else:
             self._both.run(addresses)
-        fine = not counts[1] and self._is_finite(self._all, between) and (not take or math.isfinite(cost))
+        fine = (
+            counts[0] and not counts[1] and self._is_finite(self._all, between) and (not take or math.isfinite(cost))
+        )
         return Found(s, cost, found, between) if fine else None
 
     def between(self, found: Found) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -97,7 +97,7 @@ class Choice:
 
     def take_up(self, before: Tensor, seen: Tensor) -> None:
         """As it was when these were its ``before`` and ``seen``; the order has to be drawn again."""
-        self.before, self._seen = before, [seen]
+        self.before, self._seen = before.clone(), [seen]
 
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
         """The numbers of ``size`` images, in the order in which the epoch takes them."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
-from manualgrad import backprop, kernels
+from manualgrad import as_one, backprop, kernels
 from manualgrad.data import Dataset
 from manualgrad.functional import softmax, softmax_cross_entropy
 from manualgrad.kernels.descent import Taken
@@ -116,9 +117,9 @@ class Run:
         self.order_before = self.order.get_state()
         self.chosen = self.choice.draw(self.epochs.sizes[self.epoch - 1], self.order)
         self._gather_from_here()
-        self.descent = None if self._descent_is_special() else descent_of(
-            self.model, self.dataset, self.epochs.batch_size
-        )  # fmt: skip
+        self.descent, self.situation = None, self._situation()
+        if not self._wants_more_than_descent():
+            self.descent = descent_of(self.model, self.dataset, self.epochs.batch_size)
         if self.descent is not None:
             self.descent.begin(self.chosen)
 
@@ -129,10 +130,34 @@ class Run:
         )  # fmt: skip
         self.gathered = self.step  # the step that the next of them is for
 
-    def _descent_is_special(self) -> bool:
-        """Whether more is asked for than w − η ∂J/∂w by the document's recursion, in this process alone."""
-        plain = type(self.optimizer) is GradientDescent and len(self.optimizer.param_groups) == 1
-        return self.engine != "document" or self.processes.count > 1 or not plain
+    def _wants_more_than_descent(self) -> bool:
+        """Whether more, or less, is asked for than w − η ∂J/∂w of every weight, by the document's recursion and in
+        this process alone."""
+        if self.engine != "document" or self.processes.count > 1 or type(self.optimizer) is not GradientDescent:
+            return True
+        weights = [w for f in self.model.weighted() for w in (f.weight, f.bias)]
+        stepped = [w for group in self.optimizer.param_groups for w in group["params"] if w.requires_grad]
+        hooks = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
+        once = len(stepped) == len(weights) and set(map(id, stepped)) == set(map(id, weights))
+        return not once or len(self.optimizer.param_groups) > 1 or bool(hooks)
+
+    def _situation(self) -> list[Any]:
+        """All that decides whether a step may be taken by the program that was made, as the very objects."""
+        groups = self.optimizer.param_groups
+        weights = [w for group in groups for w in group["params"]]
+        hooks = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
+        flags = [w.requires_grad for w in weights]
+        return [self.model, self.optimizer, len(groups), bool(hooks), *weights, *flags, *as_one.parts_of(self.model)]
+
+    def _descend(self, rate: float) -> Taken | None:
+        """A step by one program, where all is as it was when that was made. A schedule asks that the optimiser has
+        stepped before it: the first step is not taken so."""
+        if self.descent is None or not self.step:
+            return None
+        now = self._situation()
+        if len(now) != len(self.situation) or not all(map(is_, now, self.situation)):
+            return None
+        return self.descent.step(self.place * self.epochs.batch_size, rate)
 
     def warm_up(self) -> None:
         """Computes the gradients of the first images and forgets them, so that no step has to wait for a compiler."""
@@ -151,10 +176,7 @@ class Run:
         """
         start = time.perf_counter()
         rate, count = self.optimizer.param_groups[0]["lr"], self.epochs.batch(self.step)
-        # A schedule asks that the optimiser has stepped before it: the first step is not taken at once.
-        taken = self.descent.step(self.place * self.epochs.batch_size, rate) if self.descent and self.step else None
-        if taken is None:
-            taken = self._step_by_gradients(count)
+        taken = self._descend(rate) or self._step_by_gradients(count)
         step = Step(self.step + 1, taken.cost, count, taken.right, rate)
         if self.epochs.choose:
             self.choice.saw(taken.known.clone())
@@ -220,16 +242,20 @@ class Run:
     def _find_gradients_by_recursion(self, x: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Section 4, whose steps for η = −1 are the gradients, and for less this process's share of them."""
         share = len(labels) / count
+        self.model.zero_grad()
         if share:
             steps = backprop.backpropagate(self.model, x, labels, eta=-share)
-            for layer, weight, bias in zip(self.model.weighted(), steps.weights, steps.biases, strict=True):
-                layer.weight.grad, layer.bias.grad = weight, bias
+            weights = [w for f in self.model.weighted() for w in (f.weight, f.bias)]
+            found = [step for both in zip(steps.weights, steps.biases, strict=True) for step in both]
+            for w, gradient in zip(weights, found, strict=True):
+                if w.requires_grad:  # one that two layers share has both gradients
+                    w.grad = gradient if w.grad is None else w.grad + gradient
             cost, probabilities = steps.cost * share, steps.probabilities
         else:  # fewer images than processes, and there is no mean of none
             for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             cost, probabilities = x.new_zeros(()), x.new_zeros((0, self.model.classes))
-        self.processes.add_up_gradients(self.model.parameters())
+        self.processes.add_up_gradients(w for w in self.model.parameters() if w.requires_grad)
         return cost, probabilities
 
     def _nonfinite(self, cost: float, x: Tensor) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def restore(run: Run, content: bytes, name: str | Path) -> None:
             raise ValueError(f"step: expected a number from 0 to {run.steps}, found {printable(repr(step))}")
         require_alike(saved, _expected(run, step), "checkpoint")
         _require_same_rules(saved, run, step)
+        _require_finite(saved, run)
         _adopt(saved, run)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # also what torch says of a wrong generator
         raise CheckpointError(f"{printable(name)}: {printable(error)}") from error
@@ -136,6 +138,23 @@ def _require_same_rules(saved: dict[str, Any], run: Run, step: int) -> None:
             raise ValueError(f"mean.n_averaged: expected {averaged}, found {found}")
     moving = {"last_epoch": step, "_step_count": step + 1, "_last_lr": [group["lr"] for group in groups]}
     require_alike(saved["schedule"], run.schedule.state_dict() | moving, "schedule", equal=True)
+
+
+def _require_finite(saved: dict[str, Any], run: Run) -> None:
+    """Numbers that results are written of, and that a run stops at rather than save, are in their range."""
+    for name, weight in saved["model"].items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(f"model.{name}: expected finite numbers")
+    numbers = {"costs": saved["costs"].tolist(), "seconds": [saved["seconds"]]}
+    for n, epoch in enumerate(saved["history"]):
+        numbers[f"history[{n}]"] = [value for value in epoch.values() if type(value) is float]
+        if epoch["epoch"] != n + 1:
+            raise ValueError(f"history[{n}].epoch: expected {n + 1}, found {printable(repr(epoch['epoch'])[:20])}")
+    for name, values in numbers.items():
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"{name}: expected finite numbers")
+    if not 0 <= saved["right"] <= run.epochs.images:
+        raise ValueError(f"right: expected a number from 0 to {run.epochs.images}")
 
 
 def _adopt(saved: dict[str, Any], run: Run) -> None:

@@ -103,7 +103,8 @@ def step_sizes(name: str, optimizer: Optimizer, steps: int) -> lr_scheduler.LRSc
         peak = optimizer.param_groups[0]["lr"]
         return lr_scheduler.OneCycleLR(optimizer, max_lr=peak, total_steps=steps, cycle_momentum=False)
     if name == "linear":
-        rates = {"pct_start": 0.2, "div_factor": 25, "final_div_factor": 1 / (25 * 0.4)}  # from η/25, to 0.4 η
+        rise = max(0.2, 2 / steps)  # at least one step
+        rates = {"pct_start": rise, "div_factor": 25, "final_div_factor": 1 / (25 * 0.4)}  # from η/25, to 0.4 η
         return lr_scheduler.OneCycleLR(
             optimizer, optimizer.param_groups[0]["lr"], steps, anneal_strategy="linear", cycle_momentum=False, **rates
         )
