@@ -13,11 +13,12 @@ from manualgrad import DocumentCNN, backprop, data, kernels
 from manualgrad.kernels import compiled
 from manualgrad.kernels.descent import Descent
 from manualgrad.nn import Dense
-from manualgrad.training import run as runs
+from manualgrad.training import by_program
+from manualgrad.training.by_program import descent_of
 from manualgrad.training.epochs import Epochs
 from manualgrad.training.nonfinite import NonFinite
-from manualgrad.training.run import Run
-from manualgrad.training.steps import OPTIMIZERS, GradientDescent, descent_of, normalised, step_sizes
+from manualgrad.training.run import ENGINES, Run
+from manualgrad.training.steps import OPTIMIZERS, GradientDescent, normalised, step_sizes
 
 INSTRUCTIONS = compiled.instruction_sets() if kernels.available().instructions else ()
 pytestmark = [
@@ -201,20 +202,21 @@ def test_a_run_ends_with_the_same_bits_with_and_without(dataset, monkeypatch):
     steps = []
     original = Descent.step
     monkeypatch.setattr(Descent, "step", lambda *given: steps.append(original(*given)) or steps[-1])
-    by_program = finished(begun(dataset))
+    with_it = finished(begun(dataset))
     assert [taken is not None for taken in steps] == [*[True] * 3, False, *[True, True, False] * 2]
-    monkeypatch.setattr(runs, "descent_of", lambda *_: None)
+    monkeypatch.setattr(by_program, "descent_of", lambda *_: None)
     by_gradients = finished(begun(dataset))
     assert len(steps) == 10
-    assert by_program.costs == by_gradients.costs and by_program.right == by_gradients.right
-    assert all(map(torch.equal, by_program.model.parameters(), by_gradients.model.parameters()))
-    assert torch.equal(by_program.choice.before, by_gradients.choice.before)
+    assert with_it.costs == by_gradients.costs and with_it.right == by_gradients.right
+    assert all(map(torch.equal, with_it.model.parameters(), by_gradients.model.parameters()))
+    assert torch.equal(with_it.choice.before, by_gradients.choice.before)
 
 
 @pytest.mark.parametrize("other", [{"optimizer": "adam"}, {"engine": "autograd"}])
 def test_other_optimisers_and_the_other_engine_step_by_themselves(dataset, other):
-    assert begun(dataset, **other).descent is None
-    assert begun(dataset).descent is not None
+    run = begun(dataset, **other)
+    assert run.by_program is None or run.by_program.descent is None
+    assert begun(dataset).by_program.descent is not None
 
 
 def stepped(run: Run) -> Run:
@@ -270,13 +272,13 @@ def test_what_is_changed_counts_from_the_next_step_on(dataset, monkeypatch, situ
         return stepped(run)
 
     found = changed()
-    monkeypatch.setattr(runs, "descent_of", lambda *_: None)
+    monkeypatch.setattr(by_program, "descent_of", lambda *_: None)
     right = changed()
     assert found.costs == right.costs
     assert all(map(torch.equal, found.model.parameters(), right.model.parameters()))
 
 
-@pytest.mark.parametrize("engine", runs.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_frozen_weight_stays_and_a_shared_one_has_both_gradients(dataset, engine):
     run = begun(dataset, engine=engine, hidden=(10, 10))
     run.model.conv0.requires_grad_(False)
@@ -294,7 +296,7 @@ def test_images_that_were_freed_are_not_read(dataset):
     own = data.Split(dataset.train.images.clone(), dataset.train.labels)
     run = stepped(begun(replace(dataset, train=own)))
     own.images.untyped_storage().resize_(0)
-    assert run.descent.step(25, 0.1) is None
+    assert run.by_program.descent.step(25, 0.1) is None
 
 
 def test_a_cost_that_is_not_finite_is_said_and_the_weights_are_as_before(dataset):

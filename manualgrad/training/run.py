@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from operator import is_
 from typing import Any
 
 import torch
@@ -14,16 +13,17 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
-from manualgrad import as_one, backprop, kernels
+from manualgrad import backprop, kernels
 from manualgrad.data import Dataset
 from manualgrad.functional import softmax, softmax_cross_entropy
 from manualgrad.kernels.descent import Taken
 from manualgrad.models import DocumentCNN
 from manualgrad.training import nonfinite
+from manualgrad.training.by_program import ByProgram
 from manualgrad.training.distributed import ALONE, Processes
 from manualgrad.training.endings import FAILED, Ended
 from manualgrad.training.epochs import Choice, Epochs
-from manualgrad.training.steps import GradientDescent, Verdict, descent_of, minibatches
+from manualgrad.training.steps import Verdict, minibatches
 
 ENGINES = ("autograd", "document")
 
@@ -117,11 +117,11 @@ class Run:
         self.order_before = self.order.get_state()
         self.chosen = self.choice.draw(self.epochs.sizes[self.epoch - 1], self.order)
         self._gather_from_here()
-        self.descent, self.situation = None, self._situation()
-        if not self._wants_more_than_descent():
-            self.descent = descent_of(self.model, self.dataset, self.epochs.batch_size)
-        if self.descent is not None:
-            self.descent.begin(self.chosen)
+        self.by_program = None
+        if self.engine == "document" and self.processes.count == 1:
+            self.by_program = ByProgram(
+                self.model, self.optimizer, self.dataset, self.epochs.batch_size, self.chosen
+            )  # fmt: skip
 
     def _gather_from_here(self) -> None:
         self.batches: Iterator[tuple[Tensor, Tensor]] = minibatches(
@@ -129,35 +129,6 @@ class Run:
             dtype=self.dtype, first=self.place, share=self.processes.share,
         )  # fmt: skip
         self.gathered = self.step  # the step that the next of them is for
-
-    def _wants_more_than_descent(self) -> bool:
-        """Whether more, or less, is asked for than w − η ∂J/∂w of every weight, by the document's recursion and in
-        this process alone."""
-        if self.engine != "document" or self.processes.count > 1 or type(self.optimizer) is not GradientDescent:
-            return True
-        weights = [w for f in self.model.weighted() for w in (f.weight, f.bias)]
-        stepped = [w for group in self.optimizer.param_groups for w in group["params"] if w.requires_grad]
-        hooks = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
-        once = len(stepped) == len(weights) and set(map(id, stepped)) == set(map(id, weights))
-        return not once or len(self.optimizer.param_groups) > 1 or bool(hooks)
-
-    def _situation(self) -> list[Any]:
-        """All that decides whether a step may be taken by the program that was made, as the very objects."""
-        groups = self.optimizer.param_groups
-        weights = [w for group in groups for w in group["params"]]
-        hooks = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
-        flags = [w.requires_grad for w in weights]
-        return [self.model, self.optimizer, len(groups), bool(hooks), *weights, *flags, *as_one.parts_of(self.model)]
-
-    def _descend(self, rate: float) -> Taken | None:
-        """A step by one program, where all is as it was when that was made. A schedule asks that the optimiser has
-        stepped before it: the first step is not taken so."""
-        if self.descent is None or not self.step:
-            return None
-        now = self._situation()
-        if len(now) != len(self.situation) or not all(map(is_, now, self.situation)):
-            return None
-        return self.descent.step(self.place * self.epochs.batch_size, rate)
 
     def warm_up(self) -> None:
         """Computes the gradients of the first images and forgets them, so that no step has to wait for a compiler."""
@@ -176,7 +147,12 @@ class Run:
         """
         start = time.perf_counter()
         rate, count = self.optimizer.param_groups[0]["lr"], self.epochs.batch(self.step)
-        taken = self._descend(rate) or self._step_by_gradients(count)
+        taken = None
+        if self.by_program is not None and self.step:  # a schedule asks that the optimiser has stepped before it
+            first = self.place * self.epochs.batch_size
+            taken = self.by_program.step(self.model, self.optimizer, first, rate)
+        if taken is None:
+            taken = self._step_by_gradients(count)
         step = Step(self.step + 1, taken.cost, count, taken.right, rate)
         if self.epochs.choose:
             self.choice.saw(taken.known.clone())

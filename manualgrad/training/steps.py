@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
-from manualgrad import as_one
 from manualgrad.data import Dataset, Split
 from manualgrad.functional import softmax_cross_entropy
-from manualgrad.kernels.descent import Descent
 from manualgrad.models import DocumentCNN
 from manualgrad.training.distributed import ALONE, Processes
 
@@ -75,18 +73,6 @@ def minibatches(
         chosen, sizes = torch.cat(some).to(dataset.train.labels.device), [len(batch) for batch in some]
         images, labels = (of.index_select(0, chosen) for of in (dataset.train.images, dataset.train.labels))
         yield from zip(normalised(images, dataset, dtype).split(sizes), labels.split(sizes), strict=True)
-
-
-def descent_of(model: DocumentCNN, dataset: Dataset, batch_size: int) -> Descent | None:
-    """Steps on such batches by one program each; None where kernels do not serve the model or the data."""
-    train = dataset.train
-    if train.images.shape[1] != 1 or len(train) < batch_size:
-        return None
-    x = normalised(train.images[:1], dataset).expand(batch_size, -1, -1, -1)
-    found = as_one.plan_of(model, x)
-    if found is None:
-        return None
-    return Descent(*found, train.images, train.labels, 255 * dataset.mean, 255 * dataset.std)
 
 
 def step_sizes(name: str, optimizer: Optimizer, steps: int) -> lr_scheduler.LRScheduler:
