@@ -101,8 +101,8 @@ def _pairs(weights: list[Tensor], biases: list[tuple[Tensor, int]]) -> list[tupl
 
 @dataclass(frozen=True)
 class _Layers:
-    """Of each convolution x, w, its codes and its geometry; of each dense layer x and w, and z of all but the last;
-    ``z`` is the last one's."""
+    """Of each convolution x, w, its codes and its geometry; of each dense layer x, w and z; ``z`` is the last one's,
+    and ``size`` that of the images which F flattens."""
 
     convolutions: list[tuple[Tensor, Tensor, Tensor, fused.Geometry]]
     products: list[tuple[Tensor, Tensor, Tensor]]

@@ -83,6 +83,7 @@ class Choice:
 
     @property
     def seen(self) -> Tensor:
+        """(n,) float32 on the CPU, of the n images that the epoch has shown."""
         return torch.cat([torch.empty(0), *(part.float().cpu() for part in self._seen)])
 
     def saw(self, probabilities: Tensor) -> None:
