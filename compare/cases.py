@@ -14,7 +14,7 @@ from torch.func import functional_call
 import manualgrad as mg
 from compare.case import Case
 from compare.native import native_twin, to_native
-from manualgrad.functions.fused import conv2d_relu_max_pool2d
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 
 HALF = "ReLU's derivative 1/2 at 0, equation (10)"
 

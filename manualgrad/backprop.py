@@ -23,18 +23,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from manualgrad import as_one
-from manualgrad.functions import conv2d, flatten, fused
-from manualgrad.functions.bias import bias_gradient
-from manualgrad.functions.dense import weighted_sums
-from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw, to_oihw
-from manualgrad.functions.precision import autocast_is_on
-from manualgrad.functions.relu import rectified, rectified_gradient
-from manualgrad.functions.softmax import softmax_values
-from manualgrad.functions.softmax_cross_entropy import cross_entropy, logits_gradient
-from manualgrad.functions.targets import target_distribution
 from manualgrad.models import DocumentCNN
+from manualgrad.network import guards
 from manualgrad.nn import Conv2d
+from manualgrad.ops import conv2d, conv_relu_pool, flatten
+from manualgrad.ops.bias import bias_gradient
+from manualgrad.ops.dense import weighted_sums
+from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw, to_oihw
+from manualgrad.ops.precision import autocast_is_on
+from manualgrad.ops.relu import rectified, rectified_gradient
+from manualgrad.ops.softmax import softmax_values
+from manualgrad.ops.softmax_cross_entropy import cross_entropy, logits_gradient
+from manualgrad.ops.targets import target_distribution
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Layer:
     """f^l and what it met on the way forward, in the document's layout.
 
     ``x`` and ``z`` are x^l and z^l; ``w`` is w^l, (P+1, Q+1, R, K) or (I, J). A convolution has a ``geometry``, and
-    the ``code`` of each of its windows: where the maximum came from, and what R' is there (see ``fused.py``). Its z
-    is not kept: nothing but a reader asks for it."""
+    the ``code`` of each of its windows: where the maximum came from, and what R' is there (see
+    ``conv_relu_pool.py``). Its z is not kept: nothing but a reader asks for it."""
 
     x: Tensor
     w: Tensor
     b: Tensor
-    geometry: fused.Geometry | None = None
+    geometry: conv_relu_pool.Geometry | None = None
     code: Tensor | None = None
 
     @cached_property
@@ -89,7 +89,7 @@ def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
     x = from_nchw(x)
     for f in weighted[: model.stages]:
         geometry = _geometry(model, f, x)
-        pooled, code = fused.values(to_nchw(x), f.weight, f.bias, geometry)  # eq. (17), f = C
+        pooled, code = conv_relu_pool.values(to_nchw(x), f.weight, f.bias, geometry)  # eq. (17), f = C
         layers.append(Layer(x, from_oihw(f.weight), f.bias, geometry, code))
         x = from_nchw(pooled)  # eq. (16), σ = P∘R
     x = flatten.flatten_image(x)  # eq. (16), σ = F∘P∘R
@@ -99,8 +99,10 @@ def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
     return layers, softmax_values(layers[-1].z, -1)  # eq. (16), σ = S
 
 
-def _geometry(model: DocumentCNN, f: Conv2d, x: Tensor) -> fused.Geometry:
-    return fused.geometry_of(to_nchw(x), f.weight, f.bias, f.stride, f.padding, f.flip_kernel, model.subgradient)
+def _geometry(model: DocumentCNN, f: Conv2d, x: Tensor) -> conv_relu_pool.Geometry:
+    return conv_relu_pool.geometry_of(
+        to_nchw(x), f.weight, f.bias, f.stride, f.padding, f.flip_kernel, model.subgradient
+    )
 
 
 def _received(layer: Layer, g: Tensor, subgradient: float) -> Tensor:
@@ -118,7 +120,7 @@ def _delta(layer: Layer, g: Tensor) -> Tensor:
     """δ^l."""
     if layer.geometry is None:
         return g
-    return from_nchw(fused.spread(g, layer.code, layer.geometry))  # eq. (20), P⁻¹ and ∂R/∂z
+    return from_nchw(conv_relu_pool.spread(g, layer.code, layer.geometry))  # eq. (20), P⁻¹ and ∂R/∂z
 
 
 @torch.no_grad()
@@ -153,7 +155,7 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
                 bias_gradient(g),  # eq. (18)
             )
         else:
-            g, w, b = fused.all_gradients(
+            g, w, b = conv_relu_pool.all_gradients(
                 g, to_nchw(layer.x), to_oihw(layer.w), layer.code, layer.geometry, (l > 0, True, True)
             )  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w, and P⁻¹ and ∂R/∂z of eq. (20)
         weights.insert(0, w)
@@ -177,7 +179,7 @@ def _by_kernels(model: DocumentCNN, x: Tensor, target: Tensor, eta: float, take:
     """The same by one program of kernels, and with ``take`` w + Δw; None where there is none, or labels or numbers
     are not what it takes."""
     labels = isinstance(x, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
-    one = as_one.plan_of(model, x) if labels and not autocast_is_on(x) else None
+    one = guards.plan_of(model, x) if labels and not autocast_is_on(x) else None
     found = None if one is None else one[0].steps(x, target, one[1], -eta, take=take)  # eq. (13) to (21)
     if found is None:
         return None

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from manualgrad import as_one, functional
-from manualgrad.functions import checks
-from manualgrad.functions.cost import softmax_cross_entropy
-from manualgrad.functions.network import cost as cost_of_labels
-from manualgrad.functions.network import logits
+from manualgrad import functional
+from manualgrad.network import guards
+from manualgrad.network.function import cost as cost_of_labels
+from manualgrad.network.function import logits
 from manualgrad.nn import Conv2d, ConvReLUMaxPool2d, Dense, Flatten, MaxPool2d, ReLU
+from manualgrad.ops import checks
+from manualgrad.ops.loss import softmax_cross_entropy
 
 
 class DocumentCNN(nn.Module):
@@ -99,8 +100,8 @@ class DocumentCNN(nn.Module):
             self.add_module(name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = as_one.plan_of(self, x)
-        if found is not None and as_one.nobody_listens(self) and as_one.is_differentiated_as_one(x, found[1]):
+        found = guards.plan_of(self, x)
+        if found is not None and guards.nobody_listens(self) and guards.is_differentiated_as_one(x, found[1]):
             return logits(x, *found)  # all of what follows, by one program
         for layer in filter(None, self._modules.values()):  # eq. (16), (17), (22), (23)
             x = layer(x)
@@ -134,8 +135,8 @@ class DocumentCNN(nn.Module):
         """Both by one program, which finds the derivatives too; None where it cannot, or nobody wants them."""
         if not torch.is_grad_enabled() or not isinstance(target, Tensor) or not self._is_called_plainly():
             return None
-        found = as_one.plan_of(self, x)
-        if found is None or not (as_one.nobody_listens(self) and as_one.is_differentiated_as_one(x, found[1])):
+        found = guards.plan_of(self, x)
+        if found is None or not (guards.nobody_listens(self) and guards.is_differentiated_as_one(x, found[1])):
             return None
         return cost_of_labels(x, target, *found)
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from manualgrad import functional
-from manualgrad.functions import checks
-from manualgrad.functions.conv2d_geometry import padding_of
-from manualgrad.functions.fused import conv2d_relu_max_pool2d
-from manualgrad.functions.targets import Reduction
-from manualgrad.functions.windows import Windows
+from manualgrad.ops import checks
+from manualgrad.ops.conv2d_geometry import padding_of
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
+from manualgrad.ops.targets import Reduction
+from manualgrad.ops.windows import Windows
 
 
 class _Weighted(nn.Module):

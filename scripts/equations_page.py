@@ -24,15 +24,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manualgrad import DocumentCNN, backprop, functional, reference, reference_network
-from manualgrad.functions import conv2d, conv2d_geometry
-from manualgrad.functions.dense import weigh, weighted_sums
-from manualgrad.functions.flatten import ImageSize, flatten_image, unflatten_image
-from manualgrad.functions.layout import from_nchw, to_nchw
-from manualgrad.functions.relu import rectified, rectified_gradient
-from manualgrad.functions.softmax import softmax_gradient, softmax_values
-from manualgrad.functions.softmax_cross_entropy import cross_entropy, logits_gradient
-from manualgrad.functions.windows import Windows
+from manualgrad import DocumentCNN, backprop, functional
+from manualgrad.ops import conv2d, conv2d_geometry
+from manualgrad.ops.dense import weigh, weighted_sums
+from manualgrad.ops.flatten import ImageSize, flatten_image, unflatten_image
+from manualgrad.ops.layout import from_nchw, to_nchw
+from manualgrad.ops.relu import rectified, rectified_gradient
+from manualgrad.ops.softmax import softmax_gradient, softmax_values
+from manualgrad.ops.softmax_cross_entropy import cross_entropy, logits_gradient
+from manualgrad.ops.windows import Windows
+from manualgrad.reference import network as reference_network
+from manualgrad.reference import operations as reference
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE, PAGE = ROOT / "docs" / "equations.template.md", ROOT / "docs" / "equations.md"
@@ -42,21 +44,21 @@ LIMIT = 1e-12
 
 # The file whose citing lines are shown.
 CODE = {
-    1: "manualgrad/functions/conv2d.py",
-    2: "manualgrad/functions/conv2d.py",
-    3: "manualgrad/functions/conv2d.py",
-    4: "manualgrad/functions/max_pool2d.py",
-    5: "manualgrad/functions/flatten.py",
-    6: "manualgrad/functions/dense.py",
-    7: "manualgrad/functions/dense.py",
-    8: "manualgrad/functions/dense.py",
-    9: "manualgrad/functions/relu.py",
-    10: "manualgrad/functions/relu.py",
-    11: "manualgrad/functions/softmax.py",
-    12: "manualgrad/functions/softmax.py",
-    13: "manualgrad/functions/targets.py",
-    14: "manualgrad/functions/softmax_cross_entropy.py",
-    15: "manualgrad/functions/softmax_cross_entropy.py",
+    1: "manualgrad/ops/conv2d.py",
+    2: "manualgrad/ops/conv2d.py",
+    3: "manualgrad/ops/conv2d.py",
+    4: "manualgrad/ops/max_pool2d.py",
+    5: "manualgrad/ops/flatten.py",
+    6: "manualgrad/ops/dense.py",
+    7: "manualgrad/ops/dense.py",
+    8: "manualgrad/ops/dense.py",
+    9: "manualgrad/ops/relu.py",
+    10: "manualgrad/ops/relu.py",
+    11: "manualgrad/ops/softmax.py",
+    12: "manualgrad/ops/softmax.py",
+    13: "manualgrad/ops/targets.py",
+    14: "manualgrad/ops/softmax_cross_entropy.py",
+    15: "manualgrad/ops/softmax_cross_entropy.py",
     16: "manualgrad/backprop.py",
     17: "manualgrad/backprop.py",
     18: "manualgrad/backprop.py",
@@ -298,7 +300,7 @@ def through_dense(x: Tensor, w: Tensor, delta: Tensor) -> list[Tensor]:
 
 
 def network_errors() -> dict[int, float]:
-    """The same for section 4: ``manualgrad.backprop`` and DocumentCNN against reference_network.py, L = 4."""
+    """The same for section 4: ``manualgrad.backprop`` and DocumentCNN against reference/network.py, L = 4."""
     torch.manual_seed(0)
     model = DocumentCNN(2, (14, 13), (2, 3), (3, 2), (4,), 3, dtype=torch.float64)
     x, y, eta = random(2, 14, 13, 2, seed=12), np.array([[0, 0, 1], [0.2, 0.5, 0.4]]), 0.3

@@ -17,7 +17,7 @@ from torch.func import functional_call
 import manualgrad
 from compare.case import Case
 from compare.native import native_twin, to_native
-from manualgrad.functions.fused import conv2d_relu_max_pool2d
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 
 
 class Fault(Function):

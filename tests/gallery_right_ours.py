@@ -13,7 +13,7 @@ from torch import Tensor
 
 import manualgrad
 from compare.case import Case
-from manualgrad.functions.fused import conv2d_relu_max_pool2d
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 
 
 def convolution(rng: Random) -> Case:

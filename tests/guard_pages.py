@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from manualgrad.kernels import compiled, conv_pool, machine, memory, rows
-from manualgrad.kernels.descent import Descent
-from manualgrad.kernels.network import Network, Plan
+from manualgrad.cpu import conv_pool, instruction_set, jit, small_kernels, workspace
+from manualgrad.network.descent import Descent
+from manualgrad.network.plan import Network, Plan
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -33,7 +33,7 @@ guard_is_behind = True  # or before
 
 
 def guarded(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) -> Tensor:
-    """In place of ``memory.new``: anything but zeros is NaN, or 255."""
+    """In place of ``workspace.new``: anything but zeros is NaN, or 255."""
     if 0 in shape:
         return torch.empty(shape, dtype=dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -52,7 +52,7 @@ def guarded(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False
 
 
 def guarded_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """In place of ``memory.offsets``: each part has pages of its own, between two that nobody may touch."""
+    """In place of ``workspace.offsets``: each part has pages of its own, between two that nobody may touch."""
     found, end = [], PAGE
     for size in sizes:
         pages = -(-size // PAGE) * PAGE
@@ -62,7 +62,7 @@ def guarded_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
 
 
 def guarded_parts(total: int, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    """In place of ``memory.new_parts``, for such offsets."""
+    """In place of ``workspace.new_parts``, for such offsets."""
     start = LIBC.mmap(None, total, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
     assert start not in (None, ctypes.c_void_p(-1).value), "no memory"
     block = (ctypes.c_byte * total).from_address(start)
@@ -88,7 +88,7 @@ def one_call(draw: random.Random) -> str:
     global guard_is_behind
     guard_is_behind = draw.random() < 0.5
     torch.set_num_threads(draw.randint(1, 4))
-    machine.choose(draw.choice(compiled.instruction_sets()))
+    instruction_set.choose(draw.choice(jit.instruction_sets()))
     kind = draw.random()
     if kind < 0.5:
         return small_call(draw) if kind < 0.25 else network_call(draw)
@@ -101,14 +101,14 @@ def one_call(draw: random.Random) -> str:
     if draw.random() < 0.1 and x.numel():
         x[tuple(draw.randrange(n) for n in x.shape)] = math.inf
     flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
-    pooled, codes = conv_pool.forward(machine.in_use(), x, w, b, flip)
+    pooled, codes = conv_pool.forward(instruction_set.in_use(), x, w, b, flip)
     if draw.random() < 0.3:
         codes = torch.randint(256, codes.shape, dtype=torch.uint8)  # no forward ever made these
     g, codes = (copied(t, channels_last=True) for t in (pooled, codes))
     for_x, for_w = draw.choice([(True, True), (True, False), (False, True)])
     shapes = (x.shape, w.shape)
     arguments = (g, x if for_w else None, w if for_x else None, codes, shapes, flip, subgradient)
-    conv_pool.backward(machine.in_use(), *arguments)
+    conv_pool.backward(instruction_set.in_use(), *arguments)
     return "convolution"
 
 
@@ -120,7 +120,7 @@ def network_call(draw: random.Random) -> str:
     dense = tuple(draw.randint(1, 40) for _ in range(draw.randint(1, 3)))
     flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
     network = Network(image, tuple((k, *kernel) for k in channels), dense, flip, subgradient)
-    images, code = draw.choice([0, 1, 2, 3, 9]), machine.in_use()
+    images, code = draw.choice([0, 1, 2, 3, 9]), instruction_set.in_use()
     plan = Plan(code, network, images, torch.get_num_threads())
     x = copied(torch.randn(images, *image), draw.random() < 0.5)
     parameters = [copied(torch.randn(shape)) for shape in plan.shapes[1:]]
@@ -149,16 +149,16 @@ def small_call(draw: random.Random) -> str:
     z, y = (copied(torch.randn(count, classes)) for _ in range(2))
     labels = copied(torch.randint(-3, classes + 3, (count,)))
     results = [
-        rows.softmax_values(z, -1),
-        rows.cross_entropy(z, y, draw.random() < 0.5),
-        rows.logits_gradient(copied(torch.randn(count)), z, y),
-        rows.rectified_gradient(y, z, 0.5),
-        rows.labels_distribution(copied(labels.clamp(0, classes - 1)), z, classes, -100, True),
+        small_kernels.softmax_values(z, -1),
+        small_kernels.cross_entropy(z, y, draw.random() < 0.5),
+        small_kernels.logits_gradient(copied(torch.randn(count)), z, y),
+        small_kernels.rectified_gradient(y, z, 0.5),
+        small_kernels.labels_distribution(copied(labels.clamp(0, classes - 1)), z, classes, -100, True),
     ]
     assert all(result is not None for result in results), "a kernel was not used"
-    rows.labels_distribution(labels, z, classes, -1, True)
+    small_kernels.labels_distribution(labels, z, classes, -1, True)
     large = copied(torch.randn(draw.randint(60_000, 140_000)))
-    assert rows.rectified_gradient(large, copied(large), 0.5) is not None
+    assert small_kernels.rectified_gradient(large, copied(large), 0.5) is not None
     return "small"
 
 
@@ -184,8 +184,8 @@ def main() -> None:
         ctypes.c_float.from_address(address + (20 if guard_is_behind else -4)).value  # noqa: B018
         print("nobody noticed")
         return
-    memory.new, memory.like = guarded, lambda t: guarded(*t.shape)
-    memory.offsets, memory.new_parts = guarded_offsets, guarded_parts
+    workspace.new, workspace.like = guarded, lambda t: guarded(*t.shape)
+    workspace.offsets, workspace.new_parts = guarded_offsets, guarded_parts
     draw = random.Random(options.seed)
     torch.manual_seed(options.seed)
     seen = [one_call(draw) for _ in range(options.calls)]

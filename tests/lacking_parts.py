@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from manualgrad.functions.differentiable import differentiable, save, total
+from manualgrad.ops.differentiable import differentiable, save, total
 
 
 class Product(Function):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import manualgrad as mg
-from manualgrad.functions.relu_in_place import relu_in_place
+from manualgrad.ops.relu_in_place import relu_in_place
 
 
 @dataclass(frozen=True)

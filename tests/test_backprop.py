@@ -13,8 +13,9 @@ from torch import func
 
 import manualgrad as mg
 from compare.native import from_native, native_twin
-from manualgrad import backprop, reference_network
-from manualgrad.functions.layout import from_oihw, to_nchw
+from manualgrad import backprop
+from manualgrad.ops.layout import from_oihw, to_nchw
+from manualgrad.reference import network as reference_network
 
 
 def architecture(seed: int) -> dict:

@@ -27,7 +27,7 @@ from compare.speed import worker as speed_worker
 from compare.speed.check import distance, mistakes, tolerance
 from compare.speed.networks import DOCUMENT, NATIVE, OURS, Network
 from compare.speed.turns import Spread, fastest, ratio, take_turns
-from manualgrad.functions.fused import conv2d_relu_max_pool2d
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.training import allocator
 
 SMALL = Network((2, 3), 2)

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manualgrad import kernels
-from manualgrad.functions import fused
-from manualgrad.functions.conv2d import convolution
-from manualgrad.functions.fused import conv2d_relu_max_pool2d
-from manualgrad.functions.layout import from_nchw, from_oihw, to_nchw
-from manualgrad.kernels import compiled, conv_pool, parallel
-from manualgrad.kernels.codes import DEAD, ZERO
+from manualgrad.cpu import conv_pool, jit, team
+from manualgrad.cpu.pool_index import DEAD, ZERO
+from manualgrad.ops import conv_relu_pool
+from manualgrad.ops.conv2d import convolution
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
+from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw
 
 pytestmark = pytest.mark.usefixtures("kernels_as_before")
 
 
 def sets() -> tuple[str, ...]:
     try:
-        return compiled.instruction_sets()
-    except compiled.Unavailable:
+        return jit.instruction_sets()
+    except jit.Unavailable:
         return ()
 
 
@@ -34,7 +34,7 @@ every_set = pytest.mark.parametrize(
     "instructions",
     [
         pytest.param(name, marks=pytest.mark.skipif(name not in sets(), reason=f"this processor has no {name}"))
-        for name in compiled.LANES
+        for name in jit.LANES
     ],
 )
 
@@ -58,8 +58,8 @@ class Case:
         x = draw(self.images, self.channels, *size)
         return x, draw(self.outputs, self.channels, *self.kernel), draw(self.outputs) if self.bias else None
 
-    def geometry(self, x: Tensor, w: Tensor, b: Tensor | None) -> fused.Geometry:
-        return fused.geometry_of(x, w, b, 1, 0, self.flip, self.subgradient)
+    def geometry(self, x: Tensor, w: Tensor, b: Tensor | None) -> conv_relu_pool.Geometry:
+        return conv_relu_pool.geometry_of(x, w, b, 1, 0, self.flip, self.subgradient)
 
 
 CASES = st.builds(
@@ -100,16 +100,16 @@ def strange(*shape: int) -> Tensor:
 def by_formula(x, w, b, g, geometry) -> list[Tensor]:
     kernels.choose("off")
     z = convolution(from_nchw(x), from_oihw(w), b, geometry.convolution)
-    pooled, code = (to_nchw(t) for t in fused.pooled_and_codes(z, geometry))
-    return [pooled, code, *fused.all_gradients(g, x, w, code, geometry, (True, True, True))]
+    pooled, code = (to_nchw(t) for t in conv_relu_pool.pooled_and_codes(z, geometry))
+    return [pooled, code, *conv_relu_pool.all_gradients(g, x, w, code, geometry, (True, True, True))]
 
 
 def by_kernel(instructions, x, w, b, g, geometry) -> list[Tensor]:
     """Through the door that the Function uses; gradients of x and w are None where the formula has to serve."""
     kernels.choose(instructions)
-    pooled, code = fused.kernels.forward(x, w, b, geometry)
-    found = fused.kernels.backward(g, x, w, code, geometry, (True, True))
-    return [pooled, code, *(found or fused.all_gradients(g, x, w, code, geometry, (True, True, True)))]
+    pooled, code = conv_relu_pool.kernels.forward(x, w, b, geometry)
+    found = conv_relu_pool.kernels.backward(g, x, w, code, geometry, (True, True))
+    return [pooled, code, *(found or conv_relu_pool.all_gradients(g, x, w, code, geometry, (True, True, True)))]
 
 
 def same(ours: Tensor, expected: Tensor) -> bool:
@@ -172,7 +172,7 @@ def test_any_byte_may_come_as_a_code(instructions):
     code = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
     x, w, g = torch.ones(4, 1, 16, 16), torch.ones(1, 1, 1, 1), torch.ones(4, 1, 8, 8)
     shapes = (x.shape, w.shape)
-    dx, dw, db = conv_pool.backward(compiled.code(instructions), g, x, w, code, shapes, True, 0.5)
+    dx, dw, db = conv_pool.backward(jit.code(instructions), g, x, w, code, shapes, True, 0.5)
     assert db.item() == dw.item() == dx.sum().item() == 4 + 0.5
     assert {ZERO, DEAD} == {254, 255}
 
@@ -228,13 +228,13 @@ def test_two_runs_have_the_same_bits(instructions, threads):
 def calls(monkeypatch) -> list[str]:
     """The kernels that ran, in order."""
     seen: list[str] = []
-    run = parallel.run
+    run = team.run
 
     def noting(code, kernel, slots, arguments):
         seen.append(kernel)
         run(code, kernel, slots, arguments)
 
-    monkeypatch.setattr(parallel, "run", noting)
+    monkeypatch.setattr(team, "run", noting)
     return seen
 
 
@@ -361,7 +361,7 @@ def test_a_compiled_graph_has_them_as_operators(calls):
 
 @needs_kernels
 def test_shapes_that_do_not_fit_are_refused_at_the_door():
-    code = compiled.code(sets()[0])
+    code = jit.code(sets()[0])
     x, w, b = Case(3, 2, 4, (3, 3), (4, 4)).tensors(torch.randn)
     pooled, codes = conv_pool.forward(code, x, w, b, True)
     shapes = (x.shape, w.shape)
@@ -379,4 +379,4 @@ def test_memory_that_was_taken_away_is_noticed():
     x, w, b = Case(3, 2, 4, (3, 3), (4, 4)).tensors(torch.randn)
     x.untyped_storage().resize_(16)
     with pytest.raises(ValueError, match="in 16 bytes"):
-        fused.values(x, w, b, fused.geometry_of(x, w, b, 1, 0, True, 0.5))
+        conv_relu_pool.values(x, w, b, conv_relu_pool.geometry_of(x, w, b, 1, 0, True, 0.5))

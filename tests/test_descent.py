@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manualgrad import DocumentCNN, backprop, data, kernels
-from manualgrad.kernels import compiled
-from manualgrad.kernels.descent import Descent
+from manualgrad.cpu import jit
+from manualgrad.network.descent import Descent
 from manualgrad.nn import Dense
 from manualgrad.training import by_program
 from manualgrad.training.by_program import descent_of
@@ -20,7 +20,7 @@ from manualgrad.training.nonfinite import NonFinite
 from manualgrad.training.run import ENGINES, Run
 from manualgrad.training.steps import OPTIMIZERS, GradientDescent, normalised, step_sizes
 
-INSTRUCTIONS = compiled.instruction_sets() if kernels.available().instructions else ()
+INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
 pytestmark = [
     pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available())),
     pytest.mark.usefixtures("kernels_as_before"),

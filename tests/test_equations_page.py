@@ -1,7 +1,7 @@
 """docs/equations.md is true: every equation has its place, its line of code and its proof, and numbers are right.
 
-The script that writes the page computes its examples with the layers; here they are computed with ``reference.py``,
-by hand, or by arithmetic on what the page itself prints.
+The script that writes the page computes its examples with the layers; here they are computed with
+``reference/operations.py``, by hand, or by arithmetic on what the page itself prints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from matplotlib.mathtext import MathTextParser
 
-from manualgrad import reference, reference_network
+from manualgrad.reference import network as reference_network
+from manualgrad.reference import operations as reference
 from scripts import equations_page
 
 ROOT = Path(__file__).parents[1]
@@ -181,7 +182,7 @@ def test_the_errors_measured_now_are_small():
 
 
 def test_an_equation_that_loses_its_code_line_is_noticed(monkeypatch):
-    lines = [line.replace("eq. (7)", "") for line in source("manualgrad/functions/dense.py")]
+    lines = [line.replace("eq. (7)", "") for line in source("manualgrad/ops/dense.py")]
     monkeypatch.setattr(equations_page, "read", lambda file: lines)
     with pytest.raises(LookupError, match=r"\(7\) is not cited"):
         equations_page.code(7)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import manualgrad as mg
-from manualgrad.functions import fused as fused_module
-from manualgrad.functions.fused import DEAD, ZERO, Geometry, conv2d_relu_max_pool2d, pooled_and_codes
-from manualgrad.functions.max_pool2d_geometry import geometry_of
+from manualgrad.ops import conv_relu_pool as fused_module
+from manualgrad.ops.conv_relu_pool import DEAD, ZERO, Geometry, conv2d_relu_max_pool2d, pooled_and_codes
+from manualgrad.ops.max_pool2d_geometry import geometry_of
 
 
 def composed(x, w, b, subgradient, **options):

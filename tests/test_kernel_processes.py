@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from manualgrad import DocumentCNN, kernels
-from manualgrad.functions.fused import conv2d_relu_max_pool2d
-from manualgrad.kernels import compiled, machine, parallel
+from manualgrad.cpu import instruction_set, jit, team
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 
 pytestmark = pytest.mark.usefixtures("kernels_as_before")
 needs_kernels = pytest.mark.skipif(kernels.available().instructions is None, reason=str(kernels.available()))
@@ -44,7 +44,7 @@ def numbers(seed: int = 0) -> bytes:
 
 def in_child(queue) -> None:
     torch.set_num_threads(2)
-    queue.put((numbers(), parallel.why_alone()))
+    queue.put((numbers(), team.why_alone()))
 
 
 class Stages(Dataset):
@@ -98,7 +98,7 @@ def test_threads_get_the_same():
 def test_a_fork_waits_for_the_compiler():
     """LLVM's locks, held at a fork, would stay so in the child."""
     seen = []
-    with machine._lock:
+    with instruction_set._lock:
         thread = threading.Thread(target=lambda: seen.append(os.waitpid(os.fork() or os._exit(0), 0)))
         thread.start()
         thread.join(0.3)
@@ -134,7 +134,7 @@ def cache(tmp_path, monkeypatch):
 def made(text: str, cache, instructions: str = "avx2") -> tuple[bytes, bool]:
     """What the cache gives for these instructions of LLVM's, and whether it had to be made."""
     fresh = []
-    content = compiled._cached(text, instructions, lambda: fresh.append(text) or text.encode())
+    content = jit._cached(text, instructions, lambda: fresh.append(text) or text.encode())
     return content, bool(fresh)
 
 
@@ -165,10 +165,11 @@ def test_without_a_place_to_write_kernels_are_made_each_time(tmp_path, monkeypat
 @needs_kernels
 def test_an_edit_to_any_source_changes_what_is_compiled(monkeypatch):
     """What is cached is named after LLVM's instructions: an edit that changes them, in whichever file, is seen."""
-    from manualgrad.kernels import conv_pool_forward, relu, vectors
+    from manualgrad.cpu.ir import vectors
+    from manualgrad.cpu.kernels import conv_pool_forward, relu
 
-    before = compiled.emitted(8)
-    assert before == compiled.emitted(8)
+    before = jit.emitted(8)
+    assert before == jit.emitted(8)
     for module, name, other in [
         (conv_pool_forward, "DEAD", 77),
         (conv_pool_forward, "SUMMED", 64),
@@ -177,8 +178,8 @@ def test_an_edit_to_any_source_changes_what_is_compiled(monkeypatch):
     ]:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, other)
-            assert compiled.emitted(8) != before, name
-    assert compiled.emitted(8) == before
+            assert jit.emitted(8) != before, name
+    assert jit.emitted(8) == before
 
 
 # ----------------------------------------------------------------------------------------------- what there is
@@ -186,20 +187,20 @@ def test_an_edit_to_any_source_changes_what_is_compiled(monkeypatch):
 
 @needs_kernels
 def test_one_is_told_what_is_used_and_why():
-    for name in compiled.instruction_sets():
+    for name in jit.instruction_sets():
         kernels.choose(name)
         assert kernels.available().instructions == name
         assert f"kernels in {name} (as was chosen)" in str(kernels.available())
     kernels.choose("off")
     assert str(kernels.available()) == "no kernels, formulas serve: they were switched off"
     kernels.choose("auto")
-    assert kernels.available().instructions == compiled.instruction_sets()[0]
+    assert kernels.available().instructions == jit.instruction_sets()[0]
 
 
 def test_what_is_not_there_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="'auto', 'avx512', 'avx2', 'off', got 'neon'"):
         kernels.choose("neon")
-    monkeypatch.setattr(machine, "instruction_sets", lambda: ("avx2",))
+    monkeypatch.setattr(instruction_set, "instruction_sets", lambda: ("avx2",))
     with pytest.raises(ValueError, match="does not have what avx512 needs; it has avx2"):
         kernels.choose("avx512")
 
@@ -208,7 +209,7 @@ def test_what_is_not_there_is_refused(monkeypatch):
     ("change", "why"),
     [
         (lambda patch: patch.setattr(sys, "platform", "darwin"), "this is darwin on"),
-        (lambda patch: patch.setattr(compiled.platform, "machine", lambda: "aarch64"), "on aarch64"),
+        (lambda patch: patch.setattr(jit.platform, "machine", lambda: "aarch64"), "on aarch64"),
         (lambda patch: patch.setitem(sys.modules, "llvmlite.binding", None), "llvmlite cannot be imported"),
         (
             lambda patch: patch.setattr("llvmlite.binding.get_host_cpu_features", lambda: {"avx": True}),
@@ -219,8 +220,8 @@ def test_what_is_not_there_is_refused(monkeypatch):
 def test_where_there_are_none_formulas_serve(change, why, monkeypatch):
     """The processor is looked at before anything is compiled: here it is another one, or LLVM is missing."""
     expected = conv2d_relu_max_pool2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3))
-    compiled.instruction_sets.cache_clear()
-    monkeypatch.setattr(machine, "code", lambda _: pytest.fail("something was compiled"))
+    jit.instruction_sets.cache_clear()
+    monkeypatch.setattr(instruction_set, "code", lambda _: pytest.fail("something was compiled"))
     with monkeypatch.context() as patch:
         change(patch)
         kernels.choose("auto")
@@ -230,12 +231,12 @@ def test_where_there_are_none_formulas_serve(change, why, monkeypatch):
             kernels.choose("avx2")
         assert torch.equal(conv2d_relu_max_pool2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)), expected)
     monkeypatch.undo()
-    compiled.instruction_sets.cache_clear()
+    jit.instruction_sets.cache_clear()
 
 
 @pytest.mark.parametrize("value", ["avx2", "off", "nonsense"])
 def test_the_environment_chooses(value):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), machine.VARIABLE: value}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), instruction_set.VARIABLE: value}
     program = "from manualgrad import kernels; print(kernels.available())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     if value == "nonsense":

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from manualgrad import kernels
-from manualgrad.functions import relu, softmax, softmax_cross_entropy
-from manualgrad.functions.selection import holds, select
-from manualgrad.functions.targets import target_distribution
-from manualgrad.kernels import compiled, cpu, rows
+from manualgrad.cpu import jit, masking, small_kernels
+from manualgrad.ops import relu, softmax, softmax_cross_entropy
+from manualgrad.ops.selection import holds, select
+from manualgrad.ops.targets import target_distribution
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -23,9 +23,9 @@ def strange(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_select_is_where(dtype):
     condition, value = strange(dtype)
-    assert cpu.takes(condition, value)
+    assert masking.takes(condition, value)
     expected = torch.where(condition, value, 0)
-    for selected in (cpu.select(condition, value), select(condition, value)):
+    for selected in (masking.select(condition, value), select(condition, value)):
         assert selected.dtype == dtype
         assert torch.equal(selected.isnan(), expected.isnan())
         assert torch.equal(selected.nan_to_num(7), expected.nan_to_num(7))
@@ -42,7 +42,7 @@ def test_select_of_any_layout(shape):
         value.unsqueeze(0)[:, ...],
     ):
         condition = layout > 0
-        assert torch.equal(cpu.select(condition, layout), torch.where(condition, layout, 0))
+        assert torch.equal(masking.select(condition, layout), torch.where(condition, layout, 0))
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
@@ -59,7 +59,7 @@ def test_the_formula_serves_where_the_kernel_does_not(monkeypatch):
     def refuse(*_):
         raise AssertionError("the kernel ran")
 
-    monkeypatch.setattr(cpu, "select", refuse)
+    monkeypatch.setattr(masking, "select", refuse)
     value = torch.randn(2, 3)
     with pytest.raises(AssertionError, match="the kernel ran"):
         select(value > 0, value)
@@ -74,11 +74,11 @@ def test_the_formula_serves_where_the_kernel_does_not(monkeypatch):
 # ---------------------------------------------------------------------------------------------- the small kernels
 
 
-@pytest.fixture(params=compiled.LANES)
+@pytest.fixture(params=jit.LANES)
 def instructions(request):
     try:
-        there = request.param in compiled.instruction_sets()
-    except compiled.Unavailable as reason:
+        there = request.param in jit.instruction_sets()
+    except jit.Unavailable as reason:
         pytest.skip(str(reason))
     if not there:
         pytest.skip(f"this processor has no {request.param}")
@@ -115,11 +115,11 @@ def test_softmax_and_its_cross_entropy(count, classes, odd, instructions):
     y[-1] = 0  # an example without a target
     g = torch.randn(count)
     for function, kernel, arguments in [
-        (softmax.softmax_values, rows.softmax_values, (z, -1)),
-        (softmax_cross_entropy.cross_entropy, rows.cross_entropy, (z, y, False)),
-        (softmax_cross_entropy.cross_entropy, rows.cross_entropy, (z, y, True)),
-        (softmax_cross_entropy.logits_gradient, rows.logits_gradient, (g, z, y)),
-        (softmax_cross_entropy.logits_gradient, rows.logits_gradient, (g[0], z, y)),
+        (softmax.softmax_values, small_kernels.softmax_values, (z, -1)),
+        (softmax_cross_entropy.cross_entropy, small_kernels.cross_entropy, (z, y, False)),
+        (softmax_cross_entropy.cross_entropy, small_kernels.cross_entropy, (z, y, True)),
+        (softmax_cross_entropy.logits_gradient, small_kernels.logits_gradient, (g, z, y)),
+        (softmax_cross_entropy.logits_gradient, small_kernels.logits_gradient, (g[0], z, y)),
     ]:
         kernels.choose(instructions)
         ours = kernel(*arguments)
@@ -133,16 +133,18 @@ def test_softmax_and_its_cross_entropy(count, classes, odd, instructions):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_targets_from_labels(reduction, instructions):
     z, labels = torch.randn(9, 4), torch.tensor([0, 3, 1, 2, 2, -100, 0, -100, 3])
-    ours = rows.labels_distribution(labels, z, 4, -100, reduction == "mean")
+    ours = small_kernels.labels_distribution(labels, z, 4, -100, reduction == "mean")
     expected = by_formula(target_distribution, z, labels, None, -100, reduction, 0.0)
     assert torch.equal(ours, expected.y)
     kernels.choose(instructions)
     for outside in (4, -1, 2**40, -(2**40)):
         labels[3] = outside
-        assert rows.labels_distribution(labels, z, 4, -100, True) is None
+        assert small_kernels.labels_distribution(labels, z, 4, -100, True) is None
         with pytest.raises(IndexError, match=f"between 0 and 3, got {outside}"):
             target_distribution(z, labels, None, -100, reduction, 0.0)
-    assert rows.labels_distribution(torch.full((3,), -100), z[:3], 4, -100, True) is None, "the mean of nothing"
+    assert small_kernels.labels_distribution(torch.full((3,), -100), z[:3], 4, -100, True) is None, (
+        "the mean of nothing"
+    )
 
 
 @pytest.mark.parametrize("subgradient", [0, 0.5, 1])
@@ -150,7 +152,7 @@ def test_targets_from_labels(reduction, instructions):
 def test_the_derivative_of_relu(count, subgradient, instructions):
     kinds = torch.tensor([0.0, -0.0, 1.5, -2.0, torch.inf, -torch.inf, torch.nan])
     z, g = kinds[torch.randint(7, (count,))], kinds[torch.randint(7, (count,))]
-    ours = rows.rectified_gradient(g, z, subgradient)
+    ours = small_kernels.rectified_gradient(g, z, subgradient)
     expected = by_formula(relu.rectified_gradient, g, z, subgradient)
     assert torch.equal(ours.isnan(), expected.isnan())
     assert torch.equal(ours.nan_to_num(7), expected.nan_to_num(7))
@@ -159,14 +161,14 @@ def test_the_derivative_of_relu(count, subgradient, instructions):
 def test_other_layouts_and_dtypes_are_for_the_formulas(instructions):
     z = torch.randn(6, 6)
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    assert rows.rectified_gradient(image, image, 0.5).stride() == image.stride()
+    assert small_kernels.rectified_gradient(image, image, 0.5).stride() == image.stride()
     for other in (z.double(), z.half(), z.t(), z[:, ::2], z.expand(2, 6, 6)):
-        assert rows.softmax_values(other, -1) is None
-        assert rows.cross_entropy(other, other, True) is None
-    assert rows.rectified_gradient(z.t(), z, 0.5) is None
-    assert rows.softmax_values(z, 0) is None
-    assert rows.softmax_values(torch.randn(1000, 10), -1) is None, "operators on vectors are faster"
+        assert small_kernels.softmax_values(other, -1) is None
+        assert small_kernels.cross_entropy(other, other, True) is None
+    assert small_kernels.rectified_gradient(z.t(), z, 0.5) is None
+    assert small_kernels.softmax_values(z, 0) is None
+    assert small_kernels.softmax_values(torch.randn(1000, 10), -1) is None, "operators on vectors are faster"
     taken = torch.randn(4, 4)
     taken.untyped_storage().resize_(8)
-    assert rows.softmax_values(taken, -1) is None
-    assert rows.rectified_gradient(taken, taken, 0.5) is None
+    assert small_kernels.softmax_values(taken, -1) is None
+    assert small_kernels.rectified_gradient(taken, taken, 0.5) is None

@@ -9,7 +9,7 @@ from torch import Tensor, func
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import manualgrad as mg
-from manualgrad.functions.long_sums import PART, products_in_parts
+from manualgrad.ops.blocked_sum import PART, products_in_parts
 
 LONG = 2 * PART + 7  # terms: two whole parts, and one that is not
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 
-from manualgrad import DocumentCNN, as_one, backprop, kernels, softmax_cross_entropy
+from manualgrad import DocumentCNN, backprop, kernels, softmax_cross_entropy
 from manualgrad import nn as nn_of_ours
-from manualgrad.kernels import compiled, parallel
-from manualgrad.kernels.network import Plan
+from manualgrad.cpu import jit, team
+from manualgrad.network import guards
+from manualgrad.network.plan import Plan
 
-INSTRUCTIONS = compiled.instruction_sets() if kernels.available().instructions else ()
+INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
 pytestmark = [
     pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available())),
     pytest.mark.usefixtures("kernels_as_before"),
@@ -82,7 +83,7 @@ def test_whole_numbers_come_out_exactly_as_by_formulas(instructions, architectur
     model, x, _ = network(images, whole_numbers=True, **architecture)
     kernels.choose(instructions)
     torch.set_num_threads(threads)
-    assert as_one.plan_of(model, x) is not None
+    assert guards.plan_of(model, x) is not None
     g = torch.randint(-1, 2, (images, model.classes), generator=torch.Generator().manual_seed(1)).float()
     expected = by_formulas(model, x, g, torch.float64)
     assume(all(right.numel() == 0 or right.abs().max() < 2**20 for right in expected))
@@ -455,7 +456,7 @@ def test_it_is_told_once_how_many_threads_there_are(monkeypatch):
     model, x, _ = network(64)
     torch.set_num_threads(2)
     before = model(x)
-    monkeypatch.setattr(parallel, "_forked", True)
+    monkeypatch.setattr(team, "_forked", True)
     assert torch.equal(model(x), before)
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from manualgrad import kernels
-from manualgrad.kernels import compiled, machine, parallel
-from manualgrad.kernels.program import At, Layout, Program
+from manualgrad.cpu import instruction_set, jit, team
+from manualgrad.cpu.program import At, Layout, Program
 
-INSTRUCTIONS = compiled.instruction_sets() if kernels.available().instructions else ()
+INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
 pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
 SIZES = [(1, 1, 1), (7, 17, 3), (32, 512, 128), (9, 100, 13), (300, 31, 7), (0, 16, 4), (5, 0, 4)]  # B, I, J
 
@@ -17,7 +17,7 @@ SIZES = [(1, 1, 1), (7, 17, 3), (32, 512, 128), (9, 100, 13), (300, 31, 7), (0, 
 @pytest.fixture(params=INSTRUCTIONS)
 def code(request):
     kernels.choose(request.param)
-    yield machine.in_use()
+    yield instruction_set.in_use()
     kernels.choose("auto")
 
 
@@ -41,7 +41,7 @@ def test_rows_with_rows(code, sizes, slots, whole):
     x, w, b = drawn(rows, inputs, whole=whole), drawn(outputs, inputs, whole=whole), drawn(outputs, whole=whole)
     out = torch.full((rows, outputs), torch.nan)
     arguments = [*(t.data_ptr() for t in (x, w, b, out)), rows, -(-rows // slots), inputs, outputs]
-    parallel.run(code, "row_products", slots, arguments)
+    team.run(code, "row_products", slots, arguments)
     close(out, torch.addmm(b.double(), x.double(), w.double().t()), inputs, whole)  # eq. (6), (17)
 
 
@@ -54,9 +54,9 @@ def test_rows_with_columns(code, sizes, slots, whole):
     dx, dw = torch.full((rows, inputs), torch.nan), torch.full((outputs, inputs), torch.nan)
     share = -(-rows // slots), -(-outputs // slots)
     arguments = [g.data_ptr(), outputs, 1, w.data_ptr(), dx.data_ptr(), rows, share[0], outputs, inputs]
-    parallel.run(code, "column_products", slots, arguments)
+    team.run(code, "column_products", slots, arguments)
     arguments = [g.data_ptr(), 1, outputs, x.data_ptr(), dw.data_ptr(), outputs, share[1], rows, inputs]
-    parallel.run(code, "column_products", slots, arguments)
+    team.run(code, "column_products", slots, arguments)
     close(dx, g.double() @ w.double(), outputs, whole)  # eq. (7)
     close(dw, g.double().t() @ x.double(), rows, whole)  # eq. (8)
 
@@ -71,9 +71,9 @@ def test_their_error_is_at_most_twice_natives(code, shape):
         torch.randn(rows, outputs),
     )
     out, dw = torch.empty(rows, outputs), torch.empty(outputs, inputs)
-    parallel.run(code, "row_products", 1, [*(t.data_ptr() for t in (x, w, b, out)), rows, rows, inputs, outputs])
+    team.run(code, "row_products", 1, [*(t.data_ptr() for t in (x, w, b, out)), rows, rows, inputs, outputs])
     arguments = [g.data_ptr(), 1, outputs, x.data_ptr(), dw.data_ptr(), outputs, outputs, rows, inputs]
-    parallel.run(code, "column_products", 1, arguments)
+    team.run(code, "column_products", 1, arguments)
     for found, native, right in (
         (out, x @ w.t(), x.double() @ w.double().t()),
         (dw, g.t() @ x, g.double().t() @ x.double()),
@@ -87,7 +87,7 @@ def test_relu_forward(code, floats):
     strange = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])[:floats]
     z[: len(strange)] = strange
     out = torch.full((floats,), 7.0)
-    parallel.run(code, "relu_forward", 2, [z.data_ptr(), out.data_ptr(), floats, -(-floats // 2)])
+    team.run(code, "relu_forward", 2, [z.data_ptr(), out.data_ptr(), floats, -(-floats // 2)])
     torch.testing.assert_close(out, z.clamp(min=0), rtol=0, atol=0, equal_nan=True)  # eq. (9)
 
 
@@ -111,7 +111,7 @@ def test_a_stage_begins_when_the_one_before_is_done(code, threads):
     program = []
     for n in range(stages):
         source, to = (At("start" if n == 0 else "ab"[n % 2]), At("ab"[(n + 1) % 2]))
-        program += [parallel.Stage(1, [step]) for step in copy(source, to)]
+        program += [team.Stage(1, [step]) for step in copy(source, to)]
     Program(code, threads, program, ["start", "a", "b"]).run([start.data_ptr(), *layout.addresses(piece)])
     last = "ab"[stages % 2]
     begin = layout.offsets[last]

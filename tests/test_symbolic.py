@@ -5,7 +5,7 @@ taken from the document, a function of its indices. A proof holds for all values
 kinds of test stand side by side:
 
 - the formula is the derivative of its definition, symbol for symbol;
-- the code in ``manualgrad.functions`` gives what SymPy's derivative is at a point of whole or rational numbers;
+- the code in ``manualgrad.ops`` gives what SymPy's derivative is at a point of whole or rational numbers;
 - a wrong formula, and code told to do something else, is refuted by naming a point where the two differ.
 """
 
@@ -20,16 +20,11 @@ import sympy as sp
 import torch
 
 from manualgrad import DocumentCNN, backprop, functional
-from manualgrad.functions import conv2d, conv2d_geometry
-from manualgrad.functions.relu import rectified_gradient
-from manualgrad.functions.softmax import pull_through_softmax, softmax_gradient, softmax_values
-from manualgrad.functions.softmax_cross_entropy import (
-    cross_entropy,
-    logits_gradient,
-    push_from_logits,
-    target_gradient,
-)
-from manualgrad.functions.windows import Windows
+from manualgrad.ops import conv2d, conv2d_geometry
+from manualgrad.ops.relu import rectified_gradient
+from manualgrad.ops.softmax import pull_through_softmax, softmax_gradient, softmax_values
+from manualgrad.ops.softmax_cross_entropy import cross_entropy, logits_gradient, push_from_logits, target_gradient
+from manualgrad.ops.windows import Windows
 
 # Of numbers near 1, softmax's few operations and sums of at most 12 products are off by some 1e-15 (measured: 2e-16).
 # Where all numbers are whole, nothing is rounded and equality is asked for.

@@ -5,28 +5,29 @@ from __future__ import annotations
 import pytest
 import torch
 
-from manualgrad.kernels import available, compiled
+from manualgrad.cpu import jit
+from manualgrad.kernels import available
 
 pytestmark = pytest.mark.skipif(available().instructions is None, reason=str(available()))
 pytest.importorskip("llvmlite")
-from manualgrad.kernels import parallel  # noqa: E402
-from manualgrad.kernels.values import FLOAT, INT64  # noqa: E402
-from manualgrad.kernels.vectors import Emitter  # noqa: E402
+from manualgrad.cpu import team  # noqa: E402
+from manualgrad.cpu.ir.values import FLOAT, INT64  # noqa: E402
+from manualgrad.cpu.ir.vectors import Emitter  # noqa: E402
 
 
-@pytest.fixture(params=compiled.LANES)
+@pytest.fixture(params=jit.LANES)
 def run(request, monkeypatch, tmp_path):
     """run(write, *arguments): compiles ``write(emit)`` and calls it."""
-    if request.param not in compiled.instruction_sets():
+    if request.param not in jit.instruction_sets():
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setenv("MANUALGRAD_CACHE_DIR", str(tmp_path))
 
     def compile_and_run(write, *arguments, slots=1):
-        monkeypatch.setattr(compiled, "_kernels", lambda: {"tried": write})
-        code = compiled.code.__wrapped__(request.param)
-        parallel.run(code, "tried", slots, [a if isinstance(a, int) else a.data_ptr() for a in arguments])
+        monkeypatch.setattr(jit, "_kernels", lambda: {"tried": write})
+        code = jit.code.__wrapped__(request.param)
+        team.run(code, "tried", slots, [a if isinstance(a, int) else a.data_ptr() for a in arguments])
 
-    compile_and_run.lanes = compiled.LANES[request.param]
+    compile_and_run.lanes = jit.LANES[request.param]
     return compile_and_run
 
 
@@ -170,7 +171,7 @@ def test_arguments_slots_and_broadcasts(run):
             emit.store(number, a.out + a.slot * emit.bytes_of_vector)
 
     source = torch.randn(5)
-    run(write, out, source, parallel.as_float(0.3), slots=5)
+    run(write, out, source, team.as_float(0.3), slots=5)
     expected = (source * torch.tensor(0.3)).unsqueeze(1).repeat(1, run.lanes)
     expected[3, 0] = 3
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)

@@ -13,7 +13,7 @@ import manualgrad as mg
 from compare.speed import check as speed_check
 from compare.speed.clock import Step
 from compare.variants import laid
-from manualgrad.functions.fused import conv2d_relu_max_pool2d
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 
 PHASES = ("forward", "backward")
 LAYOUTS = ("contiguous", "channels_last")

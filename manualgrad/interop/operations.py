@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manualgrad import functional
-from manualgrad.functions.relu_in_place import relu_in_place
+from manualgrad.ops.relu_in_place import relu_in_place
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from manualgrad import as_one
 from manualgrad.data import Dataset
-from manualgrad.kernels.descent import Descent, Taken
 from manualgrad.models import DocumentCNN
+from manualgrad.network import guards
+from manualgrad.network.descent import Descent, Taken
 from manualgrad.training.steps import GradientDescent, normalised
 
 
@@ -21,7 +21,7 @@ def descent_of(model: DocumentCNN, dataset: Dataset, batch_size: int) -> Descent
     if train.images.shape[1] != 1 or len(train) < batch_size:
         return None
     x = normalised(train.images[:1], dataset).expand(batch_size, -1, -1, -1)
-    found = as_one.plan_of(model, x)
+    found = guards.plan_of(model, x)
     if found is None:
         return None
     return Descent(*found, train.images, train.labels, 255 * dataset.mean, 255 * dataset.std)
@@ -67,7 +67,7 @@ def _situation(model: DocumentCNN, optimizer: Optimizer) -> list[Any]:
     groups = optimizer.param_groups
     weights = [w for group in groups for w in group["params"]]
     flags = [w.requires_grad for w in weights]
-    return [model, optimizer, len(groups), _has_hooks(optimizer), *weights, *flags, *as_one.parts_of(model)]
+    return [model, optimizer, len(groups), _has_hooks(optimizer), *weights, *flags, *guards.parts_of(model)]
 
 
 def _has_hooks(optimizer: Optimizer) -> bool:

@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 from manualgrad import backprop, kernels
 from manualgrad.data import Dataset
 from manualgrad.functional import softmax, softmax_cross_entropy
-from manualgrad.kernels.descent import Taken
 from manualgrad.models import DocumentCNN
+from manualgrad.network.descent import Taken
 from manualgrad.training import nonfinite
 from manualgrad.training.by_program import ByProgram
 from manualgrad.training.distributed import ALONE, Processes

@@ -1,0 +1,1 @@
+"""One kernel per file; each computes the formula that its docstring states."""

@@ -1,1 +1,0 @@
-"""One operation a file: its mathematics, its formulas, its Functions, and the function that people call."""

@@ -1,0 +1,1 @@
+"""Many layers as one plan: a program of kernels that runs a network forward, backward and through its update."""

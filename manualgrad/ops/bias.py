@@ -1,0 +1,58 @@
+r"""The bias of equation (17), :math:`\mathbf z = \mathbf f(\mathbf x, \mathbf w) + \mathbf b`.
+
+b is broadcast to z, so the derivative adds up δ over what it was broadcast over: :math:`\partial z_{bijk} /
+\partial b_m = \delta_{km}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from manualgrad.ops.differentiable import differentiable, outer_tangents
+
+
+def bias_gradient(g: Tensor) -> Tensor:
+    """Σ over all but the channels, dimension 1: (B, K, ...) to (K,)."""
+    return g.sum([dim for dim in range(g.dim()) if dim != 1])  # eq. (17)
+
+
+def spread(b: Tensor, shape: torch.Size) -> Tensor:
+    """b broadcast to z: (K,) to (B, K, ...), a view."""
+    return b.view(-1, *[1] * (len(shape) - 2)).expand(shape)  # eq. (17)
+
+
+def bias_tangent(b_t: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """What a tangent of b, if there is one, adds to that of z."""
+    if b_t is None:
+        return None
+    with outer_tangents():
+        return spread(b_t, shape)
+
+
+class BiasGradient(Function):
+    """:func:`bias_gradient`, which is linear: its derivative broadcasts again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(g: Tensor) -> Tensor:
+        return bias_gradient(g)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Tensor:
+        return spread(v, ctx.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, g_t: Tensor) -> Tensor:
+        return pull_to_bias(g_t)
+
+
+pull_to_bias = differentiable(BiasGradient)
