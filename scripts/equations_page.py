@@ -69,7 +69,11 @@ CODE = {
     23: "manualgrad/models.py",
 }
 
-EQUATIONS, SYMBOLIC, BACKPROP = "tests/test_equations.py", "tests/test_symbolic.py", "tests/test_backprop.py"
+EQUATIONS, SYMBOLIC, BACKPROP = (
+    "tests/ops/test_equations.py",
+    "tests/ops/test_symbolic.py",
+    "tests/network/test_backprop.py",
+)
 NETWORK = (EQUATIONS, "test_the_network_and_its_gradients_are_equations_16_to_23")
 RECURSION = (BACKPROP, "test_every_delta_and_step_is_the_references")
 STEP = (SYMBOLIC, "test_a_full_step_of_the_recursion_is_minus_eta_times_the_derivative_of_the_cost")

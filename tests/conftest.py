@@ -28,7 +28,9 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for --data-dir, with 1,000 digits as --dataset fashion-mnist."""
-    from command_line import write_digits  # which imports train.py: not for tests that have no use for it
+    from tests.training.command_line import (
+        write_digits,  # which imports train.py: not for tests that have no use for it
+    )
 
     return write_digits(tmp_path_factory.mktemp("data"))
 
