@@ -27,13 +27,13 @@ from manualgrad.models import DocumentCNN
 from manualgrad.network import guards
 from manualgrad.nn import Conv2d
 from manualgrad.ops import conv2d, conv_relu_pool, flatten
-from manualgrad.ops.bias import bias_gradient
-from manualgrad.ops.dense import weighted_sums
+from manualgrad.ops.bias import grad_bias
+from manualgrad.ops.dense import dense_forward
 from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.ops.precision import autocast_is_on
-from manualgrad.ops.relu import rectified, rectified_gradient
-from manualgrad.ops.softmax import softmax_values
-from manualgrad.ops.softmax_cross_entropy import cross_entropy, logits_gradient
+from manualgrad.ops.relu import relu_backward, relu_forward
+from manualgrad.ops.softmax import softmax_forward
+from manualgrad.ops.softmax_cross_entropy import cross_entropy_backward, cross_entropy_forward
 from manualgrad.ops.targets import target_distribution
 
 
@@ -55,8 +55,8 @@ class Layer:
     @torch.no_grad()
     def z(self) -> Tensor:
         if self.geometry is None:
-            return weighted_sums(self.x, self.w, self.b)  # eq. (17), f = D
-        return conv2d.convolution(self.x, self.w, self.b, self.geometry.convolution)  # eq. (17), f = C
+            return dense_forward(self.x, self.w, self.b)  # eq. (17), f = D
+        return conv2d.conv2d_forward(self.x, self.w, self.b, self.geometry.convolution)  # eq. (17), f = C
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,16 @@ def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
     x = from_nchw(x)
     for f in weighted[: model.stages]:
         geometry = _geometry(model, f, x)
-        pooled, code = conv_relu_pool.values(to_nchw(x), f.weight, f.bias, geometry)  # eq. (17), f = C
+        pooled, code = conv_relu_pool.conv_relu_pool_forward(
+            to_nchw(x), f.weight, f.bias, geometry
+        )  # eq. (17), f = C
         layers.append(Layer(x, from_oihw(f.weight), f.bias, geometry, code))
         x = from_nchw(pooled)  # eq. (16), σ = P∘R
-    x = flatten.flatten_image(x)  # eq. (16), σ = F∘P∘R
+    x = flatten.flatten_forward(x)  # eq. (16), σ = F∘P∘R
     for f in weighted[model.stages :]:
         layers.append(Layer(x, f.weight.t(), f.bias))
-        x = rectified(layers[-1].z)  # eq. (16), σ = R
-    return layers, softmax_values(layers[-1].z, -1)  # eq. (16), σ = S
+        x = relu_forward(layers[-1].z)  # eq. (16), σ = R
+    return layers, softmax_forward(layers[-1].z, -1)  # eq. (16), σ = S
 
 
 def _geometry(model: DocumentCNN, f: Conv2d, x: Tensor) -> conv_relu_pool.Geometry:
@@ -109,9 +111,9 @@ def _received(layer: Layer, g: Tensor, subgradient: float) -> Tensor:
     """What a layer hears from the one above, from the gradient ``g`` of its x^{l+1}: δ^l, or what P⁻¹ has yet to
     spread."""
     if layer.geometry is None:
-        return rectified_gradient(g, layer.z, subgradient)  # eq. (20), ∂R/∂z
+        return relu_backward(g, layer.z, subgradient)  # eq. (20), ∂R/∂z
     if g.dim() == 2:
-        g = flatten.unflatten_image(g, _image_size(layer))  # eq. (20), F⁻¹
+        g = flatten.unflatten_forward(g, _image_size(layer))  # eq. (20), F⁻¹
         return to_nchw(g)
     return g
 
@@ -120,7 +122,7 @@ def _delta(layer: Layer, g: Tensor) -> Tensor:
     """δ^l."""
     if layer.geometry is None:
         return g
-    return from_nchw(conv_relu_pool.spread(g, layer.code, layer.geometry))  # eq. (20), P⁻¹ and ∂R/∂z
+    return from_nchw(conv_relu_pool.relu_pool_backward(g, layer.code, layer.geometry))  # eq. (20), P⁻¹ and ∂R/∂z
 
 
 @torch.no_grad()
@@ -141,21 +143,26 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
     layers, probabilities = forward(model, x)
     last = layers[-1].z
     distribution = target_distribution(last, target, None, -100, "mean", 0.0)
-    y, cost = distribution.y, cross_entropy(last, distribution.y, True)
+    y, cost = distribution.y, cross_entropy_forward(last, distribution.y, True)
     if distribution.nothing is not False:
         cost = cost.masked_fill(distribution.nothing, torch.nan)  # the mean of none
-    g, weights, biases, received = logits_gradient(last.new_tensor(-eta), last, y), [], [], []  # eq. (15), (19)
+    g, weights, biases, received = (
+        cross_entropy_backward(last.new_tensor(-eta), last, y),
+        [],
+        [],
+        [],
+    )  # eq. (15), (19)
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
         layer = layers[l]
         received.insert(0, g)
         if layer.geometry is None:
             g, w, b = (
-                weighted_sums(g, layer.w.t(), None),  # eq. (20), ∂D/∂x
-                weighted_sums(g.t(), layer.x, None),  # eq. (21), ∂D/∂w
-                bias_gradient(g),  # eq. (18)
+                dense_forward(g, layer.w.t(), None),  # eq. (20), ∂D/∂x
+                dense_forward(g.t(), layer.x, None),  # eq. (21), ∂D/∂w
+                grad_bias(g),  # eq. (18)
             )
         else:
-            g, w, b = conv_relu_pool.all_gradients(
+            g, w, b = conv_relu_pool.conv_relu_pool_backward(
                 g, to_nchw(layer.x), to_oihw(layer.w), layer.code, layer.geometry, (l > 0, True, True)
             )  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w, and P⁻¹ and ∂R/∂z of eq. (20)
         weights.insert(0, w)
@@ -208,7 +215,12 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
     layers, probabilities = forward(model, x)
     last = layers[-1].z
     y = target_distribution(last, target, None, -100, "sum", 0.0).y
-    g, weights, biases, received = logits_gradient(last.new_tensor(-eta), last, y), [], [], []  # eq. (15), (19)
+    g, weights, biases, received = (
+        cross_entropy_backward(last.new_tensor(-eta), last, y),
+        [],
+        [],
+        [],
+    )  # eq. (15), (19)
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
         layer = layers[l]
         received.insert(0, g)
@@ -216,16 +228,18 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
         if layer.geometry is None:
             weights.insert(0, delta.unsqueeze(2) * layer.x.unsqueeze(1))  # eq. (21), ∂D/∂w
             biases.insert(0, delta)  # eq. (18)
-            g = weighted_sums(delta, layer.w.t(), None)  # eq. (20), ∂D/∂x
+            g = dense_forward(delta, layer.w.t(), None)  # eq. (20), ∂D/∂x
         else:
-            each = conv2d.weight_gradients(delta, layer.x, layer.geometry.convolution)  # eq. (21), ∂C/∂w
+            each = conv2d.conv2d_grad_weight_per_example(
+                delta, layer.x, layer.geometry.convolution
+            )  # eq. (21), ∂C/∂w
             weights.insert(0, each.permute(0, 4, 3, 1, 2))
             biases.insert(0, delta.sum((1, 2)))  # eq. (18)
             if l > 0:
-                g = to_nchw(conv2d.input_gradient(delta, layer.w, layer.geometry.convolution))  # eq. (20), ∂C/∂x
+                g = to_nchw(conv2d.conv2d_grad_input(delta, layer.w, layer.geometry.convolution))  # eq. (20), ∂C/∂x
         if l > 0:
             g = _received(layers[l - 1], g, model.subgradient)
-    return Steps(probabilities, cross_entropy(last, y, False), weights, biases, lambda: (layers, received))
+    return Steps(probabilities, cross_entropy_forward(last, y, False), weights, biases, lambda: (layers, received))
 
 
 @torch.no_grad()

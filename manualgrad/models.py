@@ -101,7 +101,7 @@ class DocumentCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         found = guards.plan_of(self, x)
-        if found is not None and guards.nobody_listens(self) and guards.is_differentiated_as_one(x, found[1]):
+        if found is not None and guards.has_no_hooks(self) and guards.wants_all_parameter_grads_or_none(x, found[1]):
             return logits(x, *found)  # all of what follows, by one program
         for layer in filter(None, self._modules.values()):  # eq. (16), (17), (22), (23)
             x = layer(x)
@@ -136,7 +136,7 @@ class DocumentCNN(nn.Module):
         if not torch.is_grad_enabled() or not isinstance(target, Tensor) or not self._is_called_plainly():
             return None
         found = guards.plan_of(self, x)
-        if found is None or not (guards.nobody_listens(self) and guards.is_differentiated_as_one(x, found[1])):
+        if found is None or not (guards.has_no_hooks(self) and guards.wants_all_parameter_grads_or_none(x, found[1])):
             return None
         return cost_of_labels(x, target, *found)
 

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from manualgrad import DocumentCNN, backprop, functional
 from manualgrad.ops import conv2d, conv2d_geometry
-from manualgrad.ops.dense import weigh, weighted_sums
-from manualgrad.ops.flatten import ImageSize, flatten_image, unflatten_image
+from manualgrad.ops.dense import dense_apply, dense_forward
+from manualgrad.ops.flatten import ImageSize, flatten_forward, unflatten_forward
 from manualgrad.ops.layout import from_nchw, to_nchw
-from manualgrad.ops.relu import rectified, rectified_gradient
-from manualgrad.ops.softmax import softmax_gradient, softmax_values
-from manualgrad.ops.softmax_cross_entropy import cross_entropy, logits_gradient
+from manualgrad.ops.relu import relu_backward, relu_forward
+from manualgrad.ops.softmax import softmax_backward, softmax_forward
+from manualgrad.ops.softmax_cross_entropy import cross_entropy_backward, cross_entropy_forward
 from manualgrad.ops.windows import Windows
 from manualgrad.reference import network as reference_network
 from manualgrad.reference import operations as reference
@@ -254,53 +254,53 @@ def layer_errors() -> dict[int, float]:
     lies = geometry(x, w, stride)
     z = reference.conv2d(x, w, None, stride)
     delta = random(*z.shape, seed=3)
-    errors[1] = difference(conv2d.convolution(as_tensor(x), as_tensor(w), None, lies), z)
-    for_x = reference.conv2d_input_gradient(delta, w, x.shape, stride)
-    errors[2] = difference(conv2d.input_gradient(as_tensor(delta), as_tensor(w), lies), for_x)
-    for_w = reference.conv2d_weight_gradient(delta, x, w.shape, stride)
-    errors[3] = difference(conv2d.weight_gradient(as_tensor(delta), as_tensor(x), lies), for_w)
+    errors[1] = difference(conv2d.conv2d_forward(as_tensor(x), as_tensor(w), None, lies), z)
+    for_x = reference.conv2d_grad_input(delta, w, x.shape, stride)
+    errors[2] = difference(conv2d.conv2d_grad_input(as_tensor(delta), as_tensor(w), lies), for_x)
+    for_w = reference.conv2d_grad_weight(delta, x, w.shape, stride)
+    errors[3] = difference(conv2d.conv2d_grad_weight(as_tensor(delta), as_tensor(x), lies), for_w)
 
     x = np.random.default_rng(4).integers(-2, 3, (2, 7, 8, 3)).astype(float)  # with many ties
     p = reference.max_pool2d(x)
     delta = random(*p.shape, seed=5)
     best, back = pooled(x, delta)
-    errors[4] = max(difference(best, p), difference(back, reference.max_pool2d_gradient(delta, x)))
+    errors[4] = max(difference(best, p), difference(back, reference.max_pool2d_backward(delta, x)))
     flat = reference.flatten(x)
     errors[5] = max(
-        difference(flatten_image(as_tensor(x)), flat),
-        difference(unflatten_image(as_tensor(flat), ImageSize(3, 7, 8)), reference.unflatten(flat, (7, 8, 3))),
+        difference(flatten_forward(as_tensor(x)), flat),
+        difference(unflatten_forward(as_tensor(flat), ImageSize(3, 7, 8)), reference.unflatten(flat, (7, 8, 3))),
     )
 
     x, w, delta = random(3, 5, seed=6), random(5, 4, seed=7), random(3, 4, seed=8)
     inputs = as_tensor(x), as_tensor(w)
-    errors[6] = difference(weighted_sums(*inputs, None), reference.dense(x, w))
+    errors[6] = difference(dense_forward(*inputs, None), reference.dense(x, w))
     for_x, for_w = through_dense(*inputs, as_tensor(delta))
-    errors[7] = difference(for_x, reference.dense_input_gradient(delta, w))
-    errors[8] = difference(for_w, reference.dense_weight_gradient(delta, x))
+    errors[7] = difference(for_x, reference.dense_grad_input(delta, w))
+    errors[8] = difference(for_w, reference.dense_grad_weight(delta, x))
 
     z, delta = np.array([-2.0, -5e-324, -0.0, 0.0, 5e-324, 3.0]), random(6, seed=9)
-    errors[9] = difference(rectified(as_tensor(z)), reference.relu(z))
-    errors[10] = difference(
-        rectified_gradient(as_tensor(delta), as_tensor(z), 0.5), reference.relu_gradient(delta, z)
-    )
+    errors[9] = difference(relu_forward(as_tensor(z)), reference.relu(z))
+    errors[10] = difference(relu_backward(as_tensor(delta), as_tensor(z), 0.5), reference.relu_backward(delta, z))
 
     z, delta = 3 * random(3, 4, seed=10), random(3, 4, seed=11)
-    s = softmax_values(as_tensor(z), -1)
+    s = softmax_forward(as_tensor(z), -1)
     errors[11] = difference(s, reference.softmax(z))
-    errors[12] = difference(softmax_gradient(as_tensor(delta), s, -1), reference.softmax_gradient(delta, z))
+    errors[12] = difference(softmax_backward(as_tensor(delta), s, -1), reference.softmax_backward(delta, z))
 
     y = np.array([[0, 0, 1, 0], [0.1, 0.2, 0.3, 0.4], [0.9, 0.5, 0.3, 0.7]])  # the last do not sum to 1
-    errors[13] = difference(cross_entropy(as_tensor(z), as_tensor(y) / 3, True), reference.cost(z, y))
-    errors[14] = difference(cross_entropy(as_tensor(z), as_tensor(y), False), reference.example_costs(z, y))
+    errors[13] = difference(cross_entropy_forward(as_tensor(z), as_tensor(y) / 3, True), reference.cost(z, y))
+    errors[14] = difference(cross_entropy_forward(as_tensor(z), as_tensor(y), False), reference.example_costs(z, y))
     one = torch.ones((), dtype=torch.float64)
-    errors[15] = difference(logits_gradient(one, as_tensor(z), as_tensor(y)), reference.example_costs_gradient(z, y))
+    errors[15] = difference(
+        cross_entropy_backward(one, as_tensor(z), as_tensor(y)), reference.example_costs_gradient(z, y)
+    )
     return errors
 
 
 def through_dense(x: Tensor, w: Tensor, delta: Tensor) -> list[Tensor]:
     """(7) and (8) as the layer's own backward has them, for δ: the gradients of x and of w."""
     x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
-    return list(torch.autograd.grad(weigh(x, w.t(), None), (x, w), delta))
+    return list(torch.autograd.grad(dense_apply(x, w.t(), None), (x, w), delta))
 
 
 def network_errors() -> dict[int, float]:
@@ -431,10 +431,10 @@ def convolution_example() -> dict[str, Any]:
         "x": x,
         "w": w,
         "delta": delta,
-        "z": conv2d.convolution(single(x), as_kernel(w), None, lies)[0, :, :, 0].tolist(),
-        "correlation": conv2d.convolution(single(x), as_kernel(w), None, flat)[0, :, :, 0].tolist(),
-        "for_x": conv2d.input_gradient(single(delta), as_kernel(w), lies)[0, :, :, 0].tolist(),
-        "for_w": conv2d.weight_gradient(single(delta), single(x), lies)[:, :, 0, 0].tolist(),
+        "z": conv2d.conv2d_forward(single(x), as_kernel(w), None, lies)[0, :, :, 0].tolist(),
+        "correlation": conv2d.conv2d_forward(single(x), as_kernel(w), None, flat)[0, :, :, 0].tolist(),
+        "for_x": conv2d.conv2d_grad_input(single(delta), as_kernel(w), lies)[0, :, :, 0].tolist(),
+        "for_w": conv2d.conv2d_grad_weight(single(delta), single(x), lies)[:, :, 0, 0].tolist(),
     }
 
 
@@ -448,7 +448,7 @@ def pooling_example() -> dict[str, Any]:
 def flatten_example() -> dict[str, Any]:
     """Two rows, three columns, two channels: an entry ijk is the number with the digits i, j and k."""
     x = torch.tensor([[[100 * i + 10 * j + k for k in range(2)] for j in range(3)] for i in range(2)])
-    by_document = [f"{n:03d}" for n in flatten_image(x[None])[0].tolist()]
+    by_document = [f"{n:03d}" for n in flatten_forward(x[None])[0].tolist()]
     by_pytorch = [f"{n:03d}" for n in x.permute(2, 0, 1).flatten().tolist()]
     misprint = [2 * 3 * i + 2 * i + k for i in range(2) for _ in range(3) for k in range(2)]
     return {"document": by_document, "pytorch": by_pytorch, "misprint": len(set(misprint)), "places": x.numel()}
@@ -458,16 +458,16 @@ def dense_example() -> dict[str, Any]:
     """Two inputs, three outputs."""
     x, w, delta = [2, 3], [[1, 0, -1], [4, 2, 5]], [1, -2, 3]
     for_x, for_w = through_dense(as_tensor([x]), as_tensor(w), as_tensor([delta]))
-    d = weighted_sums(as_tensor([x]), as_tensor(w), None)[0]
+    d = dense_forward(as_tensor([x]), as_tensor(w), None)[0]
     return {"x": x, "w": w, "delta": delta, "d": d.tolist(), "for_x": for_x[0].tolist(), "for_w": for_w.tolist()}
 
 
 def relu_example() -> dict[str, Any]:
     z, delta = [-2, 0, 3], [5, 6, 7]
-    back = rectified_gradient(as_tensor(delta), as_tensor(z), 0.5)
-    natively = rectified_gradient(as_tensor(delta), as_tensor(z), 0.0)
+    back = relu_backward(as_tensor(delta), as_tensor(z), 0.5)
+    natively = relu_backward(as_tensor(delta), as_tensor(z), 0.0)
     return {
-        "z": z, "delta": delta, "r": rectified(as_tensor(z)).tolist(), "back": back.tolist(),
+        "z": z, "delta": delta, "r": relu_forward(as_tensor(z)).tolist(), "back": back.tolist(),
         "natively": natively.tolist(),
     }  # fmt: skip
 
@@ -477,8 +477,8 @@ LN3 = float(np.log(3))
 
 def softmax_example() -> dict[str, Any]:
     """z = (ln 3, 0), whose exponentials are 3 and 1."""
-    s = softmax_values(as_tensor([LN3, 0]), -1)
-    jacobian = softmax_gradient(torch.eye(2, dtype=torch.float64), s, -1)
+    s = softmax_forward(as_tensor([LN3, 0]), -1)
+    jacobian = softmax_backward(torch.eye(2, dtype=torch.float64), s, -1)
     return {"s": s.tolist(), "jacobian": jacobian.tolist()}
 
 
@@ -486,14 +486,14 @@ def cost_example() -> dict[str, Any]:
     """The same z, with targets that sum to 1 and with some that do not."""
     z, y = as_tensor([[LN3, 0], [LN3, 0]]), as_tensor([[0, 1], [0.5, 0.25]])
     one = torch.ones((), dtype=torch.float64)
-    s = softmax_values(z, -1)
+    s = softmax_forward(z, -1)
     return {
         "y": y.tolist(),
-        "costs": cross_entropy(z, y, False).tolist(),
-        "cost": cross_entropy(z, y / 2, True).item(),
-        "gradients": logits_gradient(one, z, y).tolist(),
+        "costs": cross_entropy_forward(z, y, False).tolist(),
+        "cost": cross_entropy_forward(z, y / 2, True).item(),
+        "gradients": cross_entropy_backward(one, z, y).tolist(),
         "last_line": (s - y).tolist(),
-        "mean": logits_gradient(one, z, y / 2).tolist(),
+        "mean": cross_entropy_backward(one, z, y / 2).tolist(),
     }
 
 
@@ -522,7 +522,7 @@ def recursion_example() -> dict[str, Any]:
         "z1": layers[1].z[0].tolist(), "x2": s[0].tolist(), "y": y[0].tolist(), "eta": eta,
         "delta1": steps.deltas[1][0].tolist(), "step_w1": steps.weights[1][0, :, 0].tolist(),
         "step_b1": steps.biases[1][0].tolist(),
-        "pulled": weighted_sums(steps.deltas[1], layers[1].w.t(), None).item(),
+        "pulled": dense_forward(steps.deltas[1], layers[1].w.t(), None).item(),
         "delta0": steps.deltas[0][0, :, :, 0].tolist(), "step_w0": steps.weights[0][0, 0, 0].tolist(),
         "step_b0": steps.biases[0].item(), "before": before,
     }  # fmt: skip
@@ -533,10 +533,10 @@ def recursion_example() -> dict[str, Any]:
 def order_example() -> dict[str, Any]:
     """A window whose largest z is 0: P(R(z)), as the document has it, and R(P(z)), which is not the same."""
     z, one = [[-1, 0], [-3, -2]], single([[1]])
-    _, to_r = pooled(rectified(single(z)), one)
-    after = rectified_gradient(to_r, single(z), 0.5)
+    _, to_r = pooled(relu_forward(single(z)), one)
+    after = relu_backward(to_r, single(z), 0.5)
     best, _ = pooled(single(z), one)
-    _, before = pooled(single(z), rectified_gradient(one, best, 0.5))
+    _, before = pooled(single(z), relu_backward(one, best, 0.5))
     return {"z": z, "after": after[0, :, :, 0].tolist(), "before": before[0, :, :, 0].tolist()}
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from manualgrad.cpu import conv_pool_sizes as sizes
 from manualgrad.cpu import team, workspace
 from manualgrad.cpu.conv_pool_sizes import Order, Sizes, sizes_of, split
-from manualgrad.cpu.jit import Code
-from manualgrad.cpu.tensor_checks import is_all_there
+from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.tensor_checks import storage_covers
 
 
-def forward(code: Code, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
+def forward(code: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
     """P(R(C(x, w) + b)) and the codes, (B, K, I, J), channels last in memory; with ``flip`` as (1), else a
     correlation."""
     s = sizes_of(x.shape, w.shape, code.lanes)
@@ -34,7 +34,7 @@ def forward(code: Code, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> t
 
 
 def backward(
-    code: Code, g: Tensor, x: Tensor | None, w: Tensor | None, codes: Tensor,
+    code: KernelModule, g: Tensor, x: Tensor | None, w: Tensor | None, codes: Tensor,
     shapes: tuple[Sequence[int], Sequence[int]], flip: bool, subgradient: float,
 ) -> tuple[Tensor | None, Tensor | None, Tensor] | None:  # fmt: skip
     """Δx if there is w, Δw if there is x, and Δb, from the gradient ``g`` of P(R(C(x, w) + b)), ``shapes`` being
@@ -80,7 +80,7 @@ def for_derivatives(s: Sizes, x: Tensor) -> Tensor:
 
 def checked(t: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """``t``, which must be this, and all there."""
-    if t.shape != tuple(shape) or t.dtype is not dtype or not t.is_cpu or not is_all_there(t):
+    if t.shape != tuple(shape) or t.dtype is not dtype or not t.is_cpu or not storage_covers(t):
         held = t.untyped_storage().nbytes()
         raise ValueError(
             f"kernels: expected {dtype} of shape {tuple(shape)} on the CPU, got {t.dtype} of {tuple(t.shape)} "
@@ -112,7 +112,7 @@ def _cut(t: Tensor, size: int, dim: int) -> Tensor:
     return t if t.shape[dim] == size else t.narrow(dim, 0, size).contiguous()
 
 
-def _arranged(code: Code, s: Sizes, order: Order, w: Tensor, flip: bool) -> Tensor:
+def _arranged(code: KernelModule, s: Sizes, order: Order, w: Tensor, flip: bool) -> Tensor:
     """``w`` in a kernel's order, zeros where it is padded."""
     kernel = workspace.new(order.floats, zeros=order.floats != w.numel())
     w = dense(w)

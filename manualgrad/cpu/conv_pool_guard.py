@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import instruction_set
-from manualgrad.cpu.tensor_checks import is_served
+from manualgrad.cpu.tensor_checks import supports_tensors
 
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> tuple[Tensor, Tensor] | None:
     """P(R(z)) and the codes, (B, K, I, J); None where the formula serves. ``geometry`` is that of
     ``ops/conv_relu_pool.py``."""
-    if not _fits(geometry) or not is_served(x, w, b) or (code := instruction_set.in_use()) is None:
+    if not _fits(geometry) or not supports_tensors(x, w, b) or (code := instruction_set.in_use()) is None:
         return None
     from manualgrad.cpu import conv_pool
 
@@ -27,7 +27,7 @@ def backward(
     """Gradients of x and w, as ``needed``, and of b; None where the formula serves. x may be missing where only its
     own gradient is needed, and w too."""
     for_x, for_w = needed
-    if not (for_x or for_w) or not _fits(geometry) or not is_served(g, x, w):
+    if not (for_x or for_w) or not _fits(geometry) or not supports_tensors(g, x, w):
         return None
     if (code := instruction_set.in_use()) is None:
         return None

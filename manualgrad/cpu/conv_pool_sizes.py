@@ -13,7 +13,7 @@ import torch
 from manualgrad.cpu.kernels.conv_pool_backward import scratch_bytes
 from manualgrad.cpu.kernels.conv_pool_grad_weight import FEW_COLUMNS
 from manualgrad.cpu.pool_index import ZERO
-from manualgrad.cpu.team import as_float
+from manualgrad.cpu.team import float_bits
 
 IMAGES_OF_A_SLOT = (
     16  # at most: what a few images leave stays near, and a sum over few, and then over the slots, rounds less
@@ -144,7 +144,7 @@ def backward_arguments(
     return [
         x, kernel, g, codes, dx, dw, db, odd, scratch, s.bytes_of_slot,
         s.images, share, s.height, s.width, s.x_channels, s.channels_padded, s.kernel_rows, s.kernel_columns,
-        s.outputs_padded, s.rows, s.columns, for_x, for_w, s.few, ZERO if subgradient else -1, as_float(subgradient),
+        s.outputs_padded, s.rows, s.columns, for_x, for_w, s.few, ZERO if subgradient else -1, float_bits(subgradient),
     ]  # fmt: skip
 
 

@@ -7,13 +7,13 @@ import threading
 from dataclasses import dataclass
 
 from manualgrad.cpu import team
-from manualgrad.cpu.jit import LANES, Code, Unavailable, code, instruction_sets
+from manualgrad.cpu.jit import LANES, KernelModule, Unavailable, code, instruction_sets
 
 VARIABLE = "MANUALGRAD_KERNELS"
 _CHOICES = ("auto", *LANES, "off")
 _lock = threading.Lock()
 _chosen = ""  # until the variable has been looked at, or somebody has chosen
-_in_use: Code | None = None
+_in_use: KernelModule | None = None
 _why = ""
 
 # A fork waits until nothing is being compiled: LLVM's own locks would stay closed in the child.
@@ -43,7 +43,7 @@ def available() -> Available:
     What a kernel does not take (other dtypes and devices, strides, padding, groups; derivatives of derivatives,
     forward mode, ``torch.func``) is computed by the formulas everywhere."""
     found = in_use()
-    alone = team.why_alone()
+    alone = team.single_thread_reason()
     many = "as many threads as torch.get_num_threads() says, in torch's own pool"
     threads = f"one thread: {alone}" if alone else many
     return Available(None if found is None else found.instructions, _why, threads)
@@ -77,7 +77,7 @@ def choose(name: str) -> None:
         _chosen = name
 
 
-def in_use() -> Code | None:
+def in_use() -> KernelModule | None:
     """The kernels to be used; None where there are none."""
     if not _chosen:
         name = os.environ.get(VARIABLE, "auto")

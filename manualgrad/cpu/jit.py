@@ -27,7 +27,7 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True)
-class Code:
+class KernelModule:
     """Addresses of the kernels, and what keeps them in memory."""
 
     instructions: str
@@ -90,8 +90,8 @@ def _kernels() -> dict[str, Callable]:
         "targets": softmax_cross_entropy.targets,
         "relu_forward": relu.relu_forward,
         "relu_backward": relu.relu_backward,
-        "row_products": gemm.row_products,
-        "column_products": gemm.column_products,
+        "row_products": gemm.gemm_nt,
+        "column_products": gemm.gemm_strided,
         "gather": sgd_step.gather,
         "answers": sgd_step.answers,
         "descend": sgd_step.descend,
@@ -99,7 +99,7 @@ def _kernels() -> dict[str, Callable]:
 
 
 @cache
-def code(instructions: str) -> Code:
+def code(instructions: str) -> KernelModule:
     """The kernels in ``instructions``, which must be one of :func:`instruction_sets`."""
     import llvmlite.binding as llvm
 
@@ -114,7 +114,7 @@ def code(instructions: str) -> Code:
     engine.add_object_file(llvm.ObjectFileRef.from_data(_cached(text, instructions, lambda: _compile(text, machine))))
     engine.finalize_object()
     addresses = {name: engine.get_function_address(name) for name in (*_kernels(), "program")}
-    return Code(instructions, lanes, addresses, engine)
+    return KernelModule(instructions, lanes, addresses, engine)
 
 
 def _compile(text: str, machine: object) -> bytes:

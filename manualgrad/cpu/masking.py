@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manualgrad.cpu.tensor_checks import is_plain
+from manualgrad.cpu.tensor_checks import is_plain_tensor
 
 _BITS = {
     torch.float16: torch.int16,
@@ -21,8 +21,8 @@ def takes(condition: Tensor, value: Tensor) -> bool:
         value.device.type == "cpu"
         and value.dtype in _BITS
         and condition.shape == value.shape
-        and is_plain(condition)
-        and is_plain(value)
+        and is_plain_tensor(condition)
+        and is_plain_tensor(value)
         and not value.is_neg()  # its bits are not those of its values
     )
 

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import team, workspace
-from manualgrad.cpu.jit import Code
+from manualgrad.cpu.jit import KernelModule
 
 
 @dataclass(frozen=True)
-class At:
+class BufferRef:
     """An address that is known when the program runs: so many bytes into what is called ``name``."""
 
     name: str
     offset: int = 0
 
-    def __add__(self, offset: int) -> At:
-        return At(self.name, self.offset + offset)
+    def __add__(self, offset: int) -> BufferRef:
+        return BufferRef(self.name, self.offset + offset)
 
 
-class Layout:
+class WorkspaceLayout:
     """Parts of one piece of memory, each of so many bytes."""
 
     def __init__(self, **sizes: int) -> None:
@@ -51,17 +51,21 @@ class Layout:
 
 
 class Program:
-    """Stages (see ``team.py``) for so many threads, whose arguments are numbers and :class:`At`; the addresses
+    """Stages (see ``team.py``) for so many threads, whose arguments are numbers and :class:`BufferRef`; the addresses
     will come in the order of ``names``."""
 
-    def __init__(self, code: Code, threads: int, stages: Sequence[team.Stage], names: Sequence[str]) -> None:
-        words = team.block_of(stages)
+    def __init__(
+        self, code: KernelModule, threads: int, stages: Sequence[team.ParallelRegion], names: Sequence[str]
+    ) -> None:
+        words = team.encode_regions(stages)
         place = {name: n for n, name in enumerate(names, start=1)}  # 0 is where numbers that are no addresses begin
         self.code, self.threads = code, threads
-        self._fixed = np.array([word.offset if isinstance(word, At) else word for word in words], dtype=np.int64)
-        self._from = np.array([place[word.name] if isinstance(word, At) else 0 for word in words])
+        self._fixed = np.array(
+            [word.offset if isinstance(word, BufferRef) else word for word in words], dtype=np.int64
+        )
+        self._from = np.array([place[word.name] if isinstance(word, BufferRef) else 0 for word in words])
 
     def run(self, addresses: Sequence[int]) -> None:
         """All of it; on one thread where others cannot be had."""
         block = self._fixed + np.array((0, *addresses), dtype=np.int64)[self._from]
-        team.run_block(self.code, 1 if team.why_alone() else self.threads, block.tobytes())
+        team.run_block(self.code, 1 if team.single_thread_reason() else self.threads, block.tobytes())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import instruction_set, team, workspace
-from manualgrad.cpu.tensor_checks import is_all_there, is_served, lies_dense, nobody_watches
+from manualgrad.cpu.tensor_checks import in_plain_eager_mode, is_contiguous_as, storage_covers, supports_tensors
 
 FEW = 1 << 13  # numbers, up to which a loop over single ones is quicker than operators on vectors
 WORTH_A_THREAD = 1 << 15  # numbers; torch has the same
@@ -20,8 +20,8 @@ def _served(*tensors: Tensor) -> bool:
     return (
         z.dim() == 2
         and 0 < z.numel() <= FEW
-        and nobody_watches()
-        and all(lies_dense(t, t.shape) for t in tensors)
+        and in_plain_eager_mode()
+        and all(is_contiguous_as(t, t.shape) for t in tensors)
         and instruction_set.in_use() is not None
     )
 
@@ -37,7 +37,7 @@ def _run(z: Tensor, y: Tensor | None, g: Tensor | None, costs: bool) -> tuple[Te
     return s, cost, dz
 
 
-def softmax_values(z: Tensor, dim: int) -> Tensor | None:
+def softmax_forward(z: Tensor, dim: int) -> Tensor | None:
     if dim not in (-1, 1) or not _served(z):
         return None
     return _run(z, None, None, False)[0]
@@ -54,7 +54,7 @@ def cross_entropy(z: Tensor, y: Tensor, summed: bool) -> Tensor | None:
     return cost
 
 
-def logits_gradient(g: Tensor, z: Tensor, y: Tensor) -> Tensor | None:
+def cross_entropy_backward(g: Tensor, z: Tensor, y: Tensor) -> Tensor | None:
     if y.shape != z.shape or g.shape not in ((), z.shape[:1]) or not _served(z, y, g):
         return None
     return _run(z, y, g, False)[2]
@@ -95,8 +95,8 @@ def _are_labels(labels: Tensor, classes: int) -> bool:
     return (
         labels.dim() == 1
         and 0 < labels.numel() * classes <= FEW
-        and nobody_watches()
-        and lies_dense(labels, labels.shape, torch.int64)
+        and in_plain_eager_mode()
+        and is_contiguous_as(labels, labels.shape, torch.int64)
     )
 
 
@@ -105,18 +105,24 @@ def _targets(labels: Tensor, y: Tensor, counts: ctypes.Array, ignored: int, mean
     return [labels.data_ptr(), y.data_ptr(), ctypes.addressof(counts), rows, rows, classes, ignored, mean]
 
 
-def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor | None:
+def relu_backward(g: Tensor, z: Tensor, subgradient: float) -> Tensor | None:
     """For tensors of any shape that lie alike, without gaps."""
-    if g.shape != z.shape or not is_served(g, z) or g.is_neg() or z.is_neg() or instruction_set.in_use() is None:
+    if (
+        g.shape != z.shape
+        or not supports_tensors(g, z)
+        or g.is_neg()
+        or z.is_neg()
+        or instruction_set.in_use() is None
+    ):
         return None
     alike = g.is_contiguous() and z.is_contiguous()
     last = g.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (g, z))
-    if not (alike or last) or not is_all_there(g) or not is_all_there(z):
+    if not (alike or last) or not storage_covers(g) or not storage_covers(z):
         return None
     dz, floats = workspace.new(z.numel()).as_strided(z.shape, z.stride()), z.numel()
     slots = max(1, min(torch.get_num_threads(), floats // WORTH_A_THREAD))
     share = -(-floats // slots)
     team.run(instruction_set.in_use(), "relu_backward", slots, [
-        g.data_ptr(), z.data_ptr(), dz.data_ptr(), floats, share, subgradient != 0, team.as_float(subgradient),
+        g.data_ptr(), z.data_ptr(), dz.data_ptr(), floats, share, subgradient != 0, team.float_bits(subgradient),
     ])  # fmt: skip
     return dz

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from manualgrad.cpu.jit import Code
+from manualgrad.cpu.jit import KernelModule
 
 STAGE, STEP = 3, 2  # numbers before the steps of a stage, and before a step's arguments
 
@@ -68,7 +68,7 @@ def _alone(address: int) -> Callable[[bytes], None]:
     return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
 
 
-def why_alone() -> str | None:
+def single_thread_reason() -> str | None:
     """Why kernels run on one thread here, whatever torch's number; None where they need not."""
     if _openmp() is None:
         return "torch's OpenMP library was not found"
@@ -77,27 +77,27 @@ def why_alone() -> str | None:
     return None
 
 
-def team_of(slots: int) -> int:
+def team_size(slots: int) -> int:
     """How many threads share that many slots."""
     return 1 if slots == 1 or _openmp() is None or _forked else min(slots, torch.get_num_threads())
 
 
-def run(code: Code, kernel: str, slots: int, arguments: Sequence[int]) -> None:
+def run(code: KernelModule, kernel: str, slots: int, arguments: Sequence[int]) -> None:
     """``kernel(arguments, slot)`` for every slot, each on one of at most torch.get_num_threads() threads."""
     step = 8 * (STEP + len(arguments))
     block = _numbers(1 + STAGE + STEP + len(arguments)).pack(
         1, slots, 1, 8 * STAGE + step, code.addresses[kernel], step, *arguments
     )
-    run_block(code, team_of(slots), block)
+    run_block(code, team_size(slots), block)
 
 
-def run_steps(code: Code, steps: Sequence[tuple[str, Sequence[int]]]) -> None:
+def run_steps(code: KernelModule, steps: Sequence[tuple[str, Sequence[int]]]) -> None:
     """Kernels and their arguments, one after the other on this thread."""
-    block = block_of([Stage(1, [(code.addresses[kernel], arguments) for kernel, arguments in steps])])
+    block = encode_regions([ParallelRegion(1, [(code.addresses[kernel], arguments) for kernel, arguments in steps])])
     run_block(code, 1, _numbers(len(block)).pack(*block))
 
 
-def run_block(code: Code, threads: int, block: bytes) -> None:
+def run_block(code: KernelModule, threads: int, block: bytes) -> None:
     """A program (see ``team_program.py``) without its first three numbers, on that many threads."""
     if threads == 1:
         _alone(code.addresses["program"])(_NOBODY + block)
@@ -106,14 +106,14 @@ def run_block(code: Code, threads: int, block: bytes) -> None:
 
 
 @dataclass(frozen=True)
-class Stage:
+class ParallelRegion:
     """Kernels' addresses and arguments, to be run one after the other for each of so many slots."""
 
     slots: int
     steps: Sequence[tuple[int, Sequence[Any]]]
 
 
-def block_of(stages: Sequence[Stage]) -> list[Any]:
+def encode_regions(stages: Sequence[ParallelRegion]) -> list[Any]:
     """The stages as ``team_program.py`` reads them; arguments may be anything."""
     block: list[Any] = [len(stages)]
     for stage in stages:
@@ -124,6 +124,6 @@ def block_of(stages: Sequence[Stage]) -> list[Any]:
     return block
 
 
-def as_float(number: float) -> int:
+def float_bits(number: float) -> int:
     """The 8 bytes of a kernel's argument that begin with ``number`` as a float."""
     return struct.unpack("i", struct.pack("f", number))[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def is_plain(x: Tensor) -> bool:
+def is_plain_tensor(x: Tensor) -> bool:
     """Whether ``x`` has memory and values of its own: not traced by the compiler, not a fake or meta tensor, not
     batched by vmap (functorch's or the older one of ``is_grads_batched``), not wrapped by another transform."""
     return not torch.compiler.is_compiling() and _has_values(x)
@@ -22,7 +22,7 @@ def _has_values(x: Tensor) -> bool:
     )
 
 
-def nobody_watches() -> bool:
+def in_plain_eager_mode() -> bool:
     """Whether nobody watches, traces or transforms operators: kernels are none, and what is made inside of
     ``torch.func`` is wrapped."""
     return not (
@@ -33,15 +33,15 @@ def nobody_watches() -> bool:
     )
 
 
-def is_served(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
+def supports_tensors(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
     """Whether kernels can be given these: plain ones of ``dtype`` on the CPU with all their memory, while nobody
     watches or traces operators."""
-    return nobody_watches() and all(t is None or _is_on_the_cpu(t, dtype) for t in tensors)
+    return in_plain_eager_mode() and all(t is None or _is_on_the_cpu(t, dtype) for t in tensors)
 
 
-def lies_dense(x: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether a kernel can be given ``x`` as it lies: one that :func:`is_served`, of that shape, without a gap, and
-    all there."""
+def is_contiguous_as(x: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether a kernel can be given ``x`` as it lies: one that :func:`supports_tensors`, of that shape,
+    without a gap, and all there."""
     return (
         x.shape == shape
         and _is_on_the_cpu(x, dtype)
@@ -55,7 +55,7 @@ def _is_on_the_cpu(x: Tensor, dtype: torch.dtype) -> bool:
     return x.dtype is dtype and x.is_cpu and x.layout is torch.strided and _has_values(x) and not x._is_zerotensor()
 
 
-def is_all_there(x: Tensor) -> bool:
+def storage_covers(x: Tensor) -> bool:
     """Whether the memory behind ``x`` holds all of it: a storage may have been made smaller."""
     if x.numel() == 0:
         return True

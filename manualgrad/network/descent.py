@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import instruction_set, workspace
-from manualgrad.cpu.program import Layout, Program
-from manualgrad.cpu.tensor_checks import is_all_there, is_served, lies_dense
+from manualgrad.cpu.program import Program, WorkspaceLayout
+from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
 from manualgrad.network.plan import Plan
 from manualgrad.network.plan_builder import Pixels
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepStats:
     """J before the step, how many images were taken for what they are, and the probability of each label, (B,)."""
 
     cost: float
@@ -38,15 +38,15 @@ class Descent:
         self, plan: Plan, parameters: Sequence[Tensor], images: Tensor, labels: Tensor, mean: float, std: float
     ) -> None:
         rows = images.dim() == 4 and images.shape[1:] == plan.network.image and images.shape[1] == 1
-        bytes_ = is_served(images, dtype=torch.uint8) and is_all_there(images) and images.stride(-1) == 1
-        dense = lies_dense(labels, images.shape[:1], torch.int64)
-        if not (rows and bytes_ and dense and all(map(lies_dense, parameters, plan.shapes[1:]))):
+        bytes_ = supports_tensors(images, dtype=torch.uint8) and storage_covers(images) and images.stride(-1) == 1
+        dense = is_contiguous_as(labels, images.shape[:1], torch.int64)
+        if not (rows and bytes_ and dense and all(map(is_contiguous_as, parameters, plan.shapes[1:]))):
             raise ValueError(
                 "Descent: images must be uint8 (N, 1, H, W) with dense rows, labels int64, all on the CPU"
             )
         self.plan, self.parameters, self.images, self.labels = plan, list(parameters), images, labels
         self._were, self._order, self._labels = self._where(), labels[:0], labels[:0]
-        self._layout = Layout(**_parts(plan))
+        self._layout = WorkspaceLayout(**_parts(plan))
         self._piece = self._layout.new()
         self._known, self._cost, self._rate, factor, odd = map(self._part, ("known", "cost", "rate", "factor", "odd"))
         self._right = self._part("right", torch.int64)
@@ -79,7 +79,7 @@ class Descent:
         self._order.copy_(order)
         self._labels.copy_(labels)
 
-    def step(self, first: int, rate: float) -> Taken | None:
+    def step(self, first: int, rate: float) -> StepStats | None:
         """One step of size ``rate`` on the images from number ``first`` of the order.
 
         None where the weights are left as they were: fewer images are left, something is not finite, a parameter or
@@ -95,7 +95,7 @@ class Descent:
         if not math.isfinite(cost) or any(map(math.isnan, self._odd.tolist())):
             return None
         torch.autograd.graph.increment_version(self.parameters)
-        return Taken(cost, self._right.item(), self._known)
+        return StepStats(cost, self._right.item(), self._known)
 
 
 def _names(plan: Plan) -> list[str]:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad.cpu.tensor_checks import is_served
-from manualgrad.network.plan import Found, Network, Plan
+from manualgrad.cpu.tensor_checks import supports_tensors
+from manualgrad.network.plan import LossAndSteps, Network, Plan
 from manualgrad.network.plan_builder import IGNORED
 from manualgrad.ops import conv_relu_pool, flatten
-from manualgrad.ops.bias import pull_to_bias
-from manualgrad.ops.conv2d import pull_to_input, pull_to_weight
-from manualgrad.ops.dense import weigh
-from manualgrad.ops.relu import pull_to_z, rectify
-from manualgrad.ops.softmax_cross_entropy import pull_to_logits
+from manualgrad.ops.bias import grad_bias_apply
+from manualgrad.ops.conv2d import conv2d_grad_input_apply, conv2d_grad_weight_apply
+from manualgrad.ops.dense import dense_apply
+from manualgrad.ops.relu import relu_apply, relu_backward_apply
+from manualgrad.ops.softmax_cross_entropy import cross_entropy_backward_apply
 from manualgrad.ops.targets import target_distribution
 
 
@@ -40,7 +40,7 @@ class Logits(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, *weights = ctx.saved_tensors
-        found = None if torch.is_grad_enabled() or not is_served(g) else ctx.plan.backward(g, x, kept, weights)
+        found = None if torch.is_grad_enabled() or not supports_tensors(g) else ctx.plan.backward(g, x, kept, weights)
         if found is None:
             found = layer_by_layer(g, x, _pairs(weights, ctx.biases), ctx.plan.network)
         return None, None, *found
@@ -57,7 +57,7 @@ class Cost(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, found: Found, x: Tensor, labels: Tensor, network: Network, *parameters: Tensor
+        ctx: Any, found: LossAndSteps, x: Tensor, labels: Tensor, network: Network, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.network, ctx.biases = network, [(b, b._version) for b in parameters[1::2]]
         ctx.save_for_backward(x, labels.clone(), *parameters[::2], *found.steps)  # the labels are the caller's
@@ -68,10 +68,10 @@ class Cost(Function):
     def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, labels, *rest = ctx.saved_tensors
         weights, gradients = rest[: len(ctx.biases)], rest[len(ctx.biases) :]
-        if torch.is_grad_enabled() or not is_served(g) or not math.isfinite(g):
+        if torch.is_grad_enabled() or not supports_tensors(g) or not math.isfinite(g):
             layers = _layers(x, _pairs(weights, ctx.biases), ctx.network)
             y = target_distribution(layers.z, labels, None, IGNORED, "mean", 0.0).y
-            found = _gradients(pull_to_logits(g, layers.z, y), layers, ctx.network)  # eq. (15), (19)
+            found = _gradients(cross_entropy_backward_apply(g, layers.z, y), layers, ctx.network)  # eq. (15), (19)
         else:
             found = gradients if g == 1 and _is_the_last_time() else torch._foreach_mul(gradients, g)
         return None, None, None, None, *found
@@ -123,15 +123,15 @@ def _layers(x: Tensor, pairs: list[tuple[Tensor, Tensor]], network: Network) -> 
     half, stages, convolutions, products = network.subgradient, len(network.convolutions), [], []
     for w, b in pairs[:stages]:
         geometry = conv_relu_pool.geometry_of(x, w, b, 1, 0, network.flip, half)
-        pooled, code = conv_relu_pool.fused(x, w, b, geometry)  # eq. (16), (17), σ = P∘R, f = C
+        pooled, code = conv_relu_pool.conv_relu_pool_apply(x, w, b, geometry)  # eq. (16), (17), σ = P∘R, f = C
         convolutions.append((x, w, code, geometry))
         x = pooled
     size = flatten.ImageSize(*x.shape[1:])
-    x = flatten.flatten_batch(x)  # eq. (16), F
+    x = flatten.flatten_apply(x)  # eq. (16), F
     for w, b in pairs[stages:]:
-        z = weigh(x, w, b)  # eq. (17), f = D
+        z = dense_apply(x, w, b)  # eq. (17), f = D
         products.append((x, w, z))
-        x = rectify(z, half)  # eq. (16), σ = R
+        x = relu_apply(z, half)  # eq. (16), σ = R
     return _Layers(convolutions, products, size)
 
 
@@ -140,15 +140,15 @@ def _gradients(g: Tensor, layers: _Layers, network: Network) -> list[Tensor]:
     found: list[Tensor] = []
     for l in range(len(products) - 1, -1, -1):  # noqa: E741
         x, w, _ = products[l]
-        found = [weigh(g.t(), x.t(), None), pull_to_bias(g), *found]  # eq. (18), (21)
-        g = weigh(g, w.t(), None)  # eq. (20), ∂D/∂x
+        found = [dense_apply(g.t(), x.t(), None), grad_bias_apply(g), *found]  # eq. (18), (21)
+        g = dense_apply(g, w.t(), None)  # eq. (20), ∂D/∂x
         if l:
-            g = pull_to_z(g, products[l - 1][2], half)  # eq. (20), ∂R/∂z
-    g = flatten.unflatten(g, layers.size)  # eq. (20), F⁻¹
+            g = relu_backward_apply(g, products[l - 1][2], half)  # eq. (20), ∂R/∂z
+    g = flatten.unflatten_apply(g, layers.size)  # eq. (20), F⁻¹
     for l in range(len(layers.convolutions) - 1, -1, -1):  # noqa: E741
         x, w, code, geometry = layers.convolutions[l]
-        d = conv_relu_pool.spread_back(g, code, geometry)  # eq. (20), P⁻¹ and ∂R/∂z
-        found = [pull_to_weight(d, x, geometry.convolution), pull_to_bias(d), *found]  # eq. (18), (21)
+        d = conv_relu_pool.relu_pool_backward_apply(g, code, geometry)  # eq. (20), P⁻¹ and ∂R/∂z
+        found = [conv2d_grad_weight_apply(d, x, geometry.convolution), grad_bias_apply(d), *found]  # eq. (18), (21)
         if l:
-            g = pull_to_input(d, w, geometry.convolution)  # eq. (20), ∂C/∂x
+            g = conv2d_grad_input_apply(d, w, geometry.convolution)  # eq. (20), ∂C/∂x
     return found

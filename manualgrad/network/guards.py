@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from manualgrad.cpu.tensor_checks import nobody_watches
+from manualgrad.cpu.tensor_checks import in_plain_eager_mode
 from manualgrad.network.plan import Network, Plan, plan_for
 from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
 from manualgrad.ops.precision import autocast_is_on
@@ -25,7 +25,7 @@ def plan_of(model: nn.Module, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
 
     That is: other tensors than plain float32 ones on the CPU, another shape, a stride, a layer that was replaced or
     changed, or no kernels."""
-    if not isinstance(x, Tensor) or not nobody_watches() or x.dim() != 4:
+    if not isinstance(x, Tensor) or not in_plain_eager_mode() or x.dim() != 4:
         return None
     described = _described(model, x.shape[1:])
     if described is None:
@@ -35,7 +35,7 @@ def plan_of(model: nn.Module, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
     return (plan, parameters) if plan is not None and plan.takes(x, parameters) else None
 
 
-def nobody_listens(model: nn.Module) -> bool:
+def has_no_hooks(model: nn.Module) -> bool:
     """Whether no layer has a hook, and no hook is there for all modules."""
     return not nn.modules.module._has_any_global_hook() and not any(
         layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
@@ -43,7 +43,7 @@ def nobody_listens(model: nn.Module) -> bool:
     )
 
 
-def is_differentiated_as_one(x: Tensor, parameters: list[Tensor]) -> bool:
+def wants_all_parameter_grads_or_none(x: Tensor, parameters: list[Tensor]) -> bool:
     """Whether nothing is asked for but every parameter's gradient, or no gradient at all; and in one way."""
     if forward_ad._current_level >= 0 or autocast_is_on(x):
         return False
@@ -80,7 +80,7 @@ def _described(model: nn.Module, image: torch.Size) -> tuple[Network, list[Tenso
     return None if network is None else (network, parameters)
 
 
-def parts_of(model: nn.Module) -> list[Any]:
+def guard_values(model: nn.Module) -> list[Any]:
     """All that a program depends on, as the very objects that the model holds: where they are the same, it still is
     what :func:`plan_of` made of them."""
     parts: list[Any] = [model.stages, model.subgradient, nn.Module.__call__]

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from manualgrad.cpu import instruction_set, jit, workspace
 from manualgrad.cpu.conv_pool import checked, dense, for_derivatives
-from manualgrad.cpu.jit import Code
-from manualgrad.cpu.program import Layout, Program
-from manualgrad.cpu.tensor_checks import is_all_there, is_served, lies_dense
-from manualgrad.network.plan_builder import Network, Stages
+from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.program import Program, WorkspaceLayout
+from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
+from manualgrad.network.plan_builder import Network, PlanBuilder
 
 _ADD = ctypes.c_float(-1)  # η where w − η g has to be w + g
 
 
 @dataclass(frozen=True)
-class Found:
+class LossAndSteps:
     """S(z^{L−1}) (B, classes) and J; what is to be added to each w and b; and the memory between the layers."""
 
     probabilities: Tensor
@@ -35,9 +35,9 @@ class Found:
 class Plan:
     """The programs for one number of images and of threads."""
 
-    def __init__(self, code: Code, network: Network, images: int, threads: int) -> None:
+    def __init__(self, code: KernelModule, network: Network, images: int, threads: int) -> None:
         self.code, self.network, self.images = code, network, images
-        stages = self.stages = Stages(code, network, images, threads)
+        stages = self.stages = PlanBuilder(code, network, images, threads)
         self.shapes = [torch.Size((images, *network.image))]  # of x, and of each w and b
         for s in stages.convolutions:
             self.shapes.append(torch.Size((s.outputs, s.channels, s.kernel_rows, s.kernel_columns)))
@@ -45,8 +45,8 @@ class Plan:
         for inputs, outputs in stages.products:
             self.shapes += [torch.Size((outputs, inputs)), torch.Size((outputs,))]
         kept, arranged, scratch, loss = stages.kept(), stages.arranged(), stages.scratch(), stages.loss()
-        self._kept, self._arranged, self._scratch = (Layout(**parts) for parts in (kept, arranged, scratch))
-        self._all = Layout(**kept, **arranged, **scratch, **loss)
+        self._kept, self._arranged, self._scratch = (WorkspaceLayout(**parts) for parts in (kept, arranged, scratch))
+        self._all = WorkspaceLayout(**kept, **arranged, **scratch, **loss)
         self._kept_shape = torch.Size((self._kept.bytes,))
         parameters = [f"{name}{n}" for n in range(stages.last + 1) for name in ("w", "b")]
         weights, steps = parameters[::2], [f"d{name}" for name in parameters]
@@ -62,10 +62,10 @@ class Plan:
 
     def takes(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
         """Whether kernels can be given these. x may lie in any order."""
-        return self._takes_x(x) and all(map(lies_dense, parameters, self.shapes[1:]))
+        return self._takes_x(x) and all(map(is_contiguous_as, parameters, self.shapes[1:]))
 
     def _takes_x(self, x: Tensor) -> bool:
-        return x.shape == self.shapes[0] and is_served(x) and is_all_there(x)
+        return x.shape == self.shapes[0] and supports_tensors(x) and storage_covers(x)
 
     def _gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Room for those of each weight and its bias."""
@@ -84,8 +84,8 @@ class Plan:
         which make 0·∞ = NaN of that, have to serve.
 
         Raises ValueError where x, a weight or the kept memory is no longer what forward was given."""
-        fine = self._takes_x(x) and lies_dense(kept, self._kept_shape, torch.uint8)
-        if not fine or not all(map(lies_dense, weights, self.shapes[1::2])):
+        fine = self._takes_x(x) and is_contiguous_as(kept, self._kept_shape, torch.uint8)
+        if not fine or not all(map(is_contiguous_as, weights, self.shapes[1::2])):
             given = [f"{t.dtype} of {tuple(t.shape)}" for t in (x, *weights, kept)]
             expected = f"torch.float32 of {list(map(tuple, (self.shapes[0], *self.shapes[1::2])))}"
             raise ValueError(
@@ -101,11 +101,11 @@ class Plan:
 
     def steps(
         self, x: Tensor, labels: Tensor, parameters: Sequence[Tensor], factor: float, *, take: bool = False
-    ) -> Found | None:
+    ) -> LossAndSteps | None:
         """``factor`` times the gradient of the mean cost of ``labels`` (B,), by one program, of tensors that it
         :meth:`takes`; with ``take`` it is added to them, too. None, and nothing is added, where a label is no class,
         none counts, or something is not finite."""
-        if not self.images or not lies_dense(labels, self.shapes[0][:1], torch.int64):
+        if not self.images or not is_contiguous_as(labels, self.shapes[0][:1], torch.int64):
             return None
         counts, number = (ctypes.c_int64 * 2)(), ctypes.c_float(factor)
         s, cost, between = workspace.new(self.images, self.network.dense[-1]), workspace.new(), self._all.new()
@@ -120,9 +120,9 @@ class Plan:
         fine = (
             counts[0] and not counts[1] and self._is_finite(self._all, between) and (not take or math.isfinite(cost))
         )
-        return Found(s, cost, found, between) if fine else None
+        return LossAndSteps(s, cost, found, between) if fine else None
 
-    def between(self, found: Found) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def between(self, found: LossAndSteps) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """x^l for l = 1 to L − 1, in the document's layout; the codes of each convolution; and what each layer heard
         from the one above: (B, K, I, J), or δ^l of a dense layer."""
         xs, codes, gs, last, part = [], [], [], self.stages.first_dense - 1, self._all.part
@@ -141,7 +141,7 @@ class Plan:
         """x as the kernels forward and back read it."""
         return dense(x, torch.channels_last), for_derivatives(self.stages.convolutions[0], x)
 
-    def _is_finite(self, layout: Layout, piece: Tensor) -> bool:
+    def _is_finite(self, layout: WorkspaceLayout, piece: Tensor) -> bool:
         count = self.stages.slots * self.stages.first_dense
         return not any(map(math.isnan, layout.part(piece, "odd", (count,)).tolist()))
 

@@ -15,32 +15,32 @@ from torch.autograd import Function
 from manualgrad.ops.differentiable import differentiable, outer_tangents
 
 
-def bias_gradient(g: Tensor) -> Tensor:
+def grad_bias(g: Tensor) -> Tensor:
     """Σ over all but the channels, dimension 1: (B, K, ...) to (K,)."""
     return g.sum([dim for dim in range(g.dim()) if dim != 1])  # eq. (17)
 
 
-def spread(b: Tensor, shape: torch.Size) -> Tensor:
+def broadcast_bias(b: Tensor, shape: torch.Size) -> Tensor:
     """b broadcast to z: (K,) to (B, K, ...), a view."""
     return b.view(-1, *[1] * (len(shape) - 2)).expand(shape)  # eq. (17)
 
 
-def bias_tangent(b_t: Tensor | None, shape: torch.Size) -> Tensor | None:
+def bias_jvp(b_t: Tensor | None, shape: torch.Size) -> Tensor | None:
     """What a tangent of b, if there is one, adds to that of z."""
     if b_t is None:
         return None
     with outer_tangents():
-        return spread(b_t, shape)
+        return broadcast_bias(b_t, shape)
 
 
-class BiasGradient(Function):
-    """:func:`bias_gradient`, which is linear: its derivative broadcasts again."""
+class GradBiasFunction(Function):
+    """:func:`grad_bias`, which is linear: its derivative broadcasts again."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor) -> Tensor:
-        return bias_gradient(g)
+        return grad_bias(g)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -48,11 +48,11 @@ class BiasGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> Tensor:
-        return spread(v, ctx.shape)
+        return broadcast_bias(v, ctx.shape)
 
     @staticmethod
     def jvp(ctx: Any, g_t: Tensor) -> Tensor:
-        return pull_to_bias(g_t)
+        return grad_bias_apply(g_t)
 
 
-pull_to_bias = differentiable(BiasGradient)
+grad_bias_apply = differentiable(GradBiasFunction)

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from manualgrad.cpu.tensor_checks import is_plain
+from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops.precision import autocast_lower
 
-PART = 64  # m, about: parts of 32 round less where n is below 2,048, but a product takes up to an eighth longer
+BLOCK_K = 64  # m, about: parts of 32 round less where n is below 2,048, but a product takes up to an eighth longer
 
 
-def sum_of_products(a: Iterable[Tensor], b: Iterable[Tensor], c: Tensor | None = None) -> Tensor:
+def blocked_bmm_sum(a: Iterable[Tensor], b: Iterable[Tensor], c: Tensor | None = None) -> Tensor:
     """a₀ b₀ + a₁ b₁ + ... + c of pairs of matrices: each a (G, N, M), b (G, M, K) and c (G, 1, K), or None, to
     (G, N, K).
 
@@ -36,20 +36,22 @@ def sum_of_products(a: Iterable[Tensor], b: Iterable[Tensor], c: Tensor | None =
     return z
 
 
-def products_in_parts(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    """a b + c, as :func:`sum_of_products` has it."""
-    return sum_of_products([a], [b], c)
+def blocked_bmm(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    """a b + c, as :func:`blocked_bmm_sum` has it."""
+    return blocked_bmm_sum([a], [b], c)
 
 
 def add_product(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """z + a b, in place: z (G, N, K), which may be a view, a (G, N, M), b (G, M, K)."""
     a, b = autocast_lower(a, b)  # as a product does by itself, but not in place
-    return z.baddbmm_(a, b) if is_plain(z) else z.add_(torch.bmm(a, b))  # vmap has no rule for a product in place
+    return (
+        z.baddbmm_(a, b) if is_plain_tensor(z) else z.add_(torch.bmm(a, b))
+    )  # vmap has no rule for a product in place
 
 
 def _parts(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """a and b, cut along what is summed over."""
     n = a.shape[2]
     parted = a.dtype == torch.float32 and a.device.type == "cpu"
-    size = math.ceil(n / max(1, round(n / PART))) if parted else n
+    size = math.ceil(n / max(1, round(n / BLOCK_K))) if parted else n
     return zip(a.split(max(size, 1), 2), b.split(max(size, 1), 1), strict=True)

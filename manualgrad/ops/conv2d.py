@@ -27,18 +27,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.ops import checks
-from manualgrad.ops.bias import bias_tangent, pull_to_bias
-from manualgrad.ops.blocked_sum import add_product, sum_of_products
+from manualgrad.ops.bias import bias_jvp, grad_bias_apply
+from manualgrad.ops.blocked_sum import add_product, blocked_bmm_sum
 from manualgrad.ops.conv2d_geometry import Geometry, geometry_of
 from manualgrad.ops.differentiable import differentiable, save, total
-from manualgrad.ops.layout import from_nchw, from_oihw, in_order, owned, to_nchw, to_oihw
+from manualgrad.ops.layout import as_contiguous_nhwc, as_non_view, from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.ops.precision import accumulator, autocast_lower
-from manualgrad.ops.windows import Windows, crop, overlap_add, pad, view
+from manualgrad.ops.windows import Windows, col2im, crop, pad, sliding_window_view
 
 # ----------------------------------------------------------------------------------------------- formulas
 
 
-def strip(geometry: Geometry, channels: int) -> Windows:
+def gemm_window(geometry: Geometry, channels: int) -> Windows:
     """The windows of one product: of one kernel row, or of all rows at once.
 
     Neighbouring windows see the same rows of the image. One kernel row at a time, such a row is copied once and not
@@ -54,20 +54,21 @@ def strip(geometry: Geometry, channels: int) -> Windows:
 LONG_ROW = 32  # numbers of a kernel row that make a product worth while
 
 
-def turned(z: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+def swap_batch_rows(z: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
     """(B, I, ...) as (I, B, ...), or back, where a strip is one kernel row: its rows of the image, which begin with
     strip n at row n, then lie together. Elsewhere as it is."""
     return z if windows == geometry.windows else z.transpose(0, 1)
 
 
-def outer(b: int, i: int, windows: Windows, geometry: Geometry) -> tuple[int, int]:
-    """The first two dimensions in :func:`turned` order."""
+def gemm_lead_dims(b: int, i: int, windows: Windows, geometry: Geometry) -> tuple[int, int]:
+    """The first two dimensions in :func:`swap_batch_rows` order."""
     return (b, i) if windows == geometry.windows else (i, b)
 
 
-def columns(x: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
-    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, B·I·J, P·Q·R), in :func:`turned` order."""
-    x, groups = turned(view(pad(x, windows), windows), windows, geometry), geometry.groups
+def im2col(x: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+    """x_(s1·i+p)(s2·j+q)r as matrices with a row for each window: (groups, B·I·J, P·Q·R),
+    in :func:`swap_batch_rows` order."""
+    x, groups = swap_batch_rows(sliding_window_view(pad(x, windows), windows), windows, geometry), geometry.groups
     b, i, j, p, q, r = x.shape
     x = x.reshape(b, i, j, p, q, groups, r // groups).permute(5, 0, 1, 2, 3, 4, 6)
     if q * r // groups >= j:
@@ -76,102 +77,102 @@ def columns(x: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
     return x.permute(0, 4, 5, 6, 1, 2, 3).reshape(groups, p * q * r // groups, b * i * j).transpose(1, 2)
 
 
-def strips(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
-    """:func:`columns` of x for each strip of the kernel, from top to bottom: (groups, B·I·J, numbers of a strip)."""
-    windows = strip(geometry, x.shape[3])
-    rows = columns(x, windows, geometry)
+def im2col_blocks(x: Tensor, geometry: Geometry) -> Iterator[Tensor]:
+    """:func:`im2col` of x for each strip of the kernel, from top to bottom: (groups, B·I·J, numbers of a strip)."""
+    windows = gemm_window(geometry, x.shape[3])
+    rows = im2col(x, windows, geometry)
     for n in range(geometry.windows.kernel_size[0] // windows.kernel_size[0]):
-        yield below(rows, n, x.shape[0], geometry)
+        yield kernel_row_block(rows, n, x.shape[0], geometry)
 
 
-def below(rows: Tensor, n: int, batch: int, geometry: Geometry) -> Tensor:
+def kernel_row_block(rows: Tensor, n: int, batch: int, geometry: Geometry) -> Tensor:
     """Those of a matrix's rows that belong to strip n of the kernel, which lies n places below strip 0."""
     i, j = geometry.windows.count(*geometry.size)
     return rows.narrow(1, n * geometry.windows.dilation[0] * batch * j, batch * i * j)
 
 
-def kernel_matrices(w: Tensor, geometry: Geometry) -> Sequence[Tensor]:
+def weight_to_gemm(w: Tensor, geometry: Geometry) -> Sequence[Tensor]:
     """w_(P−p)(Q−q)rk for each strip of the kernel, with a column for each output channel: (groups, numbers, K)."""
     if geometry.flip:
         w = w.flip(0, 1)
     p, q, r, k = w.shape
-    rows = strip(geometry, r * geometry.groups).kernel_size[0]
+    rows = gemm_window(geometry, r * geometry.groups).kernel_size[0]
     w = w.reshape(p * q * r, geometry.groups, k // geometry.groups)
     return w.transpose(0, 1).split(rows * q * r, 1)
 
 
-def grouped(z: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
-    """(B, I, J, K) as (groups, B·I·J, K), in :func:`turned` order."""
+def output_to_gemm(z: Tensor, windows: Windows, geometry: Geometry) -> Tensor:
+    """(B, I, J, K) as (groups, B·I·J, K), in :func:`swap_batch_rows` order."""
     k = z.shape[3]
-    z = turned(z, windows, geometry).reshape(z.shape[:3].numel(), geometry.groups, k // geometry.groups)
+    z = swap_batch_rows(z, windows, geometry).reshape(z.shape[:3].numel(), geometry.groups, k // geometry.groups)
     return z.transpose(0, 1)
 
 
-def convolution(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-    """C(x, w) + b: (B, I, J, K), in :func:`turned` order in memory."""
+def conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
+    """C(x, w) + b: (B, I, J, K), in :func:`swap_batch_rows` order in memory."""
     bias = None if b is None else b.view(geometry.groups, 1, -1)
-    z = sum_of_products(strips(x, geometry), kernel_matrices(w, geometry), bias)  # eq. (1), (17)
-    windows, (i, j) = strip(geometry, x.shape[3]), geometry.windows.count(*geometry.size)
-    z = z.transpose(0, 1).reshape(*outer(x.shape[0], i, windows, geometry), j, w.shape[3])
-    return turned(z, windows, geometry)
+    z = blocked_bmm_sum(im2col_blocks(x, geometry), weight_to_gemm(w, geometry), bias)  # eq. (1), (17)
+    windows, (i, j) = gemm_window(geometry, x.shape[3]), geometry.windows.count(*geometry.size)
+    z = z.transpose(0, 1).reshape(*gemm_lead_dims(x.shape[0], i, windows, geometry), j, w.shape[3])
+    return swap_batch_rows(z, windows, geometry)
 
 
-def input_gradient(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+def conv2d_grad_input(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
     """Σ_ijk g_ijk ∂C_ijk/∂x_tuv: (B, H, W, R). With t = s1·i+p, (2) is w_(P−p)(Q−q)vk: what (1) gathers from
     the place (s1·i+p, s2·j+q), this adds to it."""
     b, groups, (_, q, r, _) = g.shape[0], geometry.groups, w.shape
     dtype, exact = g.dtype, accumulator(g.dtype)  # up to (P+1)(Q+1) products meet in one place
-    windows = strip(geometry, r * groups)
+    windows = gemm_window(geometry, r * groups)
     i, j = windows.count(*geometry.size)
-    first, *others = (kernels.to(exact).transpose(1, 2) for kernels in kernel_matrices(w, geometry))
-    g = grouped(g, windows, geometry).to(exact)
+    first, *others = (kernels.to(exact).transpose(1, 2) for kernels in weight_to_gemm(w, geometry))
+    g = output_to_gemm(g, windows, geometry).to(exact)
     each = torch.bmm(g, first)  # eq. (2)
     if others:
         each = torch.constant_pad_nd(each, (0, 0, 0, b * i * j - each.shape[1]))
     for n, kernels in enumerate(others, start=1):
-        add_product(below(each, n, b, geometry), g, kernels)  # eq. (2)
-    each = each.view(groups, *outer(b, i, windows, geometry), j, windows.kernel_size[0], q, r)
-    each = turned(each.permute(1, 2, 3, 4, 5, 0, 6), windows, geometry)
+        add_product(kernel_row_block(each, n, b, geometry), g, kernels)  # eq. (2)
+    each = each.view(groups, *gemm_lead_dims(b, i, windows, geometry), j, windows.kernel_size[0], q, r)
+    each = swap_batch_rows(each.permute(1, 2, 3, 4, 5, 0, 6), windows, geometry)
     each = each.reshape(*each.shape[:5], groups * r)
-    x = overlap_add(each, windows, windows.padded(*geometry.size))
+    x = col2im(each, windows, windows.padded(*geometry.size))
     return crop(x, windows).contiguous().to(dtype)
 
 
-def weight_gradients(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+def conv2d_grad_weight_per_example(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_ij g_bijv ∂C_ijk/∂w_ctuv of each example b: (B, P+1, Q+1, R, K)."""
-    (b, i, j, _), groups, windows = g.shape, geometry.groups, strip(geometry, x.shape[3])
+    (b, i, j, _), groups, windows = g.shape, geometry.groups, gemm_window(geometry, x.shape[3])
 
     def by_example(rows: Tensor) -> Tensor:
-        rows = rows.view(groups, *outer(b, i, windows, geometry), j, rows.shape[2]).movedim(0, 2)
-        return turned(rows, windows, geometry).transpose(1, 2).reshape(b * groups, i * j, rows.shape[4])
+        rows = rows.view(groups, *gemm_lead_dims(b, i, windows, geometry), j, rows.shape[2]).movedim(0, 2)
+        return swap_batch_rows(rows, windows, geometry).transpose(1, 2).reshape(b * groups, i * j, rows.shape[4])
 
-    g = by_example(grouped(g, windows, geometry))
-    each = [torch.bmm(by_example(rows).transpose(1, 2), g) for rows in strips(x, geometry)]  # eq. (3)
+    g = by_example(output_to_gemm(g, windows, geometry))
+    each = [torch.bmm(by_example(rows).transpose(1, 2), g) for rows in im2col_blocks(x, geometry)]  # eq. (3)
     each = torch.cat(each, 1)
-    return kernels_of(each.view(b, groups, *each.shape[1:]), geometry)
+    return gemm_to_weight(each.view(b, groups, *each.shape[1:]), geometry)
 
 
-def weight_gradient(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+def conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
     """Σ_bij g_bijv ∂C_ijk/∂w_ctuv: (P+1, Q+1, R, K).
 
     First the sum over i and j for each b, or over b and j for each i, then the other: a sum of sums rounds less than
     one long sum. Where that would take more memory than the columns do, all in one.
     """
-    (b, i, j, k), groups, windows = g.shape, geometry.groups, strip(geometry, x.shape[3])
-    sums, terms = outer(b, i, windows, geometry)
+    (b, i, j, k), groups, windows = g.shape, geometry.groups, gemm_window(geometry, x.shape[3])
+    sums, terms = gemm_lead_dims(b, i, windows, geometry)
     if k // groups > terms * j:
         sums, terms = 1, b * i
-    g = grouped(g, windows, geometry).reshape(groups * sums, terms * j, k // groups)
+    g = output_to_gemm(g, windows, geometry).reshape(groups * sums, terms * j, k // groups)
     each = []
-    for rows in strips(x, geometry):
+    for rows in im2col_blocks(x, geometry):
         rows = rows.reshape(groups * sums, terms * j, rows.shape[2])
         part = torch.bmm(rows.transpose(1, 2), g)  # eq. (3)
         each.append(part.view(groups, sums, *part.shape[1:]).sum(1))
-    return kernels_of(torch.cat(each, 1), geometry)
+    return gemm_to_weight(torch.cat(each, 1), geometry)
 
 
-def kernels_of(matrices: Tensor, geometry: Geometry) -> Tensor:
-    """The inverse of :func:`kernel_matrices`, its strips in one: (..., groups, P·Q·R, K) to (..., P+1, Q+1, R, K)."""
+def gemm_to_weight(matrices: Tensor, geometry: Geometry) -> Tensor:
+    """The inverse of :func:`weight_to_gemm`, its strips in one: (..., groups, P·Q·R, K) to (..., P+1, Q+1, R, K)."""
     (*batch, groups, numbers, k), (p, q) = matrices.shape, geometry.windows.kernel_size
     w = matrices.transpose(-3, -2).reshape(*batch, p, q, numbers // (p * q), groups * k)
     return w.flip(-4, -3) if geometry.flip else w
@@ -180,15 +181,15 @@ def kernels_of(matrices: Tensor, geometry: Geometry) -> Tensor:
 # ---------------------------------------------------------------------------------------------- Functions
 
 
-class Convolution(Function):
+class Conv2dFunction(Function):
     """C(x, w) + b of equations (1) and (17). Saves x for the gradient of w, and w for that of x."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> Tensor:
-        z = convolution(from_nchw(x), from_oihw(w), b, geometry)
-        return owned(to_nchw(in_order(z)))
+        z = conv2d_forward(from_nchw(x), from_oihw(w), b, geometry)
+        return as_non_view(to_nchw(as_contiguous_nhwc(z)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -201,9 +202,9 @@ class Convolution(Function):
         x, w = ctx.saved_tensors
         for_x, for_w, for_b, _ = ctx.needs_input_grad
         return (
-            pull_to_input(g, w, ctx.geometry) if for_x else None,
-            pull_to_weight(g, x, ctx.geometry) if for_w else None,
-            pull_to_bias(g) if for_b else None,
+            conv2d_grad_input_apply(g, w, ctx.geometry) if for_x else None,
+            conv2d_grad_weight_apply(g, x, ctx.geometry) if for_w else None,
+            grad_bias_apply(g) if for_b else None,
             None,
         )
 
@@ -211,20 +212,20 @@ class Convolution(Function):
     def jvp(ctx: Any, x_t: Tensor | None, w_t: Tensor | None, b_t: Tensor | None, _: None) -> Tensor | None:
         x, w = ctx.saved_tensors
         return total(
-            None if x_t is None else convolve(x_t, w, None, ctx.geometry),
-            None if w_t is None else convolve(x, w_t, None, ctx.geometry),
-            bias_tangent(b_t, ctx.shape),
+            None if x_t is None else conv2d_apply(x_t, w, None, ctx.geometry),
+            None if w_t is None else conv2d_apply(x, w_t, None, ctx.geometry),
+            bias_jvp(b_t, ctx.shape),
         )
 
 
-class InputGradient(Function):
+class Conv2dGradInputFunction(Function):
     """X(δ, w) of equation (2)."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-        return to_nchw(input_gradient(from_nchw(g), from_oihw(w), geometry))
+        return to_nchw(conv2d_grad_input(from_nchw(g), from_oihw(w), geometry))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -236,8 +237,8 @@ class InputGradient(Function):
         g, w = ctx.saved_tensors
         for_g, for_w, _ = ctx.needs_input_grad
         return (
-            convolve(v, w, None, ctx.geometry) if for_g else None,
-            pull_to_weight(g, v, ctx.geometry) if for_w else None,
+            conv2d_apply(v, w, None, ctx.geometry) if for_g else None,
+            conv2d_grad_weight_apply(g, v, ctx.geometry) if for_w else None,
             None,
         )
 
@@ -245,19 +246,19 @@ class InputGradient(Function):
     def jvp(ctx: Any, g_t: Tensor | None, w_t: Tensor | None, _: None) -> Tensor | None:
         g, w = ctx.saved_tensors
         return total(
-            None if g_t is None else pull_to_input(g_t, w, ctx.geometry),
-            None if w_t is None else pull_to_input(g, w_t, ctx.geometry),
+            None if g_t is None else conv2d_grad_input_apply(g_t, w, ctx.geometry),
+            None if w_t is None else conv2d_grad_input_apply(g, w_t, ctx.geometry),
         )
 
 
-class WeightGradient(Function):
+class Conv2dGradWeightFunction(Function):
     """W(δ, x) of equation (3)."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
-        return to_oihw(weight_gradient(from_nchw(g), from_nchw(x), geometry))
+        return to_oihw(conv2d_grad_weight(from_nchw(g), from_nchw(x), geometry))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -269,8 +270,8 @@ class WeightGradient(Function):
         g, x = ctx.saved_tensors
         for_g, for_x, _ = ctx.needs_input_grad
         return (
-            convolve(x, v, None, ctx.geometry) if for_g else None,
-            pull_to_input(g, v, ctx.geometry) if for_x else None,
+            conv2d_apply(x, v, None, ctx.geometry) if for_g else None,
+            conv2d_grad_input_apply(g, v, ctx.geometry) if for_x else None,
             None,
         )
 
@@ -278,14 +279,14 @@ class WeightGradient(Function):
     def jvp(ctx: Any, g_t: Tensor | None, x_t: Tensor | None, _: None) -> Tensor | None:
         g, x = ctx.saved_tensors
         return total(
-            None if g_t is None else pull_to_weight(g_t, x, ctx.geometry),
-            None if x_t is None else pull_to_weight(g, x_t, ctx.geometry),
+            None if g_t is None else conv2d_grad_weight_apply(g_t, x, ctx.geometry),
+            None if x_t is None else conv2d_grad_weight_apply(g, x_t, ctx.geometry),
         )
 
 
-convolve = differentiable(Convolution)
-pull_to_input = differentiable(InputGradient)
-pull_to_weight = differentiable(WeightGradient)
+conv2d_apply = differentiable(Conv2dFunction)
+conv2d_grad_input_apply = differentiable(Conv2dGradInputFunction)
+conv2d_grad_weight_apply = differentiable(Conv2dGradWeightFunction)
 
 
 def conv2d(
@@ -326,5 +327,5 @@ def conv2d(
     checks.floating("conv2d", input=input, weight=weight, bias=bias)
     geometry = geometry_of(input, weight, bias, stride, padding, dilation, groups, flip_kernel)
     if input.dim() == 3:
-        return convolve(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
-    return convolve(input, weight, bias, geometry)
+        return conv2d_apply(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
+    return conv2d_apply(input, weight, bias, geometry)

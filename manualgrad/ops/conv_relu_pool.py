@@ -27,23 +27,23 @@ from torch.autograd import Function
 from manualgrad.cpu import conv_pool_guard as kernels
 from manualgrad.cpu import conv_pool_operators
 from manualgrad.cpu.pool_index import DEAD, ZERO
-from manualgrad.cpu.tensor_checks import is_plain
+from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops import checks, conv2d_geometry, max_pool2d_geometry
-from manualgrad.ops.bias import bias_gradient, bias_tangent, pull_to_bias
+from manualgrad.ops.bias import bias_jvp, grad_bias, grad_bias_apply
 from manualgrad.ops.conv2d import (
-    convolution,
-    convolve,
-    input_gradient,
-    pull_to_input,
-    pull_to_weight,
-    weight_gradient,
+    conv2d_apply,
+    conv2d_forward,
+    conv2d_grad_input,
+    conv2d_grad_input_apply,
+    conv2d_grad_weight,
+    conv2d_grad_weight_apply,
 )
-from manualgrad.ops.differentiable import differentiable, linear_pair, nothing_follows, save, total
-from manualgrad.ops.layout import from_nchw, from_oihw, owned, to_nchw, to_oihw
-from manualgrad.ops.max_pool2d import maximum
+from manualgrad.ops.differentiable import autograd_inactive, differentiable, linear_pair, save, total
+from manualgrad.ops.layout import as_non_view, from_nchw, from_oihw, to_nchw, to_oihw
+from manualgrad.ops.max_pool2d import max_pool2d_forward
 from manualgrad.ops.precision import autocast_lower
 from manualgrad.ops.selection import holds, select
-from manualgrad.ops.windows import place
+from manualgrad.ops.windows import offset_view
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def geometry_of(
         pooling = max_pool2d_geometry.geometry_of((weight.shape[0], *rows_columns), 2, None, 0, 1, False)
         return Geometry(convolving, pooling, subgradient)
 
-    if not (all(t is None or is_plain(t) for t in (input, weight, bias)) and all(map(_is_exact, numbers))):
+    if not (all(t is None or is_plain_tensor(t) for t in (input, weight, bias)) and all(map(_is_exact, numbers))):
         return made()
     key = input.shape[-3:], weight.shape, bias is None or bias.shape, *numbers, *map(type, numbers)
     found = _found.get(key)
@@ -100,16 +100,16 @@ def _is_exact(argument: object) -> bool:
 # ----------------------------------------------------------------------------------------------- formulas
 
 
-def pooled_and_codes(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+def relu_pool_forward(z: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """P(R(z)) and the code of each window, both (B, I, J, K), from z (B, H, W, K)."""
-    best, number = maximum(z, geometry.pooling)  # eq. (4), of z: R does not change the order
-    at_first = holds(place(z, geometry.pooling.windows, 0, 0, geometry.pooling.count), "==", 0).to(number.dtype)
+    best, number = max_pool2d_forward(z, geometry.pooling)  # eq. (4), of z: R does not change the order
+    at_first = holds(offset_view(z, geometry.pooling.windows, 0, 0, geometry.pooling.count), "==", 0).to(number.dtype)
     nothing = holds(best, "<=", 0).to(number.dtype) * (DEAD - at_first)  # DEAD or ZERO; 0 where z is positive
     code = torch.maximum(number, nothing)  # ZERO and DEAD are larger than any number
     return best.clamp(min=0), code  # eq. (9)
 
 
-def spread(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
+def relu_pool_backward(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
     """P⁻¹(g) R': each g_ijk sent to the place, and with the factor, that its code says."""
     g, code, windows = from_nchw(g), from_nchw(code), geometry.pooling.windows
     z = g.new_zeros(g.shape[0], *geometry.pooling.size, g.shape[3])
@@ -117,23 +117,23 @@ def spread(g: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
         here = select(holds(code, "==", n), g)  # eq. (4), (10) with z > 0
         if n == 0 and geometry.subgradient:
             here += geometry.subgradient * select(holds(code, "==", ZERO), g)  # eq. (10) with z = 0
-        place(z, windows, p, q, geometry.pooling.count).copy_(here)  # windows do not overlap
+        offset_view(z, windows, p, q, geometry.pooling.count).copy_(here)  # windows do not overlap
     return to_nchw(z)
 
 
-def gather(z: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
-    """The adjoint of :func:`spread`: from each window of z what is at its code's place, times R'."""
+def relu_pool_jvp(z: Tensor, code: Tensor, geometry: Geometry) -> Tensor:
+    """The adjoint of :func:`relu_pool_backward`: from each window of z what is at its code's place, times R'."""
     z, code, windows, count = from_nchw(z), from_nchw(code), geometry.pooling.windows, geometry.pooling.count
-    picked = geometry.subgradient * select(code == ZERO, place(z, windows, 0, 0, count))
+    picked = geometry.subgradient * select(code == ZERO, offset_view(z, windows, 0, 0, count))
     for n, (p, q) in enumerate(windows.positions()):
-        picked = picked + select(code == n, place(z, windows, p, q, count))
+        picked = picked + select(code == n, offset_view(z, windows, p, q, count))
     return to_nchw(picked.contiguous())
 
 
 # ------------------------------------------------------------------------- values, by a kernel where one serves
 
 
-def values(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
+def conv_relu_pool_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """P(R(C(x, w) + b)) and its codes, both (B, K, I, J)."""
     if torch.compiler.is_compiling() and kernels.would_serve(geometry, x, w, b):
         return forward_operator(x, w, b, geometry.convolution.flip)
@@ -141,25 +141,25 @@ def values(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[
     if found is not None:
         return found
     found = [
-        pooled_and_codes(convolution(from_nchw(part), from_oihw(w), b, geometry.convolution), geometry)
-        for (part,) in in_turn(geometry, w.shape[0], x)
+        relu_pool_forward(conv2d_forward(from_nchw(part), from_oihw(w), b, geometry.convolution), geometry)
+        for (part,) in batch_chunks(geometry, w.shape[0], x)
     ]
     pooled, code = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*found, strict=True))
     return to_nchw(pooled), to_nchw(code)
 
 
-def in_turn(geometry: Geometry, channels: int, *tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
+def batch_chunks(geometry: Geometry, channels: int, *tensors: Tensor | None) -> Iterator[tuple[Tensor | None, ...]]:
     """``tensors``, each a batch or None, some images at a time: on the CPU z of so many stays in its caches."""
-    if not all(t is None or (t.is_cpu and is_plain(t)) for t in tensors):
+    if not all(t is None or (t.is_cpu and is_plain_tensor(t)) for t in tensors):
         return iter([tensors])
-    images = max(1, NEAR // (channels * math.prod(geometry.pooling.size)))
+    images = max(1, CHUNK_NUMEL // (channels * math.prod(geometry.pooling.size)))
     return zip(*(repeat(None) if t is None else t.split(images) for t in tensors), strict=False)
 
 
-NEAR = 64 * 16 * 24 * 24  # numbers of z at a time: 2.4 MB in float32
+CHUNK_NUMEL = 64 * 16 * 24 * 24  # numbers of z at a time: 2.4 MB in float32
 
 
-def gradients(
+def backward_by_kernel(
     g: Tensor, x: Tensor | None, w: Tensor | None, code: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None:
     """Those of x, w and b that are needed, if a kernel serves; x may be missing where w's gradient is not needed, and
@@ -178,36 +178,38 @@ def gradients(
     return found and tuple(gradient if wanted else None for gradient, wanted in zip(found, needed, strict=True))
 
 
-def all_gradients(
+def conv_relu_pool_backward(
     g: Tensor, x: Tensor | None, w: Tensor | None, code: Tensor, geometry: Geometry, needed: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Those of x, w and b that are needed, by a kernel or by the formulas, as plain tensors."""
-    found = gradients(g, x, w, code, geometry, needed)
+    found = backward_by_kernel(g, x, w, code, geometry, needed)
     if found is not None:
         return found
     x, w = x if needed[1] else None, w if needed[0] else None
-    found = [formulas(*part, w, geometry, needed[2]) for part in in_turn(geometry, g.shape[1], g, code, x)]
+    found = [
+        backward_by_formula(*part, w, geometry, needed[2]) for part in batch_chunks(geometry, g.shape[1], g, code, x)
+    ]
     if len(found) == 1:
         return found[0]
     for_x, for_w, for_b = zip(*found, strict=True)
     return None if w is None else torch.cat(for_x), total(*for_w), total(*for_b)
 
 
-def formulas(
+def backward_by_formula(
     g: Tensor, code: Tensor, x: Tensor | None, w: Tensor | None, geometry: Geometry, for_b: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, w and b: that of x if w is there, that of w if x is there, that of b if asked for."""
-    d = spread(g, code, geometry)
+    d = relu_pool_backward(g, code, geometry)
     lies = geometry.convolution
     return (
-        None if w is None else to_nchw(input_gradient(from_nchw(d), from_oihw(w), lies)),
-        None if x is None else to_oihw(weight_gradient(from_nchw(d), from_nchw(x), lies)),
-        bias_gradient(d) if for_b else None,
+        None if w is None else to_nchw(conv2d_grad_input(from_nchw(d), from_oihw(w), lies)),
+        None if x is None else to_oihw(conv2d_grad_weight(from_nchw(d), from_nchw(x), lies)),
+        grad_bias(d) if for_b else None,
     )
 
 
 def _operator_forward(x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
-    return values(x, w, b, geometry_of(x, w, b, 1, 0, flip, 0.5))
+    return conv_relu_pool_forward(x, w, b, geometry_of(x, w, b, 1, 0, flip, 0.5))
 
 
 def _operator_backward(
@@ -215,7 +217,7 @@ def _operator_backward(
     subgradient: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     geometry = geometry_of(g.new_empty(x_shape), g.new_empty(w_shape), None, 1, 0, flip, subgradient)
-    dx, dw, db = all_gradients(g, x, w, code, geometry, (w is not None, x is not None, True))
+    dx, dw, db = conv_relu_pool_backward(g, x, w, code, geometry, (w is not None, x is not None, True))
     return g.new_empty(0) if dx is None else dx, g.new_empty(0) if dw is None else dw.contiguous(), db
 
 
@@ -225,15 +227,15 @@ forward_operator, backward_operator = conv_pool_operators.define(_operator_forwa
 # ---------------------------------------------------------------------------------------------- Functions
 
 
-class ConvReLUPool(Function):
+class ConvReLUPoolFunction(Function):
     """P(R(C(x, w) + b)) and its codes. Saves x, w and the codes: one byte for each number that comes out."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        pooled, code = values(x, w, b, geometry)
-        return owned(pooled), code
+        pooled, code = conv_relu_pool_forward(x, w, b, geometry)
+        return as_non_view(pooled), code
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -248,15 +250,15 @@ class ConvReLUPool(Function):
         x, w, code = ctx.saved_tensors
         for_x, for_w, for_b, _ = needed = ctx.needs_input_grad
         if not torch.is_grad_enabled():
-            at_once = all_gradients if nothing_follows() else gradients
+            at_once = conv_relu_pool_backward if autograd_inactive() else backward_by_kernel
             found = at_once(g, x, w, code, ctx.geometry, needed[:3])
             if found is not None:
                 return *found, None
-        d = spread_back(g, code, ctx.geometry)
+        d = relu_pool_backward_apply(g, code, ctx.geometry)
         return (
-            pull_to_input(d, w, ctx.geometry.convolution) if for_x else None,
-            pull_to_weight(d, x, ctx.geometry.convolution) if for_w else None,
-            pull_to_bias(d) if for_b else None,
+            conv2d_grad_input_apply(d, w, ctx.geometry.convolution) if for_x else None,
+            conv2d_grad_weight_apply(d, x, ctx.geometry.convolution) if for_w else None,
+            grad_bias_apply(d) if for_b else None,
             None,
         )
 
@@ -266,15 +268,17 @@ class ConvReLUPool(Function):
     ) -> tuple[Tensor | None, None]:
         x, w, code = ctx.saved_tensors
         z_t = total(
-            None if x_t is None else convolve(x_t, w, None, ctx.geometry.convolution),
-            None if w_t is None else convolve(x, w_t, None, ctx.geometry.convolution),
-            bias_tangent(b_t, ctx.shape),
+            None if x_t is None else conv2d_apply(x_t, w, None, ctx.geometry.convolution),
+            None if w_t is None else conv2d_apply(x, w_t, None, ctx.geometry.convolution),
+            bias_jvp(b_t, ctx.shape),
         )
-        return None if z_t is None else gather_from(z_t, code, ctx.geometry), None
+        return None if z_t is None else relu_pool_jvp_apply(z_t, code, ctx.geometry), None
 
 
-fused = differentiable(ConvReLUPool)
-spread_back, gather_from = linear_pair(("Spreading", "Gathering"), spread, gather)
+conv_relu_pool_apply = differentiable(ConvReLUPoolFunction)
+relu_pool_backward_apply, relu_pool_jvp_apply = linear_pair(
+    ("ReLUPoolBackwardFunction", "ReLUPoolJvpFunction"), relu_pool_backward, relu_pool_jvp
+)
 
 
 def conv2d_relu_max_pool2d(
@@ -309,5 +313,5 @@ def conv2d_relu_max_pool2d(
     checks.floating("conv2d", input=input, weight=weight, bias=bias)
     geometry = geometry_of(input, weight, bias, stride, padding, flip_kernel, subgradient)
     if input.dim() == 3:
-        return fused(input.unsqueeze(0), weight, bias, geometry)[0].squeeze(0)
-    return fused(input, weight, bias, geometry)[0]
+        return conv_relu_pool_apply(input.unsqueeze(0), weight, bias, geometry)[0].squeeze(0)
+    return conv_relu_pool_apply(input, weight, bias, geometry)[0]

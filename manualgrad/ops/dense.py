@@ -17,19 +17,19 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.ops import checks
-from manualgrad.ops.bias import bias_tangent, pull_to_bias
+from manualgrad.ops.bias import bias_jvp, grad_bias_apply
 from manualgrad.ops.differentiable import differentiable, save, total
 from manualgrad.ops.precision import autocast_lower
 
 
-def weighted_sums(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+def dense_forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """D(x, w) + b: x (B, I), w (I, J), b (J,) to (B, J)."""
     if b is None:
         return torch.mm(x, w)  # eq. (6)
     return torch.addmm(b, x, w)  # eq. (6), (17)
 
 
-class WeightedSums(Function):
+class DenseFunction(Function):
     """D(x, wᵀ) + b of equations (6) and (17), for w (J, I), as a layer has it. Saves x for w's gradient, and w for
     x's."""
 
@@ -37,7 +37,7 @@ class WeightedSums(Function):
 
     @staticmethod
     def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return weighted_sums(x, w.t(), b)
+        return dense_forward(x, w.t(), b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -50,22 +50,22 @@ class WeightedSums(Function):
         x, w = ctx.saved_tensors
         for_x, for_w, for_b = ctx.needs_input_grad
         return (
-            weigh(g, w.t(), None) if for_x else None,  # eq. (7)
-            weigh(g.t(), x.t(), None) if for_w else None,  # eq. (8), δᵀx: rounds less than xᵀδ where B is large
-            pull_to_bias(g) if for_b else None,
+            dense_apply(g, w.t(), None) if for_x else None,  # eq. (7)
+            dense_apply(g.t(), x.t(), None) if for_w else None,  # eq. (8), δᵀx: rounds less than xᵀδ where B is large
+            grad_bias_apply(g) if for_b else None,
         )
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor | None, w_t: Tensor | None, b_t: Tensor | None) -> Tensor | None:
         x, w = ctx.saved_tensors
         return total(
-            None if x_t is None else weigh(x_t, w, None),  # eq. (7)
-            None if w_t is None else weigh(x, w_t, None),  # eq. (8)
-            bias_tangent(b_t, ctx.shape),
+            None if x_t is None else dense_apply(x_t, w, None),  # eq. (7)
+            None if w_t is None else dense_apply(x, w_t, None),  # eq. (8)
+            bias_jvp(b_t, ctx.shape),
         )
 
 
-weigh = differentiable(WeightedSums)
+dense_apply = differentiable(DenseFunction)
 
 
 def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -103,5 +103,5 @@ def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         input = input.reshape(input.shape[:-1].numel(), input.shape[-1])
     if weight.dim() == 1:
         weight, bias = weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
-    output = weigh(input, weight, bias)
+    output = dense_apply(input, weight, bias)
     return output if output.shape == shape else output.reshape(shape)

@@ -15,8 +15,8 @@ from torch.autograd.function import BackwardCFunction
 
 
 @dataclass
-class Bound:
-    """What :class:`Complete` binds: the arguments, as they are."""
+class PositionalArguments:
+    """What :class:`PositionalSignature` binds: the arguments, as they are."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Bound:
         """There are none."""
 
 
-class Complete(inspect.Signature):
+class PositionalSignature(inspect.Signature):
     """A signature without defaults whose arguments are all given, and in order.
 
     ``Function.apply`` binds them at each call, which takes longer than all else it does; to these there is nothing to
@@ -33,8 +33,8 @@ class Complete(inspect.Signature):
 
     __slots__ = ()
 
-    def bind(self, *args: Any) -> Bound:
-        return Bound(args)
+    def bind(self, *args: Any) -> PositionalArguments:
+        return PositionalArguments(args)
 
 
 def differentiable(function: type[Function]) -> Callable[..., Any]:
@@ -45,11 +45,11 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
 
     Where nothing will be differentiated, as in most backwards, a Function is its ``forward``.
     """
-    function.forward.__signature__ = Complete.from_callable(function.forward)
+    function.forward.__signature__ = PositionalSignature.from_callable(function.forward)
     reverse_only = type(function.__name__, (function,), {"jvp": Function.jvp, "__doc__": function.__doc__})
 
     def apply(*args: Any) -> Any:
-        if nothing_follows():
+        if autograd_inactive():
             return function.forward(*args)
         return (reverse_only if torch.compiler.is_compiling() else function).apply(*args)
 
@@ -58,7 +58,7 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     return apply
 
 
-def nothing_follows() -> bool:
+def autograd_inactive() -> bool:
     """Whether nothing that is computed now will be differentiated, by any means."""
     return not (
         torch.compiler.is_compiling()

@@ -28,24 +28,24 @@ class ImageSize:
     columns: int
 
 
-def flatten_image(x: Tensor) -> Tensor:
+def flatten_forward(x: Tensor) -> Tensor:
     """The document's (B, I, J, K) as (B, I·J·K)."""
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2] * x.shape[3])  # eq. (5)
 
 
-def unflatten_image(f: Tensor, size: ImageSize) -> Tensor:
+def unflatten_forward(f: Tensor, size: ImageSize) -> Tensor:
     """F⁻¹ of section 4.2: (B, I·J·K) as (B, I, J, K)."""
     return f.reshape(f.shape[0], size.rows, size.columns, size.channels)  # eq. (5)
 
 
-class Flattening(Function):
+class FlattenFunction(Function):
     """F(x) of equation (5); saves nothing."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return flatten_image(from_nchw(x))
+        return flatten_forward(from_nchw(x))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -53,21 +53,21 @@ class Flattening(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        return unflatten(g, ctx.size)
+        return unflatten_apply(g, ctx.size)
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor) -> Tensor:
-        return flatten_batch(x_t)
+        return flatten_apply(x_t)
 
 
-class Unflattening(Function):
+class UnflattenFunction(Function):
     """F⁻¹, the derivative of F."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(f: Tensor, size: ImageSize) -> Tensor:
-        return to_nchw(unflatten_image(f, size))
+        return to_nchw(unflatten_forward(f, size))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -75,15 +75,15 @@ class Unflattening(Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, None]:
-        return flatten_batch(v), None
+        return flatten_apply(v), None
 
     @staticmethod
     def jvp(ctx: Any, f_t: Tensor, _: None) -> Tensor:
-        return unflatten(f_t, ctx.size)
+        return unflatten_apply(f_t, ctx.size)
 
 
-flatten_batch = differentiable(Flattening)
-unflatten = differentiable(Unflattening)
+flatten_apply = differentiable(FlattenFunction)
+unflatten_apply = differentiable(UnflattenFunction)
 
 
 def flatten(input: Tensor) -> Tensor:
@@ -104,5 +104,5 @@ def flatten(input: Tensor) -> Tensor:
     """
     checks.images("flatten", input)
     if input.dim() == 3:
-        return flatten_batch(input.unsqueeze(0)).squeeze(0)
-    return flatten_batch(input)
+        return flatten_apply(input.unsqueeze(0)).squeeze(0)
+    return flatten_apply(input)

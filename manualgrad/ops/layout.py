@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manualgrad.cpu.tensor_checks import is_plain
+from manualgrad.cpu.tensor_checks import is_plain_tensor
 
 
 def from_nchw(x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def to_oihw(w: Tensor) -> Tensor:
     return w.permute(3, 2, 0, 1)
 
 
-def in_order(x: Tensor) -> Tensor:
+def as_contiguous_nhwc(x: Tensor) -> Tensor:
     """``x``, of four dimensions, lying in memory in their order: a copy where it does not.
 
     PyTorch calls ``x`` contiguous already where only dimensions of size 1 are out of order, but the next layer
@@ -43,12 +43,12 @@ def in_order(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def owned(x: Tensor) -> Tensor:
+def as_non_view(x: Tensor) -> Tensor:
     """``x``, a view of memory that nothing else refers to, as a tensor in its own right, without a copy.
 
     Autograd refuses to change a view in place that a Function returned: a ReLU with ``inplace=True`` after a
     convolution would fail.
     """
-    if not is_plain(x) or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    if not is_plain_tensor(x) or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return x  # something is watching, which might not know what this is
     return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from manualgrad.cpu import small_kernels
-from manualgrad.cpu.tensor_checks import is_served
+from manualgrad.cpu.tensor_checks import supports_tensors
 from manualgrad.ops.precision import autocast_float32
-from manualgrad.ops.softmax_cross_entropy import entropy, pull_to_logits
+from manualgrad.ops.softmax_cross_entropy import cross_entropy_apply, cross_entropy_backward_apply
 from manualgrad.ops.targets import Reduction, target_distribution
 
 
-class CostOfLabels(Function):
+class LabelCrossEntropyFunction(Function):
     """J of a few rows of logits and their labels, by kernels that find its gradient on the way: ``found`` is y, J and
     that. Saves it, z and y. All else is for the Functions of ``softmax_cross_entropy.py``."""
 
@@ -29,8 +29,8 @@ class CostOfLabels(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         z, y, gradient = ctx.saved_tensors
-        if torch.is_grad_enabled() or not is_served(g) or not math.isfinite(g):
-            return pull_to_logits(g, z, y), None
+        if torch.is_grad_enabled() or not supports_tensors(g) or not math.isfinite(g):
+            return cross_entropy_backward_apply(g, z, y), None
         return gradient * g, None  # eq. (15)
 
 
@@ -41,7 +41,7 @@ def _by_kernels(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Ten
     found = small_kernels.cost_of_labels(z, labels, ignore_index, mean)
     if found is None:
         return None
-    return CostOfLabels.apply(z, found) if z.requires_grad and torch.is_grad_enabled() else found[1]
+    return LabelCrossEntropyFunction.apply(z, found) if z.requires_grad and torch.is_grad_enabled() else found[1]
 
 
 def softmax_cross_entropy(
@@ -85,7 +85,7 @@ def softmax_cross_entropy(
     y = distribution.y
     z = logits.to(y.dtype)
     z = z.movedim(1, -1) if z.dim() > 2 else z
-    cost = entropy(z, y, reduction != "none")
+    cost = cross_entropy_apply(z, y, reduction != "none")
     if reduction == "mean" and distribution.nothing is not False:
         cost = cost.masked_fill(distribution.nothing, torch.nan)
     return cost.to(torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype)

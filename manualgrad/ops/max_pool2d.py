@@ -20,28 +20,28 @@ from torch.autograd import Function
 
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable, linear_pair
-from manualgrad.ops.layout import from_nchw, owned, to_nchw
+from manualgrad.ops.layout import as_non_view, from_nchw, to_nchw
 from manualgrad.ops.max_pool2d_geometry import Geometry, geometry_of
 from manualgrad.ops.selection import holds, select
-from manualgrad.ops.windows import crop, pad, place
+from manualgrad.ops.windows import crop, offset_view, pad
 
 # ----------------------------------------------------------------------------------------------- formulas
 
 
-def maximum(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+def max_pool2d_forward(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
     """P(x), and the place of each maximum as the number p·(Q+1) + q, both (B, I, J, K)."""
     windows, count = geometry.windows, geometry.count
     lowest = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     padded = pad(x, windows, lowest)
-    best = place(padded, windows, 0, 0, count)
+    best = offset_view(padded, windows, 0, 0, count)
     number = torch.zeros_like(best, dtype=geometry.number_dtype)
     inside = _inside(x, geometry)
-    seen = None if inside is None else place(inside, windows, 0, 0, count)
+    seen = None if inside is None else offset_view(inside, windows, 0, 0, count)
     for n, (p, q) in enumerate(list(windows.positions())[1:], start=1):
-        value = place(padded, windows, p, q, count)
+        value = offset_view(padded, windows, p, q, count)
         wins = ~holds(best.nan_to_num(torch.inf, torch.inf, -torch.inf), ">=", value)  # NaN wins, but not over NaN
         if inside is not None:  # a place in the padding never keeps the maximum, not even from -inf
-            here = place(inside, windows, p, q, count)
+            here = offset_view(inside, windows, p, q, count)
             wins, seen = wins | (here & ~seen), seen | here
         best = torch.maximum(best, value)  # eq. (4)
         number = torch.maximum(number, wins.to(number.dtype) * n)  # n grows: the larger is the later winner
@@ -55,22 +55,22 @@ def _inside(x: Tensor, geometry: Geometry) -> Tensor | None:
     return pad(x.new_ones(1, *x.shape[1:3], 1, dtype=torch.bool), geometry.windows, False)
 
 
-def unpool(g: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
+def max_pool2d_backward(g: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
     """P⁻¹(g): each g_ijk added to the place that its maximum came from."""
     g, number, windows = from_nchw(g), from_nchw(number), geometry.windows
     x = g.new_zeros(g.shape[0], *windows.padded(*geometry.size), g.shape[3])
     for n, (p, q) in enumerate(windows.positions()):
-        place(x, windows, p, q, geometry.count).add_(select(holds(number, "==", n), g))  # eq. (4)
+        offset_view(x, windows, p, q, geometry.count).add_(select(holds(number, "==", n), g))  # eq. (4)
     return to_nchw(crop(x, windows).contiguous())
 
 
-def pick(x: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
-    """The adjoint of :func:`unpool`: from each window of x the value at the numbered place."""
+def max_pool2d_jvp(x: Tensor, number: Tensor, geometry: Geometry) -> Tensor:
+    """The adjoint of :func:`max_pool2d_backward`: from each window of x the value at the numbered place."""
     x, number, windows = from_nchw(x), from_nchw(number), geometry.windows
     padded = pad(x, windows)
-    picked = place(padded, windows, 0, 0, geometry.count)
+    picked = offset_view(padded, windows, 0, 0, geometry.count)
     for n, (p, q) in enumerate(windows.positions()):
-        picked = torch.where(number == n, place(padded, windows, p, q, geometry.count), picked)
+        picked = torch.where(number == n, offset_view(padded, windows, p, q, geometry.count), picked)
     return to_nchw(picked.contiguous())
 
 
@@ -89,15 +89,15 @@ def indices(number: Tensor, geometry: Geometry) -> Tensor:
 # ---------------------------------------------------------------------------------------------- Functions
 
 
-class MaxPooling(Function):
+class MaxPool2dFunction(Function):
     """P(x) of equation (4), and the number of each maximum's place. Saves one byte per maximum."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
-        best, number = maximum(from_nchw(x), geometry)
-        return owned(to_nchw(best)), to_nchw(number)
+        best, number = max_pool2d_forward(from_nchw(x), geometry)
+        return as_non_view(to_nchw(best)), to_nchw(number)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -109,16 +109,18 @@ class MaxPooling(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor, None]:
         (number,) = ctx.saved_tensors
-        return pull_to_places(g, number, ctx.geometry), None
+        return max_pool2d_backward_apply(g, number, ctx.geometry), None
 
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor, _: None) -> tuple[Tensor, None]:
         (number,) = ctx.saved_tensors
-        return pick_places(x_t, number, ctx.geometry), None
+        return max_pool2d_jvp_apply(x_t, number, ctx.geometry), None
 
 
-pool = differentiable(MaxPooling)
-pull_to_places, pick_places = linear_pair(("Unpooling", "Picking"), unpool, pick)
+max_pool2d_apply = differentiable(MaxPool2dFunction)
+max_pool2d_backward_apply, max_pool2d_jvp_apply = linear_pair(
+    ("MaxPool2dBackwardFunction", "MaxPool2dJvpFunction"), max_pool2d_backward, max_pool2d_jvp
+)
 
 
 def max_pool2d(
@@ -155,7 +157,7 @@ def max_pool2d(
     checks.real("max_pool2d", input)
     geometry = geometry_of(tuple(input.shape), kernel_size, stride, padding, dilation, ceil_mode)
     batched = input if input.dim() == 4 else input.unsqueeze(0)
-    best, number = pool(batched, geometry)
+    best, number = max_pool2d_apply(batched, geometry)
     results = [best]
     if return_indices:
         results.append(to_nchw(indices(from_nchw(number), geometry)))

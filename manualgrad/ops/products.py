@@ -15,7 +15,7 @@ from torch.autograd import Function
 from manualgrad.ops.differentiable import differentiable, linear_pair, outer_tangents, total
 
 
-class Product(Function):
+class ProductFunction(Function):
     """a ⊙ b, of one shape."""
 
     generate_vmap_rule = True
@@ -40,7 +40,7 @@ class Product(Function):
         return total(None if a_t is None else multiply(a_t, b), None if b_t is None else multiply(a, b_t))
 
 
-class Scaling(Function):
+class ScaleRowsFunction(Function):
     """Each row x_b times its number g_b, or all of x times one number g."""
 
     generate_vmap_rule = True
@@ -74,9 +74,9 @@ def _repeated(x: Tensor, _: None, size: int) -> Tensor:
     return x.unsqueeze(-1).repeat(*[1] * x.dim(), size)
 
 
-multiply = differentiable(Product)
-scale = differentiable(Scaling)
-_sum, _repeat = linear_pair(("Sum", "Repetition"), _summed, _repeated)
+multiply = differentiable(ProductFunction)
+scale = differentiable(ScaleRowsFunction)
+_sum, _repeat = linear_pair(("SumLastFunction", "RepeatLastFunction"), _summed, _repeated)
 
 
 def sum_last(x: Tensor) -> Tensor:

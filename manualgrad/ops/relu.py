@@ -21,21 +21,21 @@ from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.selection import select
 
 
-def rectified(z: Tensor) -> Tensor:
+def relu_forward(z: Tensor) -> Tensor:
     """R(z); NaN stays NaN."""
     return z.clamp(min=0)  # eq. (9)
 
 
-def rectified_gradient(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
+def relu_backward(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
     """g ∂R/∂z, where a NaN in z lets g through, as in PyTorch."""
-    found = small_kernels.rectified_gradient(g, z, subgradient)
+    found = small_kernels.relu_backward(g, z, subgradient)
     if found is not None:
         return found
     above = select(~(z <= 0), g)  # eq. (10), z > 0
     return above + subgradient * select(z == 0, g) if subgradient else above  # eq. (10), z = 0
 
 
-class Rectification(Function):
+class ReLUFunction(Function):
     """R(z) of equation (9). Saves z, since R(z) alone no longer tells z = 0 from z < 0.
 
     Where both have derivative 0 it saves R(z), which the next layer keeps anyway.
@@ -45,7 +45,7 @@ class Rectification(Function):
 
     @staticmethod
     def forward(z: Tensor, subgradient: float) -> Tensor:
-        return rectified(z)
+        return relu_forward(z)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -57,22 +57,22 @@ class Rectification(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
-        return pull_to_z(g, z, ctx.subgradient), None
+        return relu_backward_apply(g, z, ctx.subgradient), None
 
     @staticmethod
     def jvp(ctx: Any, z_t: Tensor, _: None) -> Tensor:
         (z,) = ctx.saved_tensors
-        return pull_to_z(z_t, z, ctx.subgradient)
+        return relu_backward_apply(z_t, z, ctx.subgradient)
 
 
-class RectificationGradient(Function):
+class ReLUBackwardFunction(Function):
     """g ∂R/∂z of equation (10): linear in g, and constant in z but for the jump at 0."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
-        return rectified_gradient(g, z, subgradient)
+        return relu_backward(g, z, subgradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,7 +85,7 @@ class RectificationGradient(Function):
         (z,) = ctx.saved_tensors
         for_g, for_z, _ = ctx.needs_input_grad
         return (
-            pull_to_z(v, z, ctx.subgradient) if for_g else None,
+            relu_backward_apply(v, z, ctx.subgradient) if for_g else None,
             torch.zeros_like(z) if for_z else None,
             None,
         )
@@ -93,11 +93,11 @@ class RectificationGradient(Function):
     @staticmethod
     def jvp(ctx: Any, g_t: Tensor | None, *_: Tensor | None) -> Tensor:
         (z,) = ctx.saved_tensors
-        return torch.zeros_like(z) if g_t is None else pull_to_z(g_t, z, ctx.subgradient)
+        return torch.zeros_like(z) if g_t is None else relu_backward_apply(g_t, z, ctx.subgradient)
 
 
-rectify = differentiable(Rectification)
-pull_to_z = differentiable(RectificationGradient)
+relu_apply = differentiable(ReLUFunction)
+relu_backward_apply = differentiable(ReLUBackwardFunction)
 
 
 def relu(input: Tensor, *, subgradient: float = 0.5) -> Tensor:
@@ -119,4 +119,4 @@ def relu(input: Tensor, *, subgradient: float = 0.5) -> Tensor:
     """
     checks.real("relu", input)
     checks.share("relu", "subgradient", subgradient)
-    return rectify(input, subgradient)
+    return relu_apply(input, subgradient)

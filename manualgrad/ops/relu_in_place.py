@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import unpack_dual
 
-from manualgrad.cpu.tensor_checks import is_plain
+from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
-from manualgrad.ops.relu import pull_to_z, rectify
+from manualgrad.ops.relu import relu_apply, relu_backward_apply
 
 
-class RectificationInPlace(Function):
+class ReLUInPlaceFunction(Function):
     """R(z) of equation (9), over z. Saves R(z), which lies where z lay: no memory of its own. Reverse mode alone."""
 
     @staticmethod
@@ -35,10 +35,10 @@ class RectificationInPlace(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
         (r,) = ctx.saved_tensors
-        return pull_to_z(g, r, 0)  # eq. (10)
+        return relu_backward_apply(g, r, 0)  # eq. (10)
 
 
-rectify_in_place = differentiable(RectificationInPlace)
+relu_in_place_apply = differentiable(ReLUInPlaceFunction)
 
 
 def relu_in_place(input: Tensor) -> Tensor:
@@ -55,6 +55,6 @@ def relu_in_place(input: Tensor) -> Tensor:
         RuntimeError: a leaf that requires a gradient, as PyTorch's own raises.
     """
     checks.real("relu", input)
-    if is_plain(input) and unpack_dual(input).tangent is None:
-        return rectify_in_place(input)
-    return input.copy_(rectify(input.clone(), 0))
+    if is_plain_tensor(input) and unpack_dual(input).tangent is None:
+        return relu_in_place_apply(input)
+    return input.copy_(relu_apply(input.clone(), 0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import masking
-from manualgrad.cpu.tensor_checks import is_plain
+from manualgrad.cpu.tensor_checks import is_plain_tensor
 
 
 def select(condition: Tensor, value: Tensor) -> Tensor:
@@ -23,6 +23,6 @@ def select(condition: Tensor, value: Tensor) -> Tensor:
 
 def holds(x: Tensor, comparison: str, other: Tensor | float) -> Tensor:
     """Whether x == other, x >= other or x <= other, as ``comparison`` says."""
-    if x.is_cpu and is_plain(x):
+    if x.is_cpu and is_plain_tensor(x):
         return masking.holds(x, comparison, other)
     return getattr(operator, masking.COMPARISONS[comparison])(x, other)

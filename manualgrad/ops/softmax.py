@@ -25,28 +25,28 @@ from manualgrad.ops.precision import accumulator, autocast_float32
 from manualgrad.ops.products import difference, multiply
 
 
-def softmax_values(z: Tensor, dim: int) -> Tensor:
+def softmax_forward(z: Tensor, dim: int) -> Tensor:
     """S(z) from z − max z, which is the same number and does not overflow."""
-    found = small_kernels.softmax_values(z, dim)
+    found = small_kernels.softmax_forward(z, dim)
     if found is not None:
         return found
     e = (z - z.amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)  # eq. (11)
 
 
-def softmax_gradient(g: Tensor, s: Tensor, dim: int) -> Tensor:
+def softmax_backward(g: Tensor, s: Tensor, dim: int) -> Tensor:
     """B(g, S): Σ_i g_i ∂S_i/∂z_j."""
     return s * (g - (g * s).sum(dim, keepdim=True))  # eq. (12)
 
 
-class Softmax(Function):
+class SoftmaxFunction(Function):
     """S(z) of equation (11). Saves S."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(z: Tensor, dim: int) -> Tensor:
-        return softmax_values(z, dim)
+        return softmax_forward(z, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -57,22 +57,22 @@ class Softmax(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (s,) = ctx.saved_tensors
-        return pull_through_softmax(g, s, ctx.dim), None
+        return softmax_backward_apply(g, s, ctx.dim), None
 
     @staticmethod
     def jvp(ctx: Any, z_t: Tensor, _: None) -> Tensor:
         (s,) = ctx.saved_tensors
-        return pull_through_softmax(z_t, s, ctx.dim)
+        return softmax_backward_apply(z_t, s, ctx.dim)
 
 
-class SoftmaxGradient(Function):
+class SoftmaxBackwardFunction(Function):
     """B(g, S) of equation (12)."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(g: Tensor, s: Tensor, dim: int) -> Tensor:
-        return softmax_gradient(g, s, dim)
+        return softmax_backward(g, s, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -84,7 +84,7 @@ class SoftmaxGradient(Function):
         g, s = ctx.saved_tensors
         for_g, for_s, _ = ctx.needs_input_grad
         return (
-            pull_through_softmax(v, s, ctx.dim) if for_g else None,
+            softmax_backward_apply(v, s, ctx.dim) if for_g else None,
             _along_s(v, g, s, ctx.dim) if for_s else None,
             None,
         )
@@ -93,7 +93,7 @@ class SoftmaxGradient(Function):
     def jvp(ctx: Any, g_t: Tensor | None, s_t: Tensor | None, _: None) -> Tensor | None:
         g, s = ctx.saved_tensors
         return total(
-            None if g_t is None else pull_through_softmax(g_t, s, ctx.dim),
+            None if g_t is None else softmax_backward_apply(g_t, s, ctx.dim),
             None if s_t is None else _change_along_s(s_t, g, s, ctx.dim),
         )
 
@@ -116,8 +116,8 @@ def _change_along_s(v: Tensor, g: Tensor, s: Tensor, dim: int) -> Tensor:
     return difference(first, multiply(s, towards))
 
 
-soften = differentiable(Softmax)
-pull_through_softmax = differentiable(SoftmaxGradient)
+softmax_apply = differentiable(SoftmaxFunction)
+softmax_backward_apply = differentiable(SoftmaxBackwardFunction)
 
 
 def softmax(input: Tensor, dim: int = -1) -> Tensor:
@@ -142,4 +142,4 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:
         input = autocast_float32(input)
     if input.numel() == 0:
         return input.clone()  # nothing to take the maximum of
-    return soften(input.to(accumulator(input.dtype)), dim).to(input.dtype)
+    return softmax_apply(input.to(accumulator(input.dtype)), dim).to(input.dtype)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import small_kernels
-from manualgrad.cpu.tensor_checks import is_plain
+from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops import checks
 from manualgrad.ops.precision import accumulator
 
@@ -67,7 +67,7 @@ def _from_labels(
     if reduction == "mean":
         y = y / count  # the 1/B of eq. (13)
     y = torch.where(counts, y, 0)  # an ignored example asks for nothing, even where none counts
-    if not is_plain(labels):  # no value can be looked at here
+    if not is_plain_tensor(labels):  # no value can be looked at here
         return Distribution(torch.where(outside, torch.nan, y), count == 0)
     if outside.any():
         wrong = labels[outside.squeeze(-1)].flatten()[0].item()

@@ -59,7 +59,7 @@ def crop(x: Tensor, windows: Windows) -> Tensor:
     return x.narrow(1, top, x.shape[1] - top - bottom).narrow(2, left, x.shape[2] - left - right)
 
 
-def view(x: Tensor, windows: Windows) -> Tensor:
+def sliding_window_view(x: Tensor, windows: Windows) -> Tensor:
     """x_(s1·i+p)(s2·j+q)r for every i, j, p, q, r, without a copy: (B, H, W, R) to (B, I, J, P+1, Q+1, R)."""
     rows, columns = windows.span()
     x = x.unfold(1, rows, windows.stride[0]).unfold(2, columns, windows.stride[1])
@@ -69,7 +69,7 @@ def view(x: Tensor, windows: Windows) -> Tensor:
     return x.permute(0, 1, 2, 4, 5, 3)
 
 
-def place(x: Tensor, windows: Windows, p: int, q: int, count: tuple[int, int]) -> Tensor:
+def offset_view(x: Tensor, windows: Windows, p: int, q: int, count: tuple[int, int]) -> Tensor:
     """x_(s1·i+p)(s2·j+q)k for every i and j of one (p, q), without a copy: (B, H, W, K) to (B, I, J, K)."""
     for dim, offset in ((1, p), (2, q)):
         stride, dilation, n = windows.stride[dim - 1], windows.dilation[dim - 1], count[dim - 1]
@@ -79,13 +79,14 @@ def place(x: Tensor, windows: Windows, p: int, q: int, count: tuple[int, int]) -
     return x
 
 
-def overlap_add(columns: Tensor, windows: Windows, size: tuple[int, int]) -> Tensor:
-    """The adjoint of :func:`view`: (B, I, J, P+1, Q+1, R) to (B, H, W, R), each value added where it came from.
+def col2im(columns: Tensor, windows: Windows, size: tuple[int, int]) -> Tensor:
+    """The adjoint of :func:`sliding_window_view`: (B, I, J, P+1, Q+1, R) to (B, H, W, R), each value added where it came
+    from.
 
     Places that no window reaches keep an exact 0.
     """
     batch, *count, _, _, channels = columns.shape
     x = columns.new_zeros(batch, *size, channels)
     for p, q in windows.positions():
-        place(x, windows, p, q, count).add_(columns[:, :, :, p, q])
+        offset_view(x, windows, p, q, count).add_(columns[:, :, :, p, q])
     return x

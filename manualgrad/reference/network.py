@@ -10,21 +10,21 @@ import numpy as np
 from manualgrad.reference.operations import (
     Array,
     Pair,
-    bias_gradient,
     conv2d,
-    conv2d_input_gradient,
-    conv2d_weight_gradient,
+    conv2d_grad_input,
+    conv2d_grad_weight,
     dense,
-    dense_input_gradient,
-    dense_weight_gradient,
+    dense_grad_input,
+    dense_grad_weight,
     flatten,
+    grad_bias,
     max_pool2d,
-    max_pool2d_gradient,
+    max_pool2d_backward,
     output_gradient,
     relu,
-    relu_gradient,
+    relu_backward,
     softmax,
-    softmax_gradient,
+    softmax_backward,
     unflatten,
 )
 
@@ -47,12 +47,12 @@ def activate(sigma: str, z: Array) -> Array:
 def activation_gradient(sigma: str, delta: Array, z: Array, subgradient: float = 0.5) -> Array:
     """Σ_k δ_k ∂σ_k/∂z_i, from the first letter of σ to its last: S alone, or (F and) P and R, or R alone."""
     if sigma == "S":
-        return softmax_gradient(delta, z)
+        return softmax_backward(delta, z)
     if "F" in sigma:
         delta = unflatten(delta, max_pool2d(relu(z)).shape[1:])
     if "P" in sigma:
-        delta = max_pool2d_gradient(delta, relu(z))
-    return relu_gradient(delta, z, subgradient)
+        delta = max_pool2d_backward(delta, relu(z))
+    return relu_backward(delta, z, subgradient)
 
 
 def forward(
@@ -86,18 +86,18 @@ def backpropagate(
     deltas = [activation_gradient("S", -eta * output_gradient(xs[-1], y), zs[-1])]  # eq. (19)
     for n in range(len(weights) - 1, 0, -1):
         w, x, delta = weights[n], xs[n], deltas[0]
-        delta = conv2d_input_gradient(delta, w, x.shape, stride) if w.ndim == 4 else dense_input_gradient(delta, w)
+        delta = conv2d_grad_input(delta, w, x.shape, stride) if w.ndim == 4 else dense_grad_input(delta, w)
         deltas.insert(0, activation_gradient(sigmas[n - 1], delta, zs[n - 1], subgradient))  # eq. (20)
 
     weight_steps, bias_steps = [], []
     for w, bias, x, delta in zip(weights, biases, xs[:-1], deltas, strict=True):
         examples = [(delta[b : b + 1], x[b : b + 1]) for b in range(len(x))]
         if w.ndim == 4:
-            steps = [conv2d_weight_gradient(delta_b, x_b, w.shape, stride) for delta_b, x_b in examples]  # eq. (21)
+            steps = [conv2d_grad_weight(delta_b, x_b, w.shape, stride) for delta_b, x_b in examples]  # eq. (21)
         else:
-            steps = [dense_weight_gradient(delta_b, x_b) for delta_b, x_b in examples]  # eq. (21)
+            steps = [dense_grad_weight(delta_b, x_b) for delta_b, x_b in examples]  # eq. (21)
         weight_steps.append(np.stack(steps))
-        bias_steps.append(np.stack([bias_gradient(delta_b, bias.shape) for delta_b, _ in examples]))  # eq. (18)
+        bias_steps.append(np.stack([grad_bias(delta_b, bias.shape) for delta_b, _ in examples]))  # eq. (18)
     return deltas, weight_steps, bias_steps
 
 

@@ -33,7 +33,7 @@ def conv2d(x: Array, w: Array, bias: Array | None = None, stride: Pair = (1, 1))
     return z
 
 
-def conv2d_input_gradient(delta: Array, w: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
+def conv2d_grad_input(delta: Array, w: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
     """Σ_ijk δ_ijk ∂C_ijk/∂x_tuv, (2): delta (B, I, J, K), w (P+1, Q+1, R, K), to x's shape (B, H, W, R)."""
     (s1, s2), P, Q = stride, w.shape[0] - 1, w.shape[1] - 1
     gradient = np.zeros(shape)
@@ -45,7 +45,7 @@ def conv2d_input_gradient(delta: Array, w: Array, shape: tuple[int, ...], stride
     return gradient
 
 
-def conv2d_weight_gradient(delta: Array, x: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
+def conv2d_grad_weight(delta: Array, x: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
     """Σ_bijk δ_ijk ∂C_ijk/∂w_ctuv, (3): delta (B, I, J, K), x (B, H, W, R), to w's shape (P+1, Q+1, R, K)."""
     (s1, s2), P, Q = stride, shape[0] - 1, shape[1] - 1
     gradient = np.zeros(shape)
@@ -55,7 +55,7 @@ def conv2d_weight_gradient(delta: Array, x: Array, shape: tuple[int, ...], strid
     return gradient
 
 
-def bias_gradient(delta: Array, shape: tuple[int, ...]) -> Array:
+def grad_bias(delta: Array, shape: tuple[int, ...]) -> Array:
     """Σ δ_n ∂z_n/∂b_m, (17), where b with ``shape`` is broadcast to z: (B, I, J, K) or (B, J) to (K,), (J,), or the
     (I, J, K) of a bias for every position."""
     gradient = np.zeros(shape)
@@ -84,7 +84,7 @@ def max_pool2d(x: Array, size: Pair = (2, 2), stride: Pair = (2, 2)) -> Array:
     return pooled
 
 
-def max_pool2d_gradient(delta: Array, x: Array, size: Pair = (2, 2), stride: Pair = (2, 2)) -> Array:
+def max_pool2d_backward(delta: Array, x: Array, size: Pair = (2, 2), stride: Pair = (2, 2)) -> Array:
     """P⁻¹(δ) of section 4.2: delta (B, I, J, K), each sent to the place in x (B, H, W, K) of its maximum."""
     s1, s2 = stride
     gradient = np.zeros(x.shape)
@@ -124,7 +124,7 @@ def dense(x: Array, w: Array, bias: Array | None = None) -> Array:
     return z
 
 
-def dense_input_gradient(delta: Array, w: Array) -> Array:
+def dense_grad_input(delta: Array, w: Array) -> Array:
     """Σ_j δ_j ∂D_j/∂x_k, (7): delta (B, J), w (I, J), to (B, I)."""
     gradient = np.zeros((len(delta), len(w)))
     for b, k in np.ndindex(gradient.shape):
@@ -133,7 +133,7 @@ def dense_input_gradient(delta: Array, w: Array) -> Array:
     return gradient
 
 
-def dense_weight_gradient(delta: Array, x: Array) -> Array:
+def dense_grad_weight(delta: Array, x: Array) -> Array:
     """Σ_bj δ_j ∂D_j/∂w_ck, (8): delta (B, J), x (B, I), to (I, J)."""
     gradient = np.zeros((x.shape[1], delta.shape[1]))
     for c, k in np.ndindex(gradient.shape):
@@ -150,7 +150,7 @@ def relu(z: Array) -> Array:
     return np.where(z < 0, 0.0, z)  # eq. (9)
 
 
-def relu_gradient(delta: Array, z: Array, subgradient: float = 0.5) -> Array:
+def relu_backward(delta: Array, z: Array, subgradient: float = 0.5) -> Array:
     """Σ_i δ_i ∂R_i/∂z_j, (10), of any shape; ``subgradient`` stands for the document's ½."""
     gradient = np.zeros(z.shape)
     for index in np.ndindex(z.shape):
@@ -180,7 +180,7 @@ def softmax_jacobian(z: Array) -> Array:
     return jacobian
 
 
-def softmax_gradient(delta: Array, z: Array) -> Array:
+def softmax_backward(delta: Array, z: Array) -> Array:
     """Σ_i δ_i ∂S_i/∂z_j: delta (B, C), z (B, C), to (B, C)."""
     jacobian, gradient = softmax_jacobian(z), np.zeros(z.shape)
     for b, i, j in np.ndindex(jacobian.shape):

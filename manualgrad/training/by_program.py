@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from manualgrad.data import Dataset
 from manualgrad.models import DocumentCNN
 from manualgrad.network import guards
-from manualgrad.network.descent import Descent, Taken
+from manualgrad.network.descent import Descent, StepStats
 from manualgrad.training.steps import GradientDescent, normalised
 
 
@@ -42,7 +42,7 @@ class ByProgram:
         if self.descent is not None:
             self.descent.begin(order)
 
-    def step(self, model: DocumentCNN, optimizer: Optimizer, first: int, rate: float) -> Taken | None:
+    def step(self, model: DocumentCNN, optimizer: Optimizer, first: int, rate: float) -> StepStats | None:
         """One step of size ``rate``, on the images from number ``first`` of the order; None, and nothing is done,
         where all is not as it was when the program was made, or the program cannot take it."""
         if self.descent is None:
@@ -67,7 +67,7 @@ def _situation(model: DocumentCNN, optimizer: Optimizer) -> list[Any]:
     groups = optimizer.param_groups
     weights = [w for group in groups for w in group["params"]]
     flags = [w.requires_grad for w in weights]
-    return [model, optimizer, len(groups), _has_hooks(optimizer), *weights, *flags, *guards.parts_of(model)]
+    return [model, optimizer, len(groups), _has_hooks(optimizer), *weights, *flags, *guards.guard_values(model)]
 
 
 def _has_hooks(optimizer: Optimizer) -> bool:

@@ -17,7 +17,7 @@ from manualgrad import backprop, kernels
 from manualgrad.data import Dataset
 from manualgrad.functional import softmax, softmax_cross_entropy
 from manualgrad.models import DocumentCNN
-from manualgrad.network.descent import Taken
+from manualgrad.network.descent import StepStats
 from manualgrad.training import nonfinite
 from manualgrad.training.by_program import ByProgram
 from manualgrad.training.distributed import ALONE, Processes
@@ -164,7 +164,7 @@ class Run:
         self.seconds += time.perf_counter() - start
         return step
 
-    def _step_by_gradients(self, count: int) -> Taken:
+    def _step_by_gradients(self, count: int) -> StepStats:
         """A step of ``count`` images, of which this process may have a share, by the optimiser."""
         if self.gathered != self.step:
             self._gather_from_here()
@@ -175,7 +175,7 @@ class Run:
         if self.processes.count > 1:
             cost, right = self.processes.add_up(torch.stack((cost.double(), right.double())))
         known = self._of_labels(probabilities, labels, count) if self.epochs.choose else probabilities[:0, 0]
-        taken = Taken(cost.item(), int(right), known)
+        taken = StepStats(cost.item(), int(right), known)
         if not math.isfinite(taken.cost):
             raise self._nonfinite(taken.cost, x)
         self.optimizer.step()

@@ -149,16 +149,16 @@ def small_call(draw: random.Random) -> str:
     z, y = (copied(torch.randn(count, classes)) for _ in range(2))
     labels = copied(torch.randint(-3, classes + 3, (count,)))
     results = [
-        small_kernels.softmax_values(z, -1),
+        small_kernels.softmax_forward(z, -1),
         small_kernels.cross_entropy(z, y, draw.random() < 0.5),
-        small_kernels.logits_gradient(copied(torch.randn(count)), z, y),
-        small_kernels.rectified_gradient(y, z, 0.5),
+        small_kernels.cross_entropy_backward(copied(torch.randn(count)), z, y),
+        small_kernels.relu_backward(y, z, 0.5),
         small_kernels.labels_distribution(copied(labels.clamp(0, classes - 1)), z, classes, -100, True),
     ]
     assert all(result is not None for result in results), "a kernel was not used"
     small_kernels.labels_distribution(labels, z, classes, -1, True)
     large = copied(torch.randn(draw.randint(60_000, 140_000)))
-    assert small_kernels.rectified_gradient(large, copied(large), 0.5) is not None
+    assert small_kernels.relu_backward(large, copied(large), 0.5) is not None
     return "small"
 
 

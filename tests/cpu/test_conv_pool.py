@@ -16,7 +16,7 @@ from manualgrad import kernels
 from manualgrad.cpu import conv_pool, jit, team
 from manualgrad.cpu.pool_index import DEAD, ZERO
 from manualgrad.ops import conv_relu_pool
-from manualgrad.ops.conv2d import convolution
+from manualgrad.ops.conv2d import conv2d_forward
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw
 
@@ -99,9 +99,9 @@ def strange(*shape: int) -> Tensor:
 
 def by_formula(x, w, b, g, geometry) -> list[Tensor]:
     kernels.choose("off")
-    z = convolution(from_nchw(x), from_oihw(w), b, geometry.convolution)
-    pooled, code = (to_nchw(t) for t in conv_relu_pool.pooled_and_codes(z, geometry))
-    return [pooled, code, *conv_relu_pool.all_gradients(g, x, w, code, geometry, (True, True, True))]
+    z = conv2d_forward(from_nchw(x), from_oihw(w), b, geometry.convolution)
+    pooled, code = (to_nchw(t) for t in conv_relu_pool.relu_pool_forward(z, geometry))
+    return [pooled, code, *conv_relu_pool.conv_relu_pool_backward(g, x, w, code, geometry, (True, True, True))]
 
 
 def by_kernel(instructions, x, w, b, g, geometry) -> list[Tensor]:
@@ -109,7 +109,11 @@ def by_kernel(instructions, x, w, b, g, geometry) -> list[Tensor]:
     kernels.choose(instructions)
     pooled, code = conv_relu_pool.kernels.forward(x, w, b, geometry)
     found = conv_relu_pool.kernels.backward(g, x, w, code, geometry, (True, True))
-    return [pooled, code, *(found or conv_relu_pool.all_gradients(g, x, w, code, geometry, (True, True, True)))]
+    return [
+        pooled,
+        code,
+        *(found or conv_relu_pool.conv_relu_pool_backward(g, x, w, code, geometry, (True, True, True))),
+    ]
 
 
 def same(ours: Tensor, expected: Tensor) -> bool:
@@ -198,7 +202,7 @@ def test_errors_are_at_most_twice_natives(instructions, case, images):
     # place shows who had such a window, the median who rounds worse.
     ours = torch.autograd.grad(conv2d_relu_max_pool2d(*leaves), leaves, g)
     theirs = torch.autograd.grad(native(*leaves), leaves, g)
-    assert type(conv2d_relu_max_pool2d(*leaves).grad_fn).__name__ == "ConvReLUPoolBackward"
+    assert type(conv2d_relu_max_pool2d(*leaves).grad_fn).__name__ == "ConvReLUPoolFunctionBackward"
     for name, mine, their, exactly in zip("xwb", ours, theirs, truth, strict=True):
         free = 2 * torch.finfo(torch.float32).eps * exactly.abs().max()
         median = [(found - exactly).abs().median() for found in (mine, their)]
@@ -379,4 +383,4 @@ def test_memory_that_was_taken_away_is_noticed():
     x, w, b = Case(3, 2, 4, (3, 3), (4, 4)).tensors(torch.randn)
     x.untyped_storage().resize_(16)
     with pytest.raises(ValueError, match="in 16 bytes"):
-        conv_relu_pool.values(x, w, b, conv_relu_pool.geometry_of(x, w, b, 1, 0, True, 0.5))
+        conv_relu_pool.conv_relu_pool_forward(x, w, b, conv_relu_pool.geometry_of(x, w, b, 1, 0, True, 0.5))

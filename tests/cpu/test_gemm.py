@@ -7,7 +7,7 @@ import torch
 
 from manualgrad import kernels
 from manualgrad.cpu import instruction_set, jit, team
-from manualgrad.cpu.program import At, Layout, Program
+from manualgrad.cpu.program import BufferRef, Program, WorkspaceLayout
 
 INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
 pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
@@ -96,13 +96,13 @@ def test_a_stage_begins_when_the_one_before_is_done(code, threads):
     """Each of many stages reads all that the one before wrote, in slots that other threads wrote."""
     torch.set_num_threads(threads)
     floats, stages = 4096, 60
-    layout = Layout(a=4 * floats, b=4 * floats)
+    layout = WorkspaceLayout(a=4 * floats, b=4 * floats)
     piece = layout.new()
     one, start = torch.ones(1), torch.arange(floats, dtype=torch.float32)
     # out_i = 1 · v_(floats − share − i ...): each slot copies another slot's share
     share = floats // 4
 
-    def copy(source: At, to: At) -> list[tuple[int, list]]:
+    def copy(source: BufferRef, to: BufferRef) -> list[tuple[int, list]]:
         arguments = [one.data_ptr(), 0, 0, source, to, 1, 1, 1]
         kernel = code.addresses["column_products"]
         return [(kernel, [*arguments[:3], source + 4 * share, to, 1, 1, 1, floats - share]),
@@ -110,8 +110,8 @@ def test_a_stage_begins_when_the_one_before_is_done(code, threads):
 
     program = []
     for n in range(stages):
-        source, to = (At("start" if n == 0 else "ab"[n % 2]), At("ab"[(n + 1) % 2]))
-        program += [team.Stage(1, [step]) for step in copy(source, to)]
+        source, to = (BufferRef("start" if n == 0 else "ab"[n % 2]), BufferRef("ab"[(n + 1) % 2]))
+        program += [team.ParallelRegion(1, [step]) for step in copy(source, to)]
     Program(code, threads, program, ["start", "a", "b"]).run([start.data_ptr(), *layout.addresses(piece)])
     last = "ab"[stages % 2]
     begin = layout.offsets[last]
@@ -120,6 +120,6 @@ def test_a_stage_begins_when_the_one_before_is_done(code, threads):
 
 
 def test_parts_of_a_piece_do_not_overlap():
-    layout = Layout(a=1, b=0, c=65, d=4)
+    layout = WorkspaceLayout(a=1, b=0, c=65, d=4)
     assert list(layout.offsets.values()) == [0, 64, 64, 192]
     assert layout.new().shape == (layout.bytes,) == (256,)

@@ -44,10 +44,10 @@ def numbers(seed: int = 0) -> bytes:
 
 def in_child(queue) -> None:
     torch.set_num_threads(2)
-    queue.put((numbers(), team.why_alone()))
+    queue.put((numbers(), team.single_thread_reason()))
 
 
-class Stages(Dataset):
+class PlanBuilder(Dataset):
     def __len__(self) -> int:
         return 8
 
@@ -81,7 +81,9 @@ def test_workers_of_a_data_loader_get_the_same():
     expected = [(n, numbers(n)) for n in range(8)]
     torch.set_num_threads(2)
     numbers()
-    loader = DataLoader(Stages(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=TIMEOUT)
+    loader = DataLoader(
+        PlanBuilder(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=TIMEOUT
+    )
     assert [tuple(found) for found in loader] == expected
 
 

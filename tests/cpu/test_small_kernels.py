@@ -115,11 +115,11 @@ def test_softmax_and_its_cross_entropy(count, classes, odd, instructions):
     y[-1] = 0  # an example without a target
     g = torch.randn(count)
     for function, kernel, arguments in [
-        (softmax.softmax_values, small_kernels.softmax_values, (z, -1)),
+        (softmax.softmax_forward, small_kernels.softmax_forward, (z, -1)),
         (softmax_cross_entropy.cross_entropy, small_kernels.cross_entropy, (z, y, False)),
         (softmax_cross_entropy.cross_entropy, small_kernels.cross_entropy, (z, y, True)),
-        (softmax_cross_entropy.logits_gradient, small_kernels.logits_gradient, (g, z, y)),
-        (softmax_cross_entropy.logits_gradient, small_kernels.logits_gradient, (g[0], z, y)),
+        (softmax_cross_entropy.cross_entropy_backward, small_kernels.cross_entropy_backward, (g, z, y)),
+        (softmax_cross_entropy.cross_entropy_backward, small_kernels.cross_entropy_backward, (g[0], z, y)),
     ]:
         kernels.choose(instructions)
         ours = kernel(*arguments)
@@ -152,8 +152,8 @@ def test_targets_from_labels(reduction, instructions):
 def test_the_derivative_of_relu(count, subgradient, instructions):
     kinds = torch.tensor([0.0, -0.0, 1.5, -2.0, torch.inf, -torch.inf, torch.nan])
     z, g = kinds[torch.randint(7, (count,))], kinds[torch.randint(7, (count,))]
-    ours = small_kernels.rectified_gradient(g, z, subgradient)
-    expected = by_formula(relu.rectified_gradient, g, z, subgradient)
+    ours = small_kernels.relu_backward(g, z, subgradient)
+    expected = by_formula(relu.relu_backward, g, z, subgradient)
     assert torch.equal(ours.isnan(), expected.isnan())
     assert torch.equal(ours.nan_to_num(7), expected.nan_to_num(7))
 
@@ -161,14 +161,14 @@ def test_the_derivative_of_relu(count, subgradient, instructions):
 def test_other_layouts_and_dtypes_are_for_the_formulas(instructions):
     z = torch.randn(6, 6)
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    assert small_kernels.rectified_gradient(image, image, 0.5).stride() == image.stride()
+    assert small_kernels.relu_backward(image, image, 0.5).stride() == image.stride()
     for other in (z.double(), z.half(), z.t(), z[:, ::2], z.expand(2, 6, 6)):
-        assert small_kernels.softmax_values(other, -1) is None
+        assert small_kernels.softmax_forward(other, -1) is None
         assert small_kernels.cross_entropy(other, other, True) is None
-    assert small_kernels.rectified_gradient(z.t(), z, 0.5) is None
-    assert small_kernels.softmax_values(z, 0) is None
-    assert small_kernels.softmax_values(torch.randn(1000, 10), -1) is None, "operators on vectors are faster"
+    assert small_kernels.relu_backward(z.t(), z, 0.5) is None
+    assert small_kernels.softmax_forward(z, 0) is None
+    assert small_kernels.softmax_forward(torch.randn(1000, 10), -1) is None, "operators on vectors are faster"
     taken = torch.randn(4, 4)
     taken.untyped_storage().resize_(8)
-    assert small_kernels.softmax_values(taken, -1) is None
-    assert small_kernels.rectified_gradient(taken, taken, 0.5) is None
+    assert small_kernels.softmax_forward(taken, -1) is None
+    assert small_kernels.relu_backward(taken, taken, 0.5) is None

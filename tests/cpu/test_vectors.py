@@ -171,7 +171,7 @@ def test_arguments_slots_and_broadcasts(run):
             emit.store(number, a.out + a.slot * emit.bytes_of_vector)
 
     source = torch.randn(5)
-    run(write, out, source, team.as_float(0.3), slots=5)
+    run(write, out, source, team.float_bits(0.3), slots=5)
     expected = (source * torch.tensor(0.3)).unsqueeze(1).repeat(1, run.lanes)
     expected[3, 0] = 3
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)

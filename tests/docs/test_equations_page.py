@@ -294,8 +294,8 @@ def test_the_example_of_1_to_3():
     assert np.array_equal(image(first["C"]), reference.conv2d(x, w))
     assert np.array_equal(second["w"], first["w"]) and np.array_equal(third["x"], first["x"])
     assert np.array_equal(third["δ"], second["δ"])
-    assert np.array_equal(image(second["∂J/∂x"]), reference.conv2d_input_gradient(delta, w, x.shape))
-    assert np.array_equal(kernel(third["∂J/∂w"]), reference.conv2d_weight_gradient(delta, x, w.shape))
+    assert np.array_equal(image(second["∂J/∂x"]), reference.conv2d_grad_input(delta, w, x.shape))
+    assert np.array_equal(kernel(third["∂J/∂w"]), reference.conv2d_grad_weight(delta, x, w.shape))
     correlation = reference.conv2d(x, w[::-1, ::-1])[0, 0, 0, 0]
     assert f"would be\n1·1 + 2·2 + 3·3 + 1·4 = {correlation:.0f}." in part(1, "By hand")
     for text in ("1·4 + 2·3 + 3·2 + 1·1 = 17", "= 2·4 + 0·3 + 1·2 + 4·1 = 14."):
@@ -308,7 +308,7 @@ def test_the_example_of_4_with_its_tie():
     found = grids(4)
     x, delta = image(found["x"]), image(found["δ"])
     assert np.array_equal(image(found["P"]), reference.max_pool2d(x))
-    assert np.array_equal(image(found["P⁻¹(δ)"]), reference.max_pool2d_gradient(delta, x))
+    assert np.array_equal(image(found["P⁻¹(δ)"]), reference.max_pool2d_backward(delta, x))
     assert (found["x"][:, 2:] == found["P"][0, 1]).sum() == 3
 
 
@@ -329,16 +329,16 @@ def test_the_example_of_6_to_8():
     (x,), (delta, for_x) = vectors(part(6, "By hand")), vectors(part(7, "By hand"))
     w = grids(6)["w"]
     assert np.array_equal(grids(6)["D"], reference.dense(x[None], w))
-    assert np.array_equal(for_x[None], reference.dense_input_gradient(delta[None], w))
-    assert np.array_equal(grids(8)["∂J/∂w"], reference.dense_weight_gradient(delta[None], x[None]))
+    assert np.array_equal(for_x[None], reference.dense_grad_input(delta[None], w))
+    assert np.array_equal(grids(8)["∂J/∂w"], reference.dense_grad_weight(delta[None], x[None]))
 
 
 def test_the_example_of_9_and_10_at_zero():
     (z, r), (delta, ours, natively) = vectors(part(9, "By hand")), vectors(part(10, "By hand"))
     assert list(np.sign(z)) == [-1, 0, 1]
     assert np.array_equal(r, reference.relu(z))
-    assert np.array_equal(ours, reference.relu_gradient(delta, z))
-    assert np.array_equal(natively, reference.relu_gradient(delta, z, subgradient=0))
+    assert np.array_equal(ours, reference.relu_backward(delta, z))
+    assert np.array_equal(natively, reference.relu_backward(delta, z, subgradient=0))
 
 
 Z = np.array([[math.log(3), 0.0]])
@@ -423,5 +423,5 @@ def test_the_example_of_23():
     z, one = image(found["z"]), np.ones((1, 1, 1, 1))
     assert z.max() == 0
     assert np.array_equal(image(found["P(R(z))"]), reference_network.activation_gradient("PR", one, z))
-    pulled = reference.relu_gradient(one, reference.max_pool2d(z))
-    assert np.array_equal(image(found["R(P(z))"]), reference.max_pool2d_gradient(pulled, z))
+    pulled = reference.relu_backward(one, reference.max_pool2d(z))
+    assert np.array_equal(image(found["R(P(z))"]), reference.max_pool2d_backward(pulled, z))

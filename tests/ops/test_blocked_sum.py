@@ -9,9 +9,9 @@ from torch import Tensor, func
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import manualgrad as mg
-from manualgrad.ops.blocked_sum import PART, products_in_parts
+from manualgrad.ops.blocked_sum import BLOCK_K, blocked_bmm
 
-LONG = 2 * PART + 7  # terms: two whole parts, and one that is not
+LONG = 2 * BLOCK_K + 7  # terms: two whole parts, and one that is not
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -44,7 +44,7 @@ def test_a_layer_rounds_less_than_natives(layer: str) -> None:
         assert ours < native, f"{ours:.3g}, native {native:.3g}"
 
 
-@pytest.mark.parametrize("n", [576, 1152, PART**2])
+@pytest.mark.parametrize("n", [576, 1152, BLOCK_K**2])
 def test_the_error_is_what_the_parts_allow(n: int) -> None:
     """m/2 + n/2m single roundings in the mean square, and one more where products are rounded before they are added.
 
@@ -53,28 +53,28 @@ def test_the_error_is_what_the_parts_allow(n: int) -> None:
     does worse than to add one term after another; products of MKL's in one had 1.2 to 1.5 times what is allowed."""
     a, b = torch.randn(1, 500, n), torch.randn(1, n, 100)
     single = 0.2124 * torch.finfo(torch.float32).eps
-    allowed = 1.1 * single * (PART / 2 + n / (2 * PART) + 1) ** 0.5
-    assert error(products_in_parts(a, b), a.double() @ b.double()) <= allowed
+    allowed = 1.1 * single * (BLOCK_K / 2 + n / (2 * BLOCK_K) + 1) ** 0.5
+    assert error(blocked_bmm(a, b), a.double() @ b.double()) <= allowed
 
 
 # ------------------------------------------------------------------------------------------------------- values
 
 
-@pytest.mark.parametrize("n", [0, 1, PART - 1, PART, PART + 1, 2 * PART, LONG])
+@pytest.mark.parametrize("n", [0, 1, BLOCK_K - 1, BLOCK_K, BLOCK_K + 1, 2 * BLOCK_K, LONG])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_whole_numbers_give_the_product(n: int, dtype: torch.dtype, device: str) -> None:
     a, b, c = (torch.randint(-3, 4, shape, device=device).to(dtype) for shape in ((2, 5, n), (2, n, 3), (2, 1, 3)))
-    assert torch.equal(products_in_parts(a, b), torch.bmm(a, b))
-    assert torch.equal(products_in_parts(a, b, c), torch.bmm(a, b) + c)
+    assert torch.equal(blocked_bmm(a, b), torch.bmm(a, b))
+    assert torch.equal(blocked_bmm(a, b, c), torch.bmm(a, b) + c)
     turned = a.transpose(1, 2).contiguous().transpose(1, 2)  # as the columns of an image of one channel lie
-    assert torch.equal(products_in_parts(turned, b, c), torch.bmm(a, b) + c)
-    assert torch.equal(products_in_parts(a[:, :0], b, c), a.new_empty(2, 0, 3))
+    assert torch.equal(blocked_bmm(turned, b, c), torch.bmm(a, b) + c)
+    assert torch.equal(blocked_bmm(a[:, :0], b, c), a.new_empty(2, 0, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_other_dtypes_are_one_product(dtype: torch.dtype, device: str) -> None:
     a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((2, 5, LONG), (2, LONG, 3)))
-    assert torch.equal(products_in_parts(a, b), torch.bmm(a, b))
+    assert torch.equal(blocked_bmm(a, b), torch.bmm(a, b))
 
 
 # -------------------------------------------------------------------------------------------------------- modes
@@ -155,7 +155,7 @@ class Results(TorchDispatchMode):
 
 
 def test_the_parts_are_added_in_place() -> None:
-    a, b = torch.randn(1, 5, 4 * PART), torch.randn(1, 4 * PART, 3)
+    a, b = torch.randn(1, 5, 4 * BLOCK_K), torch.randn(1, 4 * BLOCK_K, 3)
     with Results() as results:
-        z = products_in_parts(a, b)
+        z = blocked_bmm(a, b)
     assert results.kept.keys() == {tensor.untyped_storage().data_ptr() for tensor in (a, b, z)}

@@ -7,7 +7,7 @@ import torch
 
 import manualgrad as mg
 from manualgrad.ops import conv_relu_pool as fused_module
-from manualgrad.ops.conv_relu_pool import DEAD, ZERO, Geometry, conv2d_relu_max_pool2d, pooled_and_codes
+from manualgrad.ops.conv_relu_pool import DEAD, ZERO, Geometry, conv2d_relu_max_pool2d, relu_pool_forward
 from manualgrad.ops.max_pool2d_geometry import geometry_of
 
 
@@ -52,7 +52,7 @@ def test_the_codes_say_where_and_how_much():
     z = torch.tensor([[1.0, 3], [3, 2]]), torch.tensor([[0.0, -1], [0, -1]]), torch.tensor([[-1.0, 0], [0, -1]])
     z = torch.stack(z).unsqueeze(-1)  # (B, H, W, 1)
     geometry = Geometry(None, geometry_of((1, 2, 2), 2, None, 0, 1, False), 0.5)
-    pooled, code = pooled_and_codes(z, geometry)
+    pooled, code = relu_pool_forward(z, geometry)
     assert pooled.flatten().tolist() == [3, 0, 0]
     assert code.flatten().tolist() == [1, ZERO, DEAD]
 
@@ -83,7 +83,7 @@ def test_images_in_turn_give_what_they_give_at_once(monkeypatch):
 
     at_once = found()
     for places in (1, 2 * 3 * 7 * 6):  # one image; two, and one that is left over
-        monkeypatch.setattr(fused_module, "NEAR", places)
+        monkeypatch.setattr(fused_module, "CHUNK_NUMEL", places)
         for one, other in zip(found(), at_once, strict=True):
             assert one.stride() == other.stride()
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # some roundings of 1e-16

@@ -191,9 +191,9 @@ def test_convolution_gradients_are_equations_2_3_and_17(case):
     x, w, b, delta, stride = convolution_case(*case)
     ours = image(x), kernel(w), tensor(b)
     for_x, for_w, for_b = gradients(functional.conv2d(*ours, stride), delta, *ours)
-    close(document(for_x), reference.conv2d_input_gradient(delta, w, x.shape, stride))
-    close(document_kernel(for_w), reference.conv2d_weight_gradient(delta, x, w.shape, stride))
-    close(document(for_b), reference.bias_gradient(delta, b.shape))
+    close(document(for_x), reference.conv2d_grad_input(delta, w, x.shape, stride))
+    close(document_kernel(for_w), reference.conv2d_grad_weight(delta, x, w.shape, stride))
+    close(document(for_b), reference.grad_bias(delta, b.shape))
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
@@ -214,7 +214,7 @@ def test_rows_and_columns_that_no_window_reaches_get_an_exact_zero():
     reached = np.zeros(x.shape, dtype=bool)
     reached[np.ix_(range(2), range(9), [0, 1, 3, 4, 6, 7])] = True
     assert_array_equal(document(gradient) != 0, reached)
-    assert_array_equal(reference.conv2d_input_gradient(delta, w, x.shape, stride) != 0, reached)
+    assert_array_equal(reference.conv2d_grad_input(delta, w, x.shape, stride) != 0, reached)
 
 
 # --------------------------------------------------------------------------------- Max-pooling, (4)
@@ -234,7 +234,7 @@ def pooled(x, size, stride):
 def assert_pooling_is_equation_4(x, size, stride):
     output, gradient, delta = pooled(x, size, stride)
     assert_array_equal(output, reference.max_pool2d(x, size, stride))
-    close(gradient, reference.max_pool2d_gradient(delta, x, size, stride))
+    close(gradient, reference.max_pool2d_backward(delta, x, size, stride))
 
 
 @pytest.mark.parametrize(("shape", "size", "stride"), POOLINGS)
@@ -318,9 +318,9 @@ def test_dense_is_equations_6_and_17_and_its_gradients_7_8_and_17():
     for_x, for_w, for_b = gradients(output, delta, *ours)
     close(document(functional.dense(*ours[:2])), reference.dense(x, w))
     close(document(output), reference.dense(x, w, b))
-    close(document(for_x), reference.dense_input_gradient(delta, w))
-    close(document(for_w).T, reference.dense_weight_gradient(delta, x))
-    close(document(for_b), reference.bias_gradient(delta, b.shape))
+    close(document(for_x), reference.dense_grad_input(delta, w))
+    close(document(for_w).T, reference.dense_grad_weight(delta, x))
+    close(document(for_b), reference.grad_bias(delta, b.shape))
 
 
 # --------------------------------------------------------------------------------- ReLU, (9) and (10)
@@ -336,14 +336,14 @@ def test_relu_is_equation_9_and_its_gradient_10(subgradient):
     assert_array_equal(document(output), [0, 0, 0, 0, 0, 5e-324, 1e-300, 3])
     assert_array_equal(document(output), reference.relu(Z))
     assert_array_equal(document(gradient), delta * ([0] * 3 + [subgradient] * 2 + [1] * 3))
-    assert_array_equal(document(gradient), reference.relu_gradient(delta, Z, subgradient))
+    assert_array_equal(document(gradient), reference.relu_backward(delta, Z, subgradient))
 
 
 def test_the_subgradient_is_one_half_unless_told():
     z = tensor(Z)
     (gradient,) = gradients(functional.relu(z), np.ones(8), z)
     assert_array_equal(document(gradient), [0, 0, 0, 0.5, 0.5, 1, 1, 1])
-    assert_array_equal(reference.relu_gradient(np.ones(8), Z), document(gradient))
+    assert_array_equal(reference.relu_backward(np.ones(8), Z), document(gradient))
 
 
 # ------------------------------------------------------------------------------ Softmax, (11) and (12)
@@ -356,7 +356,7 @@ def test_softmax_is_equation_11_and_its_jacobian_12():
     jacobians = [torch.autograd.functional.jacobian(functional.softmax, row).numpy() for row in ours.detach()]
     close(document(output), reference.softmax(z))
     close(np.stack(jacobians), reference.softmax_jacobian(z))
-    close(document(gradients(output, delta, ours)[0]), reference.softmax_gradient(delta, z))
+    close(document(gradients(output, delta, ours)[0]), reference.softmax_backward(delta, z))
 
 
 # ------------------------------------------------------------------------ Cross-entropy, (13) to (15)
@@ -395,7 +395,7 @@ def test_all_lines_of_equation_15_agree_but_the_last_needs_targets_that_sum_to_1
     z = 3 * random(3, 4)
     x = reference.softmax(z)
     gradient = reference.example_costs_gradient(z, y)
-    close(reference.softmax_gradient(reference.output_gradient(x, y), z), gradient)
+    close(reference.softmax_backward(reference.output_gradient(x, y), z), gradient)
     sums = y.sum(1, keepdims=True)
     close(x * sums - y, gradient)
     assert (np.abs(x - y - gradient).max() <= ROUNDING) == np.allclose(sums, 1)
@@ -420,15 +420,11 @@ def test_convolution_reference_agrees_with_finite_differences():
     def total(x, w, b=None):
         return (delta * reference.conv2d(x, w, b, stride)).sum()
 
-    close(
-        reference.conv2d_input_gradient(delta, w, x.shape, stride), differences(lambda x: total(x, w), x), DIFFERENCE
-    )
-    close(
-        reference.conv2d_weight_gradient(delta, x, w.shape, stride), differences(lambda w: total(x, w), w), DIFFERENCE
-    )
+    close(reference.conv2d_grad_input(delta, w, x.shape, stride), differences(lambda x: total(x, w), x), DIFFERENCE)
+    close(reference.conv2d_grad_weight(delta, x, w.shape, stride), differences(lambda w: total(x, w), w), DIFFERENCE)
     for b in (random(3, seed=3), random(*delta.shape[1:], seed=3)):  # one for each channel, one for each position
         numeric = differences(lambda b: total(x, w, b), b)
-        close(reference.bias_gradient(delta, b.shape), numeric, DIFFERENCE)
+        close(reference.grad_bias(delta, b.shape), numeric, DIFFERENCE)
 
 
 @pytest.mark.parametrize(("shape", "size", "stride"), POOLINGS)
@@ -436,7 +432,7 @@ def test_pooling_reference_agrees_with_finite_differences(shape, size, stride):
     x = distinct(*shape)
     delta = random(*reference.max_pool2d(x, size, stride).shape)
     numeric = differences(lambda x: (delta * reference.max_pool2d(x, size, stride)).sum(), x)
-    close(reference.max_pool2d_gradient(delta, x, size, stride), numeric, DIFFERENCE)
+    close(reference.max_pool2d_backward(delta, x, size, stride), numeric, DIFFERENCE)
 
 
 def test_flatten_reference_agrees_with_finite_differences():
@@ -451,22 +447,22 @@ def test_dense_reference_agrees_with_finite_differences():
     def total(x, w, b):
         return (delta * reference.dense(x, w, b)).sum()
 
-    close(reference.dense_input_gradient(delta, w), differences(lambda x: total(x, w, b), x), DIFFERENCE)
-    close(reference.dense_weight_gradient(delta, x), differences(lambda w: total(x, w, b), w), DIFFERENCE)
-    close(reference.bias_gradient(delta, b.shape), differences(lambda b: total(x, w, b), b), DIFFERENCE)
+    close(reference.dense_grad_input(delta, w), differences(lambda x: total(x, w, b), x), DIFFERENCE)
+    close(reference.dense_grad_weight(delta, x), differences(lambda w: total(x, w, b), w), DIFFERENCE)
+    close(reference.grad_bias(delta, b.shape), differences(lambda b: total(x, w, b), b), DIFFERENCE)
 
 
 def test_relu_reference_agrees_with_finite_differences_also_at_zero():
     z, delta = distinct(4, 5), random(4, 5)
     z[1] = 0  # where a central difference is the mean of both sides: the document's ½
     numeric = differences(lambda z: (delta * reference.relu(z)).sum(), z)
-    close(reference.relu_gradient(delta, z), numeric, DIFFERENCE)
+    close(reference.relu_backward(delta, z), numeric, DIFFERENCE)
 
 
 def test_softmax_and_cost_references_agree_with_finite_differences():
     z, delta = 3 * random(3, 4), random(3, 4, seed=1)
     numeric = differences(lambda z: (delta * reference.softmax(z)).sum(), z)
-    close(reference.softmax_gradient(delta, z), numeric, DIFFERENCE)
+    close(reference.softmax_backward(delta, z), numeric, DIFFERENCE)
     for y in TARGETS.values():
         numeric = differences(lambda z, y=y: reference.cost(z, y), z)
         close(reference.example_costs_gradient(z, y) / 3, numeric, DIFFERENCE)

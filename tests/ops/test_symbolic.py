@@ -21,9 +21,14 @@ import torch
 
 from manualgrad import DocumentCNN, backprop, functional
 from manualgrad.ops import conv2d, conv2d_geometry
-from manualgrad.ops.relu import rectified_gradient
-from manualgrad.ops.softmax import pull_through_softmax, softmax_gradient, softmax_values
-from manualgrad.ops.softmax_cross_entropy import cross_entropy, logits_gradient, push_from_logits, target_gradient
+from manualgrad.ops.relu import relu_backward
+from manualgrad.ops.softmax import softmax_backward, softmax_backward_apply, softmax_forward
+from manualgrad.ops.softmax_cross_entropy import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    cross_entropy_grad_target,
+    cross_entropy_jvp_apply,
+)
 from manualgrad.ops.windows import Windows
 
 # Of numbers near 1, softmax's few operations and sums of at most 12 products are off by some 1e-15 (measured: 2e-16).
@@ -159,9 +164,9 @@ def code_of_2_and_3(point, geometry=GEOMETRY):
     n = DELTA.size
     delta = torch.eye(n, dtype=torch.float64).view(n, *DELTA.shape)
     x, w = tensor(X, point).expand(n, *X.shape), tensor(W, point)
-    for_x = conv2d.input_gradient(delta, w, geometry)
-    for_w = torch.stack([conv2d.weight_gradient(delta[b : b + 1], x[b : b + 1], geometry) for b in range(n)])
-    assert torch.equal(conv2d.weight_gradient(delta, x, geometry), for_w.sum(0))
+    for_x = conv2d.conv2d_grad_input(delta, w, geometry)
+    for_w = torch.stack([conv2d.conv2d_grad_weight(delta[b : b + 1], x[b : b + 1], geometry) for b in range(n)])
+    assert torch.equal(conv2d.conv2d_grad_weight(delta, x, geometry), for_w.sum(0))
     return for_x.numpy().reshape(DELTA.shape + X.shape), for_w.numpy().reshape(DELTA.shape + W.shape)
 
 
@@ -346,9 +351,9 @@ def test_at_zero_equation_10_is_the_mean_of_the_two_one_sided_derivatives():
 
 def test_the_code_of_10_is_exactly_the_derivative_that_sympy_finds():
     point = some_point(Z)
-    ours = rectified_gradient(torch.eye(4, dtype=torch.float64), tensor(Z, point), 0.5)
+    ours = relu_backward(torch.eye(4, dtype=torch.float64), tensor(Z, point), 0.5)
     assert np.array_equal(ours, numbers(jacobian(R(Z), Z), point))
-    at_zero = rectified_gradient(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0.5)
+    at_zero = relu_backward(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0.5)
     assert at_zero.item() == float(dR_dz([sp.Integer(0)])[0, 0])
 
 
@@ -399,9 +404,9 @@ def softmax_point(*arrays):
 
 def test_the_code_of_12_is_the_derivative_that_sympy_finds():
     point = softmax_point(ZS)
-    s = softmax_values(tensor(ZS, point), -1)
+    s = softmax_forward(tensor(ZS, point), -1)
     close(s, numbers(S(ZS), point))
-    ours = softmax_gradient(torch.eye(3, dtype=torch.float64), s, -1)
+    ours = softmax_backward(torch.eye(3, dtype=torch.float64), s, -1)
     close(ours, numbers(jacobian(S(ZS), ZS), point))
 
 
@@ -415,7 +420,7 @@ def test_the_second_derivative_of_softmax():
     point = softmax_point(s, G, V)
     v, g, ours = (tensor(array, point) for array in (V, G, s))
     ours.requires_grad_()
-    (along_s,) = torch.autograd.grad(pull_through_softmax(g, ours, -1), ours, v)
+    (along_s,) = torch.autograd.grad(softmax_backward_apply(g, ours, -1), ours, v)
     close(along_s, numbers(by_hand, point))
     assert refuted(jacobian(sum(V * b), s), table((3,), lambda j: V[j] * (G[j] - sum(G * s))), s, G, V)
 
@@ -482,9 +487,9 @@ def test_the_code_of_14_and_15_is_what_sympy_finds():
     z, y = tensor(ZS, point), tensor(Y, point)
     assert abs(sum(y) - 1) > 0.1
     one = torch.ones((), dtype=torch.float64)
-    close(cross_entropy(z, y, False), numbers(J(ZS, Y), point))
-    close(logits_gradient(one, z, y), numbers(jacobian(J(ZS, Y), ZS), point))
-    close(target_gradient(one, z), numbers(jacobian(J(ZS, Y), Y), point))
+    close(cross_entropy_forward(z, y, False), numbers(J(ZS, Y), point))
+    close(cross_entropy_backward(one, z, y), numbers(jacobian(J(ZS, Y), ZS), point))
+    close(cross_entropy_grad_target(one, z), numbers(jacobian(J(ZS, Y), Y), point))
 
 
 def test_equations_13_and_15_of_two_examples_carry_one_over_b():
@@ -510,7 +515,7 @@ def test_the_second_derivatives_of_the_cost():
     assert identical(jacobian(J(ZS, Y), Y), [-sp.log(s_i) for s_i in s])
     point = softmax_point(ZS, Y, V)
     v, z, y = (tensor(array, point) for array in (V, ZS, Y))
-    ours = push_from_logits(v, z.requires_grad_(), y.requires_grad_(), False)
+    ours = cross_entropy_jvp_apply(v, z.requires_grad_(), y.requires_grad_(), False)
     by_z, by_y = torch.autograd.grad(ours, (z, y))
     close(ours.detach(), numbers(change, point))
     close(by_z, numbers(along_z, point))

@@ -149,10 +149,10 @@ def test_per_example_gradients_equal_natives(device):
     x = torch.randn(4, 1, 16, 16, dtype=torch.float64, device=device)
     labels = torch.arange(4, device=device)
 
-    def cost(network, entropy):
+    def cost(network, cross_entropy_apply):
         def of(parameters, image, label):
             logits = func.functional_call(network, parameters, (image.unsqueeze(0),))
-            return entropy(logits, label.unsqueeze(0))
+            return cross_entropy_apply(logits, label.unsqueeze(0))
 
         return func.vmap(func.grad(of), in_dims=(None, 0, 0))
 

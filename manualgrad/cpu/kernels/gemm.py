@@ -1,7 +1,7 @@
 """Products of matrices for the dense layer, in two kernels: rows with rows, and rows with columns.
 
-    out_bj = b_j + Σ_i x_bi w_ji          ``row_products``: D of (6) with (17), w being (J, I) as a layer has it
-    out_ri = Σ_n s_rn v_ni                ``column_products``, which is
+    out_bj = b_j + Σ_i x_bi w_ji          ``gemm_nt``: D of (6) with (17), w being (J, I) as a layer has it
+    out_ri = Σ_n s_rn v_ni                ``gemm_strided``, which is
 
         ∂J/∂x_bi = Σ_j g_bj w_ji          (7) for s = g and v = w
         ∂J/∂w_ji = Σ_b g_bj x_bi          (8) for s = gᵀ and v = x
@@ -44,7 +44,7 @@ COLUMN_PRODUCTS = (
 )
 
 
-def row_products(emit: Emitter) -> None:
+def gemm_nt(emit: Emitter) -> None:
     """One slot's share of the rows."""
     a = emit.named(ROW_PRODUCTS)
     most = (4, 6) if emit.lanes == 16 else (2, 4)  # rows and outputs: as many as the registers hold
@@ -71,7 +71,7 @@ def _row_tile(emit: Emitter, a: SimpleNamespace, row: Value, j: Value, rows: int
         emit.store(value, a.out + ((row + r) * a.outputs + j + o) * 4)
 
 
-def column_products(emit: Emitter) -> None:
+def gemm_strided(emit: Emitter) -> None:
     """One slot's share of the rows."""
     a = emit.named(COLUMN_PRODUCTS)
     rows, vectors = (8, 3) if emit.lanes == 16 else (4, 3)  # as many as the registers hold
