@@ -1,11 +1,13 @@
-"""Trains the document's network on MNIST, by gradients that were derived by hand.
+"""Train the network of the formula sheet (docs/equations.md) on MNIST, by gradients that were derived by hand.
 
-python train.py                              # downloads MNIST, or uses the bundled sample
-python train.py --data-dir DIR               # files in torchvision's layout under DIR
+python train.py                              # downloads MNIST; without a network, uses the bundled sample
+python train.py --data-dir DIR               # uses files in torchvision's layout under DIR
 python train.py --optimizer adam --epochs 5
 python train.py --recipe fast                # about 99 % in the least time on a CPU
-python train.py --checkpoint-every 200       # killed or interrupted, it goes on with --resume auto
-torchrun --nproc-per-node=2 train.py         # the same batches, shared by two processes
+python train.py --checkpoint-every 200       # after a kill or an interruption, continue with --resume auto
+torchrun --nproc-per-node=2 train.py         # two processes share each batch
+
+Exit codes: 0 finished, 1 failure or missed --target-accuracy, 2 wrong options or files, 130 SIGINT, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,215 +17,249 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA repeats its sums in one order only with this
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes the sums of cuBLAS reproducible
 
 import torch
 
 from manualgrad import DocumentCNN, data
-from manualgrad.training import allocator, run_state
-from manualgrad.training.checkpoints import CheckpointError, Store
-from manualgrad.training.commandline import at_least, percent
-from manualgrad.training.distributed import Processes, joined
-from manualgrad.training.endings import FAILED, WRONG_USE, Ended, explain, fail
-from manualgrad.training.epochs import Epochs
-from manualgrad.training.interruptions import Interruption
-from manualgrad.training.recipes import RECIPES, STANDARD, described
-from manualgrad.training.records import Records
-from manualgrad.training.results import CHECKPOINTS, make_folder, write_results
-from manualgrad.training.run import ENGINES, Run
-from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, examine, step_sizes
+from manualgrad.training import allocator, recipes, run_state
+from manualgrad.training.argument_types import bounded, percentage
+from manualgrad.training.checkpoints import CheckpointError, CheckpointStore
+from manualgrad.training.cli_exit import EXIT_FAILURE, EXIT_USAGE, CliExit, to_cli_exit, usage_error
+from manualgrad.training.distributed import DistributedContext, init_distributed
+from manualgrad.training.epochs import EpochLayout
+from manualgrad.training.evaluation import EvalResult, evaluate
+from manualgrad.training.metrics_logger import MetricsLogger
+from manualgrad.training.optimizers import OPTIMIZERS, SCHEDULES, make_lr_scheduler
+from manualgrad.training.recipes import RECIPES, STANDARD
+from manualgrad.training.results import CHECKPOINTS, make_output_folder, write_results
+from manualgrad.training.run import ENGINES, TrainingRun
+from manualgrad.training.signals import SignalHandler
 
-COUNTED = """\
-clock   counts all of every step: the order of the images, gathering and normalising them, gradients, the update.
-        It does not count: loading the files, compiling (a step was tried and forgotten), records, tests, results"""
+CLOCK_NOTE = """\
+clock   "s of training" includes, for every step: drawing the image order, gathering and normalizing the images,
+        gradients, and the update. It does not include: loading files, compilation (one untimed warm-up step),
+        logging, evaluation, and results"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code: 0; 1 for a missed target or a failure, 2 for wrong use, 130 or 143 for an interruption."""
-    options = arguments(argv)
+    """Run the command and return its exit code: 0, 1 failure, 2 wrong use, 130 SIGINT or 143 SIGTERM."""
+    options = parse_arguments(argv)
     try:
-        device = pick_device(options.device)
-        with joined(cuda=device.type == "cuda") as processes:
-            return train(options, device, processes)
+        device = select_device(options.device)
+        with init_distributed(cuda=device.type == "cuda") as distributed:
+            return train(options, device, distributed)
     except KeyboardInterrupt:
-        print("\ntrain.py: interrupted before its results were complete", file=sys.stderr)
+        print("\ntrain.py: interrupted before all results were written", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
-        ending = explain(error)
-        if ending is None:
+        cli_exit = to_cli_exit(error)
+        if cli_exit is None:
             raise
-        if ending.message:
-            print(f"train.py: {ending.message}", file=sys.stderr)
-        newest = [] if ending.code == WRONG_USE else Store(options.out / CHECKPOINTS).newest_first()[:1]
-        if ending.message and newest:
-            print(f"train.py: {newest[0]} is safe; --resume auto goes on from there", file=sys.stderr)
-        return ending.code
+        if cli_exit.message:
+            print(f"train.py: {cli_exit.message}", file=sys.stderr)
+            newest = CheckpointStore(options.out / CHECKPOINTS).newest_first()[:1]
+            if newest and cli_exit.code != EXIT_USAGE:
+                print(f"train.py: {newest[0]} is complete: continue from it with --resume auto", file=sys.stderr)
+        return cli_exit.code
 
 
-def train(options: argparse.Namespace, device: torch.device, processes: Processes) -> int:
-    """From data to results."""
-    out = processes.from_first(lambda: make_folder(options.out))
-    dataset = load(options, processes).to(device)
-    run = prepare(options, dataset, device, processes)
+def train(options: argparse.Namespace, device: torch.device, distributed: DistributedContext) -> int:
+    """Load the data, train, evaluate after each epoch, write the results, and return the exit code."""
+    out = distributed.run_on_rank0(lambda: make_output_folder(options.out))
+    dataset = load_dataset(options, distributed).to(device)
+    run = make_run(options, dataset, device, distributed)
     if options.allocator_tuning and device.type == "cpu":
-        processes.say(f"memory  {allocator.tune().what}")
-    store = Store(out / CHECKPOINTS)
+        distributed.print_rank0(f"memory  {allocator.tune().description}")
+    store = CheckpointStore(out / CHECKPOINTS)
     resume(options.resume, run, store)
-    if not run.is_over:
-        run.warm_up()
-        processes.say(COUNTED)
+    if not run.is_finished:
+        run.run_warmup_step()
+        distributed.print_rank0(CLOCK_NOTE)
 
-    verdict, every = None, options.checkpoint_every
-    with Records(out, options.log_dir, run) as records, Interruption(silent=not processes.is_first) as interruption:
-        while not run.is_over:
-            records.step(run.take_step())
-            if run.place == 0:
-                verdict = examine(run.model, dataset.test, dataset, processes)
-                records.epoch(run.close_epoch(verdict))
-            asked = processes.largest(interruption.signal, device)
-            if processes.is_first and (asked or (every and (run.step % every == 0 or run.is_over))):
-                records.flush()
+    result: EvalResult | None = None
+    logger = MetricsLogger(out, options.log_dir, run)
+    with logger, SignalHandler(silent=not distributed.is_rank0) as signals:
+        while not run.is_finished:
+            logger.log_step(run.train_step())
+            if run.step_in_epoch == 0:
+                result = evaluate(run.model, dataset.test, dataset, distributed)
+                logger.log_epoch(run.end_epoch(result))
+            received = distributed.all_reduce_max(signals.received, device)
+            if distributed.is_rank0 and (received or is_checkpoint_due(run, options.checkpoint_every)):
+                logger.flush()
                 store.save(run.step, run_state.state(run))
-            if asked:
-                stopped = f"{signal.Signals(asked).name}: stopped after step {run.step:,} of {run.steps:,}"
-                raise Ended(128 + asked, stopped if processes.is_first else "")
+            if received:
+                stopped = f"{signal.Signals(received).name}: stopped after step {run.step:,} of {run.num_steps:,}"
+                raise CliExit(128 + received, stopped if distributed.is_rank0 else "")
 
-    verdict = verdict or examine(run.model, dataset.test, dataset, processes)
-    if processes.is_first:
-        write_results(out, run, verdict, vars(options))
-    wrong = int((verdict.predicted != verdict.labels).sum())
-    processes.say(f"\n{verdict.accuracy:.2f} % of the {len(dataset.test):,} test images are right ({wrong} wrong), "
-                  f"after {run.seconds:.2f} s of training on {dataset.name}.\n"
-                  f"Weights, metrics.json and pictures are in {out}")  # fmt: skip
-    if options.target_accuracy is not None and verdict.accuracy < options.target_accuracy:
-        if processes.is_first:
-            print(f"the target of {options.target_accuracy} % is missed", file=sys.stderr)
-        return FAILED
+    if result is None:  # a finished run was resumed
+        result = evaluate(run.model, dataset.test, dataset, distributed)
+    if distributed.is_rank0:
+        write_results(out, run, result, vars(options))
+    num_wrong = int((result.predicted != result.labels).sum())
+    distributed.print_rank0(
+        f"\ntest accuracy {result.accuracy:.2f} %: {num_wrong} of {len(dataset.test):,} test images are misclassified"
+        f" after {run.seconds:.2f} s of training on {dataset.name}\n"
+        f"weights.pt, metrics.json and plots are in {out}"
+    )
+    if options.target_accuracy is not None and result.accuracy < options.target_accuracy:
+        if distributed.is_rank0:
+            print(
+                f"test accuracy {result.accuracy:.2f} % is below the target of {options.target_accuracy} %",
+                file=sys.stderr,
+            )
+        return EXIT_FAILURE
     return 0
 
 
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; argparse answers a mistake with one line and exit code 2."""
+def is_checkpoint_due(run: TrainingRun, checkpoint_every: int | None) -> bool:
+    """Return True after every ``checkpoint_every`` steps and after the last step; never if it is None."""
+    return checkpoint_every is not None and (run.step % checkpoint_every == 0 or run.is_finished)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Parse the command line. For a mistake argparse prints one message and exits with code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--recipe", choices=RECIPES, default=STANDARD, help="settings under a name (default: %(default)s)")
-    add("--dataset", choices=data.NAMES, default="mnist")
-    add("--data-dir", default="data", metavar="DIR", help="where the files are, or are downloaded to (default: data)")
-    add("--out", type=Path, default=Path("runs/latest"), metavar="DIR", help="for the results (default: runs/latest)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--optimizer", choices=OPTIMIZERS, default="sgd", help="sgd, the default, is plain gradient descent")
-    add("--seed", type=at_least(int, 0, most=2**63 - 1), default=0, help="the same seed gives the same weights")
-    add("--limit", type=at_least(int, 1), metavar="N", help="use the first N training images only")
-    add("--target-accuracy", type=percent, metavar="%", help="exit with 1 unless the test accuracy reaches it")
-    add("--checkpoint-every", type=at_least(int, 1), metavar="N",
-        help="save what the run needs to go on in OUT/checkpoints, every N steps (else if interrupted)")  # fmt: skip
-    add("--resume", metavar="auto|FILE", help="go on from the newest checkpoint in OUT if there is one, or from FILE")
-    add("--log-dir", type=Path, metavar="DIR", help="write TensorBoard's events there")
+    add("--recipe", choices=RECIPES, default=STANDARD,
+        help="named set of defaults for the options of the last group (default: %(default)s)")  # fmt: skip
+    add("--dataset", choices=data.NAMES, default="mnist", help="default: %(default)s")
+    add("--data-dir", default="data", metavar="DIR",
+        help="folder with the data files; missing ones are downloaded to it (default: %(default)s)")  # fmt: skip
+    add("--out", type=Path, default=Path("runs/latest"), metavar="DIR",
+        help="folder for results and checkpoints, OUT below (default: %(default)s)")  # fmt: skip
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if available (default: auto)")
+    add("--optimizer", choices=OPTIMIZERS, default="sgd",
+        help="sgd is plain gradient descent without momentum (default: %(default)s)")  # fmt: skip
+    add("--seed", type=bounded(int, 0, 2**63 - 1), default=0,
+        help="seed of the initial weights and of the image order (default: %(default)s)")  # fmt: skip
+    add("--limit", type=bounded(int, 1), metavar="N", help="use only the first N training images")
+    add("--target-accuracy", type=percentage, metavar="%",
+        help="exit with code 1 if the test accuracy is below this percentage")  # fmt: skip
+    add("--checkpoint-every", type=bounded(int, 1), metavar="N",
+        help="save a checkpoint in OUT/checkpoints every N steps, after the last step, and on SIGINT or SIGTERM "
+             "(default: on SIGINT or SIGTERM only)")  # fmt: skip
+    add("--resume", metavar="auto|FILE",
+        help="auto: continue from the newest checkpoint in OUT, or start a run if OUT has none; "
+             "FILE: continue from this checkpoint")  # fmt: skip
+    add("--log-dir", type=Path, metavar="DIR", help="write TensorBoard events to this folder")
     add("--no-allocator-tuning", dest="allocator_tuning", action="store_false",
-        help="let the C library give freed memory back to the system, as it does by itself")  # fmt: skip
-    add = parser.add_argument_group("what the recipe decides where it is not given").add_argument
-    add("--channels", type=at_least(int, 1), nargs="+", metavar="K", help="outputs of each convolution")
-    add("--hidden", type=at_least(int, 1), nargs="*", metavar="I", help="outputs of each dense layer but the last")
+        help="let the C library return freed memory to the system, which is its default")  # fmt: skip
+    add = parser.add_argument_group("options whose defaults come from the recipe").add_argument
+    add("--channels", type=bounded(int, 1), nargs="+", metavar="C", help="output channels of each convolution")
+    add("--hidden", type=bounded(int, 1), nargs="*", metavar="N", help="output features of each hidden dense layer")
     add("--engine", choices=ENGINES,
-        help="what chains the derivatives: torch's engine, or the document's recursion of δ")  # fmt: skip
-    add("--epochs", type=at_least(int, 1))
-    add("--shares", type=at_least(float, 0.001, most=1), nargs="+", metavar="S",
-        help="of the images, that each epoch takes, the last for all that follow: those whose label had the least "
-             "probability when they were last seen, and before them those that were not seen yet")  # fmt: skip
-    add("--average", type=at_least(float, 0, most=1), metavar="S",
-        help="the share of the steps, the last ones, whose weights' mean is the result ")  # fmt: skip
-    add("--crop", type=at_least(int, 1), metavar="N", help="use N rows and columns in the middle of each image only")
-    add("--batch-size", type=at_least(int, 1, most=10**9), help="of all processes together")
-    add("--schedule", choices=SCHEDULES)
-    add("--learning-rate", type=at_least(float, 0), metavar="η",
-        help="the highest of the schedule; the recipe's is for sgd, others have torch's own default")  # fmt: skip
-    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe].options())
+        help="computation of the gradients: autograd, torch's engine over our Functions; or document, the formula "
+             "sheet's recursion of δ without autograd. Both give the same numbers")  # fmt: skip
+    add("--epochs", type=bounded(int, 1), metavar="N", help="number of epochs")
+    add("--shares", type=bounded(float, 0.001, 1), nargs="+", metavar="S",
+        help="fraction of the images used in each epoch, such as 1 0.5; the last value repeats. An epoch uses "
+             "unseen images first, then those whose label had the lowest probability when last used")  # fmt: skip
+    add("--average", type=bounded(float, 0, 1), metavar="S",
+        help="fraction of the steps, counted from the end, over which the weights are averaged; "
+             "the average is the result (0: no averaging)")  # fmt: skip
+    add("--crop", type=bounded(int, 1), metavar="N", help="use only the N x N pixels in the middle of each image")
+    add("--batch-size", type=bounded(int, 1, 10**9), metavar="N", help="images in a batch, over all processes")
+    add("--schedule", choices=SCHEDULES, help="schedule of the learning rate")
+    add("--learning-rate", type=bounded(float, 0), metavar="LR",
+        help="peak learning rate (default: the recipe's for sgd, torch's for other optimizers)")  # fmt: skip
+    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe].option_defaults())
     return parser.parse_args(argv)
 
 
-def pick_device(name: str) -> torch.device:
+def select_device(name: str) -> torch.device:
+    """Return the device for ``--device``, and on CUDA make torch's operators deterministic."""
     if name == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: PyTorch finds no CUDA device here; use --device cpu, or auto")
+        usage_error("--device cuda: PyTorch finds no CUDA device; use --device cpu or --device auto")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True)
     return device
 
 
-def load(options: argparse.Namespace, processes: Processes) -> data.Dataset:
-    def load_here() -> data.Dataset:
-        return data.load(options.dataset, options.data_dir, announce=processes.say)
+def load_dataset(options: argparse.Namespace, distributed: DistributedContext) -> data.Dataset:
+    """Load the dataset with ``--crop`` and ``--limit`` applied. One process of each machine downloads it."""
+
+    def load() -> data.Dataset:
+        return data.load(options.dataset, options.data_dir, announce=distributed.print_rank0)
 
     try:
-        dataset = processes.one_after_the_other(load_here)
+        dataset = distributed.run_local_rank0_first(load)
     except data.DataError as error:
-        fail(error)
+        usage_error(error)
     try:
-        dataset = dataset.middle(options.crop) if options.crop else dataset
+        dataset = dataset.center_crop(options.crop) if options.crop else dataset
     except ValueError as error:
-        fail(f"--crop {options.crop}: {error}")
+        usage_error(f"--crop {options.crop}: {error}")
     return dataset.limited(options.limit) if options.limit else dataset
 
 
-def prepare(options: argparse.Namespace, dataset: data.Dataset, device: torch.device, processes: Processes) -> Run:
-    """The run before its first step, and a few lines about it."""
+def make_run(
+    options: argparse.Namespace, dataset: data.Dataset, device: torch.device, distributed: DistributedContext
+) -> TrainingRun:
+    """Make the model, the optimizer and the run at step 0, and print a summary of them."""
     torch.manual_seed(options.seed)
-    rows_columns = tuple(dataset.train.images.shape[-2:])
+    rows, columns = dataset.train.images.shape[-2:]
     try:
         model = DocumentCNN(
-            image_size=rows_columns, channels=options.channels, hidden=options.hidden, classes=len(dataset.classes)
+            image_size=(rows, columns), channels=options.channels, hidden=options.hidden, classes=len(dataset.classes)
         ).to(device)
     except ValueError as error:
-        fail(error)
-    default = RECIPES[options.recipe].learning_rate if options.optimizer == "sgd" else None
-    rate = default if options.learning_rate is None else options.learning_rate
-    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **({} if rate is None else {"lr": rate}))
-    epochs = Epochs(len(dataset.train), options.batch_size, options.epochs, tuple(options.shares))
-    schedule = step_sizes(options.schedule, optimizer, epochs.steps)
-    averaged = round(options.average * epochs.steps)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    shared = f", shared by {processes.count} processes" if processes.count > 1 else ""
-    processes.say(f"""\
-recipe  {described(options)}
+        usage_error(error)
+    recipe_rate = RECIPES[options.recipe].learning_rate if options.optimizer == "sgd" else None
+    learning_rate = recipe_rate if options.learning_rate is None else options.learning_rate
+    optimizer_options: dict[str, Any] = {} if learning_rate is None else {"lr": learning_rate}
+    optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **optimizer_options)
+    epochs = EpochLayout(len(dataset.train), options.batch_size, options.epochs, tuple(options.shares))
+    scheduler = make_lr_scheduler(options.schedule, optimizer, epochs.num_steps)
+    average_last = round(options.average * epochs.num_steps)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    processes = f", on {distributed.world_size} processes" if distributed.world_size > 1 else ""
+    distributed.print_rank0(f"""\
+recipe  {recipes.describe(options)}
 data    {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images,
         {dataset.source}
-model   DocumentCNN, {parameters:,} parameters, on {device} with {torch.get_num_threads()} threads{shared}
-steps   {epochs.steps:,}: {epochs}, batch {options.batch_size}
+model   DocumentCNN, {num_parameters:,} parameters, {device} with {torch.get_num_threads()} threads{processes}
+steps   {epochs.num_steps:,}: {epochs}, batch size {options.batch_size}
         {options.optimizer}, {options.schedule} schedule, learning rate {optimizer.defaults["lr"]}\
-{f", mean of the last {averaged:,} weights" if averaged else ""}""")
-    return Run(
-        model, optimizer, schedule, dataset,
-        epochs=epochs, seed=options.seed, averaged=averaged, engine=options.engine, processes=processes,
+{f", average of the weights of the last {average_last:,} step{'s' * (average_last > 1)}" if average_last else ""}""")
+    return TrainingRun(
+        model, optimizer, scheduler, dataset,
+        epochs=epochs, seed=options.seed, average_last=average_last, engine=options.engine, distributed=distributed,
     )  # fmt: skip
 
 
-def resume(wanted: str | None, run: Run, store: Store) -> None:
-    """Go on where a checkpoint is; process 0 reads it, and the others get it from there."""
+def resume(checkpoint: str | None, run: TrainingRun, store: CheckpointStore) -> None:
+    """Restore ``run`` as ``--resume`` says. Rank 0 reads the checkpoint and broadcasts its content."""
 
     def restore(content: bytes, name: Path) -> None:
         run_state.restore(run, content, name)
 
-    def find() -> bytes | None:
+    def load() -> bytes | None:
         try:
-            if wanted == "auto":
-                return store.take_up(restore, warn=lambda fault: print(f"train.py: {fault}", file=sys.stderr))
-            if wanted is not None:
-                return store.take(Path(wanted), restore)
+            if checkpoint == "auto":
+                return store.load_latest(restore, warn=lambda message: print(f"train.py: {message}", file=sys.stderr))
+            if checkpoint is not None:
+                return store.load(Path(checkpoint), restore)
         except CheckpointError as error:
-            fail(f"--resume {wanted}: {error}")
+            usage_error(f"--resume {checkpoint}: {error}")
         if store.newest_first():
-            fail(f"{store.folder} holds checkpoints of an earlier run: go on from them with --resume auto, or remove "
-                 f"the folder, or choose another --out")  # fmt: skip
+            usage_error(
+                f"{store.folder} contains checkpoints of an earlier run: continue it with --resume auto, "
+                f"remove the folder, or choose another --out"
+            )
         return None
 
-    content = run.processes.from_first(find)
-    if content is not None and not run.processes.is_first:
-        restore(content, Path("the first process's checkpoint"))
+    content = run.distributed.run_on_rank0(load)
+    if content is not None and not run.distributed.is_rank0:
+        restore(content, Path("the checkpoint from rank 0"))
     if content is not None:
-        run.processes.say(f"resume  after step {run.step:,} of {run.steps:,}, from {store.last}")
-    elif wanted:
-        run.processes.say(f"resume  no checkpoint in {store.folder}: from the start")
+        run.distributed.print_rank0(f"resume  after step {run.step:,} of {run.num_steps:,}, from {store.last}")
+    elif checkpoint:
+        run.distributed.print_rank0(f"resume  no checkpoint in {store.folder}: starting at step 0")
 
 
 if __name__ == "__main__":

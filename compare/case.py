@@ -1,4 +1,4 @@
-"""What is compared: a function of ours, its native counterpart, and the inputs that both are given."""
+"""Cases: a function of ours, its native counterpart, and the inputs of both."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ Inputs = Mapping[str, Tensor]
 
 
 class CaseError(Exception):
-    """A case that cannot be compared; the message says what is the matter with it."""
+    """A case cannot be compared; the message says why."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison.
+    """A function and the native function that it is compared with.
 
     Args:
-        name: how reports call it.
-        ours: the function on trial: tensors in, a tensor or a tuple of tensors out.
-        native: the same made of operations whose gradients are trusted; in float64 it is the oracle.
-        make_inputs: called without arguments after ``torch.manual_seed``; a tuple of tensors, in the order that both
-            functions take them, or a dict, whose keys are then their names. Each floating-point one gets a gradient.
-        conventions: where two answers are right, what other trusted functions give, each under the words that the
-            report uses: ``{"derivative 1/2 at 0": lambda x: torch.maximum(x, x.new_zeros(()))}``. What differs from
-            ``native``, but agrees with one of them, is counted apart and not called wrong.
-        census: counts of what conventions are about, such as tied windows, from the inputs; exact zeros and equal
-            neighbours are counted for everybody.
-        kinks: a maximum or a ReLU follows a sum inside. Below float64, rounding may then carry a value across the
-            kink, natively too, so there the error is judged by its norm and not element by element.
-        whole_numbers: also run on inputs rounded to whole numbers, which brings exact zeros and ties.
+        name: the case's name in reports.
+        ours: the function under test: tensors in, a tensor or a tuple of tensors out.
+        native: the same function made of operations whose gradients are trusted. Its float64 results are the oracle.
+        make_inputs: draws the inputs; called without arguments after ``torch.manual_seed``. It returns a tuple of
+            tensors in the order of the functions' arguments, or a dict, whose keys are the inputs' names. Gradients
+            of all floating-point inputs are compared.
+        conventions: other trusted functions, for values at which more than one derivative is accepted. Keys are the
+            names that reports use: ``{"derivative 1/2 at 0": lambda x: torch.maximum(x, x.new_zeros(()))}``. Elements
+            that differ from ``native`` but agree with a convention are counted separately, and are not wrong.
+        census: takes the inputs and returns counts that explain the conventions, such as that of tied windows. Exact
+            zeros and equal neighbours are counted for every case.
+        kinks: True if a ReLU or a maximum follows a sum inside the function. Rounding may then carry a value across
+            the kink, in native too, so below float64 the norm of the error is judged instead of every element.
+        whole_numbers: True to compare also on inputs rounded to whole numbers, which have exact zeros and ties.
     """
 
     name: str
@@ -49,56 +50,63 @@ class Case:
 
     @classmethod
     def from_modules(
-        cls, name: str, ours: nn.Module, native: nn.Module, make_inputs: Callable[[], Any], **more: Any
+        cls, name: str, ours: nn.Module, native: nn.Module, make_inputs: Callable[[], Any], **options: Any
     ) -> Case:
-        """A pair of modules whose parameters have the same names and shapes: both are given ``native``'s values.
+        """Make a case of two modules whose parameters have the same names and shapes. Both use ``native``'s values.
 
-        Each parameter becomes an input of its own, after those of ``make_inputs``, so each gradient is compared.
-        Each run begins with the buffers as they are and with the same random state: dropout drops the same.
+        Each parameter is an input of the case, after those of ``make_inputs``, so its gradient is compared. Each run
+        starts with the modules' current buffers and the same random state, so dropout drops the same elements.
+
+        Args:
+            options: further arguments of :class:`Case`.
 
         Raises:
-            ValueError: parameters that differ in name or shape; the message names them.
+            ValueError: the parameters differ in name or shape; the message lists those that differ.
         """
         shapes = [{key: tuple(p.shape) for key, p in module.named_parameters()} for module in (ours, native)]
         if shapes[0] != shapes[1]:
-            odd = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
-            raise ValueError(f"{name}: the two modules must have the same parameters; these differ: {odd}")
+            differing = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
+            raise ValueError(
+                f"{name}: expected modules whose parameters have equal names and shapes; these differ: {differing}"
+            )
         keys = list(shapes[0])
 
-        def with_parameters() -> dict[str, Tensor]:
-            inputs = named(make_inputs(), native.forward)
+        def inputs_and_parameters() -> dict[str, Tensor]:
+            inputs = name_inputs(make_inputs(), native.forward)
             return inputs | {key: p.detach().clone() for key, p in native.named_parameters()}
 
-        def run(module: nn.Module) -> Callable[..., Any]:
+        def as_function(module: nn.Module) -> Callable[..., Any]:
             def call(*tensors: Tensor) -> Any:
                 inputs, parameters = tensors[: -len(keys)] if keys else tensors, tensors[len(tensors) - len(keys) :]
                 example = next((t for t in tensors if t.is_floating_point()), None)
-                buffers = {key: _like(buffer, example) for key, buffer in module.named_buffers()}
+                buffers = {key: _cast_buffer(buffer, example) for key, buffer in module.named_buffers()}
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)
                     return functional_call(module, dict(zip(keys, parameters, strict=True)) | buffers, inputs)
 
             return call
 
-        return cls(name, run(ours), run(native), with_parameters, **more)
+        return cls(name, as_function(ours), as_function(native), inputs_and_parameters, **options)
 
     def inputs(self, seed: int = 0) -> dict[str, Tensor]:
-        """The named inputs of one draw; the random state outside is left as it was.
+        """Draw the inputs, by name. The global random state is left unchanged.
 
         Raises:
-            CaseError: ``make_inputs`` gives something that is not a tensor.
+            CaseError: ``make_inputs`` returns something that is not a tensor.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inputs = named(self.make_inputs(), self.ours, self.native)
+            inputs = name_inputs(self.make_inputs(), self.ours, self.native)
         for key, tensor in inputs.items():
             if not isinstance(tensor, Tensor):
-                raise CaseError(f"{self.name}: make_inputs must give tensors, got {key} of {type(tensor).__name__}")
+                raise CaseError(
+                    f"{self.name}: expected tensors from make_inputs, got {key} of type {type(tensor).__name__}"
+                )
         return {key: tensor.detach() for key, tensor in inputs.items()}
 
 
-def named(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor]:
-    """``inputs`` under their own keys, or under the argument names of the first function that has names for all."""
+def name_inputs(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor]:
+    """Name the inputs by their own keys, or by the arguments of the first function that has a name for each."""
     if isinstance(inputs, Mapping):
         return dict(inputs)
     if isinstance(inputs, Tensor):
@@ -106,7 +114,7 @@ def named(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor]:
     for function in functions:
         try:
             parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):  # a builtin, or apply of a Function, has no signature to read
+        except (TypeError, ValueError):  # builtins, and apply of a Function, have no signature
             continue
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(names) >= len(inputs):
@@ -114,7 +122,8 @@ def named(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor]:
     return {f"input {n}": tensor for n, tensor in enumerate(inputs)}
 
 
-def _like(buffer: Tensor, example: Tensor | None) -> Tensor:
+def _cast_buffer(buffer: Tensor, example: Tensor | None) -> Tensor:
+    """Copy a buffer; a floating-point one gets the dtype and device of ``example``."""
     if example is None or not buffer.is_floating_point():
         return buffer.clone()
     return buffer.to(example, copy=True)

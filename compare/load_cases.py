@@ -1,4 +1,4 @@
-"""Cases out of anybody's file."""
+"""Cases from a user's module or file."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from compare.case import Case, CaseError
 
 
 def load_cases(name: str) -> list[Case]:
-    """Every :class:`Case` that a module or a ``.py`` file has: in lists and tuples such as ``CASES``, and by itself.
+    """Return every :class:`Case` in a module or a ``.py`` file: global variables, and items of lists and tuples.
 
     Args:
-        name: as ``import`` takes it, or the path of a file.
+        name: a module's name as ``import`` takes it, or the path of a file.
 
     Raises:
-        CaseError: no such module, one that fails when it is imported, or one without a case.
+        CaseError: there is no such module, it raises when it is imported, it has no case, or two of one name.
     """
-    module = _module(name)
-    found: dict[int, Case] = {}
+    module = _import(name)
+    cases: dict[int, Case] = {}
     for key, value in vars(module).items():
         if key.startswith("_"):
             continue
         for case in value if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else (value,):
             if isinstance(case, Case):
-                found.setdefault(id(case), case)
+                cases.setdefault(id(case), case)
             elif not isinstance(value, (list, tuple)):
                 break
-    if not found:
-        raise CaseError(f"{name} has no compare.Case; write CASES = [compare.Case(...), ...] in it")
-    names = [case.name for case in found.values()]
-    if twice := {n for n in names if names.count(n) > 1}:
-        raise CaseError(f"{name} has several cases of the same name: {', '.join(sorted(twice))}")
-    return list(found.values())
+    if not cases:
+        raise CaseError(f"{name} has no compare.Case; expected CASES = [compare.Case(...), ...]")
+    names = [case.name for case in cases.values()]
+    if repeated := {n for n in names if names.count(n) > 1}:
+        raise CaseError(f"{name} has several cases of the same name: {', '.join(sorted(repeated))}")
+    return list(cases.values())
 
 
-def _module(name: str) -> ModuleType:
+def _import(name: str) -> ModuleType:
     path = Path(name)
     try:
         if path.suffix == ".py":
@@ -56,12 +56,11 @@ def _module(name: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name == name.partition(".")[0] or error.name == name:
-            raise CaseError(f"there is no module {name}; give its name as import takes it, or a .py file") from error
+            raise CaseError(
+                f"there is no module {name}; expected a module's name as import takes it, or a .py file"
+            ) from error
         raise CaseError(f"{name} imports {error.name}, which is not installed") from error
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # anything that anybody's file may raise, told with the line where it was
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(at.filename).name}, line {at.lineno}"
-        raise CaseError(f"{name} fails when it is imported ({where}): {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's file may raise anything; the message says in which line
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        location = f"{Path(frame.filename).name}, line {frame.lineno}"
+        raise CaseError(f"{name} raises when it is imported ({location}): {type(error).__name__}: {error}") from error

@@ -1,4 +1,4 @@
-"""What every comparison hands to the report: a section of text, tables and pictures, and what it found wrong."""
+"""Sections of the report. Every comparison returns one: text, tables and pictures, and what failed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ Cell = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under ``columns``. The report formats numbers, True and False; a string stands as it is.
+    """Rows of cells. The report formats numbers, True and False; strings are printed unchanged.
 
-    ``failed``: the indices of rows that a failure is about; the report marks them. ``detail``: too much for the
-    terminal, and folded in the page.
+    Attributes:
+        failed: indices of the rows that the report marks as failed.
+        detail: True for a large table, which the terminal omits and the HTML page folds.
     """
 
     title: str
@@ -29,10 +30,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, drawn when the report asks: under light colours, and again under dark ones (matplotlib's rcParams).
+    """A figure that the report draws twice: with the colours of a light page, and with those of a dark one.
 
-    ``draw`` leaves text and background to rcParams, and picks data colours that are legible on both.
-    ``alt`` says in words what is to be seen.
+    Attributes:
+        draw: makes the figure. It takes the colours of text and background from matplotlib's rcParams, and its data
+            colours are legible on both backgrounds.
+        alt: description of the picture for readers who cannot see it.
     """
 
     title: str
@@ -42,10 +45,13 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Document:
-    """A page of Markdown, with ``$$formulas$$`` on lines of their own. The HTML report holds it, the others name it.
+class MarkdownPage:
+    """A page of Markdown, with ``$$formulas$$`` on lines of their own.
 
-    ``source`` names where the page is to be found outside the report.
+    The HTML report contains the page; the terminal and report.md only mention it.
+
+    Attributes:
+        source: the page's location outside the report.
     """
 
     title: str
@@ -55,17 +61,18 @@ class Document:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a report.
+    """One section of a report.
 
-    ``failures``: one sentence for each thing that differs and that nothing explains; any makes the exit code 1.
-    ``data``: the same as plain dicts, lists and numbers, for report.json.
-    ``compared``: how many comparisons were made, each of which could have failed; the report's summary counts them.
+    Attributes:
+        failures: one sentence for each unexplained difference; if there are any, the exit code is 1.
+        data: the results as dicts, lists and numbers, for report.json.
+        compared: number of comparisons, each of which could have failed.
     """
 
     name: str
     title: str
     text: Sequence[str]
-    parts: Sequence[Table | Picture | Document]
+    parts: Sequence[Table | Picture | MarkdownPage]
     failures: Sequence[str]
     data: Any
     compared: int = 0

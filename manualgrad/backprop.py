@@ -1,4 +1,4 @@
-r"""Backpropagation as section 4 of the document does it: the recursion of δ, with no autograd engine at all.
+r"""Backpropagation as in section 4 of the formula sheet (docs/equations.md): the recursion of δ, without autograd.
 
     x^l = σ^{l−1}(z^{l−1})                                                       (16)
     z^l = f^l(x^l, w^l) + b^l                                                    (17)
@@ -7,11 +7,14 @@ r"""Backpropagation as section 4 of the document does it: the recursion of δ, w
     Δw^l = δ^l ∂f^l/∂w^l                                                         (21)
     Δb^l = δ^l, summed over what b^l was broadcast over                          (18)
 
-f^l is C or D, σ is P∘R, F∘P∘R, R or S, as (23) says. The factors are the very functions that the Functions' backwards
-are made of: one derivation, two ways to run it. −η is part of δ, so Δw and Δb are what a step adds to w and b.
+f^l is C or D, and σ is P∘R, F∘P∘R, R or S, as in (23). −η is part of δ, so an update adds Δw and Δb to w and b. The
+factors ∂f/∂x, ∂f/∂w and ∂σ/∂z are the functions that the layers' ``backward`` calls too.
 
-The document's superscript b makes all of these quantities of one example. :func:`per_example` has them so;
-:func:`backpropagate` has what a step applies, the mean over the batch, whose 1/B is folded into y as in (13).
+All of these belong to one example, the superscript b. :func:`per_example` computes them for each example.
+:func:`backpropagate` computes what an update needs, their mean over the batch: y has the factor 1/B of (13).
+
+In the code, ``grad_output``, ``grad_x``, ``grad_w`` and ``grad_b`` are gradients of J times −η, as δ is. Images are
+NHWC, as the formula sheet has them; functions named ``conv_relu_pool`` take NCHW.
 """
 
 from __future__ import annotations
@@ -19,237 +22,298 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import foreach_add_
 from manualgrad.models import DocumentCNN
 from manualgrad.network import guards
-from manualgrad.nn import Conv2d
-from manualgrad.ops import conv2d, conv_relu_pool, flatten
+from manualgrad.nn import Conv2d, Dense
 from manualgrad.ops.bias import grad_bias
+from manualgrad.ops.conv2d import conv2d_forward, conv2d_grad_input, conv2d_grad_weight_per_example
+from manualgrad.ops.conv_relu_pool_dispatch import conv_relu_pool_backward, conv_relu_pool_forward
+from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
 from manualgrad.ops.dense import dense_forward
+from manualgrad.ops.flatten import ImageSize, flatten_forward, unflatten_forward
 from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.ops.precision import autocast_is_on
 from manualgrad.ops.relu import relu_backward, relu_forward
+from manualgrad.ops.relu_pool import relu_pool_backward
 from manualgrad.ops.softmax import softmax_forward
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_backward, cross_entropy_forward
 from manualgrad.ops.targets import target_distribution
 
 
 @dataclass(frozen=True)
-class Layer:
-    """f^l and what it met on the way forward, in the document's layout.
+class ConvLayer:
+    """f^l = C with its operands in forward.
 
-    ``x`` and ``z`` are x^l and z^l; ``w`` is w^l, (P+1, Q+1, R, K) or (I, J). A convolution has a ``geometry``, and
-    the ``code`` of each of its windows: where the maximum came from, and what R' is there (see
-    ``conv_relu_pool.py``). Its z is not kept: nothing but a reader asks for it."""
+    Attributes:
+        x: x^l, (N, H, W, C_in).
+        w: w^l, (kH, kW, C_in, C_out).
+        b: b^l, (C_out,).
+        geometry: stride, padding and sizes of the convolution and of its pooling.
+        pool_index: (N, C_out, H_out, W_out) uint8: the position of each pooling window's maximum and R' there, as
+            ``ops/relu_pool.py`` encodes them.
+    """
 
     x: Tensor
     w: Tensor
-    b: Tensor
-    geometry: conv_relu_pool.Geometry | None = None
-    code: Tensor | None = None
+    b: Tensor | None
+    geometry: ConvReLUPoolGeometry
+    pool_index: Tensor
 
     @cached_property
     @torch.no_grad()
     def z(self) -> Tensor:
-        if self.geometry is None:
-            return dense_forward(self.x, self.w, self.b)  # eq. (17), f = D
-        return conv2d.conv2d_forward(self.x, self.w, self.b, self.geometry.convolution)  # eq. (17), f = C
+        """z^l, computed when it is first read: backward needs only the pool index."""
+        return conv2d_forward(self.x, self.w, self.b, self.geometry.convolution)  # eq. (17), f = C
 
 
 @dataclass(frozen=True)
-class Steps:
-    """``probabilities`` is x^L, ``cost`` is J (or J^b of each example); then Δw^l and Δb^l for l = 0 to L − 1, in the
-    shape of the model's weight and bias; and ``layers`` and ``deltas``, δ^l."""
+class DenseLayer:
+    """f^l = D with its operands in forward.
+
+    Attributes:
+        x: x^l, (N, in_features).
+        w: w^l, (in_features, out_features).
+        b: b^l, (out_features,).
+    """
+
+    x: Tensor
+    w: Tensor
+    b: Tensor | None
+
+    @cached_property
+    @torch.no_grad()
+    def z(self) -> Tensor:
+        """z^l, (N, out_features)."""
+        return dense_forward(self.x, self.w, self.b)  # eq. (17), f = D
+
+
+Layer = ConvLayer | DenseLayer
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Δw^l and Δb^l of all layers, with the quantities that lead to them.
+
+    Attributes:
+        probabilities: x^L, (N, classes).
+        cost: J, (), or of each example J^b, (N,).
+        weights: Δw^l for l = 0 to L − 1, in the shape of the model's weight, or of each example, (N, ...).
+        biases: Δb^l, likewise.
+        layers: f^l and its operands for l = 0 to L − 1.
+        deltas: δ^l for l = 0 to L − 1, in the shape of z^l.
+    """
 
     probabilities: Tensor
     cost: Tensor
     weights: list[Tensor]
     biases: list[Tensor]
-    _between: Callable[[], tuple[list[Layer], list[Tensor]]]  # the layers, and what each heard from the one above
+    _layers_and_grad_outputs: Callable[[], tuple[list[Layer], list[Tensor]]]
 
     @cached_property
     def layers(self) -> list[Layer]:
-        """f^l and what it met, for l = 0 to L − 1."""
-        return self._between()[0]
+        return self._layers_and_grad_outputs()[0]
 
     @cached_property
     @torch.no_grad()
     def deltas(self) -> list[Tensor]:
-        """δ^l for l = 0 to L − 1. Behind a convolution only what P⁻¹ spreads was needed: it is spread here."""
-        return [_delta(layer, g) for layer, g in zip(*self._between(), strict=True)]
+        return [_delta(layer, grad) for layer, grad in zip(*self._layers_and_grad_outputs(), strict=True)]
+
+
+# ----------------------------------------------------------------------------------------------- forward
 
 
 @torch.no_grad()
 def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
-    """Every layer with its x^l and z^l, and x^L, the probabilities (B, classes), of x^0 = ``x`` (B, C, H, W)."""
-    weighted, layers = model.weighted(), []
+    """Every layer with its operands, and x^L, the probabilities, (N, classes), of x^0 = ``x``, (N, C_in, H, W)."""
+    convs, dense_layers = _split(model)
+    layers: list[Layer] = []
     x = from_nchw(x)
-    for f in weighted[: model.stages]:
-        geometry = _geometry(model, f, x)
-        pooled, code = conv_relu_pool.conv_relu_pool_forward(
-            to_nchw(x), f.weight, f.bias, geometry
-        )  # eq. (17), f = C
-        layers.append(Layer(x, from_oihw(f.weight), f.bias, geometry, code))
+    for conv in convs:
+        geometry = _geometry(model, conv, x)
+        pooled, pool_index = conv_relu_pool_forward(to_nchw(x), conv.weight, conv.bias, geometry)  # eq. (17), f = C
+        layers.append(ConvLayer(x, from_oihw(conv.weight), conv.bias, geometry, pool_index))
         x = from_nchw(pooled)  # eq. (16), σ = P∘R
-    x = flatten.flatten_forward(x)  # eq. (16), σ = F∘P∘R
-    for f in weighted[model.stages :]:
-        layers.append(Layer(x, f.weight.t(), f.bias))
+    x = flatten_forward(x)  # eq. (16), σ = F∘P∘R
+    for dense in dense_layers:
+        layers.append(DenseLayer(x, dense.weight.t(), dense.bias))
         x = relu_forward(layers[-1].z)  # eq. (16), σ = R
     return layers, softmax_forward(layers[-1].z, -1)  # eq. (16), σ = S
 
 
-def _geometry(model: DocumentCNN, f: Conv2d, x: Tensor) -> conv_relu_pool.Geometry:
-    return conv_relu_pool.geometry_of(
-        to_nchw(x), f.weight, f.bias, f.stride, f.padding, f.flip_kernel, model.subgradient
-    )
+def _split(model: DocumentCNN) -> tuple[list[Conv2d], list[Dense]]:
+    """The convolutions and the dense layers of ``model``."""
+    modules = model.layers_with_weights()
+    return [f for f in modules if isinstance(f, Conv2d)], [f for f in modules if isinstance(f, Dense)]
 
 
-def _received(layer: Layer, g: Tensor, subgradient: float) -> Tensor:
-    """What a layer hears from the one above, from the gradient ``g`` of its x^{l+1}: δ^l, or what P⁻¹ has yet to
-    spread."""
-    if layer.geometry is None:
-        return relu_backward(g, layer.z, subgradient)  # eq. (20), ∂R/∂z
-    if g.dim() == 2:
-        g = flatten.unflatten_forward(g, _image_size(layer))  # eq. (20), F⁻¹
-        return to_nchw(g)
-    return g
+def _geometry(model: DocumentCNN, conv: Conv2d, x: Tensor) -> ConvReLUPoolGeometry:
+    options = conv.stride, conv.padding, conv.flip_kernel, model.subgradient
+    return make_conv_relu_pool_geometry(to_nchw(x), conv.weight, conv.bias, *options)
 
 
-def _delta(layer: Layer, g: Tensor) -> Tensor:
-    """δ^l."""
-    if layer.geometry is None:
-        return g
-    return from_nchw(conv_relu_pool.relu_pool_backward(g, layer.code, layer.geometry))  # eq. (20), P⁻¹ and ∂R/∂z
+# ---------------------------------------------------------------------------------------------- backward
 
 
 @torch.no_grad()
-def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0) -> Steps:
-    """The steps that lower J: the mean over the batch, as it is added to the weights.
+def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0) -> Updates:
+    """Δw and Δb that lower J by gradient descent: the mean over the batch.
 
     Args:
-        x: (B, C, H, W).
-        target: class indices (B,) or probabilities (B, classes).
-        eta: the learning rate η; with −1 the steps are the gradients ∂J/∂w and ∂J/∂b.
+        x: images, (N, C_in, H, W).
+        target: class indices (N,) or probabilities (N, classes).
+        eta: learning rate η. With −1, Δw and Δb are the gradients ∂J/∂w and ∂J/∂b.
 
     Raises:
         TypeError, ValueError, IndexError: targets that :func:`manualgrad.functional.softmax_cross_entropy` refuses.
     """
-    by_kernels = _by_kernels(model, x, target, eta)
-    if by_kernels is not None:
-        return by_kernels
+    by_plan = _backpropagate_by_plan(model, x, target, eta)
+    if by_plan is not None:
+        return by_plan
     layers, probabilities = forward(model, x)
-    last = layers[-1].z
-    distribution = target_distribution(last, target, None, -100, "mean", 0.0)
-    y, cost = distribution.y, cross_entropy_forward(last, distribution.y, True)
-    if distribution.nothing is not False:
-        cost = cost.masked_fill(distribution.nothing, torch.nan)  # the mean of none
-    g, weights, biases, received = (
-        cross_entropy_backward(last.new_tensor(-eta), last, y),
-        [],
-        [],
-        [],
-    )  # eq. (15), (19)
+    logits = layers[-1].z
+    distribution = target_distribution(logits, target, None, -100, "mean", 0.0)
+    y, cost = distribution.y, cross_entropy_forward(logits, distribution.y, True)
+    if isinstance(distribution.is_empty, Tensor):
+        cost = cost.masked_fill(distribution.is_empty, torch.nan)  # the mean over no example
+    grad_output = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    grad_outputs: list[Tensor] = []
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
         layer = layers[l]
-        received.insert(0, g)
-        if layer.geometry is None:
-            g, w, b = (
-                dense_forward(g, layer.w.t(), None),  # eq. (20), ∂D/∂x
-                dense_forward(g.t(), layer.x, None),  # eq. (21), ∂D/∂w
-                grad_bias(g),  # eq. (18)
-            )
+        grad_outputs.insert(0, grad_output)
+        if isinstance(layer, DenseLayer):
+            grad_x = dense_forward(grad_output, layer.w.t(), None)  # eq. (20), ∂D/∂x
+            weights.insert(0, dense_forward(grad_output.t(), layer.x, None))  # eq. (21), ∂D/∂w
+            biases.insert(0, grad_bias(grad_output))  # eq. (18)
         else:
-            g, w, b = conv_relu_pool.conv_relu_pool_backward(
-                g, to_nchw(layer.x), to_oihw(layer.w), layer.code, layer.geometry, (l > 0, True, True)
-            )  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w, and P⁻¹ and ∂R/∂z of eq. (20)
-        weights.insert(0, w)
-        biases.insert(0, b)
+            operands = grad_output, to_nchw(layer.x), to_oihw(layer.w), layer.pool_index, layer.geometry
+            needed = (l > 0, True, True)  # of the gradients of x, w and b; P⁻¹ and ∂R/∂z of eq. (20) come first
+            grads = conv_relu_pool_backward(*operands, needed)  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w
+            grad_x, grad_w, grad_b = cast("tuple[Tensor, Tensor, Tensor]", grads)
+            weights.insert(0, grad_w)
+            biases.insert(0, grad_b)
         if l > 0:
-            g = _received(layers[l - 1], g, model.subgradient)
-    return Steps(probabilities, cost, weights, biases, lambda: (layers, received))
+            grad_output = _grad_output(layers[l - 1], grad_x, model.subgradient)
+    return Updates(probabilities, cost, weights, biases, lambda: (layers, grad_outputs))
 
 
 @torch.no_grad()
-def descend(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Steps:
-    """:func:`backpropagate` and :func:`apply`: a step of gradient descent, by one program where there is one."""
-    steps = _by_kernels(model, x, target, eta, take=True)
-    if steps is None:
-        steps = backpropagate(model, x, target, eta)
-        apply(model, steps)
-    return steps
+def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0) -> Updates:
+    """The quantities with the superscript b: δ^{lb}, Δw^{lb} and Δb^{lb} of every example.
 
-
-def _by_kernels(model: DocumentCNN, x: Tensor, target: Tensor, eta: float, take: bool = False) -> Steps | None:
-    """The same by one program of kernels, and with ``take`` w + Δw; None where there is none, or labels or numbers
-    are not what it takes."""
-    labels = isinstance(x, Tensor) and isinstance(target, Tensor) and not target.is_floating_point()
-    one = guards.plan_of(model, x) if labels and not autocast_is_on(x) else None
-    found = None if one is None else one[0].steps(x, target, one[1], -eta, take=take)  # eq. (13) to (21)
-    if found is None:
-        return None
-    if take:
-        torch.autograd.graph.increment_version(one[1])
-
-    def between() -> tuple[list[Layer], list[Tensor]]:
-        xs, codes, received = one[0].between(found)
-        layers = [
-            Layer(x_l, from_oihw(f.weight), f.bias, _geometry(model, f, x_l), code)
-            for x_l, code, f in zip([from_nchw(x), *xs], codes, model.weighted(), strict=False)
-        ]
-        dense = zip(xs[model.stages - 1 :], model.weighted()[model.stages :], strict=True)
-        return layers + [Layer(x_l, f.weight.t(), f.bias) for x_l, f in dense], received
-
-    return Steps(found.probabilities, found.cost, found.steps[::2], found.steps[1::2], between)
-
-
-@torch.no_grad()
-def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0) -> Steps:
-    """The document's quantities with their superscript b: δ^{lb}, Δw^{lb} and Δb^{lb} of every example.
-
-    Arguments and errors are those of :func:`backpropagate`. Every tensor has B for its first dimension, and the mean
-    over it is what :func:`backpropagate` returns. There is no loop over the batch: a sum over b is left out.
+    Arguments and errors are those of :func:`backpropagate`. The first dimension of every tensor is N, and the mean
+    over it is what :func:`backpropagate` returns. There is no loop over the batch: the sum over b is left out.
     """
     layers, probabilities = forward(model, x)
-    last = layers[-1].z
-    y = target_distribution(last, target, None, -100, "sum", 0.0).y
-    g, weights, biases, received = (
-        cross_entropy_backward(last.new_tensor(-eta), last, y),
-        [],
-        [],
-        [],
-    )  # eq. (15), (19)
+    logits = layers[-1].z
+    y = target_distribution(logits, target, None, -100, "sum", 0.0).y
+    grad_output = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
+    grad_outputs: list[Tensor] = []
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
         layer = layers[l]
-        received.insert(0, g)
-        delta = _delta(layer, g)
-        if layer.geometry is None:
+        grad_outputs.insert(0, grad_output)
+        delta = _delta(layer, grad_output)
+        if isinstance(layer, DenseLayer):
             weights.insert(0, delta.unsqueeze(2) * layer.x.unsqueeze(1))  # eq. (21), ∂D/∂w
             biases.insert(0, delta)  # eq. (18)
-            g = dense_forward(delta, layer.w.t(), None)  # eq. (20), ∂D/∂x
+            grad_x = dense_forward(delta, layer.w.t(), None)  # eq. (20), ∂D/∂x
         else:
-            each = conv2d.conv2d_grad_weight_per_example(
-                delta, layer.x, layer.geometry.convolution
-            )  # eq. (21), ∂C/∂w
-            weights.insert(0, each.permute(0, 4, 3, 1, 2))
+            convolution = layer.geometry.convolution
+            grad_w = conv2d_grad_weight_per_example(delta, layer.x, convolution)  # eq. (21), ∂C/∂w
+            weights.insert(0, grad_w.permute(0, 4, 3, 1, 2))
             biases.insert(0, delta.sum((1, 2)))  # eq. (18)
             if l > 0:
-                g = to_nchw(conv2d.conv2d_grad_input(delta, layer.w, layer.geometry.convolution))  # eq. (20), ∂C/∂x
+                grad_x = to_nchw(conv2d_grad_input(delta, layer.w, convolution))  # eq. (20), ∂C/∂x
         if l > 0:
-            g = _received(layers[l - 1], g, model.subgradient)
-    return Steps(probabilities, cross_entropy_forward(last, y, False), weights, biases, lambda: (layers, received))
+            grad_output = _grad_output(layers[l - 1], grad_x, model.subgradient)
+    costs = cross_entropy_forward(logits, y, False)
+    return Updates(probabilities, costs, weights, biases, lambda: (layers, grad_outputs))
+
+
+def _grad_output(layer: Layer, grad_x: Tensor, subgradient: float) -> Tensor:
+    """From ``grad_x``, −η ∂J/∂x^{l+1}, to δ^l of a dense layer, or to the gradient of a convolution's pooled output.
+
+    P⁻¹ and ∂R/∂z of a convolution are for :func:`_delta`, or part of ``conv_relu_pool_backward``.
+    """
+    if isinstance(layer, DenseLayer):
+        return relu_backward(grad_x, layer.z, subgradient)  # eq. (20), ∂R/∂z
+    if grad_x.dim() == 2:
+        height, width = layer.geometry.pooling.output_size
+        size = ImageSize(layer.w.shape[3], height, width)
+        return to_nchw(unflatten_forward(grad_x, size))  # eq. (20), F⁻¹
+    return grad_x
+
+
+def _delta(layer: Layer, grad_output: Tensor) -> Tensor:
+    """δ^l, in the shape of z^l."""
+    if isinstance(layer, DenseLayer):
+        return grad_output
+    nchw = relu_pool_backward(grad_output, layer.pool_index, layer.geometry)  # eq. (20), P⁻¹ and ∂R/∂z
+    return from_nchw(nchw)
+
+
+# ------------------------------------------------------------------------------------------------ update
 
 
 @torch.no_grad()
-def apply(model: DocumentCNN, steps: Steps) -> None:
-    """w^l + Δw^l and b^l + Δb^l, in place."""
-    layers = model.weighted()
-    parameters = [f.weight for f in layers] + [f.bias for f in layers]
-    torch._foreach_add_(parameters, steps.weights + steps.biases)  # one call for all
+def apply(model: DocumentCNN, updates: Updates) -> None:
+    """Add Δw^l to w^l and Δb^l to b^l, in place."""
+    modules = model.layers_with_weights()
+    parameters = [f.weight for f in modules] + [f.bias for f in modules]
+    foreach_add_(parameters, updates.weights + updates.biases)  # one call for all parameters
 
 
-def _image_size(layer: Layer) -> flatten.ImageSize:
-    rows, columns = layer.geometry.pooling.count
-    return flatten.ImageSize(layer.w.shape[3], rows, columns)
+@torch.no_grad()
+def descend(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Updates:
+    """A step of gradient descent: :func:`backpropagate` and :func:`apply`, by one program if a plan exists."""
+    updates = _backpropagate_by_plan(model, x, target, eta, update=True)
+    if updates is None:
+        updates = backpropagate(model, x, target, eta)
+        apply(model, updates)
+    return updates
+
+
+# ------------------------------------------------------------------------------------ the same, by a plan
+
+
+def _backpropagate_by_plan(
+    model: DocumentCNN, x: Tensor, target: Tensor, eta: float, *, update: bool = False
+) -> Updates | None:
+    """:func:`backpropagate` by one program of kernels, and with ``update`` :func:`apply` too.
+
+    None if the model or x has no plan, the target is no tensor of class indices, or the plan cannot compute the
+    result: see :meth:`manualgrad.network.plan.Plan.loss_and_grads`.
+    """
+    if not isinstance(x, Tensor) or not isinstance(target, Tensor) or target.is_floating_point() or autocast_is_on(x):
+        return None
+    plan_and_parameters = guards.find_plan(model, x)
+    if plan_and_parameters is None:
+        return None
+    plan, parameters = plan_and_parameters
+    result = plan.loss_and_grads(x, target, parameters, -eta, update=update)  # eq. (13) to (21)
+    if result is None:
+        return None
+    if update:
+        torch.autograd.graph.increment_version(parameters)
+
+    def layers_and_grad_outputs() -> tuple[list[Layer], list[Tensor]]:
+        inner_inputs, pool_indices, grad_outputs = plan.intermediates(result)
+        inputs = [from_nchw(x), *inner_inputs]
+        convs, dense_layers = _split(model)
+        layers: list[Layer] = []
+        for x_l, conv, pool_index in zip(inputs[: len(convs)], convs, pool_indices, strict=True):
+            layers.append(ConvLayer(x_l, from_oihw(conv.weight), conv.bias, _geometry(model, conv, x_l), pool_index))
+        for x_l, dense in zip(inputs[len(convs) :], dense_layers, strict=True):
+            layers.append(DenseLayer(x_l, dense.weight.t(), dense.bias))
+        return layers, grad_outputs
+
+    return Updates(result.probabilities, result.loss, result.steps[::2], result.steps[1::2], layers_and_grad_outputs)

@@ -1,38 +1,43 @@
-"""A file is written whole or not at all: beside its place, flushed to the disk, then renamed into it."""
+"""Atomic file writes: a reader finds the old content or the new content, never a part of it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-UNFINISHED = ".unfinished"
+UNFINISHED_SUFFIX = ".unfinished"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """``content`` in ``path``: whoever looks finds what was there before or all of the new, also after a power cut.
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically, also with respect to a power failure.
 
-    Raises OSError, and then leaves ``path`` as it was and nothing beside it. Killed while it writes, it leaves a
-    file whose name ends with ".unfinished"; :func:`clear_unfinished` removes those.
+    The content goes to a temporary file in the same folder, is flushed to the disk, and is then renamed to ``path``.
+
+    Raises:
+        OSError: the write failed. ``path`` is as it was, and the temporary file is removed.
+
+    A process that is killed during the write leaves the temporary file, whose name ends with ".unfinished".
+    :func:`remove_unfinished` deletes it.
     """
-    beside = path.with_name(path.name + UNFINISHED)
+    temporary = path.with_name(path.name + UNFINISHED_SUFFIX)
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:  # of a full disk, torch and Python do not say which file it was
+        os.replace(temporary, path)
+    except OSError as error:  # for a full disk, torch and Python leave out the name of the file
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name, too, is on the disk now
+        os.fsync(folder)  # puts the new name on the disk as well
     finally:
         os.close(folder)
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``."""
-    for path in folder.glob(f"*{UNFINISHED}"):
+def remove_unfinished(folder: Path) -> None:
+    """Delete the temporary files that killed processes left in ``folder``."""
+    for path in folder.glob(f"*{UNFINISHED_SUFFIX}"):
         path.unlink(missing_ok=True)

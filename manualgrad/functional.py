@@ -1,4 +1,4 @@
-"""The seven operations of the document, with the argument names of ``torch.nn.functional``."""
+"""The seven operations of the formula sheet (docs/equations.md), with argument names of ``torch.nn.functional``."""
 
 from manualgrad.ops.conv2d import conv2d
 from manualgrad.ops.dense import dense

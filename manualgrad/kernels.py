@@ -1,4 +1,4 @@
-"""Compiled CPU kernels: which ones this machine has (:func:`available`), and which ones to use (:func:`choose`)."""
+"""Compiled CPU kernels: which of them this machine runs (:func:`available`), and the choice (:func:`choose`)."""
 
 from manualgrad.cpu.instruction_set import Available, available, choose
 

@@ -1,4 +1,4 @@
-"""The network of section 4.2, equations (22) and (23)."""
+"""The network of section 4.2 of the formula sheet (docs/equations.md), equations (22) and (23)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from manualgrad import functional
+from manualgrad._torch_compat import child_modules, has_hooks, is_compiled_in_place
 from manualgrad.network import guards
-from manualgrad.network.function import cost as cost_of_labels
-from manualgrad.network.function import logits
-from manualgrad.nn import Conv2d, ConvReLUMaxPool2d, Dense, Flatten, MaxPool2d, ReLU
+from manualgrad.network.function import logits_apply, loss_apply
+from manualgrad.network.plan import Plan
+from manualgrad.nn import Conv2d, ConvReLUMaxPool2d, Dense, Device, Flatten, MaxPool2d, ReLU
 from manualgrad.ops import checks
 from manualgrad.ops.loss import softmax_cross_entropy
 
@@ -23,20 +24,20 @@ class DocumentCNN(nn.Module):
 
     Args:
         in_channels: channels of an image.
-        image_size: its rows and columns, or one number for both.
-        channels: output channels of each convolution; as many of them as there are numbers.
-        kernel_size: of every convolution.
-        hidden: outputs of each dense layer before the last.
-        classes: outputs of the last.
-        stride: of every convolution.
-        subgradient: the derivative of ReLU at 0; the document has ½.
-        fused: each P∘R∘C as one Function, which is faster and gives the same numbers; False: layer by layer.
+        image_size: height and width of an image, or one number for both.
+        channels: output channels of each convolution; there are as many convolutions as numbers, at least one.
+        kernel_size: kernel height and width of every convolution, or one number for both.
+        hidden: output features of each dense layer except the last.
+        classes: output features of the last dense layer.
+        stride: stride of every convolution.
+        subgradient: derivative of ReLU at 0; ½ in equation (10).
+        fused: True makes each P∘R∘C one Function, which is faster and gives the same numbers; False makes it three.
 
     Shapes:
-        x (B, in_channels, rows, columns) to z³ (B, classes); without B for one image.
+        x (N, in_channels, H, W) to z³ (N, classes); without N for one image.
 
     Raises:
-        ValueError: an image too small for the layers; the message names the layer and the size that reaches it.
+        ValueError: an image that is too small for the layers; the message names the convolution and its input size.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class DocumentCNN(nn.Module):
         stride: int | tuple[int, int] = 1,
         subgradient: float = 0.5,
         fused: bool = True,
-        device: object = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -59,96 +60,104 @@ class DocumentCNN(nn.Module):
             if not isinstance(sizes, Sequence):
                 raise ValueError(f"DocumentCNN: {name} must be a sequence of sizes, such as (16, 32), got {sizes!r}")
         if not channels:
-            raise ValueError("DocumentCNN: channels must name at least one convolution")
-        rows, columns = checks.pair("DocumentCNN", "image_size", image_size, least=1)
-        made = {"device": device, "dtype": dtype}
+            raise ValueError(f"DocumentCNN: channels must have at least one convolution, got {channels!r}")
+        height, width = checks.as_pair("DocumentCNN", "image_size", image_size, minimum=1)
         layers: list[tuple[str, nn.Module]] = []
         for n, out_channels in enumerate(channels):
+            shape = (in_channels, out_channels, kernel_size, stride)
+            conv: Conv2d
             if fused:
-                shape = (in_channels, out_channels, kernel_size, stride)
-                stage = [ConvReLUMaxPool2d(*shape, subgradient=subgradient, **made)]  # P∘R∘C at once, eq. (23)
+                conv = ConvReLUMaxPool2d(*shape, subgradient=subgradient, device=device, dtype=dtype)
+                block: list[nn.Module] = [conv]  # P∘R∘C as one Function, eq. (23)
             else:
-                stage = [
-                    Conv2d(in_channels, out_channels, kernel_size, stride, **made),  # f^n = C, eq. (23)
-                    ReLU(subgradient=subgradient),
-                    MaxPool2d(),  # σ^n = P∘R, eq. (23)
-                ]
-            convolution = stage[0]
-            (p, q), (s1, s2) = convolution.kernel_size, convolution.stride
-            after = ((rows - p) // s1 + 1) // 2, ((columns - q) // s2 + 1) // 2
-            if min(after) < 1:
+                conv = Conv2d(*shape, device=device, dtype=dtype)  # f^n = C, eq. (23)
+                block = [conv, ReLU(subgradient=subgradient), MaxPool2d()]  # σ^n = P∘R, eq. (23)
+            layers += zip((f"conv{n}", f"relu{n}", f"pool{n}"), block, strict=False)
+            out_height, out_width = _pooled_size(conv, height, width)
+            if min(out_height, out_width) < 1:
+                kernel, stride_ = "x".join(map(str, conv.kernel_size)), "x".join(map(str, conv.stride))
                 raise ValueError(
-                    f"DocumentCNN: convolution {n} with kernel {p}x{q}, stride {s1}x{s2} and 2x2 pooling leaves "
-                    f"nothing of the {rows}x{columns} that reach it; image_size is {image_size}"
+                    f"DocumentCNN: image_size={image_size} is too small: the input of convolution {n} is "
+                    f"{height}x{width}, and kernel {kernel}, stride {stride_} and 2x2 pooling leave no output"
                 )
-            rows, columns = after
-            layers += zip((f"conv{n}", f"relu{n}", f"pool{n}"), stage, strict=False)
-            in_channels = out_channels
+            height, width, in_channels = out_height, out_width, out_channels
         layers.append(("flatten", Flatten()))
-        self.stages, self.subgradient, self.classes = len(channels), subgradient, classes
-        self.flattened = (in_channels, rows, columns)  # K, I, J of the last pooling
+        self.num_conv_blocks, self.subgradient, self.classes = len(channels), subgradient, classes
+        self.flatten_input_shape = (in_channels, height, width)  # C, H, W of the last pooling
         self.first_dense = f"dense{len(channels)}"
-        features = rows * columns * in_channels
+        features = in_channels * height * width
         for n, out_features in enumerate(hidden, start=len(channels)):
-            layers += [
-                (f"dense{n}", Dense(features, out_features, **made)),  # f^n = D, eq. (23)
-                (f"relu{n}", ReLU(subgradient=subgradient)),
-            ]
+            dense = Dense(features, out_features, device=device, dtype=dtype)  # f^n = D, eq. (23)
+            layers += [(f"dense{n}", dense), (f"relu{n}", ReLU(subgradient=subgradient))]  # σ^n = R, eq. (23)
             features = out_features
-        layers.append((f"dense{len(channels) + len(hidden)}", Dense(features, classes, **made)))
+        last_dense = Dense(features, classes, device=device, dtype=dtype)  # f^{L−1} = D, eq. (23)
+        layers.append((f"dense{len(channels) + len(hidden)}", last_dense))
         for name, layer in layers:
             self.add_module(name, layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = guards.plan_of(self, x)
-        if found is not None and guards.has_no_hooks(self) and guards.wants_all_parameter_grads_or_none(x, found[1]):
-            return logits(x, *found)  # all of what follows, by one program
-        for layer in filter(None, self._modules.values()):  # eq. (16), (17), (22), (23)
+        """z^{L−1}, the logits: (N, classes)."""
+        plan_and_parameters = self._find_usable_plan(x)
+        if plan_and_parameters is not None:
+            return logits_apply(x, *plan_and_parameters)  # the layers below as one plan
+        for layer in filter(None, child_modules(self).values()):  # eq. (16), (17), (22), (23)
             x = layer(x)
         return x
 
-    def weighted(self) -> list[nn.Module]:
-        """The layers that have a weight, f^0 to f^{L−1}: convolutions, then dense layers."""
-        return [layer for layer in self._modules.values() if isinstance(layer, (Conv2d, Dense))]
+    def layers_with_weights(self) -> list[Conv2d | Dense]:
+        """The layers f^0 to f^{L−1}, which have a weight and a bias: the convolutions, then the dense layers."""
+        return [layer for layer in child_modules(self).values() if isinstance(layer, (Conv2d, Dense))]
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """x^L = S(z^{L−1}): (B, classes)."""
+        """x^L = S(z^{L−1}): (N, classes)."""
         return functional.softmax(self(x))  # eq. (23)
 
     def cost(self, x: Tensor, target: Tensor) -> Tensor:
-        """J of equation (13): one number, from class indices (B,) or probabilities (B, classes).
+        """J of equation (13), (), from class indices (N,) or probabilities (N, classes).
 
-        To ask for J is faster than to ask for z^{L−1} and then for its cost: all derivatives are found on the way.
+        Faster than the loss of ``model(x)``: one program computes J together with all its gradients.
+
+        Raises:
+            TypeError, ValueError, IndexError: as :func:`manualgrad.functional.softmax_cross_entropy`.
         """
-        found = self._cost_at_once(x, target)
-        return functional.softmax_cross_entropy(self(x), target) if found is None else found[0]
+        result = self._cost_by_plan(x, target)
+        return functional.softmax_cross_entropy(self(x), target) if result is None else result[0]
 
     def cost_and_probabilities(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`cost`, and x^L = S(z^{L−1}) on the way to it, (B, classes), without a derivative."""
-        found = self._cost_at_once(x, target)
-        if found is not None:
-            return found
+        """:meth:`cost`, and x^L = S(z^{L−1}), (N, classes), which has no gradient."""
+        result = self._cost_by_plan(x, target)
+        if result is not None:
+            return result
         logits = self(x)
         return functional.softmax_cross_entropy(logits, target), functional.softmax(logits.detach())  # eq. (23)
 
-    def _cost_at_once(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Both by one program, which finds the derivatives too; None where it cannot, or nobody wants them."""
-        if not torch.is_grad_enabled() or not isinstance(target, Tensor) or not self._is_called_plainly():
+    def _find_usable_plan(self, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
+        plan_and_parameters = guards.find_plan(self, x)
+        if plan_and_parameters is None or not guards.has_no_hooks(self):
             return None
-        found = guards.plan_of(self, x)
-        if found is None or not (guards.has_no_hooks(self) and guards.wants_all_parameter_grads_or_none(x, found[1])):
-            return None
-        return cost_of_labels(x, target, *found)
+        _, parameters = plan_and_parameters
+        return plan_and_parameters if guards.wants_all_parameter_grads_or_none(x, parameters) else None
 
-    def _is_called_plainly(self) -> bool:
-        """Whether calling the model is ``forward`` above and no more, and the cost is what ``functional`` has."""
-        own = self.__dict__
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    def _cost_by_plan(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
+        """J and x^L by a plan, which computes the gradients too; None without a plan, or if gradients are off."""
+        if not torch.is_grad_enabled() or not isinstance(target, Tensor) or not self._has_original_call():
+            return None
+        plan_and_parameters = self._find_usable_plan(x)
+        return None if plan_and_parameters is None else loss_apply(x, target, *plan_and_parameters)
+
+    def _has_original_call(self) -> bool:
+        """Return True if calling the model runs :meth:`forward` above and no more, and the loss function is ours."""
         return (
             type(self).forward is DocumentCNN.forward
             and type(self).__call__ is nn.Module.__call__
-            and "forward" not in own
-            and self._compiled_call_impl is None
-            and not any(own[name] for name in hooks)
+            and "forward" not in self.__dict__
+            and not is_compiled_in_place(self)
+            and not has_hooks(self)
             and functional.softmax_cross_entropy is softmax_cross_entropy
         )
+
+
+def _pooled_size(conv: Conv2d, height: int, width: int) -> tuple[int, int]:
+    """Height and width behind a convolution without padding and 2×2 pooling."""
+    (kernel_height, kernel_width), (stride_height, stride_width) = conv.kernel_size, conv.stride
+    return ((height - kernel_height) // stride_height + 1) // 2, ((width - kernel_width) // stride_width + 1) // 2

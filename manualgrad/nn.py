@@ -1,25 +1,41 @@
-"""The seven operations as modules, with the argument names and the initialisation of ``torch.nn``."""
+"""The seven operations as modules, with the argument names and the initialization of ``torch.nn``."""
 
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
 from manualgrad import functional
 from manualgrad.ops import checks
-from manualgrad.ops.conv2d_geometry import padding_of
+from manualgrad.ops.conv2d_geometry import as_padding
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.ops.targets import Reduction
 from manualgrad.ops.windows import Windows
 
+Device = str | torch.device | int | None
 
-class _Weighted(nn.Module):
-    """A weight and perhaps a bias, both drawn uniformly from ±1/√(inputs of one output), as torch.nn draws them."""
 
-    def __init__(self, shape: tuple[int, ...], bias: bool, device: object, dtype: torch.dtype | None) -> None:
+class _Layer(nn.Module):
+    """Module of one operation, for type checkers: a call returns a Tensor, where ``nn.Module`` has Any."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
+
+
+class _WeightedLayer(_Layer):
+    """Module with a weight and an optional bias, both drawn uniformly from ±1/√fan_in as in ``torch.nn``.
+
+    fan_in is the number of inputs of one output.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(self, shape: tuple[int, ...], bias: bool, device: Device, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.register_parameter(
@@ -28,21 +44,21 @@ class _Weighted(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws weight and bias anew from torch's random generator."""
+        """Draw weight and bias from torch's random generator."""
         bound = 1 / math.sqrt(max(1, self.weight[0].numel()))
         with torch.no_grad():
             for parameter in self.parameters(recurse=False):
                 parameter.uniform_(-bound, bound)
 
 
-class Conv2d(_Weighted):
-    """:func:`manualgrad.functional.conv2d` with a weight (K, R / groups, P+1, Q+1) and a bias (K,).
+class Conv2d(_WeightedLayer):
+    """:func:`manualgrad.functional.conv2d` with a weight (C_out, C_in / groups, kH, kW) and a bias (C_out,).
 
-    Arguments are those of ``torch.nn.Conv2d`` but for ``padding_mode``, since padding is with zeros, and with
-    ``flip_kernel``: True, the default, is the convolution of equation (1); False is PyTorch's correlation.
+    Arguments are those of ``torch.nn.Conv2d``, except that padding is always with zeros (no ``padding_mode``), and
+    that there is ``flip_kernel``: True is the convolution of equation (1), False is PyTorch's correlation.
 
     Raises:
-        ValueError: numbers of channels, sizes or groups that do not fit.
+        ValueError: numbers of channels, sizes or groups do not fit.
     """
 
     def __init__(
@@ -57,24 +73,26 @@ class Conv2d(_Weighted):
         bias: bool = True,
         *,
         flip_kernel: bool = True,
-        device: object = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        groups = checks.whole("Conv2d", "groups", groups, least=1)
-        in_channels = checks.whole("Conv2d", "in_channels", in_channels, least=1)
-        out_channels = checks.whole("Conv2d", "out_channels", out_channels, least=1)
+        groups = checks.as_integer("Conv2d", "groups", groups, minimum=1)
+        in_channels = checks.as_integer("Conv2d", "in_channels", in_channels, minimum=1)
+        out_channels = checks.as_integer("Conv2d", "out_channels", out_channels, minimum=1)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
-                f"Conv2d: in_channels and out_channels must split into groups={groups}, got {in_channels} and "
+                f"Conv2d: in_channels and out_channels must be divisible by groups={groups}, got {in_channels} and "
                 f"{out_channels}"
             )
-        kernel_size = checks.pair("Conv2d", "kernel_size", kernel_size, least=1)
+        kernel_size = checks.as_pair("Conv2d", "kernel_size", kernel_size, minimum=1)
         super().__init__((out_channels, in_channels // groups, *kernel_size), bias, device, dtype)
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
-        self.stride = checks.pair("Conv2d", "stride", stride, least=1)
-        self.dilation = checks.pair("Conv2d", "dilation", dilation, least=1)
-        padding_of(padding, Windows(kernel_size, self.stride, dilation=self.dilation))
-        self.padding = padding if isinstance(padding, str) else checks.pair("Conv2d", "padding", padding, least=0)
+        self.stride = checks.as_pair("Conv2d", "stride", stride, minimum=1)
+        self.dilation = checks.as_pair("Conv2d", "dilation", dilation, minimum=1)
+        as_padding(padding, Windows(kernel_size, self.stride, dilation=self.dilation))
+        self.padding = (
+            padding if isinstance(padding, str) else checks.as_pair("Conv2d", "padding", padding, minimum=0)
+        )
         self.groups, self.flip_kernel = groups, flip_kernel
 
     def forward(self, input: Tensor) -> Tensor:
@@ -98,9 +116,10 @@ class Conv2d(_Weighted):
 
 
 class ConvReLUMaxPool2d(Conv2d):
-    """P∘R∘C as one: :class:`Conv2d`, then :class:`ReLU`, then 2×2 :class:`MaxPool2d`, with the same numbers.
+    """:class:`Conv2d`, :class:`ReLU` and 2×2 :class:`MaxPool2d` as one operation, with equal results.
 
-    Arguments are the first five of :class:`Conv2d`, and ``subgradient`` of :class:`ReLU`; parameters are Conv2d's.
+    Arguments are the first five of :class:`Conv2d` and ``subgradient`` of :class:`ReLU`. Parameters are those of
+    Conv2d.
     """
 
     def __init__(
@@ -112,11 +131,11 @@ class ConvReLUMaxPool2d(Conv2d):
         padding: int | tuple[int, int] | str = 0,
         *,
         subgradient: float = 0.5,
-        device: object = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, device=device, dtype=dtype)
-        checks.share("ConvReLUMaxPool2d", "subgradient", subgradient)
+        checks.require_fraction("ConvReLUMaxPool2d", "subgradient", subgradient)
         self.subgradient = subgradient
 
     def forward(self, input: Tensor) -> Tensor:
@@ -137,6 +156,10 @@ class ConvReLUMaxPool2d(Conv2d):
 class MaxPool2d(nn.Module):
     """:func:`manualgrad.functional.max_pool2d` with the arguments of ``torch.nn.MaxPool2d``; 2×2 by default."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]: ...
+
     def __init__(
         self,
         kernel_size: int | tuple[int, int] = 2,
@@ -147,7 +170,7 @@ class MaxPool2d(nn.Module):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        checks.pair("MaxPool2d", "kernel_size", kernel_size, least=1)
+        checks.as_pair("MaxPool2d", "kernel_size", kernel_size, minimum=1)
         self.kernel_size, self.stride, self.padding, self.dilation = kernel_size, stride, padding, dilation
         self.return_indices, self.ceil_mode = return_indices, ceil_mode
 
@@ -163,18 +186,20 @@ class MaxPool2d(nn.Module):
         )
 
 
-class Flatten(nn.Module):
-    """:func:`manualgrad.functional.flatten`: (row, column, channel) order, as equation (5) has it."""
+class Flatten(_Layer):
+    """:func:`manualgrad.functional.flatten`, in the (row, column, channel) order of equation (5)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.flatten(input)
 
 
-class Dense(_Weighted):
-    """:func:`manualgrad.functional.dense` with a weight (J, I) and a bias (J,), as ``torch.nn.Linear``.
+class Dense(_WeightedLayer):
+    """:func:`manualgrad.functional.dense` with the arguments of ``torch.nn.Linear``.
+
+    The weight is (out_features, in_features), the bias (out_features,).
 
     Raises:
-        ValueError: fewer than 0 inputs, or than 1 output.
+        ValueError: in_features is below 0, or out_features below 1.
     """
 
     def __init__(
@@ -183,11 +208,11 @@ class Dense(_Weighted):
         out_features: int,
         bias: bool = True,
         *,
-        device: object = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        in_features = checks.whole("Dense", "in_features", in_features, least=0)
-        out_features = checks.whole("Dense", "out_features", out_features, least=1)
+        in_features = checks.as_integer("Dense", "in_features", in_features, minimum=0)
+        out_features = checks.as_integer("Dense", "out_features", out_features, minimum=1)
         super().__init__((out_features, in_features), bias, device, dtype)
         self.in_features, self.out_features = in_features, out_features
 
@@ -198,12 +223,12 @@ class Dense(_Weighted):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class ReLU(nn.Module):
-    """:func:`manualgrad.functional.relu`; ``subgradient`` is the derivative at 0, ½ in the document."""
+class ReLU(_Layer):
+    """:func:`manualgrad.functional.relu`; ``subgradient`` is the derivative at 0, ½ in the formula sheet."""
 
     def __init__(self, *, subgradient: float = 0.5) -> None:
         super().__init__()
-        checks.share("ReLU", "subgradient", subgradient)
+        checks.require_fraction("ReLU", "subgradient", subgradient)
         self.subgradient = subgradient
 
     def forward(self, input: Tensor) -> Tensor:
@@ -213,7 +238,7 @@ class ReLU(nn.Module):
         return f"subgradient={self.subgradient}"
 
 
-class Softmax(nn.Module):
+class Softmax(_Layer):
     """:func:`manualgrad.functional.softmax` along ``dim``."""
 
     def __init__(self, dim: int = -1) -> None:
@@ -229,6 +254,12 @@ class Softmax(nn.Module):
 
 class SoftmaxCrossEntropyLoss(nn.Module):
     """:func:`manualgrad.functional.softmax_cross_entropy` with the arguments of ``torch.nn.CrossEntropyLoss``."""
+
+    weight: Tensor | None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, target: Tensor) -> Tensor: ...
 
     def __init__(
         self,

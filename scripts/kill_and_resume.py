@@ -1,13 +1,12 @@
-"""Kills training runs at random moments, takes each up again, and compares the weights with those of one left alone.
+"""Kill training runs at random moments, resume each, and compare the weights with those of uninterrupted runs.
 
 python scripts/kill_and_resume.py 100
 python scripts/kill_and_resume.py 3 --seed 7
 
-Every run is train.py on the bundled sample, which chooses among the images and averages its last weights, with both
-engines in turn, in a process of its own that SIGKILL ends: every third while it writes a checkpoint, which the
-unfinished file shows that it leaves behind; the others when a time drawn at random has passed. A run that is over
-before that is not counted, and another time is drawn. So that it lasts minutes, 100 test images are looked at and no
-pictures are drawn. Exit code 1 unless all end with the same bits.
+Each run is train.py on the bundled sample in a process of its own, with subsets of the images and averaged weights.
+The two engines alternate. SIGKILL ends every third run while it writes a checkpoint, as the unfinished file proves,
+and the other runs after a random time. A run that finishes before it is killed is repeated with another random time.
+To save time, 100 test images are evaluated and no plots are drawn. Exit code 1 unless all runs end with equal bits.
 """
 
 from __future__ import annotations
@@ -25,58 +24,64 @@ from collections import Counter
 from pathlib import Path
 
 from manualgrad import data
-from manualgrad.files import UNFINISHED
-from manualgrad.training import pictures
-from manualgrad.training.checkpoints import Store
-from manualgrad.training.commandline import at_least
+from manualgrad.files import UNFINISHED_SUFFIX
+from manualgrad.training import plots
+from manualgrad.training.argument_types import bounded
+from manualgrad.training.checkpoints import CheckpointStore
 from manualgrad.training.run import ENGINES
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # train.py is no part of the package
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # train.py is not part of the package
 import train
 
-STEPS, EVERY = 50, 2
+NUM_STEPS, CHECKPOINT_EVERY = 50, 2
 OPTIONS = ("--limit", "200", "--batch-size", "8", "--epochs", "3", "--shares", "0.8", "0.6", "--average", "0.3",
-           "--checkpoint-every", str(EVERY), "--resume", "auto")  # fmt: skip
-OPTIMIZER = {"autograd": "adam", "document": "sgd"}  # the second by one program a step
+           "--checkpoint-every", str(CHECKPOINT_EVERY), "--resume", "auto")  # fmt: skip
+OPTIMIZER = {"autograd": "adam", "document": "sgd"}  # the second pair takes fused steps
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kills", type=at_least(int, 1))
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("kills", type=bounded(int, 1), help="number of runs to kill")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
     options = parser.parse_args()
-    draw, outcomes = random.Random(options.seed), Counter()
+    generator, outcomes = random.Random(options.seed), Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begin = time.perf_counter()
         for engine in ENGINES:
             finish(folder / engine, engine)
-        longest = (time.perf_counter() - begin) / len(ENGINES)
+        duration = (time.perf_counter() - begin) / len(ENGINES)
         for number in range(options.kills):
             out, engine = folder / str(number), ENGINES[number % len(ENGINES)]
-            moment = "while a checkpoint was written" if number % 3 == 0 else "at a random moment"
-            while not (kill_in_writing(out, engine, draw) if number % 3 == 0 else kill(out, engine, draw, longest)):
-                pass  # it was over, or the checkpoint was: a new run, and another moment
-            saved = Store(out / "checkpoints").newest_first()
+            if number % 3 == 0:
+                moment = "while a checkpoint was written"
+                while not kill_during_write(out, engine, generator):
+                    pass  # the checkpoint was complete, or the run finished
+            else:
+                moment = "at a random moment"
+                while not kill_at_random_moment(out, engine, generator, duration):
+                    pass  # the run finished
+            checkpoints = CheckpointStore(out / "checkpoints").newest_first()
             finish(out, engine)
-            same = (out / "weights.pt").read_bytes() == (folder / engine / "weights.pt").read_bytes()
-            outcome = "bit-equal" if same else "DIFFERENT"
+            is_equal = (out / "weights.pt").read_bytes() == (folder / engine / "weights.pt").read_bytes()
+            outcome = "bit-equal" if is_equal else "DIFFERENT"
             outcomes[f"killed {moment}, {outcome}"] += 1
             print(f"{number + 1:4}  {engine:8}  killed {moment}, newest checkpoint "
-                  f"{saved[0].name if saved else 'none'}, taken up: {outcome}", flush=True)  # fmt: skip
+                  f"{checkpoints[0].name if checkpoints else 'none'}, resumed: {outcome}", flush=True)  # fmt: skip
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:4}  {outcome}")
     return int(any("DIFFERENT" in outcome for outcome in outcomes))
 
 
 def start(out: Path, engine: str) -> multiprocessing.Process:
-    """train.py in a copy of this process, which has imported everything and calculated nothing."""
+    """Start train.py in a fork of this process, which has imported all modules and computed nothing."""
     process = multiprocessing.get_context("fork").Process(target=run, args=(out, engine))
     process.start()
     return process
 
 
 def run(out: Path, engine: str) -> None:
+    """Run train.py in this process, with its output in log.txt, 100 test images, and no plots."""
     out.mkdir(exist_ok=True)
     log = os.open(out / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -84,45 +89,49 @@ def run(out: Path, engine: str) -> None:
     sample = data.bundled_sample()
     sample = dataclasses.replace(sample, test=sample.test.first(100))
     train.data.load = lambda *_, **__: sample
-    for picture in ("curves", "confusion", "kernels", "mistakes", "save"):
-        setattr(pictures, picture, lambda *_: None)
+    for function in ("training_curves", "confusion_matrix", "kernel_images", "misclassified_images", "save_png"):
+        setattr(plots, function, lambda *_: None)
     raise SystemExit(train.main([*OPTIONS, "--engine", engine, "--optimizer", OPTIMIZER[engine], "--out", str(out)]))
 
 
 def finish(out: Path, engine: str) -> None:
-    """A run to its end, from the newest checkpoint if there is one."""
+    """Run train.py to its end, from the newest checkpoint if there is one."""
     process = start(out, engine)
     process.join()
     if process.exitcode != 0:
-        raise SystemExit(f"a run that was to finish ended with {process.exitcode}:\n{(out / 'log.txt').read_text()}")
+        raise SystemExit(
+            f"expected a finished run, got exit code {process.exitcode}:\n{(out / 'log.txt').read_text()}"
+        )
 
 
-def kill(out: Path, engine: str, draw: random.Random, longest: float) -> bool:
-    """Whether the run was killed in time, at a moment drawn between its begin and its end."""
+def kill_at_random_moment(out: Path, engine: str, generator: random.Random, duration: float) -> bool:
+    """Start a run and kill it after a random time up to ``duration`` seconds. Return False if it finished before."""
     clear(out)
     process = start(out, engine)
-    process.join(draw.uniform(0, longest))
-    return end(process)
+    process.join(generator.uniform(0, duration))
+    return kill(process)
 
 
-def kill_in_writing(out: Path, engine: str, draw: random.Random) -> bool:
-    """Whether a checkpoint drawn at random was still unfinished when the run was dead."""
+def kill_during_write(out: Path, engine: str, generator: random.Random) -> bool:
+    """Start a run and kill it while it writes a random checkpoint. Return False if the write was complete."""
     clear(out)
-    step = draw.randrange(EVERY, STEPS + 1, EVERY)
-    unfinished = out / "checkpoints" / f"step-{step:09}.checkpoint{UNFINISHED}"
+    step = generator.randrange(CHECKPOINT_EVERY, NUM_STEPS + 1, CHECKPOINT_EVERY)
+    unfinished = out / "checkpoints" / f"step-{step:09}.checkpoint{UNFINISHED_SUFFIX}"
     process = start(out, engine)
     while process.is_alive() and not unfinished.exists():
-        time.sleep(0.0002)  # a checkpoint takes some milliseconds
-    return end(process) and unfinished.exists()
+        time.sleep(0.0002)  # writing a checkpoint takes some milliseconds
+    return kill(process) and unfinished.exists()
 
 
-def end(process: multiprocessing.Process) -> bool:
+def kill(process: multiprocessing.Process) -> bool:
+    """Send SIGKILL. Return True if the process had not ended before."""
     process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
 
 
 def clear(out: Path) -> None:
+    """Delete everything in the folder."""
     for path in sorted(out.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
 

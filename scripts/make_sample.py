@@ -1,9 +1,10 @@
-"""Make the bundled sample of MNIST from the whole set.
+"""Make the bundled sample of MNIST from the whole dataset.
 
     python scripts/make_sample.py --data-dir DIR --out FILE
 
-10,000 training and 2,000 test images, each class in proportion to the whole set, in the order of the whole
-set. No clock, no random generator and no file order enters: the same bytes come out each time.
+The sample has 10,000 training and 2,000 test images. The number of images of each class is proportional to that in
+the whole dataset, and they keep its order. The result depends on no clock, no random generator and no order of files:
+each run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -26,42 +27,42 @@ from manualgrad.data.sources import SOURCES
 SEED = "manualgrad sample 1"
 
 
-def allot(counts: np.ndarray, total: int) -> np.ndarray:
-    """Shares of `total` in proportion to `counts`, by largest remainder (the lower class first in a tie)."""
-    shares, remainders = np.divmod(counts * total, counts.sum())
-    shares[np.argsort(-remainders, kind="stable")[: total - shares.sum()]] += 1
-    return shares
+def apportion(counts: np.ndarray, total: int) -> np.ndarray:
+    """Split `total` in proportion to `counts`, by largest remainder; the lower class wins a tie."""
+    sizes, remainders = np.divmod(counts * total, counts.sum())
+    sizes[np.argsort(-remainders, kind="stable")[: total - sizes.sum()]] += 1
+    return sizes
 
 
-def draw(labels: np.ndarray, total: int, split: str) -> np.ndarray:
-    """Indices, ascending, of `total` images: of each class those whose hashed index is smallest.
+def select_indices(labels: np.ndarray, total: int, split: str) -> np.ndarray:
+    """Select the indices of `total` images, ascending: in each class those with the smallest hash.
 
-    A hash and not a random generator, since generators may change from one release of NumPy to the next.
+    A hash is used since random generators may change from one release of NumPy to the next.
     """
 
-    def lot(index: int) -> bytes:
+    def hash_of(index: int) -> bytes:
         return hashlib.sha256(f"{SEED} {split} {index}".encode()).digest()
 
-    chosen = []
-    for label, share in enumerate(allot(np.bincount(labels), total)):
-        chosen += sorted(np.flatnonzero(labels == label).tolist(), key=lot)[:share]
-    return np.sort(chosen)
+    selected = []
+    for label, size in enumerate(apportion(np.bincount(labels), total)):
+        selected += sorted(np.flatnonzero(labels == label).tolist(), key=hash_of)[:size]
+    return np.sort(selected)
 
 
 def idx_files(whole: Split, total: int, split: str) -> dict[str, bytes]:
-    """The drawn images and labels as the bytes of two IDX files, by name."""
+    """Contents of two IDX files, by name, with the images and labels selected from a split."""
     images, labels = whole.images[:, 0].numpy(), whole.labels.numpy().astype(np.uint8)
-    chosen = draw(labels, total, split)
+    selected = select_indices(labels, total, split)
     return {
-        f"{split}-{what}-idx{array.ndim}-ubyte": magic(UBYTE, array.ndim)
+        f"{split}-{kind}-idx{array.ndim}-ubyte": magic(UBYTE, array.ndim)
         + np.array(array.shape, dtype=">u4").tobytes()
         + array.tobytes()
-        for what, array in (("images", images[chosen]), ("labels", labels[chosen]))
+        for kind, array in (("images", images[selected]), ("labels", labels[selected]))
     }
 
 
 def pack(files: dict[str, bytes]) -> bytes:
-    """A .tar.xz of `files`. TarInfo's defaults have no time and no owner in them."""
+    """Pack `files` as .tar.xz, without times and owners, which TarInfo leaves out by default."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in files.items():
@@ -72,25 +73,25 @@ def pack(files: dict[str, bytes]) -> bytes:
 
 
 def main() -> None:
-    """Read the whole set, write the sample, and say whether it is the one that the package expects."""
+    """Write the sample, and compare its SHA-256 with the one that the package expects."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder with MNIST/raw, the whole set")
-    parser.add_argument("--out", type=Path, required=True, help="the .tar.xz to write")
-    arguments = parser.parse_args()
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder with MNIST/raw, the whole dataset")
+    parser.add_argument("--out", type=Path, required=True, help="the .tar.xz file to write")
+    options = parser.parse_args()
 
     mnist = SOURCES["mnist"]
     try:
-        mnist.check(arguments.data_dir)
+        mnist.check(options.data_dir)
     except (DataError, OSError) as error:
         sys.exit(str(error))
-    files = idx_files(mnist.read(arguments.data_dir, train=True), TRAIN, "train")
-    files |= idx_files(mnist.read(arguments.data_dir, train=False), TEST, "t10k")
+    files = idx_files(mnist.read(options.data_dir, train=True), TRAIN, "train")
+    files |= idx_files(mnist.read(options.data_dir, train=False), TEST, "t10k")
     packed = pack(files)
-    arguments.out.write_bytes(packed)
+    options.out.write_bytes(packed)
 
     sha256 = hashlib.sha256(packed).hexdigest()
-    verdict = "as" if sha256 == SHA256 else "NOT what"
-    print(f"{arguments.out}: {len(packed):,} bytes, sha256 {sha256}, {verdict} sample.py expects")
+    comparison = "as expected" if sha256 == SHA256 else f"NOT as expected: sample.py has {SHA256}"
+    print(f"{options.out}: {len(packed):,} bytes, sha256 {sha256}, {comparison}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Trains with several seeds and prints each test accuracy, their mean, and the seconds of training.
+"""Train with several seeds, and print each test accuracy, their mean, and the seconds of training.
 
-python scripts/seeds.py 5 --data-dir DIR        # everything after the number goes to train.py
+python scripts/seeds.py 5 --data-dir DIR        # seeds 0 to 4; the other arguments are passed to train.py
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as out:
             command = [sys.executable, str(TRAIN), *sys.argv[2:], "--seed", str(seed), "--out", out]
             code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
-            if code not in (0, 1):  # 1 is a missed --target-accuracy, of which the numbers tell
+            if code not in (0, 1):  # exit code 1 may mean a missed --target-accuracy, and then there are metrics
                 return code
             metrics = json.loads((Path(out) / "metrics.json").read_text())
         accuracies.append(metrics["test_accuracy"])

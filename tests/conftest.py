@@ -1,4 +1,4 @@
-"""What all tests share: the devices there are, a fixed seed, a number of threads, digits, a run there and back."""
+"""Fixtures and functions for all tests: devices, a fixed seed, a number of threads, a data set of digits."""
 
 from __future__ import annotations
 
@@ -15,47 +15,52 @@ from manualgrad import kernels
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
-# Two alone; one where pytest-xdist runs tests side by side, since threads that wait for each other spin.
+# One thread under pytest-xdist, which runs tests in parallel processes: threads that wait for a core would spin.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device there is, one after the other."""
+    """Device to test on: the CPU, and CUDA if there is a GPU."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for --data-dir, with 1,000 digits as --dataset fashion-mnist."""
-    from tests.training.command_line import (
-        write_digits,  # which imports train.py: not for tests that have no use for it
-    )
+    # Imported here, because it imports train.py, which most tests do not need.
+    from tests.training.command_line import write_digits
 
     return write_digits(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)
 def seed() -> None:
-    """The same random numbers for a test, whichever tests ran before it."""
+    """Seed torch before each test, so that no test depends on those that ran before it."""
     torch.manual_seed(0)
 
 
 @pytest.fixture
-def kernels_as_before() -> Iterator[None]:
-    """After a test that chooses kernels or threads, those that were in use."""
+def restore_kernels() -> Iterator[None]:
+    """Restore the choice of kernels and the number of threads after the test."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
     kernels.choose("auto")
 
 
-def there_and_back(
+def run_forward_backward(
     function: Callable[..., Any], inputs: Sequence[Tensor], gradient: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Runs ``function`` forward and backward; ``gradient`` makes the output's gradient out of the output.
+    """Run ``function`` forward and backward on copies of ``inputs``.
 
-    cuDNN stays off: its Winograd and FFT algorithms round where a plain sum of whole numbers is exact.
+    cuDNN is off: its Winograd and FFT algorithms round where a plain sum of whole numbers is exact.
+
+    Args:
+        gradient: computes the gradient of the first output from that output.
+
+    Returns:
+        Outputs and gradients: "output", "output 1", ..., "gradient 0", "gradient 1", ...
     """
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
     with torch.backends.cudnn.flags(enabled=False):

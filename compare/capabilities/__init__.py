@@ -1,9 +1,9 @@
-"""What a function can do beside giving its gradient: every capability run, for ours and for native, never claimed."""
+"""Capability matrix: each capability is run for our function and for the native one."""
 
 from __future__ import annotations
 
-from compare.capabilities.examination import CAPABILITIES, QUICK, compare_capabilities, examine, how
-from compare.capabilities.outcome import FAILS, NOT_APPLICABLE, WORKS, Capability, Outcome
+from compare.capabilities.outcome import FAILS, NOT_APPLICABLE, WORKS, CapabilityResult, Outcome
+from compare.capabilities.runner import CAPABILITIES, QUICK, compare_capabilities, describe, run_capabilities
 
 __all__ = [
     "CAPABILITIES",
@@ -11,9 +11,9 @@ __all__ = [
     "NOT_APPLICABLE",
     "QUICK",
     "WORKS",
-    "Capability",
+    "CapabilityResult",
     "Outcome",
     "compare_capabilities",
-    "examine",
-    "how",
+    "describe",
+    "run_capabilities",
 ]

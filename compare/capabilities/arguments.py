@@ -1,4 +1,4 @@
-"""Arguments that lie oddly in memory, are empty, or do not arrive, as a network hands them over now and then."""
+"""Arguments that networks pass now and then: non-contiguous, expanded, empty or undefined tensors."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from compare.capabilities.agreement import Fails, NotApplicable, first_line, must_agree
-from compare.capabilities.trial import Trial, output_names, pull, there_and_back, upstream
+from compare.capabilities.assertions import CheckFailed, NotApplicable, assert_close, error_summary
+from compare.capabilities.function_under_test import (
+    FunctionUnderTest,
+    input_grads,
+    output_names,
+    random_grad_outputs,
+    run_forward_backward,
+)
 
-MOST_SLICED = 4  # inputs at once, where all combinations of them are tried
+MAX_COMBINED_INPUTS = 4  # of more inputs with a batch dimension, not every combination is tried
 
 
 def transposed(tensor: Tensor) -> Tensor:
-    """Dimensions in reverse order in memory."""
-    back = tuple(range(tensor.dim()))[::-1]
-    return tensor.permute(back).contiguous().permute(back)
+    """Copy with the order of dimensions reversed in memory."""
+    reverse = tuple(range(tensor.dim()))[::-1]
+    return tensor.permute(reverse).contiguous().permute(reverse)
 
 
-def gaps(tensor: Tensor) -> Tensor:
-    """Every second number of a larger tensor, not at its beginning; NaN between."""
+def with_gaps(tensor: Tensor) -> Tensor:
+    """Copy into every second element of a larger tensor, with a storage offset; the elements between are NaN."""
     if not tensor.dim():
         return torch.stack([tensor, tensor])[1]
     wide = tensor.repeat_interleave(2, -1)
@@ -33,108 +39,115 @@ def gaps(tensor: Tensor) -> Tensor:
 
 
 def channels_last(tensor: Tensor) -> Tensor:
-    """The second dimension innermost in memory."""
+    """Copy with the second dimension innermost in memory, if there are more than two."""
     return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() > 2 else tensor
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "transposed": transposed,
-    "with gaps": gaps,
+    "with gaps": with_gaps,
     "channels last": channels_last,
 }
 
 
-def input_layouts(trial: Trial, native: None) -> None:
-    """Inputs that lie transposed in memory, with gaps between the numbers, and channels last; outputs and gradients
-    must be those of contiguous ones."""
-    for name, lay in LAYOUTS.items():
-        leaves = trial.leaves({key: lay(tensor) for key, tensor in trial.inputs.items()})
-        _equal(trial, lambda leaves=leaves: there_and_back(trial, leaves), f"inputs {name}")
+def input_layouts(tested: FunctionUnderTest, native: None) -> None:
+    """Inputs transposed in memory, with gaps between the elements, and channels last; outputs and gradients must be
+    those of contiguous inputs."""
+    for name, with_layout in LAYOUTS.items():
+        leaves = tested.leaves({key: with_layout(tensor) for key, tensor in tested.inputs.items()})
+        _assert_equals_baseline(tested, lambda leaves=leaves: run_forward_backward(tested, leaves), f"inputs {name}")
 
 
-def gradient_layouts(trial: Trial, native: None) -> None:
-    """Incoming gradients that lie transposed, with gaps, and channels last, as the next layer may hand them over."""
-    for name, lay in LAYOUTS.items():
-        incoming = [lay(g) for g in upstream(trial.plain[0])]
-        _equal(trial, lambda g=incoming: there_and_back(trial, trial.leaves(), g), f"gradient {name}")
+def grad_output_layouts(tested: FunctionUnderTest, native: None) -> None:
+    """Incoming gradients transposed in memory, with gaps between the elements, and channels last; the gradients of
+    inputs must be those of contiguous incoming gradients."""
+    for name, with_layout in LAYOUTS.items():
+        incoming = [with_layout(g) for g in random_grad_outputs(tested.baseline[0])]
+        _assert_equals_baseline(
+            tested, lambda g=incoming: run_forward_backward(tested, tested.leaves(), g), f"gradient {name}"
+        )
 
 
-def expanded_gradient(trial: Trial, native: None) -> None:
-    """An incoming gradient of one number with strides of 0, as the backward of ``sum`` makes it; must give what the
-    same numbers in memory give."""
-    outputs = trial.plain[0]
+def expanded_grad_output(tested: FunctionUnderTest, native: None) -> None:
+    """An incoming gradient of one number expanded with strides of 0, as the backward of ``sum`` makes it; the result
+    must be that of the same numbers in contiguous memory."""
+    outputs = tested.baseline[0]
     expanded = [torch.full((), 0.75, dtype=o.dtype, device=o.device).expand(o.shape) for o in outputs]
-    _, found = there_and_back(trial, trial.leaves(), expanded)
-    _, expected = there_and_back(trial, trial.leaves(), [g.contiguous() for g in expanded])
-    must_agree(found, expected, trial.gradient_names())
+    _, grads = run_forward_backward(tested, tested.leaves(), expanded)
+    _, expected = run_forward_backward(tested, tested.leaves(), [g.contiguous() for g in expanded])
+    assert_close(grads, expected, tested.gradient_names())
 
 
-def _equal(trial: Trial, run: Callable[[], tuple[list[Tensor], list[Tensor]]], where: str) -> None:
+def _assert_equals_baseline(
+    tested: FunctionUnderTest, run: Callable[[], tuple[list[Tensor], list[Tensor]]], where: str
+) -> None:
     try:
-        found = run()
+        outputs, grads = run()
     except Exception as error:
-        raise Fails(f"{where}: {first_line(error)}") from error
-    trial.must_equal_plain(*found, where)
+        raise CheckFailed(f"{where}: {error_summary(error)}") from error
+    tested.assert_equals_baseline(outputs, grads, where)
 
 
-def empty_batch(trial: Trial, native: tuple[list[Tensor], list[Tensor]] | None) -> tuple[list[Tensor], list[Tensor]]:
-    """No examples at all: inputs without rows, those that the native function takes without; outputs and gradients
-    must have native's shapes and values, zero for weights."""
-    empty = _without_rows(trial)
+def empty_batch(
+    tested: FunctionUnderTest, native: tuple[list[Tensor], list[Tensor]] | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Batch size 0: inputs without rows, as far as the native function accepts them; outputs and gradients must have
+    native's shapes and values, zeros for weights."""
+    empty = _inputs_without_rows(tested)
     if empty is None:
-        raise NotApplicable("the native function takes no input without rows")
-    leaves = trial.leaves(empty)
-    outputs, gradients = there_and_back(trial, leaves)
+        raise NotApplicable("the native function accepts no input without rows")
+    leaves = tested.leaves(empty)
+    outputs, grads = run_forward_backward(tested, leaves)
     if native is not None:
-        must_agree(outputs, native[0], output_names(outputs))
-        must_agree(gradients, native[1], trial.gradient_names())
-    return outputs, gradients
+        assert_close(outputs, native[0], output_names(outputs))
+        assert_close(grads, native[1], tested.gradient_names())
+    return outputs, grads
 
 
-def _without_rows(trial: Trial) -> dict[str, Tensor] | None:
-    """The inputs with as few of them as possible cut to no rows, the first among these; None where native refuses."""
-    tensors = trial.inputs
+def _inputs_without_rows(tested: FunctionUnderTest) -> dict[str, Tensor] | None:
+    """Cut the first input, and as few others as possible, to no rows; None if native accepts no such inputs."""
+    tensors = tested.inputs
     first, *others = tensors
     if not tensors[first].dim():
         return None
-    alike = [name for name in others if tensors[name].dim() and len(tensors[name]) == len(tensors[first])]
-    for cut in _subsets(alike):
+    same_length = [name for name in others if tensors[name].dim() and len(tensors[name]) == len(tensors[first])]
+    for cut in _subsets(same_length):
         inputs = {n: t[:0] if n == first or n in cut else t for n, t in tensors.items()}
         try:
-            trial.case.native(*inputs.values())
-        except Exception:  # it takes no such inputs: others are tried
+            tested.case.native(*inputs.values())
+        except Exception:  # native does not accept these inputs: the next combination is tried
             continue
         return inputs
     return None
 
 
 def _subsets(names: list[str]) -> Iterable[tuple[str, ...]]:
-    for size in range(min(len(names), MOST_SLICED) + 1):
+    for size in range(min(len(names), MAX_COMBINED_INPUTS) + 1):
         yield from combinations(names, size)
-    if len(names) > MOST_SLICED:
+    if len(names) > MAX_COMBINED_INPUTS:
         yield tuple(names)
 
 
-def undefined_gradient(trial: Trial, native: None) -> None:
-    """No gradient at all for an output, as where later layers do not use it: for one of several outputs it counts
-    as zeros, for all of them every gradient is zero or none."""
-    for kept in [None, *range(len(trial.plain[0]))]:
-        leaves = trial.leaves()
-        outputs = trial(*leaves)
-        sent = [o if n == kept or not o.requires_grad else _Unused.apply(o) for n, o in enumerate(outputs)]
-        incoming = upstream(outputs)
-        found = pull(sent, leaves, incoming)
+def undefined_grad_output(tested: FunctionUnderTest, native: None) -> None:
+    """No gradient for an output, as if later layers did not use it: for one of several outputs this counts as zeros;
+    if no output has a gradient, every gradient is zero or None."""
+    for kept in [None, *range(len(tested.baseline[0]))]:
+        leaves = tested.leaves()
+        outputs = tested(*leaves)
+        used = [o if n == kept or not o.requires_grad else _NoGradient.apply(o) for n, o in enumerate(outputs)]
+        incoming = random_grad_outputs(outputs)
+        grads = input_grads(used, leaves, incoming)
         if kept is None:
-            expected = [torch.zeros_like(gradient) for gradient in found]
-            must_agree(found, expected, trial.gradient_names(), "without any gradient")
+            expected = [torch.zeros_like(grad) for grad in grads]
+            assert_close(grads, expected, tested.gradient_names(), "without any gradient")
         elif len(outputs) > 1:
             zeros = [g if n == kept else torch.zeros_like(g) for n, g in enumerate(incoming)]
-            _, expected = there_and_back(trial, trial.leaves(), zeros)
-            must_agree(found, expected, trial.gradient_names(), f"with a gradient for output {kept} alone")
+            _, expected = run_forward_backward(tested, tested.leaves(), zeros)
+            assert_close(grads, expected, tested.gradient_names(), f"with a gradient for output {kept} alone")
 
 
-class _Unused(Function):
-    """Hands its argument on, and no gradient back."""
+class _NoGradient(Function):
+    """Identity whose backward returns None."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

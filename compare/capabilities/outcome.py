@@ -1,4 +1,4 @@
-"""What comes of running one capability, and how an exception becomes an outcome."""
+"""Outcome of one capability check, and how an exception becomes an outcome."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from typing import Any
 
 import torch
 
-from compare.capabilities.agreement import Fails, NotApplicable, first_line
-from compare.capabilities.trial import Trial
+from compare.capabilities.assertions import CheckFailed, NotApplicable, error_summary
+from compare.capabilities.function_under_test import FunctionUnderTest
 
 WORKS, FAILS, NOT_APPLICABLE = "works", "fails", "not applicable"
 
-# What transforms say of every function that they meet, right or wrong. Anything else a function says is shown.
+# Warnings that transforms give about every function, right or wrong. Any other warning of a function is shown.
 KNOWN_WARNINGS = (
     r"There is a performance drop because we have not yet implemented the batching rule",
     r"Using backward\(\) with create_graph=True will create a reference cycle",
-    r"`torch.jit.script` is deprecated",  # said once, while torch.compile is loaded
+    r"`torch.jit.script` is deprecated",  # given once, while torch.compile is loaded
 )
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``verdict`` is "works", "fails" or "not applicable"; ``reason`` says why it does not work.
+    """Result of one check of one function.
 
-    ``counts``, where something was counted, is for each input the share that is left when it alone asks for its
-    gradient: 0.45 is 45 % of what all of them together take.
+    Attributes:
+        verdict: "works", "fails" or "not applicable".
+        reason: why it does not work; empty where it works.
+        counts: work or memory, where the check measures it, as fractions of what all gradients together take: under
+            "x alone" if x is the only input that requires a gradient, under "all but x" if all others do.
     """
 
     verdict: str
@@ -36,9 +39,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Capability:
-    """One cell of the matrix: what came of running ``capability`` for the case's own function and for its native
-    one."""
+class CapabilityResult:
+    """One cell of the matrix: the outcomes of one capability for the case's own function and for its native one."""
 
     case: str
     capability: str
@@ -46,39 +48,44 @@ class Capability:
     native: Outcome
 
     @property
-    def lacking(self) -> bool:
-        """Whether ours fails where native does not."""
+    def is_lacking(self) -> bool:
+        """True if ours fails where native does not."""
         return self.ours.verdict == FAILS and self.native.verdict != FAILS
 
 
-Check = Callable[[Trial, Any], Any]
-"""``check(trial, native)`` runs one capability of one function. ``native`` is what the same check returned for the
-native function, None while that itself is on trial or where it failed. What the check returns is handed on in that
-way; a mapping to numbers becomes the outcome's counts. A wrong answer raises :class:`Fails`; any exception of the
-function's own is a failure too."""
+Check = Callable[[FunctionUnderTest, Any], Any]
+"""``check(tested, native)`` runs one capability of one function.
+
+``native`` is what the same check returned for the native function, or None if that failed or is itself being tested.
+A returned mapping to numbers becomes the outcome's counts. A wrong answer raises :class:`CheckFailed`; any other
+exception of the function is a failure too.
+"""
 
 
-def judge(check: Check, trial: Trial, native: Any) -> tuple[Outcome, Any]:
-    """What came of it, and what the check found. Only KeyboardInterrupt and its like pass through."""
-    devices = [trial.device] if trial.device.type == "cuda" else []
+def run_check(check: Check, tested: FunctionUnderTest, native: Any) -> tuple[Outcome, Any]:
+    """Run one check; return its outcome and its result, or None where it has none.
+
+    Exceptions become outcomes, except KeyboardInterrupt and others that are no Exception.
+    """
+    devices = [tested.device] if tested.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         for message in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        torch.manual_seed(0)  # the same random numbers for a cell, whichever ran before it
+        torch.manual_seed(0)  # the same random numbers for a check, whichever ran before it
         try:
-            if not trial.floating:
+            if not tested.floating_names:
                 raise NotApplicable("no input is a floating-point number")
-            found = check(trial, native)
-        except NotApplicable as why:
-            return Outcome(NOT_APPLICABLE, str(why)), None
-        except Fails as why:
-            return Outcome(FAILS, str(why), _counts(why.found)), None
+            result = check(tested, native)
+        except NotApplicable as reason:
+            return Outcome(NOT_APPLICABLE, str(reason)), None
+        except CheckFailed as failure:
+            return Outcome(FAILS, str(failure), _counts(failure.result)), None
         except Exception as error:
-            return Outcome(FAILS, first_line(error)), None
-    return Outcome(WORKS, counts=_counts(found)), found
+            return Outcome(FAILS, error_summary(error)), None
+    return Outcome(WORKS, counts=_counts(result)), result
 
 
-def _counts(found: Any) -> Mapping[str, float]:
-    if isinstance(found, Mapping) and all(isinstance(value, float) for value in found.values()):
-        return dict(found)
+def _counts(result: Any) -> Mapping[str, float]:
+    if isinstance(result, Mapping) and all(isinstance(value, float) for value in result.values()):
+        return dict(result)
     return {}

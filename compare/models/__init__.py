@@ -1,1 +1,1 @@
-"""torchvision's models with our layers in them, beside the same models as they are: see docs/any-model.md."""
+"""torchvision's models converted by from_torch, compared with the original models: see docs/any-model.md."""

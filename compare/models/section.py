@@ -1,4 +1,4 @@
-"""The comparisons of whole models as a section: limits, seeds, a training step, error by depth, flips."""
+"""Report section of whole models: limits, training step, errors by seed and by parameter, flips."""
 
 from __future__ import annotations
 
@@ -8,129 +8,160 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from compare.models.pictures import error_by_depth
-from compare.models.result import FLOAT32_LIMIT, FLOAT64_LIMIT, NEXT_TO_NOTHING, ModelComparison
+from compare.models.comparison import FLOAT32_LIMIT, FLOAT64_LIMIT, NEGLIGIBLE_NORM, ModelComparison
+from compare.models.plots import error_by_depth
 from compare.sections import Cell, Picture, Section, Table
+from compare.speed.memory import JSON_KEYS as MEMORY_JSON_KEYS
 
 MIB = 2**20
+JSON_KEYS = MEMORY_JSON_KEYS | {  # keys in report.json of fields that have another name here
+    "measure": "what",
+    "median_of_ratios": "by_seed",
+    "total": "whole",
+    "total_rounding": "rounding",
+    "by_parameter": "errors",
+    "rounding_by_parameter": "roundings",
+    "float64_error": "float64",
+    "norm_fractions": "share",
+    "num_decisions": "decisions",
+}
 
 
 def section(results: Sequence[ModelComparison]) -> Section:
-    """Three judgements of each model, each of which could have failed; then what they rest on."""
-    shape, seeds = results[0].shape, len(results[0].seeds)
+    """Build the report section: three limit checks of each model, then the measurements behind them."""
+    options, seeds = results[0].options, len(results[0].seeds)
     text = [
-        f"{', '.join(result.name for result in results)} of torchvision, with our layers and as they are: random "
-        f"weights, training mode, dropout from the same seed, {_count(shape.batch, 'image')} of "
-        f"{shape.size}×{shape.size}, {_count(seeds, 'seed')}. Errors are those of the gradient of every parameter "
-        f"together, against native's in float64, over its norm.",
-        "In float32 a value near 0 may fall on the other side of a ReLU, or another place may win a pooling window: "
-        "a flip, which moves a gradient more than all roundings do. Rounding alone is the error against a float64 "
-        "run that is made to take the same signs and places.",
-        f"In float64 ours may be {FLOAT64_LIMIT:g} of the norm from native. In float32 the median of our errors "
-        f"over the seeds may be {FLOAT32_LIMIT:g} times the median of native's, with flips and of rounding alone. "
-        "Flips of ours and of native are independent events, so the median of the seeds' ratios may set one flip "
-        "against none; it is shown and not judged.",
+        f"{', '.join(result.name for result in results)} of torchvision, converted by from_torch and unconverted: "
+        f"random weights, training mode, the same dropout seed, {_count(options.batch, 'image')} of "
+        f"{options.size}×{options.size}, {_count(seeds, 'seed')}. An error is the norm of the difference of the "
+        "whole gradient from native's in float64, over the norm of the latter.",
+        "In float32 a value near 0 may get the other sign at a ReLU, or another element may win a pooling window: a "
+        "flip. One flip moves a gradient more than all rounding errors do. The error from rounding only is measured "
+        "against a float64 run that is forced to the same signs and pooling indices.",
+        f"Limits: in float64 ours may differ from native by {FLOAT64_LIMIT:g} of the norm. In float32 the median "
+        f"error of ours over the seeds may be {FLOAT32_LIMIT:g} times native's, both with flips and from rounding "
+        "only. Flips of ours and of native are independent events, and in one seed only one side may have any; so "
+        "the median of the seeds' ratios is shown, but not judged.",
         *map(_conversion, results),
     ]
-    parts: list[Table | Picture] = [_judged(results), _steps(results), _seeds(results)]
+    parts: list[Table | Picture] = [_limit_checks(results), _steps(results), _seeds(results)]
     for result in results:
-        parts += [_parameters(result), _picture(result), _flips(result)]
+        parts += [_parameters(result), _plot(result), _flips(result)]
     failures = [failure for result in results for failure in result.failures]
-    compared = sum(len(result.judgements) for result in results)
-    return Section("models", "Model for model", text, parts, failures, [_data(r) for r in results], compared)
+    compared = sum(len(result.limit_checks) for result in results)
+    return Section("models", "Whole models", text, parts, failures, [_data(r) for r in results], compared)
 
 
 def _conversion(result: ModelComparison) -> str:
-    now = Counter(entry.now.rpartition(".")[2] for entry in result.conversion.replaced)
-    left = Counter(entry.kind.rpartition(".")[2] for entry in result.conversion.left)
-    listed = [", ".join(f"{name} {n}" for name, n in counts.items()) or "none" for counts in (now, left)]
-    return f"In {result.name} are ours: {listed[0]}. Left native: {listed[1]}."
+    converted = Counter(entry.now.rpartition(".")[2] for entry in result.conversion.replaced)
+    unconverted = Counter(entry.kind.rpartition(".")[2] for entry in result.conversion.left)
+    listed = [", ".join(f"{name} {n}" for name, n in counts.items()) or "none" for counts in (converted, unconverted)]
+    return f"Layers of {result.name} that are ours: {listed[0]}. Left native: {listed[1]}."
 
 
-def _judged(results: Sequence[ModelComparison]) -> Table:
+def _limit_checks(results: Sequence[ModelComparison]) -> Table:
     rows, failed = [], []
     for result in results:
-        for judged in result.judgements:
-            if not judged.kept:
+        for check in result.limit_checks:
+            if not check.is_within_limit:
                 failed.append(len(rows))
-            rows.append((result.name, judged.what, judged.ours, judged.native, judged.ratio, judged.by_seed,
-                         judged.limit, judged.kept))  # fmt: skip
-    columns = ("model", "error", "ours", "native", "ours / native", "median of ratios", "at most", "kept")
-    note = "float64: the largest distance of ours from native. float32: medians over the seeds."
-    return Table("Whole gradients", columns, rows, note, failed)
+            rows.append((result.name, check.measure, check.ours, check.native, check.ratio, check.median_of_ratios,
+                         check.limit, check.is_within_limit))  # fmt: skip
+    columns = ("model", "error", "ours", "native", "ours / native", "median of ratios", "limit", "within limit")
+    note = "float64: the largest difference of ours from native. float32: medians over the seeds."
+    return Table("Errors of the whole gradient", columns, rows, note, failed)
 
 
 def _steps(results: Sequence[ModelComparison]) -> Table:
     rows = []
     for result in results:
         step = result.step
-        held = [None if each.step is None else each.step / MIB for each in (step.ours_peak, step.native_peak)]
-        rows.append((result.name, step.ours_seconds, step.native_seconds, step.ratio, *held))
-    columns = ("model", "seconds, ours", "native", "median of ratios", "MiB, ours", "native")
+        peaks = [
+            None if peak.step_bytes is None else peak.step_bytes / MIB for peak in (step.ours_peak, step.native_peak)
+        ]
+        rows.append((result.name, step.ours_seconds, step.native_seconds, step.ratio, *peaks))
+    columns = ("model", "seconds, ours", "seconds, native", "median of ratios", "MiB, ours", "MiB, native")
     step = results[0].step
-    note = f"Seconds are medians, in turn, on {_count(step.threads, 'thread')}. Memory is the most that a step adds: "
-    return Table("One training step in float32", columns, rows, f"{note}{step.ours_peak.how}.")
+    note = (
+        f"Seconds are medians of interleaved steps on {_count(step.threads, 'thread')}. MiB is the peak memory that "
+        f"a step adds: {step.ours_peak.how}."
+    )
+    return Table("One training step in float32", columns, rows, note)
 
 
 def _seeds(results: Sequence[ModelComparison]) -> Table:
     rows = []
     for result in results:
-        for each in result.seeds:
-            pairs = [getattr(side, what) for what in ("whole", "rounding") for side in (each.ours, each.native)]
-            flipped = [sum(side.flips.values()) for side in (each.ours, each.native)]
-            rows.append((result.name, each.seed, *pairs, *flipped, each.float64))
-    columns = ("model", "seed", "error, ours", "native", "rounding alone, ours", "native", "flips, ours", "native",
-               "float64, ours from native")  # fmt: skip
-    return Table("Seed by seed", columns, rows)
+        for seed in result.seeds:
+            sides = (seed.ours, seed.native)
+            errors = [getattr(side, kind) for kind in ("total", "total_rounding") for side in sides]
+            flips = [sum(side.flips.values()) for side in sides]
+            rows.append((result.name, seed.seed, *errors, *flips, seed.float64_error))
+    columns = ("model", "seed", "error, ours", "error, native", "rounding only, ours", "rounding only, native",
+               "flips, ours", "flips, native", "float64 error")  # fmt: skip
+    return Table("Errors by seed", columns, rows)
 
 
 def _parameters(result: ModelComparison) -> Table:
     rows: list[Sequence[Cell]] = []
-    for name in result.order:
-        errors = [result.error(who, what, name) for what in ("errors", "roundings") for who in ("ours", "native")]
-        rows.append((name, result.share(name), *errors))
-    columns = ("parameter", "share of the norm", "error, ours", "native", "rounding alone, ours", "native")
+    for name in result.parameters:
+        errors = [
+            result.median_error(side, kind, name)
+            for kind in ("by_parameter", "rounding_by_parameter")
+            for side in ("ours", "native")
+        ]
+        rows.append((name, result.norm_fraction(name), *errors))
+    columns = ("parameter", "fraction of the norm", "error, ours", "error, native", "rounding only, ours",
+               "rounding only, native")  # fmt: skip
     note = (
-        "From input to output, as a forward pass comes to them; medians over the seeds. Errors are over the norm of "
-        f"the parameter's own gradient. One below {NEXT_TO_NOTHING:g} of the whole norm is 0 but for rounding, and "
-        "has no error."
+        "Parameters in the order of the forward pass; medians over the seeds. Errors are relative to the norm of the "
+        f"parameter's own gradient. A gradient below {NEGLIGIBLE_NORM:g} of the whole norm is 0 but for rounding, "
+        "and no error is given."
     )
     return Table(f"{result.name}: error by parameter", columns, rows, note)
 
 
-def _picture(result: ModelComparison) -> Picture:
-    shown = [name for name in result.order if result.error("ours", "roundings", name)]
+def _plot(result: ModelComparison) -> Picture:
+    kind = "rounding_by_parameter"
+    shown = [name for name in result.parameters if result.median_error("ours", kind, name)]
     caption = "Errors of each parameter's gradient, medians over the seeds. "
     if shown:
-        first, last = (result.error("ours", "roundings", name) for name in (shown[0], shown[-1]))
-        caption += f"Rounding alone, ours: {last:.1e} at {shown[-1]}, {first:.1e} at {shown[0]}."
-    return Picture(
-        f"{result.name}: error by depth", partial(error_by_depth, result), caption.strip(), caption.strip()
-    )
+        first, last = (result.median_error("ours", kind, name) for name in (shown[0], shown[-1]))
+        caption += f"Rounding only, ours: {last:.1e} at {shown[-1]}, {first:.1e} at {shown[0]}."
+    caption = caption.strip()
+    return Picture(f"{result.name}: error by depth", partial(error_by_depth, result), caption, caption)
 
 
 def _flips(result: ModelComparison) -> Table:
     rows = []
-    for name, places in result.seeds[0].decisions.items():
-        counts = [sum(run.flips[name] for run in result.runs(who)) for who in ("ours", "native")]
-        rows.append((name, places * len(result.seeds), *counts))
-    rows.append(("all", sum(row[1] for row in rows), result.flips("ours"), result.flips("native")))
-    note = "All seeds together. Layers alone are looked into, not functional calls in a forward."
-    return Table(f"{result.name}: flips", ("layer", "signs and places", "flips, ours", "native"), rows, note)
+    for name, num_decisions in result.seeds[0].num_decisions.items():
+        counts = [sum(errors.flips[name] for errors in result.float32_errors(side)) for side in ("ours", "native")]
+        rows.append((name, num_decisions * len(result.seeds), *counts))
+    rows.append(("all", sum(row[1] for row in rows), result.num_flips("ours"), result.num_flips("native")))
+    columns = ("layer", "signs and pooling indices", "flips, ours", "flips, native")
+    note = "Totals over the seeds. Only layers are counted, not functional calls in a forward."
+    return Table(f"{result.name}: flips", columns, rows, note)
 
 
 def _data(result: ModelComparison) -> dict[str, Any]:
-    judged = [dataclasses.asdict(j) | {"ratio": j.ratio, "kept": j.kept} for j in result.judgements]
+    checks = [
+        _as_dict(check) | {"ratio": check.ratio, "kept": check.is_within_limit} for check in result.limit_checks
+    ]
     return {
         "model": result.name,
-        **dataclasses.asdict(result.shape),
-        "judged": judged,
-        "order": list(result.order),
-        "seeds": [dataclasses.asdict(each) for each in result.seeds],
-        "step": dataclasses.asdict(result.step),
-        "conversion": dataclasses.asdict(result.conversion),
+        **_as_dict(result.options),
+        "judged": checks,
+        "order": list(result.parameters),
+        "seeds": [_as_dict(errors) for errors in result.seeds],
+        "step": _as_dict(result.step),
+        "conversion": _as_dict(result.conversion),
     }
 
 
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
+def _as_dict(value: Any) -> dict[str, Any]:
+    """Convert a dataclass to a dict with the keys of report.json."""
+    return dataclasses.asdict(value, dict_factory=lambda items: {JSON_KEYS.get(key, key): v for key, v in items})
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,48 +1,47 @@
-"""From sections to a report: text for a terminal, and report.md, report.json and report.html in a folder."""
+"""The report: sections as text for a terminal, and as report.md, report.json and report.html in a folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from compare.report.figures import draw
+from compare.report.html_page import as_html
 from compare.report.markdown import PICTURES, as_markdown
-from compare.report.page import as_page
+from compare.report.pictures import render
 from compare.report.strict_json import as_json
 from compare.report.terminal import as_text
+from compare.run_info import RunInfo
 from compare.sections import Picture, Section
-from compare.stamp import Stamp
-from manualgrad.files import write_whole
+from manualgrad.files import write_atomic
 
-__all__ = ["as_text", "write"]
+__all__ = ["as_text", "write_report"]
 
 
-def write(sections: Sequence[Section], stamp: Stamp, out: Path) -> list[Path]:
-    """Writes the report into the folder ``out``, which is made if need be; the files written, the page last.
+def write_report(sections: Sequence[Section], run_info: RunInfo, out: Path) -> list[Path]:
+    """Write the report into the folder ``out``, which is created if needed; return the files, report.html last.
 
-    report.json comes first: numbers that took minutes are kept, whatever happens to a picture. report.html holds all
-    that it shows. Markdown cannot hold a picture, so report.md has them beside it, in ``report-pictures/``, on white;
-    those of an earlier report are removed from there. Each file is replaced as a whole or not at all, and nothing
-    else in ``out`` is touched.
+    report.json is written first: the numbers took minutes and are kept if drawing a picture fails. report.html
+    contains its pictures. The pictures of report.md are in ``report-pictures/``, on white; PNG files of an earlier
+    report in that folder are removed. Each file is replaced atomically, and no other file in ``out`` is touched.
 
     Raises:
-        TypeError: a section's ``data`` has something that JSON does not know; the message says where.
+        TypeError: a section's ``data`` has a value that JSON cannot represent; the message says where.
         OSError: the folder cannot be written to.
     """
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
 
-    def put(name: str, content: bytes) -> None:
-        write_whole(out / name, content)
+    def write_file(name: str, content: bytes) -> None:
+        write_atomic(out / name, content)
         written.append(out / name)
 
-    put("report.json", as_json(sections, stamp).encode())
+    write_file("report.json", as_json(sections, run_info).encode())
     pictures: dict[str, Picture] = {}
-    text = as_markdown(sections, stamp, pictures)
+    text = as_markdown(sections, run_info, pictures)
     for path, picture in pictures.items():
-        put(path, draw(picture, "light").png)
+        write_file(path, render(picture, "light").png)
     for earlier in set((out / PICTURES).glob("*.png")) - set(written):
         earlier.unlink()
-    put("report.md", text.encode())
-    put("report.html", as_page(sections, stamp).encode())
+    write_file("report.md", text.encode())
+    write_file("report.html", as_html(sections, run_info).encode())
     return written

@@ -1,4 +1,4 @@
-"""The one sentence that a report comes to."""
+"""The headline of a report: one sentence with its result."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from compare.sections import Section
 
 
 def headline(sections: Sequence[Section]) -> str:
-    """How many comparisons there were, and how many differences nothing explains."""
+    """Sentence with the number of unexplained differences and of comparisons."""
     compared = sum(section.compared for section in sections)
-    return f"{differences(sum(len(section.failures) for section in sections))}{_out_of(compared)}."
+    in_comparisons = f" in {compared:,} comparison{'' if compared == 1 else 's'}" if compared else ""
+    return f"{count_differences(sum(len(section.failures) for section in sections))}{in_comparisons}."
 
 
-def differences(n: int) -> str:
-    """ "No unexplained difference", "1 unexplained difference", and so on."""
+def count_differences(n: int) -> str:
+    """Words for ``n`` differences: "No unexplained difference", "1 unexplained difference", and so on."""
     return f"{f'{n:,}' if n else 'No'} unexplained difference{'' if n <= 1 else 's'}"
-
-
-def _out_of(compared: int) -> str:
-    return f" in {compared:,} comparison{'' if compared == 1 else 's'}" if compared else ""

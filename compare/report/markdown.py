@@ -1,68 +1,68 @@
-"""report.md: what a code-hosting site or an editor shows."""
+"""report.md, for editors and code-hosting sites."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from compare.report.cells import FAILED, cells
-from compare.report.headline import differences, headline
-from compare.sections import Document, Picture, Section, Table
-from compare.stamp import Stamp
+from compare.report.headline import count_differences, headline
+from compare.report.tables import FAILED, format_table
+from compare.run_info import RunInfo
+from compare.sections import MarkdownPage, Picture, Section, Table
 
-PICTURES = "report-pictures"  # a folder beside report.md, for nothing else
+PICTURES = "report-pictures"  # a folder beside report.md, for these pictures only
 
 
-def as_markdown(sections: Sequence[Section], stamp: Stamp, pictures: dict[str, Picture]) -> str:
-    """The report; ``pictures`` is filled with what it links, under the paths that it links them by."""
+def as_markdown(sections: Sequence[Section], run_info: RunInfo, pictures: dict[str, Picture]) -> str:
+    """Return the report as Markdown, and put its pictures into ``pictures``, by the paths of its links."""
     blocks = ["# Comparison report", f"**{headline(sections)}**"]
     blocks += [_list(f"{FAILED} {sentence}" for section in sections for sentence in section.failures)]
-    blocks.append(_grid(["made with", ""], stamp.rows(), [False, False]))
+    blocks.append(_table(["run", ""], run_info.rows(), [False, False]))
     for section in sections:
-        blocks += [f"## {escaped(section.title)}", *map(escaped, section.text)]
+        blocks += [f"## {escape(section.title)}", *map(escape, section.text)]
         if section.failures or section.compared:
-            blocks.append(f"{differences(len(section.failures))}" + (":" if section.failures else "."))
+            blocks.append(f"{count_differences(len(section.failures))}" + (":" if section.failures else "."))
         blocks.append(_list(f"{FAILED} {sentence}" for sentence in section.failures))
         for n, part in enumerate(section.parts, 1):
             blocks += _part(part, f"{PICTURES}/{re.sub(r'[^a-z0-9]+', '-', section.name.lower())}-{n}.png", pictures)
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _part(part: Table | Picture | Document, path: str, pictures: dict[str, Picture]) -> list[str]:
-    title = f"### {escaped(part.title)}"
+def _part(part: Table | Picture | MarkdownPage, path: str, pictures: dict[str, Picture]) -> list[str]:
+    title = f"### {escape(part.title)}"
     if isinstance(part, Table):
-        content = cells(part)
-        return [title, _grid(content.columns, content.rows, content.right), escaped(part.note)]
+        table = format_table(part)
+        return [title, _table(table.columns, table.rows, table.right_aligned), escape(part.note)]
     if isinstance(part, Picture):
         pictures[path] = part
-        return [title, f"![{escaped(part.alt)}]({path})", escaped(part.caption)]
-    return [title, f"In {escaped(part.source)}, and in report.html."]
+        return [title, f"![{escape(part.alt)}]({path})", escape(part.caption)]
+    return [title, f"In {escape(part.source)}, and in report.html."]
 
 
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], right_aligned: Sequence[bool]) -> str:
     return tabulate(
-        [[escaped(cell) for cell in row] for row in rows],
-        headers=[escaped(column) for column in columns],
+        [[escape(cell) for cell in row] for row in rows],
+        headers=[escape(column) for column in columns],
         tablefmt="pipe",
         disable_numparse=True,
-        colalign=["right" if r else "left" for r in right] if rows else None,
+        colalign=["right" if right else "left" for right in right_aligned] if rows else None,
     )
 
 
-def _list(sentences) -> str:
-    return "\n".join(f"- {escaped(sentence)}" for sentence in sentences)
+def _list(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(sentence)}" for sentence in sentences)
 
 
-def escaped(text: str) -> str:
-    """``text`` on one line, such that Markdown shows every character of it."""
+def escape(text: str) -> str:
+    """Put ``text`` on one line and escape it, so that Markdown shows every character."""
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"([\\`*<>\[\]|~$])", r"\\\1", text.replace("&", "&amp;"))
-    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", text)  # within a word it is no emphasis
-    return re.sub(r"^(#|[-+](?= )|\d+(?=[.)] ))", _unlisted, text)
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\_", text)  # an underscore inside a word is no emphasis
+    return re.sub(r"^(#|[-+](?= )|\d+(?=[.)] ))", _escape_first, text)
 
 
-def _unlisted(start: re.Match[str]) -> str:
-    """A heading or a list is not begun by chance: "1. " at the start of a sentence."""
-    return f"{start[0]}\u200b" if start[0].isdigit() else f"\\{start[0]}"
+def _escape_first(first: re.Match[str]) -> str:
+    """Escape what would begin a heading or a list: "# ", "- " or "1. "."""
+    return f"{first[0]}\u200b" if first[0].isdigit() else f"\\{first[0]}"

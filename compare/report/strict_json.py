@@ -1,4 +1,4 @@
-"""report.json: everything as numbers, in JSON that any reader takes."""
+"""report.json: all results as numbers, in strict JSON."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from numbers import Integral, Real
 from typing import Any
 
 from compare.report.headline import headline
+from compare.run_info import RunInfo
 from compare.sections import Section
-from compare.stamp import Stamp
 
 
-def as_json(sections: Sequence[Section], stamp: Stamp) -> str:
-    """JSON has no NaN and no infinity: they are the strings "nan", "inf" and "-inf", which Python's float() reads.
+def as_json(sections: Sequence[Section], run_info: RunInfo) -> str:
+    """Return the report as JSON.
+
+    NaN and infinity, which JSON does not have, are the strings "nan", "inf" and "-inf", which Python's float() reads.
 
     Raises:
-        TypeError: something in a section's ``data`` is not a number, text, list or dict; the message says where.
+        TypeError: a section's ``data`` has a value that is no number, text, list or dict; the message says where.
     """
-    whole = {
+    report = {
         "headline": headline(sections),
         "failures": [sentence for section in sections for sentence in section.failures],
-        "stamp": asdict(stamp),
+        "stamp": asdict(run_info),
         "sections": {
             section.name: {
                 "title": section.title,
@@ -34,11 +36,11 @@ def as_json(sections: Sequence[Section], stamp: Stamp) -> str:
             for section in sections
         },
     }
-    return json.dumps(plain(whole, "report"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(to_json_types(report, "report"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def plain(value: Any, where: str) -> Any:
-    """``value`` of what JSON knows; ``where`` is its place, for the message."""
+def to_json_types(value: Any, location: str) -> Any:
+    """Convert ``value`` to types that JSON has; ``location`` is its place in the report, for the error message."""
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, Integral):
@@ -47,7 +49,7 @@ def plain(value: Any, where: str) -> Any:
         number = float(value)
         return number if math.isfinite(number) else str(number)
     if isinstance(value, Mapping):
-        return {str(key): plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+        return {str(key): to_json_types(item, f"{location}[{key!r}]") for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, bytes):
-        return [plain(entry, f"{where}[{n}]") for n, entry in enumerate(value)]
-    raise TypeError(f"{where} is a {type(value).__name__}, which JSON does not know: {value!r}")
+        return [to_json_types(item, f"{location}[{n}]") for n, item in enumerate(value)]
+    raise TypeError(f"{location} is a {type(value).__name__}, which JSON cannot represent: {value!r}")

@@ -8,83 +8,84 @@ from dataclasses import replace
 
 from tabulate import MIN_PADDING, tabulate
 
-from compare.report.cells import FAILED, Cells, cells
-from compare.report.headline import differences
-from compare.sections import Document, Picture, Section, Table
+from compare.report.headline import count_differences
+from compare.report.tables import FAILED, FormattedTable, format_table
+from compare.sections import MarkdownPage, Picture, Section, Table
 
-GAP = 2  # between two columns, as tabulate's "simple" has it
-WIDEST_CELL = 36
-MOST_ROWS = 30  # those that failed come first
+COLUMN_GAP = 2  # spaces between two columns in tabulate's format "simple"
+MAX_CELL_WIDTH = 36
+MAX_ROWS = 30  # failed rows are shown before others
 
 
 def as_text(section: Section, width: int | None = None) -> str:
-    """Title, text, tables and failures; other parts are named. ``width``: the terminal's, 120 at most."""
+    """Return title, text, tables and failures; large tables, pictures and Markdown pages are only named.
+
+    Args:
+        width: characters in a line; by default the terminal's width, and at most 120.
+    """
     width = width or min(120, shutil.get_terminal_size((110, 24)).columns)
+    tables = [part for part in section.parts if isinstance(part, Table) and not part.detail]
+    pages = [part for part in section.parts if isinstance(part, MarkdownPage)]
     blocks = [f"{section.title}\n{'=' * len(section.title)}"]
-    blocks += [_filled(paragraph, width) for paragraph in section.text]
-    blocks += [_table(part, width) for part in _of(section, Table) if not part.detail]
-    blocks += [f"{part.title}: {part.source}, and in report.html." for part in _of(section, Document)]
-    if only := [part.title for part in section.parts if isinstance(part, Picture) or _is_detail(part)]:
-        blocks.append(_filled(f"In the report only: {'; '.join(only)}.", width))
+    blocks += [_wrap(paragraph, width) for paragraph in section.text]
+    blocks += [_table(table, width) for table in tables]
+    blocks += [f"{page.title}: {page.source}, and in report.html." for page in pages]
+    if only := [part.title for part in section.parts if isinstance(part, Picture) or _is_large_table(part)]:
+        blocks.append(_wrap(f"In the report only: {'; '.join(only)}.", width))
     if section.failures or section.compared:
-        blocks.append("\n".join([f"{differences(len(section.failures))}.", *_failures(section, width)]))
+        failures = [_wrap(f"{FAILED} {sentence}", width, "  ") for sentence in section.failures]
+        blocks.append("\n".join([f"{count_differences(len(section.failures))}.", *failures]))
     return "\n\n".join(blocks) + "\n"
 
 
-def _of(section: Section, kind: type) -> list:
-    return [part for part in section.parts if isinstance(part, kind)]
-
-
-def _is_detail(part: object) -> bool:
+def _is_large_table(part: object) -> bool:
     return isinstance(part, Table) and part.detail
 
 
-def _filled(text: str, width: int, indent: str = "") -> str:
+def _wrap(text: str, width: int, indent: str = "") -> str:
     return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def _failures(section: Section, width: int) -> list[str]:
-    return [_filled(f"{FAILED} {sentence}", width, "  ") for sentence in section.failures]
-
-
 def _table(table: Table, width: int) -> str:
-    """Columns that do not fit side by side go below, each time with the first column before them."""
-    content = cells(table)
+    """Return a table as text. Columns beyond the width follow below, after a copy of the first column."""
+    content = format_table(table)
     content = replace(
-        content, rows=[["\n".join(textwrap.wrap(cell, WIDEST_CELL)) for cell in row] for row in content.rows]
+        content, rows=[["\n".join(textwrap.wrap(cell, MAX_CELL_WIDTH)) for cell in row] for row in content.rows]
     )
-    shown = sorted(sorted(range(len(content.rows)), key=lambda n: (n not in table.failed, n))[:MOST_ROWS])
+    failed_first = sorted(range(len(content.rows)), key=lambda n: (n not in table.failed, n))
+    shown = sorted(failed_first[:MAX_ROWS])
     content = replace(content, rows=[content.rows[n] for n in shown])
-    lines = [table.title, "\n\n".join(_columns(content, chosen) for chosen in _blocks(content, width))]
+    groups = _column_groups(content, width)
+    lines = [table.title, "\n\n".join(_format_columns(content, columns) for columns in groups)]
     if len(shown) < len(table.rows):
         lines.append(f"{len(table.rows) - len(shown):,} of {len(table.rows):,} rows are in the report only.")
     if table.note:
-        lines.append(_filled(table.note, width))
+        lines.append(_wrap(table.note, width))
     return "\n".join(lines)
 
 
-def _blocks(content: Cells, width: int) -> list[list[int]]:
-    """The columns of each block, by their numbers: as many as fit, and two at least."""
-    widths = [_width(content, n) + GAP for n in range(len(content.columns))]
-    blocks: list[list[int]] = [[0]]
+def _column_groups(table: FormattedTable, width: int) -> list[list[int]]:
+    """Divide the columns into groups that fit into the width, of at least two columns; each begins with the first."""
+    widths = [_column_width(table, n) + COLUMN_GAP for n in range(len(table.columns))]
+    groups: list[list[int]] = [[0]]
     for n in range(1, len(widths)):
-        if len(blocks[-1]) > 1 and sum(widths[m] for m in blocks[-1]) + widths[n] > width + GAP:
-            blocks.append([0])
-        blocks[-1].append(n)
-    return blocks
+        if len(groups[-1]) > 1 and sum(widths[m] for m in groups[-1]) + widths[n] > width + COLUMN_GAP:
+            groups.append([0])
+        groups[-1].append(n)
+    return groups
 
 
-def _width(content: Cells, n: int) -> int:
-    """Of a column's cells, and of the longest word of its name, which goes over several lines and gets a margin."""
-    words = max(map(len, content.columns[n].split()), default=0)
-    return max(words + MIN_PADDING, *(len(line) for row in content.rows for line in row[n].split("\n")), 0)
+def _column_width(table: FormattedTable, n: int) -> int:
+    """Width of a column: that of its cells, or of the longest word of its name, which is wrapped and padded."""
+    longest_word = max(map(len, table.columns[n].split()), default=0)
+    return max(longest_word + MIN_PADDING, *(len(line) for row in table.rows for line in row[n].split("\n")), 0)
 
 
-def _columns(content: Cells, chosen: list[int]) -> str:
+def _format_columns(table: FormattedTable, columns: list[int]) -> str:
     return tabulate(
-        [[row[n] for n in chosen] for row in content.rows],
-        headers=["\n".join(textwrap.wrap(content.columns[n], _width(content, n) - MIN_PADDING)) for n in chosen],
+        [[row[n] for n in columns] for row in table.rows],
+        headers=["\n".join(textwrap.wrap(table.columns[n], _column_width(table, n) - MIN_PADDING)) for n in columns],
         tablefmt="simple",
         disable_numparse=True,
-        colalign=["right" if content.right[n] else "left" for n in chosen] if content.rows else None,
+        colalign=["right" if table.right_aligned[n] else "left" for n in columns] if table.rows else None,
     )

@@ -1,1 +1,1 @@
-"""Speed and memory, ours and native in turn in one process; correctness first."""
+"""Speed and memory of ours and native: interleaved measurements in one process, after a check of correctness."""

@@ -1,1 +1,1 @@
-"""Accuracy for accuracy: both networks trained from the same weights on the same batches."""
+"""Comparison of trainings: ours and native, from the same weights on the same batches."""

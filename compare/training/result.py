@@ -1,4 +1,4 @@
-"""What trainings side by side give: their settings, their runs, and how these differ."""
+"""Result of a comparison of trainings: settings, runs, and the differences between runs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compare.training.checks import FirstSteps, SameWeights, Zeros, joined, layers_of
+from compare.training.checks import FirstSteps, SameWeights, ZeroCounts, layer_names, layer_vector
 from manualgrad.data import Dataset
 
-HALF = 0.5  # the document's derivative of ReLU at 0
+DEFAULT_SUBGRADIENT = 0.5  # DocumentCNN's derivative of ReLU at 0
 OURS, NATIVE, NUDGED = "ours", "native", "native nudged"
-VISIBLE = 0.01  # a reader sees two curves apart where the costs differ by 1 %
+VISIBLE_DIFFERENCE = 0.01  # two loss curves that differ by 1 % are visibly apart
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs of a comparison share."""
+    """Settings that all runs of a comparison share."""
 
     seeds: tuple[int, ...]
     epochs: int
@@ -37,60 +37,71 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One training. ``costs`` before each step; ``accuracies`` on the test images after each epoch, in percent.
+class TrainingRun:
+    """One training.
 
-    ``predicted``: (N,) the last answers to the test images. ``parameters``: the last weights and biases, in float64
-    and in the document's convention. A cost that is not finite ends a run; it is then the last of ``costs``.
+    Attributes:
+        network: ``OURS``, ``NATIVE`` or ``NUDGED``.
+        subgradient: derivative of ReLU at 0.
+        losses: loss before each step. A loss that is not finite ends the run and is then the last one.
+        accuracies: test accuracy after each epoch, in percent.
+        predictions: (N,) classes predicted for the test images after the last epoch.
+        parameters: last weights and biases, in float64 and in the convention of ``DocumentCNN``.
     """
 
     network: str
     subgradient: float
     seed: int
-    costs: tuple[float, ...]
+    losses: tuple[float, ...]
     accuracies: tuple[float, ...]
-    predicted: Tensor
+    predictions: Tensor
     parameters: dict[str, Tensor]
 
     @property
     def failure(self) -> str | None:
-        if math.isfinite(self.costs[-1]):
+        if math.isfinite(self.losses[-1]):
             return None
         return (
-            f"Seed {self.seed}: the cost of {self.network} with derivative {self.subgradient:g} at 0 is "
-            f"{self.costs[-1]} at step {len(self.costs)}, and nothing was trained after that."
+            f"Seed {self.seed}: the loss of {self.network} with derivative {self.subgradient:g} at 0 is "
+            f"{self.losses[-1]} at step {len(self.losses)}; all training stopped there."
         )
 
 
 @dataclass(frozen=True)
-class Parting:
-    """How the costs of two runs part: the largest difference and its step, and the first steps, from 1, at which
-    they differ by more than the ``threshold`` of one cost's rounding and by more than 1 %; None: never."""
+class LossDifference:
+    """Difference of the losses of two runs.
+
+    Attributes:
+        largest: largest difference.
+        largest_step: its step, from 1.
+        first_beyond_rounding: first step whose difference is more than the rounding of one loss; None: never.
+        first_visible: first step whose difference is more than 1 %; None: never.
+        threshold: relative rounding error of one loss.
+    """
 
     seed: int
     largest: float
-    largest_at: int
-    beyond_rounding: int | None
-    visible: int | None
+    largest_step: int
+    first_beyond_rounding: int | None
+    first_visible: int | None
     threshold: float
 
 
 @dataclass(frozen=True)
-class Distance:
-    """Distances of one layer's last parameters, each divided by the norm of native's: ours from native, native from
-    native nudged, and both from the start. Layer "all" is the whole network."""
+class ParameterDistance:
+    """Distances of one layer's last parameters, each over the norm of native's. Layer "all" is the whole network."""
 
     seed: int
     layer: str
-    parted: float
-    yardstick: float
-    ours_moved: float
-    native_moved: float
+    ours_to_native: float
+    native_to_nudged: float
+    ours_to_start: float
+    native_to_start: float
 
 
 @dataclass(frozen=True)
-class Disputed:
-    """A test image that the two classify differently."""
+class Disagreement:
+    """Test image that ours and native classify differently: its index, its label and both predictions."""
 
     seed: int
     index: int
@@ -101,80 +112,89 @@ class Disputed:
 
 @dataclass(frozen=True, eq=False)
 class TrainingComparison:
-    """What :func:`compare_training` found. ``starts``: each seed's first parameters, as in ``Run.parameters``."""
+    """Result of :func:`compare.training.side_by_side.compare_training`.
+
+    Attributes:
+        starts: first parameters by seed, as in ``TrainingRun.parameters``.
+        rounding: expected relative rounding error of a loss.
+    """
 
     settings: Settings
     dataset: Dataset
-    runs: tuple[Run, ...]
+    runs: tuple[TrainingRun, ...]
     starts: dict[int, dict[str, Tensor]]
     rounding: float
     first_steps: tuple[FirstSteps, ...]
     same_weights: tuple[SameWeights, ...]
-    zeros: tuple[Zeros, ...]
+    zeros: tuple[ZeroCounts, ...]
 
     @property
     def failures(self) -> list[str]:
-        checked = (*self.first_steps, *self.same_weights, *self.runs)
-        return [each.failure for each in checked if each.failure]
+        checks = (*self.first_steps, *self.same_weights, *self.runs)
+        return [check.failure for check in checks if check.failure]
 
     @property
     def complete_seeds(self) -> list[int]:
-        """Those of which every run came to its end."""
-        each = len(kinds_of(self.settings.subgradients))
-        ended = [run.seed for run in self.runs if run.failure is None]
-        return [seed for seed in self.settings.seeds if ended.count(seed) == each]
+        """Seeds of which every run was completed."""
+        runs_per_seed = len(networks_to_train(self.settings.subgradients))
+        completed = [run.seed for run in self.runs if run.failure is None]
+        return [seed for seed in self.settings.seeds if completed.count(seed) == runs_per_seed]
 
-    def run(self, network: str, seed: int, subgradient: float = HALF) -> Run:
+    def run(self, network: str, seed: int, subgradient: float = DEFAULT_SUBGRADIENT) -> TrainingRun:
+        """Find the run of a network, a seed and a derivative of ReLU at 0."""
         return next(r for r in self.runs if (r.network, r.seed, r.subgradient) == (network, seed, subgradient))
 
-    def parting(self, seed: int, other: str = OURS) -> Parting:
-        """How ours, or another, parts from native."""
-        pairs = zip(self.run(NATIVE, seed).costs, self.run(other, seed).costs, strict=True)
-        apart = [(abs(a - b), max(1.0, abs(a)), abs(a)) for a, b in pairs]
-        largest = max(difference for difference, _, _ in apart)
-        return Parting(
+    def loss_difference(self, seed: int, other: str = OURS) -> LossDifference:
+        """Compare the losses of native and ``other``."""
+        pairs = list(zip(self.run(NATIVE, seed).losses, self.run(other, seed).losses, strict=True))
+        differences = [abs(a - b) for a, b in pairs]
+        native = [abs(a) for a, _ in pairs]
+        rows = list(enumerate(zip(differences, native, strict=True), 1))
+        largest = max(differences)
+        return LossDifference(
             seed,
             largest,
-            1 + next(n for n, (difference, _, _) in enumerate(apart) if difference == largest),
-            next(
-                (n for n, (difference, scale, _) in enumerate(apart, 1) if difference > self.rounding * scale), None
-            ),
-            next((n for n, (difference, _, cost) in enumerate(apart, 1) if difference > VISIBLE * cost), None),
+            1 + differences.index(largest),
+            next((n for n, (difference, loss) in rows if difference > self.rounding * max(1.0, loss)), None),
+            next((n for n, (difference, loss) in rows if difference > VISIBLE_DIFFERENCE * loss), None),
             self.rounding,
         )
 
-    def distances(self, seed: int) -> list[Distance]:
+    def distances(self, seed: int) -> list[ParameterDistance]:
+        """Distances of the last parameters, for each layer and for the whole network."""
         start = self.starts[seed]
         ours, native, nudged = (self.run(name, seed).parameters for name in (OURS, NATIVE, NUDGED))
-        layers = layers_of(start)
+        all_layers = layer_names(start)
 
-        def apart(one: dict[str, Tensor], two: dict[str, Tensor], which: Sequence[str]) -> float:
-            return math.hypot(*((joined(one, layer) - joined(two, layer)).norm().item() for layer in which))
+        def distance(first: dict[str, Tensor], second: dict[str, Tensor], layers: Sequence[str]) -> float:
+            return math.hypot(
+                *((layer_vector(first, layer) - layer_vector(second, layer)).norm().item() for layer in layers)
+            )
 
         rows = []
-        for name, which in (*((layer, [layer]) for layer in layers), ("all", layers)):
-            norm = math.hypot(*(joined(native, layer).norm().item() for layer in which))
+        for name, layers in (*((layer, [layer]) for layer in all_layers), ("all", all_layers)):
+            norm = math.hypot(*(layer_vector(native, layer).norm().item() for layer in layers))
             pairs = ((ours, native), (native, nudged), (ours, start), (native, start))
-            rows.append(Distance(seed, name, *(apart(one, two, which) / norm for one, two in pairs)))
+            rows.append(ParameterDistance(seed, name, *(distance(a, b, layers) / norm for a, b in pairs)))
         return rows
 
-    def disputed(self, seed: int, other: str = OURS) -> list[Disputed]:
-        """The test images that ours, or another, and native classify differently after the last epoch."""
-        ours, native = self.run(other, seed).predicted, self.run(NATIVE, seed).predicted
+    def disagreements(self, seed: int, other: str = OURS) -> list[Disagreement]:
+        """Test images that native and ``other`` classify differently after the last epoch."""
+        ours, native = self.run(other, seed).predictions, self.run(NATIVE, seed).predictions
         labels = self.dataset.test.labels.cpu()
         return [
-            Disputed(seed, n, labels[n].item(), ours[n].item(), native[n].item())
+            Disagreement(seed, n, labels[n].item(), ours[n].item(), native[n].item())
             for n in (ours != native).nonzero().flatten().tolist()
         ]
 
-    def first_difference(self, seed: int, subgradient: float) -> int | None:
-        """The first step, from 1, at which the cost of ours with another derivative at 0 differs in any bit."""
-        pairs = zip(self.run(OURS, seed).costs, self.run(OURS, seed, subgradient).costs, strict=True)
-        return next((n for n, (one, two) in enumerate(pairs, 1) if one != two), None)
+    def first_changed_step(self, seed: int, subgradient: float) -> int | None:
+        """First step, from 1, at which any bit of our loss differs between ``subgradient`` and the default one."""
+        pairs = zip(self.run(OURS, seed).losses, self.run(OURS, seed, subgradient).losses, strict=True)
+        return next((n for n, (a, b) in enumerate(pairs, 1) if a != b), None)
 
 
-def kinds_of(subgradients: Sequence[float]) -> list[tuple[str, float]]:
-    """Every network that is trained from one seed; native first, as it tells whether the settings are at fault."""
-    others = [s for s in subgradients if s != HALF]
+def networks_to_train(subgradients: Sequence[float]) -> list[tuple[str, float]]:
+    """Networks and derivatives at 0 to train from one seed. If native, the first, fails, the settings are bad."""
+    others = [s for s in subgradients if s != DEFAULT_SUBGRADIENT]
     native = [(NATIVE, s) for s in others if s == 0]
-    return [(NATIVE, HALF), (NUDGED, HALF), (OURS, HALF), *((OURS, s) for s in others), *native]
+    return [*((name, DEFAULT_SUBGRADIENT) for name in (NATIVE, NUDGED, OURS)), *((OURS, s) for s in others), *native]

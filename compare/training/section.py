@@ -1,45 +1,73 @@
-"""A comparison of trainings as a section of the report: every sentence and number is computed from its runs."""
+"""Report section of a comparison of trainings: every sentence and number is computed from its runs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from statistics import mean
 from typing import Any
 
-from compare.sections import Cell, Picture, Section, Table
-from compare.training import pictures as training_pictures
-from compare.training import sentences
-from compare.training.checks import GRADIENT_ALLOWANCE, STEPS_ALLOWANCE
-from compare.training.result import HALF, NATIVE, NUDGED, OURS, TrainingComparison
-from compare.training.sentences import last_accuracies, name_of, spread_of
+from matplotlib.figure import Figure
 
-LISTED = 40  # disputed images
+from compare.sections import Cell, Picture, Section, Table
+from compare.training import plots
+from compare.training.checks import GRADIENT_FACTOR, LOSS_FACTOR
+from compare.training.result import (
+    DEFAULT_SUBGRADIENT,
+    NATIVE,
+    NUDGED,
+    OURS,
+    Disagreement,
+    ParameterDistance,
+    TrainingComparison,
+)
+from compare.training.summary import (
+    accuracy_sentence,
+    distance_sentence,
+    dtype_name,
+    last_accuracies,
+    loss_difference_sentence,
+    mean_and_stdev,
+    subgradient_sentence,
+    summary,
+)
+
+MAX_LISTED = 40  # images classified differently
+JSON_KEYS = {  # keys in report.json of fields that have another name here
+    "largest_step": "largest_at",
+    "first_beyond_rounding": "beyond_rounding",
+    "first_visible": "visible",
+    "ours_to_native": "parted",
+    "native_to_nudged": "yardstick",
+    "ours_to_start": "ours_moved",
+    "native_to_start": "native_moved",
+    "zeros_with_gradient": "met",
+}
 
 
 def section(result: TrainingComparison) -> Section:
-    """The section; where no seed came to its end, only what was checked until then."""
-    parts: list[Table | Picture] = [_first_steps(result), _same_weights(result), _zeros(result)]
+    """Build the report section; if no seed was completed, it has only the checks made until then."""
+    first_steps, same_weights, zeros = _first_steps(result), _same_weights(result), _zeros(result)
+    parts: list[Table | Picture] = [first_steps, same_weights, zeros]
     if result.complete_seeds:
         parts = [
             _accuracy(result),
-            _picture("Test accuracy", training_pictures.accuracies, result, sentences.of_accuracy(result)),
-            _picture("Costs", training_pictures.costs, result, sentences.of_parting(result)),
-            _parting(result),
-            *parts[:2],
+            _picture("Test accuracy", plots.accuracies, result, accuracy_sentence(result)),
+            _picture("Losses", plots.losses, result, loss_difference_sentence(result)),
+            _loss_differences(result),
+            first_steps,
+            same_weights,
             _distances(result),
-            _picture(
-                "Kernels of the first convolution", training_pictures.kernels, result, sentences.of_distance(result)
-            ),
-            *_disputed(result),
-            _derivatives(result),
-            _picture("The derivative at 0", training_pictures.derivatives, result, sentences.of_derivatives(result)),
-            parts[2],
+            _picture("Kernels of the first convolution", plots.kernels, result, distance_sentence(result)),
+            *_disagreements(result),
+            _subgradients(result),
+            _picture("The derivative of ReLU at 0", plots.subgradients, result, subgradient_sentence(result)),
+            zeros,
         ]
     compared = len(result.first_steps) + len(result.same_weights)
-    title = "Accuracy for accuracy"
-    return Section("training", title, sentences.text(result), parts, result.failures, _data(result), compared)
+    return Section("training", "Training", summary(result), parts, result.failures, _data(result), compared)
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -52,147 +80,176 @@ def _accuracy(result: TrainingComparison) -> Table:
             [result.run(name, seed).accuracies[epoch] for seed in result.complete_seeds]
             for name in (OURS, NATIVE, NUDGED)
         )
-        apart = [a - b for a, b in zip(ours, native, strict=True)]
-        differences = f"{mean(apart):+.3f}", f"{max(map(abs, apart)):.3f}"
-        rows.append((epoch + 1, spread_of(ours), spread_of(native), *differences, spread_of(nudged)))
-    columns = ("epoch", "ours, %", "native, %", "ours − native", "largest of a seed", "native nudged, %")
+        differences = [a - b for a, b in zip(ours, native, strict=True)]
+        summarized = f"{mean(differences):+.3f}", f"{max(map(abs, differences)):.3f}"
+        rows.append((epoch + 1, mean_and_stdev(ours), mean_and_stdev(native), *summarized, mean_and_stdev(nudged)))
+    columns = ("epoch", "ours, %", "native, %", "ours − native", "largest |ours − native|", "native nudged, %")
     note = "Mean ± standard deviation over the seeds." if len(result.complete_seeds) > 1 else ""
     return Table("Test accuracy after each epoch", columns, rows, note)
 
 
-def _parting(result: TrainingComparison) -> Table:
+def _loss_differences(result: TrainingComparison) -> Table:
     rows = []
     for seed in result.complete_seeds:
         for other in (OURS, NUDGED):
-            p = result.parting(seed, other)
-            firsts = ("never" if step is None else step for step in (p.beyond_rounding, p.visible))
-            rows.append((seed, f"{other} and native", p.largest, p.largest_at, *firsts))
+            d = result.loss_difference(seed, other)
+            first_steps = ("never" if step is None else step for step in (d.first_beyond_rounding, d.first_visible))
+            rows.append((seed, f"{other} and native", d.largest, d.largest_step, *first_steps))
     return Table(
-        "Where the costs part",
-        ("seed", "costs of", "largest difference", "at step", "first beyond rounding", "first beyond 1 %"),
+        "Differences of the losses",
+        (
+            "seed",
+            "losses of",
+            "largest difference",
+            "at step",
+            "first step beyond rounding",
+            "first step beyond 1 %",
+        ),
         rows,
-        f"Rounding: √n ε = {result.rounding:.2g} times the cost, or once if the cost is below 1; n is the number of "
-        f"products in the network's longest sum, whose errors have mixed signs. Beyond 1 % a reader sees two curves.",
+        f"Rounding: √n ε = {result.rounding:.2g} times the loss, or times 1 if the loss is below 1; n is the number "
+        f"of products in the network's longest sum, whose errors have mixed signs. Loss curves that differ by 1 % "
+        f"are visibly apart.",
     )
 
 
 def _first_steps(result: TrainingComparison) -> Table:
     rows = []
-    for each in result.first_steps:
-        judged = len(each.allowed)
-        apart, allowed = each.differences[:judged], each.allowed
-        itself = [abs(a - b) for a, b in zip(each.native, each.nudged, strict=True)][:judged]
-        share = max(a / b for a, b in zip(apart, allowed, strict=True))
-        rows.append((each.seed, judged, max(apart), max(itself), f"{100 * share:.2g} %", each.broken is None))
+    for check in result.first_steps:
+        num_judged = len(check.allowed)
+        differences, allowed = check.differences[:num_judged], check.allowed
+        native_differences = [abs(a - b) for a, b in zip(check.native, check.nudged, strict=True)][:num_judged]
+        used = max(a / b for a, b in zip(differences, allowed, strict=True))
+        largest = max(differences), max(native_differences)
+        rows.append((check.seed, num_judged, *largest, f"{100 * used:.2g} %", check.first_failed_step is None))
     return Table(
-        "The first steps in float64",
-        ("seed", "steps judged", "largest difference", "native to native nudged", "of what is allowed", "agrees"),
+        "Losses of the first steps in float64",
+        (
+            "seed",
+            "steps judged",
+            "largest difference, ours and native",
+            "native and native nudged",
+            "tolerance used",
+            "agrees",
+        ),
         rows,
-        f"Allowed at a step: {STEPS_ALLOWANCE} times the farthest that native has come from native nudged until "
-        f"then, or as many times √n ε of the cost. A wrong gradient shows here, since rounding has not grown yet.",
+        f"Tolerance at a step: {LOSS_FACTOR} times the largest difference of native and native nudged until then, "
+        f"and at least {LOSS_FACTOR} times √n ε of the loss. A wrong gradient is found here, since rounding errors "
+        f"have not grown yet.",
         failed=[n for n, row in enumerate(rows) if not row[-1]],
     )
 
 
 def _same_weights(result: TrainingComparison) -> Table:
     rows = []
-    for epoch, layer in dict.fromkeys((each.epoch, each.layer) for each in result.same_weights):
-        each = [s for s in result.same_weights if (s.epoch, s.layer) == (epoch, layer)]
-        share = max(s.ours / s.allowed for s in each)
-        errors = max(s.ours for s in each), max(s.native for s in each)
-        agrees = not any(s.failure for s in each)
-        rows.append((_when(epoch), layer, *errors, f"{100 * share:.2g} %", agrees))
-    count = result.same_weights[0].batches if result.same_weights else 0
+    for epoch, layer in dict.fromkeys((check.epoch, check.layer) for check in result.same_weights):
+        checks = [check for check in result.same_weights if (check.epoch, check.layer) == (epoch, layer)]
+        used = max(check.ours / check.allowed for check in checks)
+        errors = max(check.ours for check in checks), max(check.native for check in checks)
+        agrees = not any(check.failure for check in checks)
+        rows.append((_when(epoch), layer, *errors, f"{100 * used:.2g} %", agrees))
+    num_batches = result.same_weights[0].batches if result.same_weights else 0
     return Table(
         "Gradients at the same weights",
-        ("when", "layer", "error of ours", "error of native", "of what is allowed", "agrees"),
+        ("when", "layer", "error of ours", "error of native", "tolerance used", "agrees"),
         rows,
-        f"‖g − g64‖ / ‖g64‖ of {name_of(result.settings.dtype)} against native in float64, at the weights of ours: "
-        f"the median of {count} batches, the largest of the seeds. Allowed: {GRADIENT_ALLOWANCE} times native's "
-        f"error, or as many times ε if that is more (√n ε in float64).",
+        f"Error: ‖g − g64‖ / ‖g64‖ of the {dtype_name(result.settings.dtype)} gradient g at the weights of ours, "
+        f"where g64 is native's in float64; the median of {num_batches} batches, and the largest of the seeds. "
+        f"Tolerance: {GRADIENT_FACTOR} times native's error, and at least {GRADIENT_FACTOR} times ε "
+        "(√n ε in float64).",
         failed=[n for n, row in enumerate(rows) if not row[-1]],
     )
 
 
 def _distances(result: TrainingComparison) -> Table:
-    by_layer: dict[str, list] = {}
+    by_layer: dict[str, list[ParameterDistance]] = {}
     for seed in result.complete_seeds:
-        for each in result.distances(seed):
-            by_layer.setdefault(each.layer, []).append(each)
+        for distance in result.distances(seed):
+            by_layer.setdefault(distance.layer, []).append(distance)
     rows = []
-    for layer, each in by_layer.items():
-        parted, yardstick, ours, native = (
-            mean(getattr(d, key) for d in each) for key in ("parted", "yardstick", "ours_moved", "native_moved")
+    for layer, distances in by_layer.items():
+        ours, nudged, ours_moved, native_moved = (
+            mean(getattr(d, name) for d in distances)
+            for name in ("ours_to_native", "native_to_nudged", "ours_to_start", "native_to_start")
         )
-        rows.append((layer, parted, yardstick, parted / yardstick if yardstick else None, ours, native))
+        rows.append((layer, ours, nudged, ours / nudged if nudged else None, ours_moved, native_moved))
     return Table(
-        "How far the trained parameters lie apart",
-        ("layer", "ours to native", "native to native nudged", "ratio", "ours from start", "native from start"),
+        "Distances of the trained parameters",
+        ("layer", "ours to native", "native to native nudged", "ratio", "ours to start", "native to start"),
         rows,
-        "Norms of differences over the norm of native's parameters, all in one convention; means over the seeds.",
+        "Norm of the difference over the norm of native's parameters, all in one convention; means over the seeds.",
     )
 
 
-def _derivatives(result: TrainingComparison) -> Table:
-    kinds = dict.fromkeys((run.subgradient, run.network) for run in result.runs if run.network != NUDGED)
+def _subgradients(result: TrainingComparison) -> Table:
+    trained = dict.fromkeys((run.subgradient, run.network) for run in result.runs if run.network != NUDGED)
     rows = []
-    for subgradient, network in sorted(kinds, key=lambda kind: (kind[0], kind[1] != OURS)):
+    for subgradient, network in sorted(trained, key=lambda pair: (pair[0], pair[1] != OURS)):
         values = last_accuracies(result, network, subgradient)
-        first = "—"
-        if network == OURS and subgradient != HALF:
-            steps = [result.first_difference(seed, subgradient) for seed in result.complete_seeds]
-            first = ", ".join("never" if step is None else str(step) for step in steps)
-        rows.append((f"{subgradient:g}", network, *(f"{v:.2f}" for v in values), spread_of(values), first))
+        first_changed = "—"
+        if network == OURS and subgradient != DEFAULT_SUBGRADIENT:
+            steps = [result.first_changed_step(seed, subgradient) for seed in result.complete_seeds]
+            first_changed = ", ".join("never" if step is None else str(step) for step in steps)
+        accuracies = (f"{value:.2f}" for value in values)
+        rows.append((f"{subgradient:g}", network, *accuracies, mean_and_stdev(values), first_changed))
     seeds = [f"seed {seed}" for seed in result.complete_seeds]
     return Table(
-        "The derivative of ReLU at 0: test accuracy after the last epoch, %",
+        "Derivative of ReLU at 0: test accuracy after the last epoch, %",
         ("derivative", "network", *seeds, "mean", "first step that differs from 1/2"),
         rows,
-        "Natively 0 is nn.ReLU, 1/2 is torch.maximum(z, 0); 1 is not to be had. A step differs if any bit of its "
-        "cost does.",
+        "In native, derivative 0 is nn.ReLU and 1/2 is torch.maximum(z, 0); 1 is not available. A step differs if "
+        "any bit of its loss differs.",
     )
 
 
 def _zeros(result: TrainingComparison) -> Table:
     rows = []
     for epoch, layer in dict.fromkeys((z.epoch, z.layer) for z in result.zeros):
-        each = [z for z in result.zeros if (z.epoch, z.layer) == (epoch, layer)]
-        rows.append(
-            (_when(epoch), layer, *(sum(getattr(z, key) for z in each) for key in ("values", "zeros", "met")))
-        )
+        counts = [z for z in result.zeros if (z.epoch, z.layer) == (epoch, layer)]
+        totals = (sum(getattr(z, name) for z in counts) for name in ("values", "zeros", "zeros_with_gradient"))
+        rows.append((_when(epoch), layer, *totals))
     return Table(
         "Exact zeros before ReLU",
-        ("when", "layer", "numbers", "exactly 0", "of these met by a gradient"),
+        ("when", "layer", "values", "exactly 0", "exactly 0 with a gradient"),
         rows,
-        f"Of ours in {name_of(result.settings.dtype)}, all seeds together.",
+        f"Inputs of our ReLUs in {dtype_name(result.settings.dtype)}, all seeds together.",
     )
 
 
-def _disputed(result: TrainingComparison) -> list[Table | Picture]:
-    counts, found = [], []
+def _disagreements(result: TrainingComparison) -> list[Table | Picture]:
+    counts: list[tuple[Cell, ...]] = []
+    listed: list[Disagreement] = []
     for seed in result.complete_seeds:
-        each = result.disputed(seed)
-        found += each
-        ours, native = sum(d.ours == d.label for d in each), sum(d.native == d.label for d in each)
-        counts.append((seed, len(each), ours, native, len(each) - ours - native, len(result.disputed(seed, NUDGED))))
-    columns = ("seed", "classified differently", "ours right", "native right", "neither", "native to native nudged")
-    parts: list[Table | Picture] = [Table("Test images that the two classify differently", columns, counts)]
-    if found:
+        images = result.disagreements(seed)
+        listed += images
+        ours, native = sum(d.ours == d.label for d in images), sum(d.native == d.label for d in images)
+        neither, nudged = len(images) - ours - native, len(result.disagreements(seed, NUDGED))
+        counts.append((seed, len(images), ours, native, neither, nudged))
+    columns = (
+        "seed",
+        "ours and native differ",
+        "ours correct",
+        "native correct",
+        "neither correct",
+        "native and native nudged differ",
+    )
+    parts: list[Table | Picture] = [Table("Test images classified differently", columns, counts)]
+    if listed:
         names = [name.split(" - ")[0] for name in result.dataset.classes]
-        rows = [(d.seed, d.index, *(names[n] for n in (d.label, d.ours, d.native))) for d in found[:LISTED]]
-        more = f"The first {LISTED} of {len(found)}." if len(found) > LISTED else ""
-        parts.append(
-            Table("Disputed images", ("seed", "test image", "true", "ours", "native"), rows, more, detail=True)
-        )
-        caption = "True class: ours / native. " + more
-        parts.append(_picture("Disputed images", training_pictures.disputed, result, caption.strip()))
+        rows = [(d.seed, d.index, *(names[n] for n in (d.label, d.ours, d.native))) for d in listed[:MAX_LISTED]]
+        note = f"The first {MAX_LISTED} of {len(listed)}." if len(listed) > MAX_LISTED else ""
+        title = "Images classified differently"
+        parts.append(Table(title, ("seed", "test image", "label", "ours", "native"), rows, note, detail=True))
+        caption = f"Label: class of ours / class of native. {note}".strip()
+        parts.append(_picture(title, plots.disagreements, result, caption))
     return parts
 
 
-# ------------------------------------------------------------------------------------------------- pieces
+# ------------------------------------------------------------------------------------------------- shared parts
 
 
-def _picture(title: str, draw: Any, result: TrainingComparison, caption: str) -> Picture:
+def _picture(
+    title: str, draw: Callable[[TrainingComparison], Figure], result: TrainingComparison, caption: str
+) -> Picture:
     return Picture(title, partial(draw, result), alt=draw.__doc__.strip(), caption=caption)
 
 
@@ -204,7 +261,7 @@ def _data(result: TrainingComparison) -> dict[str, Any]:
     seeds = result.complete_seeds
     return _plain(
         {
-            "settings": asdict(result.settings) | {"dtype": name_of(result.settings.dtype)},
+            "settings": asdict(result.settings) | {"dtype": dtype_name(result.settings.dtype)},
             "dataset": result.dataset.name,
             "runs": [
                 {
@@ -212,26 +269,33 @@ def _data(result: TrainingComparison) -> dict[str, Any]:
                     "subgradient": run.subgradient,
                     "seed": run.seed,
                     "accuracies": run.accuracies,
-                    "costs": run.costs,
+                    "costs": run.losses,
                 }
                 for run in result.runs
             ],
-            "first_steps": [asdict(each) | {"allowed": each.allowed} for each in result.first_steps],
-            "same_weights": [asdict(each) | {"allowed": each.allowed} for each in result.same_weights],
-            "zeros": [asdict(each) for each in result.zeros],
+            "first_steps": [asdict(check) | {"allowed": check.allowed} for check in result.first_steps],
+            "same_weights": [asdict(check) | {"allowed": check.allowed} for check in result.same_weights],
+            "zeros": [_as_dict(counts) for counts in result.zeros],
             "partings": [
-                asdict(result.parting(seed, other)) | {"network": other} for seed in seeds for other in (OURS, NUDGED)
+                _as_dict(result.loss_difference(seed, other)) | {"network": other}
+                for seed in seeds
+                for other in (OURS, NUDGED)
             ],
-            "distances": [asdict(each) for seed in seeds for each in result.distances(seed)],
-            "disputed": [asdict(each) for seed in seeds for each in result.disputed(seed)],
+            "distances": [_as_dict(distance) for seed in seeds for distance in result.distances(seed)],
+            "disputed": [asdict(image) for seed in seeds for image in result.disagreements(seed)],
         }
     )
 
 
+def _as_dict(value: Any) -> dict[str, Any]:
+    """Convert a dataclass to a dict with the keys of report.json."""
+    return {JSON_KEYS.get(name, name): field for name, field in asdict(value).items()}
+
+
 def _plain(value: Any) -> Any:
-    """Dicts, lists and numbers; what is not finite, which JSON cannot say, as a word."""
+    """Convert to dicts, lists and numbers; a number that is not finite, which JSON does not allow, becomes a word."""
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

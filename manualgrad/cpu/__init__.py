@@ -1,6 +1,6 @@
 """Compiled CPU kernels: an optional, faster way to compute a formula of ``manualgrad.ops``.
 
-``ir/`` is the language that kernels are written in, ``kernels/`` has one kernel per file. ``jit.py`` compiles them
-for the instruction set that ``instruction_set.py`` has chosen, ``team.py`` runs them in torch's OpenMP threads, and
+``ir/`` is the language that kernels are written in, ``kernels/`` has the kernels. ``jit.py`` compiles them for the
+instruction set that ``instruction_set.py`` selects, ``team.py`` runs them in PyTorch's OpenMP threads, and
 ``program.py`` runs many of them in one call. ``conv_pool.py`` and ``small_kernels.py`` take and return tensors.
 """

@@ -1,5 +1,4 @@
-"""The kernels for P(R(C(x, w) + b)), as functions of tensors: what they take, and all that keeps them inside of
-it."""
+"""The kernels for P(R(C(x, w) + b)) as functions of tensors, with the checks that keep them within the tensors."""
 
 from __future__ import annotations
 
@@ -10,118 +9,167 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import conv_pool_sizes as sizes
-from manualgrad.cpu import team, workspace
-from manualgrad.cpu.conv_pool_sizes import Order, Sizes, sizes_of, split
+from manualgrad.cpu import memory, team
+from manualgrad.cpu.conv_pool_sizes import Sizes, WeightLayout, sizes_of, split_work
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import storage_covers
 
 
-def forward(code: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
-    """P(R(C(x, w) + b)) and the codes, (B, K, I, J), channels last in memory; with ``flip`` as (1), else a
-    correlation."""
-    s = sizes_of(x.shape, w.shape, code.lanes)
-    checked(w, w.shape)
-    x = dense(checked(x, x.shape), torch.channels_last)
-    b = workspace.new(s.outputs, zeros=True) if b is None else dense(checked(b, (s.outputs,)))
-    b = padded(b, s.outputs_padded, 0)
-    kernel = _arranged(code, s, s.forward_order, w, flip)
-    out = workspace.new(s.images, s.rows, s.columns, s.outputs_padded)
-    codes = workspace.new(*out.shape, dtype=torch.uint8)
-    slots, share = split(s.images * s.rows, sizes.threads_for(s.multiplications))
-    addresses = (t.data_ptr() for t in (x, kernel, b, out, codes))
-    team.run(code, "forward", slots, sizes.forward_arguments(s, share, *addresses))
-    return tuple(_cut(t, s.outputs, 3).permute(0, 3, 1, 2) for t in (out, codes))
+def run_forward(
+    module: KernelModule, x: Tensor, weight: Tensor, bias: Tensor | None, flip: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute P(R(C(x, w) + b)) and its pooling indices.
+
+    Args:
+        module: the kernels.
+        x: (N, C_in, H, W) float32.
+        weight: (C_out, C_in, kH, kW) float32.
+        bias: (C_out) float32, or None.
+        flip: True for the convolution of equation (1), False for a correlation.
+
+    Returns:
+        Two tensors (N, C_out, H_out, W_out), float32 and uint8, channels_last.
+
+    Raises:
+        ValueError: a shape, dtype or device is none of these, or a storage is too small.
+    """
+    s = sizes_of(x.shape, weight.shape, module.lanes)
+    check_tensor(weight, weight.shape)
+    x = to_contiguous(check_tensor(x, x.shape), torch.channels_last)
+    if bias is None:
+        bias = memory.new(s.out_channels, zeros=True)
+    else:
+        bias = to_contiguous(check_tensor(bias, (s.out_channels,)))
+    bias = zero_pad(bias, s.out_channels_padded, 0)
+    packed = _pack_weight(module, s, s.forward_layout, weight, flip)
+    out = memory.new(s.batch_size, s.out_height, s.out_width, s.out_channels_padded)
+    pool_index = memory.new(*out.shape, dtype=torch.uint8)
+    num_tasks, share = split_work(s.batch_size * s.out_height, sizes.num_threads_for(s.multiplications))
+    addresses = (t.data_ptr() for t in (x, packed, bias, out, pool_index))
+    team.run(module, "conv_pool_forward", num_tasks, sizes.forward_arguments(s, share, *addresses))
+    return _unpad_nchw(out, s.out_channels), _unpad_nchw(pool_index, s.out_channels)
 
 
-def backward(
-    code: KernelModule, g: Tensor, x: Tensor | None, w: Tensor | None, codes: Tensor,
+def run_backward(
+    module: KernelModule, grad_out: Tensor, x: Tensor | None, weight: Tensor | None, pool_index: Tensor,
     shapes: tuple[Sequence[int], Sequence[int]], flip: bool, subgradient: float,
 ) -> tuple[Tensor | None, Tensor | None, Tensor] | None:  # fmt: skip
-    """Δx if there is w, Δw if there is x, and Δb, from the gradient ``g`` of P(R(C(x, w) + b)), ``shapes`` being
-    those of x and w. None where x or w is not finite, and the formula, which makes 0·∞ = NaN of that, has to
-    serve."""
-    s = sizes_of(*shapes, code.lanes)
-    for_x, for_w = w is not None, x is not None
-    pooled = (s.images, s.outputs, s.rows, s.columns)
-    checked(g, pooled)
-    checked(codes, pooled, torch.uint8)
-    if for_x:
-        checked(w, shapes[1])
-    if for_w:
-        x = for_derivatives(s, checked(x, shapes[0]))
-    g, codes = (padded(dense(t, torch.channels_last), s.outputs_padded, 1) for t in (g, codes))
-    sums = s.sums_order.floats if for_w else 0
-    slots, share = split(s.images, sizes.slots_for(s.images, sizes.threads_for(s.multiplications), sums))
-    floats = slots * s.bytes_of_slot // 4, slots * sums, slots * s.outputs_padded, slots
-    scratch, dw_sums, db_sums, odd = (workspace.new(count) for count in floats)
-    kernel = _arranged(code, s, s.input_order, w, flip) if for_x else None
-    dx = workspace.new(s.images, s.height, s.width, s.channels_padded) if for_x else None
-    addresses = (0 if t is None else t.data_ptr() for t in (x, kernel, g, codes, dx, dw_sums, db_sums, odd, scratch))
-    arguments = sizes.backward_arguments(s, share, *addresses, for_x, for_w, subgradient)
-    team.run(code, "backward", slots, arguments)
-    if any(map(math.isnan, odd.tolist())):
+    """Compute gradients of P(R(C(x, w) + b)): of x if weight is given, of weight if x is given, and of the bias.
+
+    Args:
+        module: the kernels.
+        grad_out: (N, C_out, H_out, W_out) float32.
+        x: (N, C_in, H, W) float32, or None.
+        weight: (C_out, C_in, kH, kW) float32, or None.
+        pool_index: (N, C_out, H_out, W_out) uint8, of :func:`run_forward`.
+        shapes: those of x and weight.
+        flip: True for the convolution of equation (1), False for a correlation.
+        subgradient: the derivative of ReLU at 0.
+
+    Returns:
+        The three gradients. None if x or weight is not finite: 0·∞ = NaN then, which the formula computes.
+
+    Raises:
+        ValueError: a shape, dtype or device is none of these, or a storage is too small.
+    """
+    s = sizes_of(*shapes, module.lanes)
+    out_shape = (s.batch_size, s.out_channels, s.out_height, s.out_width)
+    check_tensor(grad_out, out_shape)
+    check_tensor(pool_index, out_shape, torch.uint8)
+    if weight is not None:
+        check_tensor(weight, shapes[1])
+    if x is not None:
+        x = to_backward_layout(s, check_tensor(x, shapes[0]))
+    grad_out, pool_index = (
+        zero_pad(to_contiguous(t, torch.channels_last), s.out_channels_padded, 1) for t in (grad_out, pool_index)
+    )
+    grad_weight_numel = 0 if x is None else s.grad_weight_layout.numel
+    max_tasks = sizes.num_tasks_for(s.batch_size, sizes.num_threads_for(s.multiplications), grad_weight_numel)
+    num_tasks, share = split_work(s.batch_size, max_tasks)
+    scratch, weight_sums = memory.new(num_tasks * s.scratch_bytes // 4), memory.new(num_tasks * grad_weight_numel)
+    bias_sums, nonfinite = memory.new(num_tasks * s.out_channels_padded), memory.new(num_tasks)
+    packed = grad_input = None
+    if weight is not None:
+        packed = _pack_weight(module, s, s.grad_input_layout, weight, flip)
+        grad_input = memory.new(s.batch_size, s.height, s.width, s.in_channels_padded)
+    arguments = sizes.backward_arguments(
+        s, share, _address(x), _address(packed), grad_out.data_ptr(), pool_index.data_ptr(), _address(grad_input),
+        weight_sums.data_ptr(), bias_sums.data_ptr(), nonfinite.data_ptr(), scratch.data_ptr(),
+        weight is not None, x is not None, subgradient,
+    )  # fmt: skip
+    team.run(module, "conv_pool_backward", num_tasks, arguments)
+    if any(map(math.isnan, nonfinite.tolist())):
         return None
-    if for_x:
-        dx = _cut(dx, s.channels, 3).permute(0, 3, 1, 2)
-    dw, db = workspace.new(*shapes[1]) if for_w else None, workspace.new(s.outputs)
-    addresses = (0 if t is None else t.data_ptr() for t in (dw, dw_sums, db, db_sums))
-    parts, share = _moved(s)
-    team.run(code, "collect", parts, sizes.collect_arguments(s, flip, share, slots, *addresses))
-    return dx, dw, db
+    if grad_input is not None:
+        grad_input = _unpad_nchw(grad_input, s.in_channels)
+    grad_weight, grad_bias = None if x is None else memory.new(*shapes[1]), memory.new(s.out_channels)
+    addresses = map(_address, (grad_weight, weight_sums, grad_bias, bias_sums))
+    pack_tasks, share = _split_output_channels(s)
+    arguments = sizes.unpack_reduce_arguments(s, flip, share, num_tasks, *addresses)
+    team.run(module, "unpack_reduce_grads", pack_tasks, arguments)
+    return grad_input, grad_weight, grad_bias
 
 
-def for_derivatives(s: Sizes, x: Tensor) -> Tensor:
-    """``x`` in the order in which the derivatives' kernel reads it."""
-    return dense(x) if s.few else padded(dense(x, torch.channels_last), s.channels_padded, 1)
+def to_backward_layout(s: Sizes, x: Tensor) -> Tensor:
+    """Return ``x`` in the order that the backward kernel reads."""
+    if s.vectorizes_outputs:
+        return to_contiguous(x)
+    return zero_pad(to_contiguous(x, torch.channels_last), s.in_channels_padded, 1)
 
 
-# ---------------------------------------------------------------------------------------------- at the door
+# --------------------------------------------------------------------------------- checks and memory formats
 
 
-def checked(t: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """``t``, which must be this, and all there."""
+def check_tensor(t: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return ``t``; raise ValueError unless it is a CPU tensor of this shape and dtype, whose storage covers it."""
     if t.shape != tuple(shape) or t.dtype is not dtype or not t.is_cpu or not storage_covers(t):
-        held = t.untyped_storage().nbytes()
         raise ValueError(
             f"kernels: expected {dtype} of shape {tuple(shape)} on the CPU, got {t.dtype} of {tuple(t.shape)} "
-            f"on {t.device} in {held} bytes"
+            f"on {t.device} in {t.untyped_storage().nbytes()} bytes"
         )
     return t
 
 
-def dense(t: Tensor, order: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """``t`` without gaps or a sign put off, in that order."""
-    return t.resolve_neg().contiguous(memory_format=order)
+def to_contiguous(t: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """Return ``t`` without gaps in this memory format, its negative bit resolved."""
+    return t.resolve_neg().contiguous(memory_format=memory_format)
 
 
-def padded(t: Tensor, size: int, dim: int) -> Tensor:
-    """``t`` with zeros along ``dim``, in the same order in memory; as it is where it has that size."""
+def zero_pad(t: Tensor, size: int, dim: int) -> Tensor:
+    """Return ``t``, padded with zeros to ``size`` along ``dim``; a padded 4-d tensor is channels_last."""
     if t.shape[dim] == size:
         return t
     shape = (*t.shape[:dim], size, *t.shape[dim + 1 :])
     if t.dim() == 4:
-        batch, channels, height, width = shape
-        wider = workspace.new(batch, height, width, channels, dtype=t.dtype, zeros=True).permute(0, 3, 1, 2)
+        batch_size, channels, height, width = shape
+        padded = memory.new(batch_size, height, width, channels, dtype=t.dtype, zeros=True).permute(0, 3, 1, 2)
     else:
-        wider = workspace.new(*shape, dtype=t.dtype, zeros=True)
-    wider.narrow(dim, 0, t.shape[dim]).copy_(t)
-    return wider
+        padded = memory.new(*shape, dtype=t.dtype, zeros=True)
+    padded.narrow(dim, 0, t.shape[dim]).copy_(t)
+    return padded
 
 
-def _cut(t: Tensor, size: int, dim: int) -> Tensor:
-    return t if t.shape[dim] == size else t.narrow(dim, 0, size).contiguous()
+def _unpad_nchw(t: Tensor, channels: int) -> Tensor:
+    """Return the first channels of ``t``, (N, H, W, C), as (N, C, H, W)."""
+    unpadded = t if t.shape[3] == channels else t.narrow(3, 0, channels).contiguous()
+    return unpadded.permute(0, 3, 1, 2)
 
 
-def _arranged(code: KernelModule, s: Sizes, order: Order, w: Tensor, flip: bool) -> Tensor:
-    """``w`` in a kernel's order, zeros where it is padded."""
-    kernel = workspace.new(order.floats, zeros=order.floats != w.numel())
-    w = dense(w)
-    parts, share = _moved(s)
-    arguments = sizes.arrange_arguments(s, order, flip, share, w.data_ptr(), kernel.data_ptr())
-    team.run(code, "arrange", parts, arguments)
-    return kernel
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
-def _moved(s: Sizes) -> tuple[int, int]:
-    """How many slots share the moving of all weights, and how many k each moves."""
-    return split(s.outputs, min(torch.get_num_threads(), 1 + s.outputs * s.weights_of_one // 4096))
+def _pack_weight(module: KernelModule, s: Sizes, layout: WeightLayout, weight: Tensor, flip: bool) -> Tensor:
+    """Return ``weight`` in a kernel's layout, with zeros in padded channels."""
+    packed = memory.new(layout.numel, zeros=layout.numel != weight.numel())
+    weight = to_contiguous(weight)
+    num_tasks, share = _split_output_channels(s)
+    arguments = sizes.pack_arguments(s, layout, flip, share, weight.data_ptr(), packed.data_ptr())
+    team.run(module, "pack_weight", num_tasks, arguments)
+    return packed
+
+
+def _split_output_channels(s: Sizes) -> tuple[int, int]:
+    """Number of tasks that pack or unpack the weights, and the output channels of each."""
+    max_tasks = min(torch.get_num_threads(), 1 + s.out_channels * s.weights_per_output // 4096)
+    return split_work(s.out_channels, max_tasks)

@@ -1,4 +1,7 @@
-"""Whether the compiled kernels serve for P(R(C(x, w) + b)), and their results if so."""
+"""Calls of the conv_pool kernels, after a check that they support the arguments.
+
+``geometry`` is a ``ConvReLUPoolGeometry`` of ``ops/conv_relu_pool_geometry.py`` in all functions.
+"""
 
 from __future__ import annotations
 
@@ -11,55 +14,65 @@ from manualgrad.cpu import instruction_set
 from manualgrad.cpu.tensor_checks import supports_tensors
 
 
-def forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> tuple[Tensor, Tensor] | None:
-    """P(R(z)) and the codes, (B, K, I, J); None where the formula serves. ``geometry`` is that of
-    ``ops/conv_relu_pool.py``."""
-    if not _fits(geometry) or not supports_tensors(x, w, b) or (code := instruction_set.in_use()) is None:
+def try_forward(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Any) -> tuple[Tensor, Tensor] | None:
+    """Return P(R(C(x, w) + b)) and its pooling indices, both (N, C_out, H_out, W_out), or None if kernels do not
+    support the arguments."""
+    if not _supports_geometry(geometry) or not supports_tensors(x, weight, bias):
+        return None
+    if (module := instruction_set.current_module()) is None:
         return None
     from manualgrad.cpu import conv_pool
 
-    return conv_pool.forward(code, x, w, b, geometry.convolution.flip)
+    return conv_pool.run_forward(module, x, weight, bias, geometry.convolution.flip_kernel)
 
 
-def backward(
-    g: Tensor, x: Tensor | None, w: Tensor | None, codes: Tensor, geometry: Any, needed: tuple[bool, bool]
+def try_backward(
+    grad_out: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    pool_index: Tensor,
+    geometry: Any,
+    needs_grad: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor] | None:
-    """Gradients of x and w, as ``needed``, and of b; None where the formula serves. x may be missing where only its
-    own gradient is needed, and w too."""
-    for_x, for_w = needed
-    if not (for_x or for_w) or not _fits(geometry) or not supports_tensors(g, x, w):
+    """Return the gradients of x and weight, as ``needs_grad``, and of the bias, or None if kernels do not support
+    the arguments or the numbers.
+
+    x may be None if the weight gradient is not needed, weight if the input gradient is not needed."""
+    needs_grad_input, needs_grad_weight = needs_grad
+    if not any(needs_grad) or not _supports_geometry(geometry) or not supports_tensors(grad_out, x, weight):
         return None
-    if (code := instruction_set.in_use()) is None:
+    if (module := instruction_set.current_module()) is None:
         return None
     from manualgrad.cpu import conv_pool
 
-    channels = (x if x is not None else w).shape[1]
+    given = x if x is not None else weight
+    assert given is not None
     shapes = (
-        (g.shape[0], channels, *geometry.convolution.size),
-        (g.shape[1], channels, *geometry.convolution.windows.kernel_size),
+        (grad_out.shape[0], given.shape[1], *geometry.convolution.input_size),
+        (grad_out.shape[1], given.shape[1], *geometry.convolution.windows.kernel_size),
     )
-    x, w = x if for_w else None, w if for_x else None
-    return conv_pool.backward(code, g, x, w, codes, shapes, geometry.convolution.flip, geometry.subgradient)
+    x, weight = x if needs_grad_weight else None, weight if needs_grad_input else None
+    flip, subgradient = geometry.convolution.flip_kernel, geometry.subgradient
+    return conv_pool.run_backward(module, grad_out, x, weight, pool_index, shapes, flip, subgradient)
 
 
-def would_serve(geometry: Any, *tensors: Tensor | None) -> bool:
-    """For the compiler, while it traces tensors that hold nothing yet: whether a kernel will take them."""
+def supports_traced(geometry: Any, *tensors: Tensor | None) -> bool:
+    """Return True if kernels will support these tensors, which torch.compile traces and which have no values yet."""
     return (
-        _fits(geometry)
+        _supports_geometry(geometry)
         and all(t is None or (t.dtype is torch.float32 and t.device.type == "cpu") for t in tensors)
-        and _are_there()
+        and _kernels_in_use()
     )
 
 
-@torch.compiler.assume_constant_result
-def _are_there() -> bool:
-    return instruction_set.in_use() is not None
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
+def _kernels_in_use() -> bool:
+    return instruction_set.current_module() is not None
 
 
-def _fits(geometry: Any) -> bool:
-    """Stride 1, nothing padded, nothing spread, one group."""
+def _supports_geometry(geometry: Any) -> bool:
     windows = geometry.convolution.windows
-    return (
+    return bool(
         windows.stride == (1, 1)
         and windows.dilation == (1, 1)
         and not any(windows.padding)

@@ -1,4 +1,4 @@
-"""The kernels for P(R(C(x, w) + b)) as operators that torch.compile knows by shape and does not look into."""
+"""The conv_pool kernels as operators of ``torch.library``, which torch.compile does not trace into."""
 
 from __future__ import annotations
 
@@ -8,35 +8,42 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-_FORWARD = "(Tensor x, Tensor w, Tensor? b, bool flip) -> (Tensor, Tensor)"
+_FORWARD = "(Tensor x, Tensor weight, Tensor? bias, bool flip) -> (Tensor, Tensor)"
 _BACKWARD = (
-    "(Tensor g, Tensor? x, Tensor? w, Tensor code, SymInt[] x_shape, SymInt[] w_shape, bool flip, float subgradient)"
-    " -> (Tensor, Tensor, Tensor)"
+    "(Tensor grad_out, Tensor? x, Tensor? weight, Tensor pool_index, SymInt[] x_shape, SymInt[] weight_shape, "
+    "bool flip, float subgradient) -> (Tensor, Tensor, Tensor)"
 )
 
 
-def define(forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., tuple[Tensor, ...]]) -> tuple:
-    """Both as operators, to be called while the compiler traces. The two are given what the operators' schemas say
-    and return what those say; a gradient that is not asked for is an empty tensor."""
-    compute = custom_op("manualgrad::conv_relu_pool", forward, mutates_args=(), schema=_FORWARD)
-    differentiate = custom_op("manualgrad::conv_relu_pool_backward", backward, mutates_args=(), schema=_BACKWARD)
+def define_operators(
+    forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., tuple[Tensor, ...]]
+) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor]]]:
+    """Register the operators ``conv_relu_pool`` and ``conv_relu_pool_backward``, which call ``forward`` and
+    ``backward``.
 
-    @compute.register_fake
-    def _(x: Tensor, w: Tensor, b: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
-        rows, columns = ((x.shape[n] - w.shape[n] + 1) // 2 for n in (2, 3))
-        shape = (x.shape[0], rows, columns, w.shape[0])
-        return tuple(x.new_empty(shape, dtype=dtype).permute(0, 3, 1, 2) for dtype in (x.dtype, torch.uint8))
+    Both functions have the arguments and results of the schemas above. The backward operator returns an empty tensor
+    for the weight gradient if ``x`` is None, and for the input gradient if ``weight`` is None."""
+    forward_operator = custom_op("manualgrad::conv_relu_pool", forward, mutates_args=(), schema=_FORWARD)
+    backward_operator = custom_op("manualgrad::conv_relu_pool_backward", backward, mutates_args=(), schema=_BACKWARD)
 
-    @differentiate.register_fake
+    @forward_operator.register_fake
+    def _(x: Tensor, weight: Tensor, bias: Tensor | None, flip: bool) -> tuple[Tensor, Tensor]:
+        out_height, out_width = ((x.shape[n] - weight.shape[n] + 1) // 2 for n in (2, 3))
+        shape = (x.shape[0], out_height, out_width, weight.shape[0])
+        out, pool_index = (x.new_empty(shape, dtype=dtype) for dtype in (x.dtype, torch.uint8))
+        return out.permute(0, 3, 1, 2), pool_index.permute(0, 3, 1, 2)
+
+    @backward_operator.register_fake
     def _(
-        g: Tensor, x: Tensor | None, w: Tensor | None, code: Tensor, x_shape: Sequence[int], w_shape: Sequence[int],
-        flip: bool, subgradient: float,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        images, channels, height, width = x_shape
+        grad_out: Tensor, x: Tensor | None, weight: Tensor | None, pool_index: Tensor, x_shape: Sequence[int],
+        weight_shape: Sequence[int], flip: bool, subgradient: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        batch_size, channels, height, width = x_shape
+        empty = grad_out.new_empty
         return (
-            g.new_empty(0) if w is None else g.new_empty(images, height, width, channels).permute(0, 3, 1, 2),
-            g.new_empty(0) if x is None else g.new_empty(w_shape),
-            g.new_empty(w_shape[0]),
+            empty(0) if weight is None else empty(batch_size, height, width, channels).permute(0, 3, 1, 2),
+            empty(0) if x is None else empty(weight_shape),
+            empty(weight_shape[0]),
         )
 
-    return compute, differentiate
+    return forward_operator, backward_operator

@@ -1,6 +1,7 @@
-"""Sizes of what the kernels for P(R(C(x, w) + b)) read and write, in which order it lies, and their arguments.
+"""Sizes and memory layouts of the conv_pool kernels, and their argument lists.
 
-An address among the arguments is a number, or what becomes one when a number of bytes has been added to it."""
+An address among the arguments is an integer, or a ``BufferRef`` that becomes one when a program runs.
+"""
 
 from __future__ import annotations
 
@@ -10,166 +11,201 @@ from typing import Any
 
 import torch
 
-from manualgrad.cpu.kernels.conv_pool_backward import scratch_bytes
-from manualgrad.cpu.kernels.conv_pool_grad_weight import FEW_COLUMNS
-from manualgrad.cpu.pool_index import ZERO
+from manualgrad.cpu.kernels.conv_pool_backward import backward_scratch_bytes
+from manualgrad.cpu.kernels.conv_pool_grad_weight import KERNEL_COLUMNS_PER_TILE
+from manualgrad.cpu.pool_index import AT_ZERO
+from manualgrad.cpu.program import BufferRef
 from manualgrad.cpu.team import float_bits
 
-IMAGES_OF_A_SLOT = (
-    16  # at most: what a few images leave stays near, and a sum over few, and then over the slots, rounds less
-)
-WORTH_A_THREAD = 1 << 20  # multiplications; fewer are done before another thread has woken up
-FLOATS_OF_ALL_SLOTS = 1 << 26  # that Δw's sums may take together
+IMAGES_PER_TASK = 16  # at most: intermediate results stay in cache, and short sums, added at the end, round less
+MULTIPLICATIONS_PER_THREAD = 1 << 20  # fewer are done before another thread wakes up
+MAX_GRAD_WEIGHT_NUMEL = 1 << 26  # floats of the weight gradients of all tasks together
+
+Address = int | BufferRef
 
 
 @dataclass(frozen=True)
-class Order:
-    """Weights as a kernel has them: ``floats`` in all, and how many from one k, r, p, q to the next."""
+class WeightLayout:
+    """Packed weights: ``numel`` floats, and the strides in floats of C_out, C_in, kH and kW."""
 
-    floats: int
-    steps: tuple[int, int, int, int]
+    numel: int
+    strides: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """B, R, H, W, K, P+1, Q+1 of x and w; the windows' rows and columns; R and K rounded up to whole vectors."""
+    """Sizes of x (N, C_in, H, W), weight (C_out, C_in, kH, kW) and out (N, C_out, H_out, W_out).
 
-    images: int
-    channels: int
+    Padded channels are rounded up to whole vectors. ``vectorizes_outputs`` is True if C_in is so small that vectors
+    of the weight gradient run over output channels rather than kW·C_in."""
+
+    batch_size: int
+    in_channels: int
     height: int
     width: int
-    outputs: int
-    kernel_rows: int
-    kernel_columns: int
-    rows: int
-    columns: int
-    channels_padded: int
-    outputs_padded: int
-    few: bool  # so few channels that Δw is better summed over k than over r
+    out_channels: int
+    kernel_height: int
+    kernel_width: int
+    out_height: int
+    out_width: int
+    in_channels_padded: int
+    out_channels_padded: int
+    vectorizes_outputs: bool
 
     @cached_property
     def multiplications(self) -> int:
-        return 4 * self.images * self.rows * self.columns * self.outputs * self.weights_of_one
+        """Multiplications of the forward pass."""
+        return 4 * self.batch_size * self.out_height * self.out_width * self.out_channels * self.weights_per_output
 
     @cached_property
-    def weights_of_one(self) -> int:
-        """Weights of one k."""
-        return self.channels * self.kernel_rows * self.kernel_columns
+    def weights_per_output(self) -> int:
+        """Weights of one output channel."""
+        return self.in_channels * self.kernel_height * self.kernel_width
 
     @property
     def x_channels(self) -> int:
-        """Channels of x as the kernel of the derivatives reads it."""
-        return self.channels if self.few else self.channels_padded
+        """Channels of x as the backward kernel reads it."""
+        return self.in_channels if self.vectorizes_outputs else self.in_channels_padded
 
     @cached_property
-    def bytes_of_slot(self) -> int:
-        """Scratch of the derivatives."""
-        image = self.x_channels * self.height * self.width
-        return scratch_bytes(self.rows * self.columns, self.outputs_padded, image)
+    def scratch_bytes(self) -> int:
+        """Scratch memory of one task of the backward kernel."""
+        image_numel = self.x_channels * self.height * self.width
+        return backward_scratch_bytes(self.out_height * self.out_width, self.out_channels_padded, image_numel)
 
     @cached_property
-    def forward_order(self) -> Order:
-        """[p][q][r][k]."""
-        k, run = self.outputs_padded, self.kernel_columns * self.channels
-        line = run * k
-        return Order(self.kernel_rows * line, (1, k, line, self.channels * k))
+    def forward_layout(self) -> WeightLayout:
+        """Layout of the forward kernel's weight: (kH, kW, C_in, C_out)."""
+        c_out = self.out_channels_padded
+        kernel_row = self.kernel_width * self.in_channels * c_out
+        return WeightLayout(self.kernel_height * kernel_row, (1, c_out, kernel_row, self.in_channels * c_out))
 
     @cached_property
-    def input_order(self) -> Order:
-        """[k][p][q][r], for Δx."""
-        r = self.channels_padded
-        of_one = self.kernel_rows * self.kernel_columns * r
-        return Order(self.outputs_padded * of_one, (of_one, 1, self.kernel_columns * r, r))
+    def grad_input_layout(self) -> WeightLayout:
+        """Layout of the weight for the input gradient: (C_out, kH, kW, C_in)."""
+        c_in = self.in_channels_padded
+        per_output = self.kernel_height * self.kernel_width * c_in
+        return WeightLayout(self.out_channels_padded * per_output, (per_output, 1, self.kernel_width * c_in, c_in))
 
     @cached_property
-    def sums_order(self) -> Order:
-        """[r][p][q][k] with few channels r, else [k][p][q][r]: one slot's sums of Δw."""
-        if not self.few:
-            return self.input_order
-        k, most = self.outputs_padded, FEW_COLUMNS
-        run = -(-self.kernel_columns // most) * most
-        return Order(self.channels * self.kernel_rows * run * k, (1, self.kernel_rows * run * k, run * k, k))
+    def grad_weight_layout(self) -> WeightLayout:
+        """Layout of one task's weight gradient: (C_in, kH, kW, C_out) if vectorizes_outputs, else (C_out, kH, kW,
+        C_in)."""
+        if not self.vectorizes_outputs:
+            return self.grad_input_layout
+        c_out, tile = self.out_channels_padded, KERNEL_COLUMNS_PER_TILE
+        kernel_row = -(-self.kernel_width // tile) * tile * c_out
+        per_input = self.kernel_height * kernel_row
+        return WeightLayout(self.in_channels * per_input, (1, per_input, kernel_row, c_out))
 
 
 @lru_cache(256)
-def sizes_of(x: tuple[int, ...], w: tuple[int, ...], lanes: int) -> Sizes:
-    """Of the shapes (B, R, H, W) and (K, R, P+1, Q+1); raises ValueError where they do not fit, or leave no
-    window."""
-    if len(x) != 4 or len(w) != 4 or x[1] != w[1] or min(*x[1:], *w) < 1:
-        raise ValueError(f"conv_pool: got x of shape {tuple(x)} and w of {tuple(w)}")
-    (images, channels, height, width), (outputs, _, p, q) = x, w
-    rows, columns = (height - p + 1) // 2, (width - q + 1) // 2
-    if rows < 1 or columns < 1:
-        raise ValueError(f"conv_pool: no window of 2x2 for a kernel of {p}x{q} on {height}x{width}")
-    padded = [-(-count // lanes) * lanes for count in (channels, outputs)]
-    return Sizes(images, channels, height, width, outputs, p, q, rows, columns, *padded, 4 * channels <= lanes)
+def sizes_of(x_shape: tuple[int, ...], weight_shape: tuple[int, ...], lanes: int) -> Sizes:
+    """Return the sizes for these shapes, (N, C_in, H, W) and (C_out, C_in, kH, kW), and vectors of ``lanes`` floats.
+
+    Raises:
+        ValueError: the shapes do not fit each other, or there is no window.
+    """
+    if (
+        len(x_shape) != 4
+        or len(weight_shape) != 4
+        or x_shape[1] != weight_shape[1]
+        or min(*x_shape[1:], *weight_shape) < 1
+    ):
+        raise ValueError(
+            f"conv_pool: expected x (N, C_in, H, W) and weight (C_out, C_in, kH, kW), got shapes "
+            f"{tuple(x_shape)} and {tuple(weight_shape)}"
+        )
+    (batch_size, c_in, height, width), (c_out, _, kernel_height, kernel_width) = x_shape, weight_shape
+    out_height, out_width = (height - kernel_height + 1) // 2, (width - kernel_width + 1) // 2
+    if out_height < 1 or out_width < 1:
+        raise ValueError(
+            f"conv_pool: expected an output of at least one 2x2 window, got a {kernel_height}x{kernel_width} "
+            f"kernel on {height}x{width}"
+        )
+    return Sizes(
+        batch_size, c_in, height, width, c_out, kernel_height, kernel_width, out_height, out_width,
+        -(-c_in // lanes) * lanes, -(-c_out // lanes) * lanes, 4 * c_in <= lanes,
+    )  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------------- work, shared
+# ------------------------------------------------------------------------------------------- division of work
 
 
-def threads_for(multiplications: int) -> int:
-    return min(torch.get_num_threads(), 1 + multiplications // WORTH_A_THREAD)
+def num_threads_for(multiplications: int) -> int:
+    return min(torch.get_num_threads(), 1 + multiplications // MULTIPLICATIONS_PER_THREAD)
 
 
-def slots_for(images: int, threads: int, sums: int) -> int:
-    """How many slots share the images, each with so many floats of sums."""
-    rounds = -(-images // (threads * IMAGES_OF_A_SLOT))
-    return max(1, min(threads * rounds, FLOATS_OF_ALL_SLOTS // max(1, sums)))
+def num_tasks_for(batch_size: int, num_threads: int, grad_weight_numel: int) -> int:
+    """Return the largest number of tasks of the backward kernel; each has a weight gradient of its own."""
+    rounds = -(-batch_size // (num_threads * IMAGES_PER_TASK))
+    return max(1, min(num_threads * rounds, MAX_GRAD_WEIGHT_NUMEL // max(1, grad_weight_numel)))
 
 
-def split(count: int, slots: int) -> tuple[int, int]:
-    """At most ``slots`` slots, and the share of each, that cover ``count``."""
-    share = max(1, -(-count // slots))
+def split_work(count: int, max_tasks: int) -> tuple[int, int]:
+    """Divide ``count`` items among at most ``max_tasks`` tasks: the number of tasks, and the share of each."""
+    share = max(1, -(-count // max_tasks))
     return max(1, -(-count // share)), share
 
 
-# ------------------------------------------------------------------------------------------------ arguments
+# ------------------------------------------------------------------------------------------------- arguments
 
 
-def forward_arguments(s: Sizes, share: int, x: Any, kernel: Any, b: Any, out: Any, codes: Any) -> list[Any]:
-    """Of ``forward``; a slot computes ``share`` rows of windows, of all images together."""
+def forward_arguments(
+    s: Sizes, share: int, x: Address, weight: Address, bias: Address, out: Address, pool_index: Address
+) -> list[Any]:
+    """Arguments of ``conv_pool_forward``; a task computes ``share`` of N·H_out rows of windows."""
     return [
-        x, kernel, b, out, codes, s.images * s.rows, share,
-        s.height, s.width, s.channels, s.kernel_rows, s.kernel_columns * s.channels, s.outputs_padded,
-        s.rows, s.columns,
+        x, weight, bias, out, pool_index, s.batch_size * s.out_height, share,
+        s.height, s.width, s.in_channels, s.kernel_height, s.kernel_width * s.in_channels, s.out_channels_padded,
+        s.out_height, s.out_width,
     ]  # fmt: skip
 
 
 def backward_arguments(
-    s: Sizes, share: int, x: Any, kernel: Any, g: Any, codes: Any, dx: Any, dw: Any, db: Any, odd: Any, scratch: Any,
-    for_x: bool, for_w: bool, subgradient: float,
+    s: Sizes, share: int, x: Address, weight: Address, grad_out: Address, pool_index: Address, grad_input: Address,
+    grad_weight: Address, grad_bias: Address, nonfinite: Address, scratch: Address,
+    needs_grad_input: bool, needs_grad_weight: bool, subgradient: float,
 ) -> list[Any]:  # fmt: skip
-    """Of ``backward``; a slot computes ``share`` images."""
+    """Arguments of ``conv_pool_backward``; a task computes ``share`` images."""
     return [
-        x, kernel, g, codes, dx, dw, db, odd, scratch, s.bytes_of_slot,
-        s.images, share, s.height, s.width, s.x_channels, s.channels_padded, s.kernel_rows, s.kernel_columns,
-        s.outputs_padded, s.rows, s.columns, for_x, for_w, s.few, ZERO if subgradient else -1, float_bits(subgradient),
+        x, weight, grad_out, pool_index, grad_input, grad_weight, grad_bias, nonfinite, scratch, s.scratch_bytes,
+        s.batch_size, share, s.height, s.width, s.x_channels, s.in_channels_padded, s.kernel_height, s.kernel_width,
+        s.out_channels_padded, s.out_height, s.out_width, needs_grad_input, needs_grad_weight, s.vectorizes_outputs,
+        AT_ZERO if subgradient else -1, float_bits(subgradient),
     ]  # fmt: skip
 
 
-def arrange_arguments(s: Sizes, order: Order, flip: bool, share: int, w: Any, kernel: Any) -> list[Any]:
-    """Of ``arrange``, which puts w into an order; a slot moves ``share`` k."""
-    first, steps = _from(s, order, flip, kernel)
-    return [w, first, s.outputs, share, s.channels, s.kernel_rows, s.kernel_columns, *steps, 1, 0, 0, 0, 0]
-
-
-def collect_arguments(
-    s: Sizes, flip: bool, share: int, slots: int, dw: Any, dw_sums: Any, db: Any, db_sums: Any
+def pack_arguments(
+    s: Sizes, layout: WeightLayout, flip: bool, share: int, weight: Address, packed: Address
 ) -> list[Any]:
-    """Of ``collect``, which adds up what the slots found; without Δw where ``dw`` is 0."""
-    order = s.sums_order
-    first, steps = _from(s, order, flip, dw_sums)
-    channels = 0 if type(dw) is int and dw == 0 else s.channels
+    """Arguments of ``pack_weight``; a task packs ``share`` output channels."""
+    first, strides = _first_and_strides(s, layout, flip, packed)
     return [
-        dw, first, s.outputs, share, channels, s.kernel_rows, s.kernel_columns, *steps, slots, 4 * order.floats,
-        db, db_sums, s.outputs_padded,
+        weight, first, s.out_channels, share, s.in_channels, s.kernel_height, s.kernel_width, *strides, 1, 0, 0, 0, 0
     ]  # fmt: skip
 
 
-def _from(s: Sizes, order: Order, flip: bool, address: Any) -> tuple[Any, tuple[int, ...]]:
-    """Where k, r, p and q are all 0, and the bytes from one to the next."""
-    k, r, p, q = (4 * step for step in order.steps)
+def unpack_reduce_arguments(
+    s: Sizes, flip: bool, share: int, num_sums: int, grad_weight: Address, grad_weight_sums: Address,
+    grad_bias: Address, grad_bias_sums: Address,
+) -> list[Any]:  # fmt: skip
+    """Arguments of ``unpack_reduce_grads``, which adds up ``num_sums`` gradients; no weight gradient if its address
+    is 0."""
+    layout = s.grad_weight_layout
+    first, strides = _first_and_strides(s, layout, flip, grad_weight_sums)
+    in_channels = 0 if grad_weight == 0 else s.in_channels
+    return [
+        grad_weight, first, s.out_channels, share, in_channels, s.kernel_height, s.kernel_width, *strides, num_sums,
+        4 * layout.numel, grad_bias, grad_bias_sums, s.out_channels_padded,
+    ]  # fmt: skip
+
+
+def _first_and_strides(
+    s: Sizes, layout: WeightLayout, flip: bool, packed: Address
+) -> tuple[Address, tuple[int, int, int, int]]:
+    """Address of the first weight, and the strides in bytes, which are negative in kH and kW for a flipped kernel."""
+    c_out, c_in, kh, kw = (4 * stride for stride in layout.strides)
     if not flip:
-        return address, (k, r, p, q)
-    return address + ((s.kernel_rows - 1) * p + (s.kernel_columns - 1) * q), (k, r, -p, -q)
+        return packed, (c_out, c_in, kh, kw)
+    return packed + ((s.kernel_height - 1) * kh + (s.kernel_width - 1) * kw), (c_out, c_in, -kh, -kw)

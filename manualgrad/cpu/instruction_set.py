@@ -1,4 +1,4 @@
-"""Which compiled kernels there are on this machine, and which of them are in use."""
+"""The instruction set of the kernels in use, and the choice between kernels and formulas."""
 
 from __future__ import annotations
 
@@ -7,24 +7,29 @@ import threading
 from dataclasses import dataclass
 
 from manualgrad.cpu import team
-from manualgrad.cpu.jit import LANES, KernelModule, Unavailable, code, instruction_sets
+from manualgrad.cpu.jit import LANES, KernelModule, Unavailable, instruction_sets, load_module
 
-VARIABLE = "MANUALGRAD_KERNELS"
+ENVIRONMENT_VARIABLE = "MANUALGRAD_KERNELS"
 _CHOICES = ("auto", *LANES, "off")
 _lock = threading.Lock()
-_chosen = ""  # until the variable has been looked at, or somebody has chosen
-_in_use: KernelModule | None = None
-_why = ""
+_choice = ""  # until choose() is called, by a user or by the first call of current_module()
+_module: KernelModule | None = None
+_reason = ""
 
-# A fork waits until nothing is being compiled: LLVM's own locks would stay closed in the child.
+# A fork waits for the end of a compilation: in the child, locks that LLVM holds would never be released.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @dataclass(frozen=True)
 class Available:
-    """``instructions`` is "avx512", "avx2", or None where formulas serve for everything; ``why`` says for what
-    reason; ``threads`` says how many a kernel may use, and why so many."""
+    """The kernels in use.
+
+    Attributes:
+        instructions: "avx512", "avx2", or None if formulas compute everything.
+        why: the reason for this instruction set, or for using none.
+        threads: how many threads a kernel uses, and the reason if it is one.
+    """
 
     instructions: str | None
     why: str
@@ -32,57 +37,56 @@ class Available:
 
     def __str__(self) -> str:
         if self.instructions is None:
-            return f"no kernels, formulas serve: {self.why}"
+            return f"no kernels, formulas compute everything: {self.why}"
         return f"kernels in {self.instructions} ({self.why}), {self.threads}"
 
 
 def available() -> Available:
-    """The kernels that float32 tensors on the CPU are given to, and why those; compiles them if that is still to be
-    done.
+    """Return the kernels in use for float32 tensors on the CPU; compiles them if that is still to be done.
 
-    What a kernel does not take (other dtypes and devices, strides, padding, groups; derivatives of derivatives,
-    forward mode, ``torch.func``) is computed by the formulas everywhere."""
-    found = in_use()
-    alone = team.single_thread_reason()
-    many = "as many threads as torch.get_num_threads() says, in torch's own pool"
-    threads = f"one thread: {alone}" if alone else many
-    return Available(None if found is None else found.instructions, _why, threads)
+    Formulas compute everything that kernels do not support: other dtypes and devices, strides, padding, groups,
+    derivatives of derivatives, forward mode, ``torch.func``."""
+    module = current_module()
+    reason = team.single_thread_reason()
+    threads = f"one thread: {reason}" if reason else "torch.get_num_threads() threads of PyTorch's own pool"
+    return Available(None if module is None else module.instructions, _reason, threads)
 
 
 def choose(name: str) -> None:
-    """Uses the kernels called "avx512" or "avx2", the best there are ("auto"), or none ("off"), from now on.
+    """Use the kernels in ``name`` from now on: "avx512", "avx2", "auto" for the fastest here, "off" for formulas.
 
-    The environment variable MANUALGRAD_KERNELS says the same for a whole run.
+    The environment variable MANUALGRAD_KERNELS makes the same choice for a whole run.
 
     Raises:
-        ValueError: another name, or instructions that this processor does not have.
+        ValueError: ``name`` is none of these, or this machine does not support the instruction set.
     """
-    global _chosen, _in_use, _why
+    global _choice, _module, _reason
     with _lock:
         if name not in _CHOICES:
-            raise ValueError(f"kernels are {', '.join(map(repr, _CHOICES))}, got {name!r}")
+            raise ValueError(f"kernels must be one of {', '.join(map(repr, _CHOICES))}, got {name!r}")
+        reason = ""
         try:
-            found = instruction_sets()
-        except Unavailable as reason:
+            supported = instruction_sets()
+        except Unavailable as error:
             if name in LANES:
-                raise ValueError(f"no kernels in {name} here: {reason}") from None
-            found, why = (), str(reason)
-        if name in LANES and name not in found:
-            raise ValueError(f"this processor does not have what {name} needs; it has {', '.join(found)}")
+                raise ValueError(f"kernels in {name} are not available: {error}") from None
+            supported, reason = (), str(error)
+        if name in LANES and name not in supported:
+            raise ValueError(f"this processor does not support {name}, only {', '.join(supported)}")
         if name == "off":
-            found, why = (), "they were switched off"
-        elif found:
-            found, why = (found, "the best here") if name == "auto" else ((name,), "as was chosen")
-        _in_use, _why = code(found[0]) if found else None, why
-        _chosen = name
+            supported, reason = (), "kernels are switched off"
+        elif supported:
+            supported, reason = (supported, "the fastest here") if name == "auto" else ((name,), "as chosen")
+        _module, _reason = load_module(supported[0]) if supported else None, reason
+        _choice = name
 
 
-def in_use() -> KernelModule | None:
-    """The kernels to be used; None where there are none."""
-    if not _chosen:
-        name = os.environ.get(VARIABLE, "auto")
+def current_module() -> KernelModule | None:
+    """Return the kernels in use, or None if formulas compute everything."""
+    if not _choice:
+        name = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
         try:
             choose(name)
         except ValueError as error:
-            raise ValueError(f"{VARIABLE}={name}: {error}") from None
-    return _in_use
+            raise ValueError(f"{ENVIRONMENT_VARIABLE}={name}: {error}") from None
+    return _module

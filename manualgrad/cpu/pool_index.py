@@ -1,3 +1,3 @@
-"""The codes of a window in which nothing is positive; ``ops/conv_relu_pool.py`` says what they mean."""
+"""Pooling indices of windows without a positive number; ``ops/relu_pool.py`` explains them."""
 
-ZERO, DEAD = 254, 255
+AT_ZERO, INACTIVE = 254, 255

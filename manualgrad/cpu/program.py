@@ -1,7 +1,8 @@
-"""Many kernels in one call: a program whose addresses are filled in each time that it runs.
+"""Programs: many kernel calls in one, whose addresses are filled in for each run.
 
-Handing a kernel to the threads costs some microseconds, and so does each tensor that is made for it. A program hands
-all over at once, and what the kernels leave for each other lies in one piece of memory, in parts."""
+A call into the threads takes some microseconds, and so does the creation of a tensor for each intermediate result. A
+program makes one call, and its kernels share one workspace with a buffer for each intermediate result.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import team, workspace
+from manualgrad.cpu import memory, team
 from manualgrad.cpu.jit import KernelModule
 
 
 @dataclass(frozen=True)
 class BufferRef:
-    """An address that is known when the program runs: so many bytes into what is called ``name``."""
+    """Address that a run of the program provides: ``offset`` bytes into the buffer ``name``."""
 
     name: str
     offset: int = 0
@@ -28,44 +29,48 @@ class BufferRef:
 
 
 class WorkspaceLayout:
-    """Parts of one piece of memory, each of so many bytes."""
+    """Named buffers in one workspace; each keyword is a buffer's name and its size in bytes."""
 
     def __init__(self, **sizes: int) -> None:
         self.sizes = sizes
-        offsets, self.bytes = workspace.offsets(tuple(sizes.values()))
+        offsets, self.nbytes = memory.buffer_offsets(tuple(sizes.values()))
         self.offsets = dict(zip(sizes, offsets, strict=True))
 
-    def new(self) -> Tensor:
-        """The memory, (bytes,) uint8."""
-        return workspace.new_parts(self.bytes, tuple(self.offsets.values()), tuple(self.sizes.values()))
+    def allocate(self) -> Tensor:
+        """Return a workspace, (nbytes,) uint8."""
+        return memory.new_workspace(self.nbytes, tuple(self.offsets.values()), tuple(self.sizes.values()))
 
-    def part(self, piece: Tensor, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """A part, as what it holds."""
+    def buffer(
+        self, workspace: Tensor, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Return a view of the buffer ``name`` in ``workspace``."""
         start = self.offsets[name]
-        return piece[start : start + self.sizes[name]].view(dtype).view(shape)
+        return workspace[start : start + self.sizes[name]].view(dtype).view(shape)
 
-    def addresses(self, piece: Tensor) -> list[int]:
-        """Of the parts, in order."""
-        start = piece.data_ptr()
+    def addresses(self, workspace: Tensor) -> list[int]:
+        """Return the addresses of all buffers, in order."""
+        start = workspace.data_ptr()
         return [start + offset for offset in self.offsets.values()]
 
 
 class Program:
-    """Stages (see ``team.py``) for so many threads, whose arguments are numbers and :class:`BufferRef`; the addresses
-    will come in the order of ``names``."""
+    """Parallel regions for ``num_threads`` threads, with arguments that are integers or :class:`BufferRef`.
+
+    ``names`` are the buffers' names, in the order in which :meth:`run` is given their addresses."""
 
     def __init__(
-        self, code: KernelModule, threads: int, stages: Sequence[team.ParallelRegion], names: Sequence[str]
+        self, module: KernelModule, num_threads: int, regions: Sequence[team.ParallelRegion], names: Sequence[str]
     ) -> None:
-        words = team.encode_regions(stages)
-        place = {name: n for n, name in enumerate(names, start=1)}  # 0 is where numbers that are no addresses begin
-        self.code, self.threads = code, threads
-        self._fixed = np.array(
+        words = team.encode_regions(regions)
+        indices = {name: n for n, name in enumerate(names, start=1)}  # index 0 has address 0, for plain integers
+        self.module, self.num_threads = module, num_threads
+        self._offsets = np.array(
             [word.offset if isinstance(word, BufferRef) else word for word in words], dtype=np.int64
         )
-        self._from = np.array([place[word.name] if isinstance(word, BufferRef) else 0 for word in words])
+        self._indices = np.array([indices[word.name] if isinstance(word, BufferRef) else 0 for word in words])
 
     def run(self, addresses: Sequence[int]) -> None:
-        """All of it; on one thread where others cannot be had."""
-        block = self._fixed + np.array((0, *addresses), dtype=np.int64)[self._from]
-        team.run_block(self.code, 1 if team.single_thread_reason() else self.threads, block.tobytes())
+        """Run all regions, on one thread if the process has no team."""
+        block = self._offsets + np.array((0, *addresses), dtype=np.int64)[self._indices]
+        num_threads = 1 if team.single_thread_reason() else self.num_threads
+        team.run_program(self.module, num_threads, block.tobytes())

@@ -1,4 +1,8 @@
-"""The small kernels as functions of tensors, each under the name of its formula; None where the formula serves."""
+"""The smaller kernels as functions of tensors, each under the name of its formula in ``ops/``.
+
+Every function returns None if the kernel does not support the arguments, or if its result must not be used: then the
+formula computes the result.
+"""
 
 from __future__ import annotations
 
@@ -7,122 +11,141 @@ import ctypes
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import instruction_set, team, workspace
+from manualgrad.cpu import instruction_set, memory, team
+from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import in_plain_eager_mode, is_contiguous_as, storage_covers, supports_tensors
 
-FEW = 1 << 13  # numbers, up to which a loop over single ones is quicker than operators on vectors
-WORTH_A_THREAD = 1 << 15  # numbers; torch has the same
+MAX_NUMEL = 1 << 13  # logits up to which a scalar loop is faster than PyTorch's vectorised operators
+NUMEL_PER_THREAD = 1 << 15  # as in PyTorch
 
 
-def _served(*tensors: Tensor) -> bool:
-    """Whether all are dense, and the first is a small table of rows and classes, neither of them 0."""
-    z = tensors[0]
-    return (
-        z.dim() == 2
-        and 0 < z.numel() <= FEW
+def _module_for(logits: Tensor, *others: Tensor) -> KernelModule | None:
+    """Return the kernels if they support ``logits``, (rows, classes), neither of them 0, and the other tensors."""
+    supported = (
+        logits.dim() == 2
+        and 0 < logits.numel() <= MAX_NUMEL
         and in_plain_eager_mode()
-        and all(is_contiguous_as(t, t.shape) for t in tensors)
-        and instruction_set.in_use() is not None
+        and all(is_contiguous_as(t, t.shape) for t in (logits, *others))
     )
+    return instruction_set.current_module() if supported else None
 
 
-def _run(z: Tensor, y: Tensor | None, g: Tensor | None, costs: bool) -> tuple[Tensor, Tensor, Tensor]:
-    rows, classes = z.shape
-    s, cost = workspace.new(rows, classes), workspace.new(rows if costs else 0)
-    dz = workspace.new(rows, classes) if g is not None else s
-    team.run(instruction_set.in_use(), "class_rows", 1, [
-        z.data_ptr(), 0 if y is None else y.data_ptr(), 0 if g is None else g.data_ptr(), 0 if g is None else g.dim(),
-        s.data_ptr(), cost.data_ptr(), dz.data_ptr(), rows, rows, classes, costs, g is not None,
+def _softmax_cross_entropy(
+    module: KernelModule, logits: Tensor, targets: Tensor | None, grad_out: Tensor | None, needs_loss: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return probabilities, losses and gradient; without ``needs_loss`` or ``grad_out`` the others are not valid."""
+    rows, classes = logits.shape
+    probs, losses = memory.new(rows, classes), memory.new(rows if needs_loss else 0)
+    grad_logits = memory.new(rows, classes) if grad_out is not None else probs
+    team.run(module, "softmax_cross_entropy", 1, [
+        logits.data_ptr(), 0 if targets is None else targets.data_ptr(),
+        *((0, 0) if grad_out is None else (grad_out.data_ptr(), grad_out.dim())),
+        probs.data_ptr(), losses.data_ptr(), grad_logits.data_ptr(), rows, rows, classes, needs_loss,
+        grad_out is not None,
     ])  # fmt: skip
-    return s, cost, dz
+    return probs, losses, grad_logits
 
 
-def softmax_forward(z: Tensor, dim: int) -> Tensor | None:
-    if dim not in (-1, 1) or not _served(z):
+def softmax_forward(logits: Tensor, dim: int) -> Tensor | None:
+    """Softmax of ``logits``, (rows, classes), along the classes."""
+    if dim not in (-1, 1) or (module := _module_for(logits)) is None:
         return None
-    return _run(z, None, None, False)[0]
+    return _softmax_cross_entropy(module, logits, None, None, False)[0]
 
 
-def cross_entropy(z: Tensor, y: Tensor, summed: bool) -> Tensor | None:
-    if y.shape != z.shape or not _served(z, y):
+def cross_entropy_forward(logits: Tensor, targets: Tensor, summed: bool) -> Tensor | None:
+    """Cross-entropy of ``logits``, (rows, classes), for target probabilities of that shape: (rows,), or their sum."""
+    if targets.shape != logits.shape or (module := _module_for(logits, targets)) is None:
         return None
-    costs = _run(z, y, None, True)[1]
+    losses = _softmax_cross_entropy(module, logits, targets, None, True)[1]
     if not summed:
-        return costs
-    cost = workspace.new()
-    team.run(instruction_set.in_use(), "cost_sum", 1, [costs.data_ptr(), cost.data_ptr(), len(costs)])
-    return cost
+        return losses
+    total = memory.new()
+    team.run(module, "sum_losses", 1, [losses.data_ptr(), total.data_ptr(), len(losses)])
+    return total
 
 
-def cross_entropy_backward(g: Tensor, z: Tensor, y: Tensor) -> Tensor | None:
-    if y.shape != z.shape or g.shape not in ((), z.shape[:1]) or not _served(z, y, g):
+def cross_entropy_backward(grad_out: Tensor, logits: Tensor, targets: Tensor) -> Tensor | None:
+    """Gradient of cross-entropy with respect to ``logits``, (rows, classes); ``grad_out`` is () or (rows,)."""
+    if targets.shape != logits.shape or grad_out.shape not in ((), logits.shape[:1]):
         return None
-    return _run(z, y, g, False)[2]
-
-
-def labels_distribution(labels: Tensor, like: Tensor, classes: int, ignored: int, mean: bool) -> Tensor | None:
-    """y of equation (14); None too where a label is no class, or no row counts, both of which are for the formula."""
-    if like.dtype is not torch.float32 or not _are_labels(labels, classes) or instruction_set.in_use() is None:
+    if (module := _module_for(logits, targets, grad_out)) is None:
         return None
-    y, counts = workspace.new(len(labels), classes), (ctypes.c_int64 * 2)()
-    team.run(instruction_set.in_use(), "targets", 1, _targets(labels, y, counts, ignored, mean))
-    return None if counts[1] or not counts[0] else y
+    return _softmax_cross_entropy(module, logits, targets, grad_out, False)[2]
 
 
-def cost_of_labels(z: Tensor, labels: Tensor, ignored: int, mean: bool) -> tuple[Tensor, Tensor, Tensor] | None:
-    """y, J and its gradient; None where the formulas serve, which is also where a label is no
-    class, or no row counts."""
-    if not isinstance(z, Tensor) or not isinstance(labels, Tensor) or not _served(z):
+def target_distribution(labels: Tensor, logits: Tensor, classes: int, ignore_index: int, mean: bool) -> Tensor | None:
+    """Targets of equation (14) for ``labels`` (rows,) int64: (rows, classes) of the logits' dtype, float32.
+
+    None also if a label is no class, or if all are ignored."""
+    if logits.dtype is not torch.float32 or not _supports_labels(labels, classes):
         return None
-    if labels.shape != z.shape[:1] or not _are_labels(labels, z.shape[1]) or not -(1 << 63) <= ignored < 1 << 63:
+    if (module := instruction_set.current_module()) is None:
         return None
-    code, (rows, classes), counts = instruction_set.in_use(), z.shape, (ctypes.c_int64 * 2)()
-    s, y, dz, costs = workspace.like(z), workspace.like(z), workspace.like(z), workspace.new(rows)
-    cost, number = workspace.new(), ctypes.c_float(1)
-    steps = [
-        ("targets", _targets(labels, y, counts, ignored, mean)),
-        ("class_rows", [
-            z.data_ptr(), y.data_ptr(), ctypes.addressof(number), 0, s.data_ptr(), costs.data_ptr(), dz.data_ptr(),
-            rows, rows, classes, True, True,
+    targets, counts = memory.new(len(labels), classes), (ctypes.c_int64 * 2)()
+    team.run(module, "one_hot_targets", 1, _target_arguments(labels, targets, counts, ignore_index, mean))
+    return None if counts[1] or not counts[0] else targets
+
+
+def cross_entropy_with_grad(
+    logits: Tensor, labels: Tensor, ignore_index: int, mean: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Targets (rows, classes), the sum of the losses (), and its gradient (rows, classes), from labels (rows,) int64.
+
+    None also if a label is no class, or if all are ignored."""
+    if not isinstance(logits, Tensor) or not isinstance(labels, Tensor) or (module := _module_for(logits)) is None:
+        return None
+    if labels.shape != logits.shape[:1] or not _supports_labels(labels, logits.shape[1]):
+        return None
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        return None
+    (rows, classes), counts = logits.shape, (ctypes.c_int64 * 2)()
+    probs, targets, grad_logits = (memory.new_like(logits) for _ in range(3))
+    losses, total, grad_out = memory.new(rows), memory.new(), ctypes.c_float(1)
+    team.run_kernels(module, [
+        ("one_hot_targets", _target_arguments(labels, targets, counts, ignore_index, mean)),
+        ("softmax_cross_entropy", [
+            logits.data_ptr(), targets.data_ptr(), ctypes.addressof(grad_out), 0, probs.data_ptr(), losses.data_ptr(),
+            grad_logits.data_ptr(), rows, rows, classes, True, True,
         ]),
-        ("cost_sum", [costs.data_ptr(), cost.data_ptr(), rows]),
-    ]  # fmt: skip
-    team.run_steps(code, steps)
-    return None if counts[1] or not counts[0] else (y, cost, dz)
+        ("sum_losses", [losses.data_ptr(), total.data_ptr(), rows]),
+    ])  # fmt: skip
+    return None if counts[1] or not counts[0] else (targets, total, grad_logits)
 
 
-def _are_labels(labels: Tensor, classes: int) -> bool:
+def _supports_labels(labels: Tensor, classes: int) -> bool:
     return (
         labels.dim() == 1
-        and 0 < labels.numel() * classes <= FEW
+        and 0 < labels.numel() * classes <= MAX_NUMEL
         and in_plain_eager_mode()
         and is_contiguous_as(labels, labels.shape, torch.int64)
     )
 
 
-def _targets(labels: Tensor, y: Tensor, counts: ctypes.Array, ignored: int, mean: bool) -> list[int]:
-    rows, classes = y.shape
-    return [labels.data_ptr(), y.data_ptr(), ctypes.addressof(counts), rows, rows, classes, ignored, mean]
+def _target_arguments(
+    labels: Tensor, targets: Tensor, counts: ctypes.Array[ctypes.c_int64], ignore_index: int, mean: bool
+) -> list[int]:
+    rows, classes = targets.shape
+    return [
+        labels.data_ptr(), targets.data_ptr(), ctypes.addressof(counts), rows, rows, classes, ignore_index, mean
+    ]  # fmt: skip
 
 
-def relu_backward(g: Tensor, z: Tensor, subgradient: float) -> Tensor | None:
-    """For tensors of any shape that lie alike, without gaps."""
-    if (
-        g.shape != z.shape
-        or not supports_tensors(g, z)
-        or g.is_neg()
-        or z.is_neg()
-        or instruction_set.in_use() is None
-    ):
+def relu_backward(grad_out: Tensor, z: Tensor, subgradient: float) -> Tensor | None:
+    """Gradient of ReLU with respect to ``z``, for tensors of one shape, both contiguous or both channels_last."""
+    if grad_out.shape != z.shape or not supports_tensors(grad_out, z) or grad_out.is_neg() or z.is_neg():
         return None
-    alike = g.is_contiguous() and z.is_contiguous()
-    last = g.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (g, z))
-    if not (alike or last) or not storage_covers(g) or not storage_covers(z):
+    if (module := instruction_set.current_module()) is None:
         return None
-    dz, floats = workspace.new(z.numel()).as_strided(z.shape, z.stride()), z.numel()
-    slots = max(1, min(torch.get_num_threads(), floats // WORTH_A_THREAD))
-    share = -(-floats // slots)
-    team.run(instruction_set.in_use(), "relu_backward", slots, [
-        g.data_ptr(), z.data_ptr(), dz.data_ptr(), floats, share, subgradient != 0, team.float_bits(subgradient),
+    contiguous = grad_out.is_contiguous() and z.is_contiguous()
+    channels_last = z.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (grad_out, z))
+    if not (contiguous or channels_last) or not storage_covers(grad_out) or not storage_covers(z):
+        return None
+    numel = z.numel()
+    grad_z = memory.new(numel).as_strided(z.shape, z.stride())
+    num_tasks = max(1, min(torch.get_num_threads(), numel // NUMEL_PER_THREAD))
+    team.run(module, "relu_backward", num_tasks, [
+        grad_out.data_ptr(), z.data_ptr(), grad_z.data_ptr(), numel, -(-numel // num_tasks), subgradient != 0,
+        team.float_bits(subgradient),
     ])  # fmt: skip
-    return dz
+    return grad_z

@@ -1,9 +1,9 @@
-"""Kernels inside torch's own pool of threads.
+"""Kernels in PyTorch's own OpenMP threads.
 
-Torch's threads wait for work by spinning. Threads of another pool would fight with them for the cores, and each call
-would cost more than it saves; so a kernel is handed to the OpenMP library that torch itself has loaded. Work is cut
-into slots before anybody knows how many threads come: a thread takes one slot in every so many, and what is computed
-depends on the slots alone."""
+PyTorch's threads spin while they wait for work. Threads of another pool would compete with them for the cores, so a
+kernel runs in the OpenMP library that PyTorch has loaded. The number of tasks is fixed before OpenMP grants a
+number of threads: thread t of n runs tasks t, t + n, t + 2n, ..., and the results depend on the tasks alone.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import torch
 
 from manualgrad.cpu.jit import KernelModule
 
-STAGE, STEP = 3, 2  # numbers before the steps of a stage, and before a step's arguments
+REGION_HEADER, CALL_HEADER = 3, 2  # integers before the calls of a region, and before the arguments of a call
 
-_NOBODY = bytes(24)  # what a thread alone asks
+_NO_TEAM = bytes(24)  # in place of the addresses of OpenMP's functions
 _forked = False
 
 
@@ -31,13 +31,13 @@ def _after_fork() -> None:
     _forked = True
 
 
-if hasattr(os, "register_at_fork"):  # elsewhere nothing forks
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
 
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    """The library behind torch's operators: looked up among those that libtorch_cpu.so itself depends on."""
+    """Library of PyTorch's threads, found through the symbols of libtorch_cpu.so; None if they are missing."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -49,81 +49,86 @@ def _openmp() -> ctypes.CDLL | None:
 
 
 @cache
-def _team() -> bytes:
-    """The addresses of omp_get_thread_num, omp_get_num_threads and GOMP_barrier."""
-    library = _openmp()
+def _team_functions(library: ctypes.CDLL) -> bytes:
+    """Addresses of omp_get_thread_num, omp_get_num_threads and GOMP_barrier."""
     functions = library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier
-    return _numbers(3).pack(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
+    return _int64_struct(3).pack(*(ctypes.cast(function, ctypes.c_void_p).value for function in functions))
 
 
 @cache
-def _numbers(count: int) -> struct.Struct:
-    """What writes ``count`` numbers one after the other, 8 bytes each."""
+def _int64_struct(count: int) -> struct.Struct:
     return struct.Struct(f"{count}q")
 
 
 @cache
-def _alone(address: int) -> Callable[[bytes], None]:
-    """The function at ``address``, callable: making it so takes longer than the smallest kernels run."""
+def _program_function(address: int) -> Callable[[bytes], None]:
+    """Python callable for the function at ``address``; cached, since creating it takes longer than a small kernel."""
     return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
 
 
 def single_thread_reason() -> str | None:
-    """Why kernels run on one thread here, whatever torch's number; None where they need not."""
+    """Return why kernels run on one thread in this process, or None if they run on torch.get_num_threads()."""
     if _openmp() is None:
-        return "torch's OpenMP library was not found"
+        return "PyTorch's OpenMP library was not found"
     if _forked:
-        return "this process was forked, and OpenMP's threads do not survive that"
+        return "this process was forked, and OpenMP's threads do not survive a fork"
     return None
 
 
-def team_size(slots: int) -> int:
-    """How many threads share that many slots."""
-    return 1 if slots == 1 or _openmp() is None or _forked else min(slots, torch.get_num_threads())
+def team_size(num_tasks: int) -> int:
+    """Return the number of threads for ``num_tasks`` tasks."""
+    return 1 if num_tasks == 1 or _openmp() is None or _forked else min(num_tasks, torch.get_num_threads())
 
 
-def run(code: KernelModule, kernel: str, slots: int, arguments: Sequence[int]) -> None:
-    """``kernel(arguments, slot)`` for every slot, each on one of at most torch.get_num_threads() threads."""
-    step = 8 * (STEP + len(arguments))
-    block = _numbers(1 + STAGE + STEP + len(arguments)).pack(
-        1, slots, 1, 8 * STAGE + step, code.addresses[kernel], step, *arguments
+def run(module: KernelModule, kernel: str, num_tasks: int, arguments: Sequence[int]) -> None:
+    """Run ``kernel(arguments, task)`` for every task, on at most torch.get_num_threads() threads."""
+    call_bytes = 8 * (CALL_HEADER + len(arguments))
+    block = _int64_struct(1 + REGION_HEADER + CALL_HEADER + len(arguments)).pack(
+        1, num_tasks, 1, 8 * REGION_HEADER + call_bytes, module.addresses[kernel], call_bytes, *arguments
     )
-    run_block(code, team_size(slots), block)
+    run_program(module, team_size(num_tasks), block)
 
 
-def run_steps(code: KernelModule, steps: Sequence[tuple[str, Sequence[int]]]) -> None:
-    """Kernels and their arguments, one after the other on this thread."""
-    block = encode_regions([ParallelRegion(1, [(code.addresses[kernel], arguments) for kernel, arguments in steps])])
-    run_block(code, 1, _numbers(len(block)).pack(*block))
+def run_kernels(module: KernelModule, calls: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Run kernels, given by name and arguments, one after the other on this thread, as task 0 of 1."""
+    region = ParallelRegion(1, [(module.addresses[kernel], arguments) for kernel, arguments in calls])
+    block = encode_regions([region])
+    run_program(module, 1, _int64_struct(len(block)).pack(*block))
 
 
-def run_block(code: KernelModule, threads: int, block: bytes) -> None:
-    """A program (see ``team_program.py``) without its first three numbers, on that many threads."""
-    if threads == 1:
-        _alone(code.addresses["program"])(_NOBODY + block)
+def run_program(module: KernelModule, num_threads: int, block: bytes) -> None:
+    """Run a program on ``num_threads`` threads; ``block`` is all of it but the first three integers (see
+    ``kernels/run_program.py``)."""
+    address = module.addresses["run_program"]
+    library = _openmp() if num_threads > 1 else None
+    if library is None:
+        _program_function(address)(_NO_TEAM + block)
     else:
-        _openmp().GOMP_parallel(code.addresses["program"], _team() + block, threads, 0)
+        library.GOMP_parallel(address, _team_functions(library) + block, num_threads, 0)
 
 
 @dataclass(frozen=True)
 class ParallelRegion:
-    """Kernels' addresses and arguments, to be run one after the other for each of so many slots."""
+    """Kernel calls, each an address and arguments, that run one after the other for each of ``num_tasks`` tasks."""
 
-    slots: int
-    steps: Sequence[tuple[int, Sequence[Any]]]
+    num_tasks: int
+    calls: Sequence[tuple[int, Sequence[Any]]]
 
 
-def encode_regions(stages: Sequence[ParallelRegion]) -> list[Any]:
-    """The stages as ``team_program.py`` reads them; arguments may be anything."""
-    block: list[Any] = [len(stages)]
-    for stage in stages:
-        steps = [
-            word for kernel, arguments in stage.steps for word in (kernel, 8 * (STEP + len(arguments)), *arguments)
+def encode_regions(regions: Sequence[ParallelRegion]) -> list[Any]:
+    """Encode regions as the words that ``kernels/run_program.py`` reads; arguments are copied as they are."""
+    block: list[Any] = [len(regions)]
+    for region in regions:
+        calls = [
+            word
+            for kernel, arguments in region.calls
+            for word in (kernel, 8 * (CALL_HEADER + len(arguments)), *arguments)
         ]
-        block += [stage.slots, len(stage.steps), 8 * (STAGE + len(steps)), *steps]
+        block += [region.num_tasks, len(region.calls), 8 * (REGION_HEADER + len(calls)), *calls]
     return block
 
 
 def float_bits(number: float) -> int:
-    """The 8 bytes of a kernel's argument that begin with ``number`` as a float."""
-    return struct.unpack("i", struct.pack("f", number))[0]
+    """Return ``number`` as a kernel's argument: an integer with the bits of a float32."""
+    bits: int = struct.unpack("i", struct.pack("f", number))[0]
+    return bits

@@ -1,65 +1,73 @@
-"""Which tensors a kernel may touch: those whose memory is what it seems."""
+"""Checks that a kernel may access a tensor: that its memory is what its type, shape and strides say."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import (
+    dispatch_mode_count,
+    is_functorch_active,
+    is_functorch_wrapped,
+    is_legacy_batched,
+    is_zero_tensor,
+    jit_tracing_state,
+)
+
 
 def is_plain_tensor(x: Tensor) -> bool:
-    """Whether ``x`` has memory and values of its own: not traced by the compiler, not a fake or meta tensor, not
-    batched by vmap (functorch's or the older one of ``is_grads_batched``), not wrapped by another transform."""
+    """Return True if ``x`` has memory and values of its own.
+
+    Not plain: what torch.compile traces, fake and meta tensors, tensors wrapped by a transform of ``torch.func``, and
+    the batched gradients of ``is_grads_batched``."""
     return not torch.compiler.is_compiling() and _has_values(x)
 
 
 def _has_values(x: Tensor) -> bool:
-    functorch = torch._C._functorch
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and not x.is_meta
-        and not functorch.is_functorch_wrapped_tensor(x)
-        and not functorch.is_legacy_batchedtensor(x)
+        and not is_functorch_wrapped(x)
+        and not is_legacy_batched(x)
     )
 
 
 def in_plain_eager_mode() -> bool:
-    """Whether nobody watches, traces or transforms operators: kernels are none, and what is made inside of
-    ``torch.func`` is wrapped."""
+    """Return True if no dispatch mode, tracer, compiler or transform of ``torch.func`` is active.
+
+    These work on operators and would miss a kernel, which is none; and ``torch.func`` wraps every new tensor."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._get_tracing_state()
-        or torch._C._are_functorch_transforms_active()
+        torch.compiler.is_compiling() or dispatch_mode_count() or jit_tracing_state() or is_functorch_active()
     )
 
 
 def supports_tensors(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether kernels can be given these: plain ones of ``dtype`` on the CPU with all their memory, while nobody
-    watches or traces operators."""
-    return in_plain_eager_mode() and all(t is None or _is_on_the_cpu(t, dtype) for t in tensors)
+    """Return True in plain eager mode if all tensors are plain, strided, of ``dtype`` and on the CPU."""
+    return in_plain_eager_mode() and all(t is None or _is_plain_cpu_tensor(t, dtype) for t in tensors)
 
 
 def is_contiguous_as(x: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> bool:
-    """Whether a kernel can be given ``x`` as it lies: one that :func:`supports_tensors`, of that shape,
-    without a gap, and all there."""
+    """Return True if a kernel can read ``x`` as a contiguous array of this shape and dtype.
+
+    It checks all of :func:`supports_tensors` except the mode, and that the storage covers the array."""
     return (
         x.shape == shape
-        and _is_on_the_cpu(x, dtype)
+        and _is_plain_cpu_tensor(x, dtype)
         and x.is_contiguous()
         and not x.is_neg()
         and x.untyped_storage().nbytes() >= (x.storage_offset() + x.numel()) * dtype.itemsize
     )
 
 
-def _is_on_the_cpu(x: Tensor, dtype: torch.dtype) -> bool:
-    return x.dtype is dtype and x.is_cpu and x.layout is torch.strided and _has_values(x) and not x._is_zerotensor()
+def _is_plain_cpu_tensor(x: Tensor, dtype: torch.dtype) -> bool:
+    return x.dtype is dtype and x.is_cpu and x.layout is torch.strided and _has_values(x) and not is_zero_tensor(x)
 
 
 def storage_covers(x: Tensor) -> bool:
-    """Whether the memory behind ``x`` holds all of it: a storage may have been made smaller."""
+    """Return True if the storage of ``x`` covers all its elements; ``resize_`` can make a storage smaller."""
     if x.numel() == 0:
         return True
     if x.is_contiguous():
         return x.untyped_storage().nbytes() >= (x.storage_offset() + x.numel()) * x.element_size()
-    last = x.storage_offset() + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return x.untyped_storage().nbytes() >= (last + 1) * x.element_size()

@@ -1,12 +1,12 @@
-"""MNIST and its relatives as tensors, checked before anything trains on them.
+"""MNIST and related datasets as tensors, checked before use.
 
     from manualgrad.data import bundled_sample, load
 
     mnist = load("mnist", "data")
     mnist.train.images  # uint8, (60000, 1, 28, 28)
 
-Files that are already there are used; otherwise torchvision downloads them; where there is no network,
-a sample of MNIST that comes with the package takes its place, and says so. `load` tells the details.
+:func:`load` uses the files in the data folder if they exist. Otherwise torchvision downloads them. Without a network
+it returns a sample of MNIST that is part of the package, and says so.
 """
 
 from manualgrad.data.dataset import DataError, Dataset, Split

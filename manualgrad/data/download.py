@@ -1,4 +1,4 @@
-"""torchvision's download, made all or nothing."""
+"""Atomic download of a dataset by torchvision: all files, or none."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from urllib.error import URLError
 from manualgrad.data.checksums import check_md5
 from manualgrad.data.sources import Source
 
-# For each connection and each read, not for the whole download.
+# Limit for each connection and each read, not for the whole download.
 TIMEOUT_SECONDS = 5.0
 
-# What a missing, slow or breaking network raises inside torchvision, which itself turns some of it, and an
-# archive with the wrong md5, into RuntimeError. A full disk is none of these: it is an OSError,
-# and stays one.
+# Errors that torchvision raises if the network is missing, slow or interrupted. torchvision itself converts some of
+# them, and a wrong MD5 of an archive, to RuntimeError. A full disk gives an OSError that is none of these.
 _NETWORK_ERRORS = (
     RuntimeError,
     URLError,
@@ -34,21 +33,25 @@ _NETWORK_ERRORS = (
 
 
 class DownloadError(Exception):
-    """The network did not deliver. The message is the reason, one line."""
+    """The download failed because of the network. The message is the reason, in one line."""
 
 
 def fetch(source: Source, data_dir: Path) -> None:
-    """Put the files of `source`, complete and checked, under `data_dir`, or leave it as it was.
+    """Download or unpack the files of `source`, check them, and move them to `data_dir`.
 
-    torchvision works in a temporary folder beside them, from which whole files are moved. Archives that lie
-    in the raw folder already are copied there first: torchvision then unpacks them instead of downloading.
-    Raises DownloadError where the network fails, DataError where a file is damaged, OSError where the disk
-    fails.
+    torchvision works in a temporary folder on the same disk, from which complete files are moved. Archives that are
+    already in the raw folder are copied to the temporary folder first, and torchvision unpacks them without a
+    download. After an error `data_dir` is as it was.
+
+    Raises:
+        DownloadError: the network failed.
+        DataError: a file is damaged.
+        OSError: the disk failed.
     """
     raw = source.raw_folder(data_dir)
-    # The nearest folder that exists: on the same disk, so moving is renaming, and failing leaves nothing.
-    beside = next(folder for folder in (raw, *raw.parents) if folder.exists())
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=beside) as name:
+    # The nearest existing parent: on the same disk, so that moving is renaming, and no folder is left after an error.
+    parent = next(folder for folder in (raw, *raw.parents) if folder.exists())
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=parent) as name:
         work = Path(name)
         work_raw = source.raw_folder(work)
         work_raw.mkdir(parents=True)
@@ -61,14 +64,14 @@ def fetch(source: Source, data_dir: Path) -> None:
 
         raw.mkdir(parents=True, exist_ok=True)
         for path in source.paths(work):
-            # An archive of this one file stays beside it for `Source.check`; EMNIST's half gigabyte goes.
-            for part in (path.with_name(path.name + ".gz"), path):
-                if part.exists():
-                    os.replace(part, raw / part.name)
+            # The archive of a single file is kept for later checks. EMNIST's archive of half a gigabyte is not.
+            for file in (path.with_name(path.name + ".gz"), path):
+                if file.exists():
+                    os.replace(file, raw / file.name)
 
 
 def archives_present(source: Source, data_dir: Path) -> list[Path]:
-    """Those of the archives of `source` that lie where torchvision would have put them."""
+    """Archives of `source` that exist in the folder to which torchvision downloads them."""
     raw = source.raw_folder(data_dir)
     return [raw / name for name in source.archives if (raw / name).is_file()]
 
@@ -79,17 +82,17 @@ def _download(source: Source, folder: Path) -> None:
             source.open(folder, train=True, download=True)
             source.open(folder, train=False, download=True)
     except _NETWORK_ERRORS as error:
-        # torchvision's message has a line for each mirror; the last says as much as all.
+        # torchvision's message has a line for each mirror; the last line gives the reason.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DownloadError(lines[-1]) from error
 
 
 @contextmanager
 def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision passes no time-out to urllib, so that a silent server would hold it for ever."""
-    before = socket.getdefaulttimeout()
+    """Set the default timeout of sockets. torchvision gives urllib no timeout and would wait forever for a server."""
+    previous = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(previous)

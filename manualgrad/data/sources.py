@@ -1,4 +1,4 @@
-"""The datasets: which files each has, how they are checked, and how torchvision reads them."""
+"""The datasets: their files, their checks, and the torchvision classes that read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from manualgrad.data.checksums import check_md5, check_unpacks_to
 from manualgrad.data.dataset import DataError, Split
 from manualgrad.data.idx import check_pair
 
-# torchvision publishes the sums of the archives alone; these are of what comes out of them.
+# MD5s of the unpacked files. torchvision publishes only those of the archives.
 MNIST_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
@@ -25,11 +25,16 @@ MNIST_MD5 = {
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset.
+    """Files of one dataset and the torchvision class that reads them.
 
-    reader: torchvision's class, called with `options`. files: training images, training labels, test images,
-    test labels, by the names under which torchvision reads them. archives: the md5 of each archive that
-    torchvision downloads. md5: of the files, where known. transposed: are the images stored column by column?
+    Attributes:
+        reader: torchvision's class, called with `options`.
+        files: names of the files of training images, training labels, test images and test labels.
+        classes: name of each class.
+        archives: MD5 of each archive that torchvision downloads, by name.
+        md5: MD5 of each file, by name, if known.
+        options: further arguments of `reader`.
+        transposed: True if the images are stored column by column.
     """
 
     reader: type[datasets.MNIST]
@@ -41,19 +46,19 @@ class Source:
     transposed: bool = False
 
     def raw_folder(self, data_dir: Path) -> Path:
-        """Where torchvision looks for the files, given its `root`."""
+        """Folder in which torchvision expects the files, for its argument `root`."""
         return data_dir / self.reader.__name__ / "raw"
 
     def paths(self, data_dir: Path) -> list[Path]:
-        """The four files, whether they are there or not."""
+        """Paths of the four files. They need not exist."""
         return [self.raw_folder(data_dir) / name for name in self.files]
 
     def check(self, data_dir: Path) -> None:
-        """Raise DataError at the first file that is not what it should be.
+        """Raise DataError at the first file that fails a check.
 
-        Structure always. Beyond it: the md5 of the file where one is known (MNIST); else, where the archive
-        lies beside the file, the md5 of the archive and that it unpacks to this file. Without either, as
-        always for EMNIST, a change that keeps the structure goes unnoticed.
+        The structure of each file is always checked. Its content is compared with the file's MD5 if one is known
+        (MNIST). Otherwise, if the archive is in the same folder, the archive is compared with its MD5, and the file
+        with the archive. Without either, as always for EMNIST, a change that keeps the structure is not detected.
         """
         train_images, train_labels, test_images, test_labels = self.paths(data_dir)
         check_pair(train_images, train_labels, len(self.classes))
@@ -67,14 +72,16 @@ class Source:
                 check_unpacks_to(archive, path)
 
         for cache in sorted(self.raw_folder(data_dir).with_name("processed").glob("*.pt")):
-            raise DataError(f"{cache}: torchvision would read this old cache instead of the checked files; remove it")
+            raise DataError(
+                f"{cache}: remove this old cache, which torchvision would read in place of the checked files"
+            )
 
     def open(self, data_dir: Path, *, train: bool, download: bool = False) -> datasets.MNIST:
-        """torchvision's own dataset."""
+        """Open one split as torchvision's dataset."""
         return self.reader(str(data_dir), train=train, download=download, **self.options)
 
     def read(self, data_dir: Path, *, train: bool) -> Split:
-        """One split, images upright, labels the class alone. For files that `check` has passed."""
+        """Read one split, with upright images and class indices as labels. Call :meth:`check` before."""
         raw = self.open(data_dir, train=train)
         images = raw.data.transpose(1, 2) if self.transposed else raw.data
         labels = raw.targets[:, 0] if raw.targets.ndim == 2 else raw.targets

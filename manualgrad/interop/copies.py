@@ -1,4 +1,4 @@
-"""A copy of a module to make changes in, with its parameters copied or shared."""
+"""A copy of a module that can be changed, with its parameters copied or shared."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 
-def copied(function: str, module: nn.Module, copy_parameters: bool) -> nn.Module:
-    """A deep copy: what is shared inside it stays shared; hooks, modes, dtypes, devices and memory formats are kept.
+def copy_module(caller: str, module: nn.Module, copy_parameters: bool) -> nn.Module:
+    """Copy ``module`` deeply: what is shared inside it stays shared, and everything that its layers hold is kept.
 
-    Buffers are copied in any case, so that running statistics of one do not move with the other's.
+    Buffers are copied in any case, so that the two modules do not update each other's running statistics.
+
+    Args:
+        caller: name of the public function, for error messages.
+        module: any module.
+        copy_parameters: False: the copy has the same parameter objects.
 
     Raises:
-        TypeError: what is not a module.
-        ValueError: a lazy layer, which has no parameters to copy yet.
+        TypeError: ``module`` is not a module.
+        ValueError: a lazy layer has no parameters yet.
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{function}: module must be a torch.nn.Module, got {type(module).__name__}")
+        raise TypeError(f"{caller}: module must be a torch.nn.Module, got {type(module).__name__}")
     for name, layer in module.named_modules():
-        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():  # type: ignore[misc]  # torch's protocol for self lacks nn.Module
             raise ValueError(
-                f"{function}: {name or 'the module'} is a {type(layer).__name__} that has not seen an input; run the "
-                "model once, and it knows its sizes"
+                f"{caller}: {name or 'the module'} is a {type(layer).__name__} without parameters; run the model on "
+                "an input first, so that it is initialized"
             )
-    known: dict[int, object] = {}
+    memo: dict[int, object] = {}
     if not copy_parameters:
-        known = {id(parameter): parameter for parameter in module.parameters()}
-    for layer in module.modules():  # pruning and the older weight_norm leave one that is the result of a computation
+        memo = {id(parameter): parameter for parameter in module.parameters()}
+    for layer in module.modules():  # pruning and the older weight_norm leave a tensor that autograd computed
         for value in vars(layer).values():
             if isinstance(value, Tensor) and not value.is_leaf:
-                known[id(value)] = value.detach().clone(memory_format=torch.preserve_format)
-    return copy.deepcopy(module, known)
+                memo[id(value)] = value.detach().clone(memory_format=torch.preserve_format)
+    return copy.deepcopy(module, memo)

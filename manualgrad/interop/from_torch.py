@@ -1,22 +1,23 @@
-"""``from_torch``: a model's layers become ours, one by one."""
+"""``from_torch``: a copy of a model in which native layers are replaced by ours, one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from manualgrad import nn as ours
+from manualgrad._torch_compat import CONV_FORWARD, own_parameters
 from manualgrad.interop import layers
-from manualgrad.interop.copies import copied
-from manualgrad.interop.report import Left, Replaced, Report, name_of
-from manualgrad.interop.tracing import replace_calls
+from manualgrad.interop.copies import copy_module
+from manualgrad.interop.functional_calls import replace_functional_calls
+from manualgrad.interop.report import Left, Replaced, Report, type_name
 
-# Each native layer, ours, and what ours has that it has not.
-COUNTERPARTS: dict[type, tuple[type, dict[str, Any]]] = {
+# Native layer: our layer, and the attributes that ours has besides those of the native one.
+COUNTERPARTS: dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]] = {
     nn.Conv2d: (layers.Conv2d, {"flip_kernel": False}),
     nn.MaxPool2d: (layers.MaxPool2d, {}),
     nn.Flatten: (layers.Flatten, {}),
@@ -27,96 +28,125 @@ COUNTERPARTS: dict[type, tuple[type, dict[str, Any]]] = {
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+ModuleTypes = Collection[type[nn.Module]]
 
 
+@overload
+def from_torch(
+    module: nn.Module,
+    *,
+    copy_parameters: bool = ...,
+    functional: bool = ...,
+    subclasses: ModuleTypes = ...,
+    report: Literal[False] = ...,
+) -> nn.Module: ...
+@overload
+def from_torch(
+    module: nn.Module,
+    *,
+    copy_parameters: bool = ...,
+    functional: bool = ...,
+    subclasses: ModuleTypes = ...,
+    report: Literal[True],
+) -> tuple[nn.Module, Report]: ...
+@overload
+def from_torch(
+    module: nn.Module,
+    *,
+    copy_parameters: bool = ...,
+    functional: bool = ...,
+    subclasses: ModuleTypes = ...,
+    report: bool,
+) -> nn.Module | tuple[nn.Module, Report]: ...
 def from_torch(
     module: nn.Module,
     *,
     copy_parameters: bool = True,
     functional: bool = False,
-    subclasses: Collection[type] = (),
+    subclasses: ModuleTypes = (),
     report: bool = False,
-) -> Any:
-    """A copy of ``module`` in which every layer that we have is ours, with PyTorch's conventions.
+) -> nn.Module | tuple[nn.Module, Report]:
+    """Copy ``module`` and replace every native layer in the copy that we have by ours, with PyTorch's conventions.
 
-    ``Conv2d`` (any ``padding_mode``; the kernel is not flipped), ``MaxPool2d``, ``ReLU`` (``inplace`` too; 0 is the
-    derivative at 0), ``Linear``, ``Softmax``, ``CrossEntropyLoss`` and ``Flatten`` (in PyTorch's order). Names of
-    parameters and buffers are the same, so state dicts load in both directions; what is shared stays shared; training
-    mode, dtype, device, memory format, ``requires_grad``, hooks and attributes are kept.
+    We have ``Conv2d`` (any ``padding_mode``; the kernel is not flipped), ``MaxPool2d``, ``ReLU`` (``inplace`` too;
+    the derivative at 0 is 0), ``Linear``, ``Softmax``, ``CrossEntropyLoss`` and ``Flatten`` (in PyTorch's order).
 
-    A layer of another type stays native, and so does one that is a subclass, parametrized, pruned, replaced in part,
-    or of a dtype that we don't have. The report says why.
+    Parameters and buffers keep their names, so state dicts load in both directions. Shared layers and tied weights
+    stay shared. Training mode, dtype, device, memory format, ``requires_grad``, hooks and attributes are kept.
+
+    A layer of another type stays native. So does a subclass, a parametrized or pruned layer, one whose forward was
+    replaced, and one of a dtype that we do not support. The report gives the reasons.
 
     Args:
         module: any module; it is not changed.
-        copy_parameters: True copies parameters; False shares the very same objects. Buffers are always copied.
+        copy_parameters: True copies parameters; False gives the copy the same parameter objects. Buffers are always
+            copied.
         functional: also replace calls such as ``F.relu`` and ``torch.flatten`` inside the ``forward`` of each module
-            that ``torch.fx`` can trace. Numbers and flags that such a forward reads from its module are fixed by
-            that, but for ``training``: it is traced in both modes.
-        subclasses: subclasses of native layers to be taken for the layers that they extend.
-        report: whether to return a :class:`~manualgrad.interop.report.Report` too.
+            that ``torch.fx`` can trace. Numbers and flags that such a forward reads from its module keep the values
+            that they have now, except ``training``: the forward is traced in both modes.
+        subclasses: subclasses of native layers that are replaced like the layers that they extend.
+        report: also return a :class:`~manualgrad.interop.report.Report`.
 
     Returns:
-        the copy, or (copy, report).
+        The copy, or (copy, report).
 
     Raises:
-        TypeError: a ``module`` that is none.
-        ValueError: a lazy layer without parameters; a subclass with a ``forward`` of its own in ``subclasses``; with
-            ``functional=True`` and without a report, a forward that cannot be traced.
+        TypeError: ``module`` is not a module.
+        ValueError: a lazy layer has no parameters yet; a class in ``subclasses`` has a ``forward`` of its own;
+            without a report, ``functional=True`` meets a forward that cannot be traced.
     """
-    for kind in subclasses:
-        _check_subclass(kind)
-    made, told = copied("from_torch", module, copy_parameters), Report()
-    for name, layer in list(made.named_modules()):
-        _convert(name, layer, subclasses, told)
+    for subclass in subclasses:
+        _check_subclass(subclass)
+    converted, full_report = copy_module("from_torch", module, copy_parameters), Report()
+    for name, layer in list(converted.named_modules()):
+        _convert_layer(name, layer, subclasses, full_report)
     if functional:
-        untraced = replace_calls(made, told)
+        untraced = replace_functional_calls(converted, full_report)
         if untraced and not report:
             raise ValueError(
                 "from_torch: functional=True, but not every forward can be traced; report=True accepts that and "
                 "lists them:\n" + "\n".join(f"  {entry}" for entry in untraced)
             )
-    return (made, told) if report else made
+    return (converted, full_report) if report else converted
 
 
-def _convert(name: str, layer: nn.Module, subclasses: Collection[type], told: Report) -> None:
-    """``layer`` becomes ours by a change of its class: whoever refers to it, refers to ours; all it holds is kept."""
+def _convert_layer(name: str, layer: nn.Module, subclasses: ModuleTypes, report: Report) -> None:
+    """Make ``layer`` ours by changing its class, which keeps all references to it and all of its attributes."""
     kind = type(layer)
     native = kind if kind in COUNTERPARTS else next((base for base in kind.__mro__ if base in COUNTERPARTS), None)
     if native is None:
-        if _has_work_of_its_own(name, layer):
-            told.left.append(Left(name, name_of(kind), "manualgrad has no such layer"))
+        if _is_native_layer(name, layer):
+            report.left.append(Left(name, type_name(kind), "manualgrad has no such layer"))
         return
-    why = _why_not(layer, native, kind in subclasses)
-    if why:
-        told.left.append(Left(name, name_of(kind), why))
+    reason = _reason_to_keep(layer, native, kind in subclasses)
+    if reason:
+        report.left.append(Left(name, type_name(kind), reason))
         return
-    replacement, more = COUNTERPARTS[native]
+    replacement, more_attributes = COUNTERPARTS[native]
     layer.__class__ = replacement
-    vars(layer).update(more)
-    told.replaced.append(Replaced(name, name_of(kind), name_of(replacement)))
+    vars(layer).update(more_attributes)
+    report.replaced.append(Replaced(name, type_name(kind), type_name(replacement)))
 
 
-def _has_work_of_its_own(name: str, layer: nn.Module) -> bool:
-    """Whether it is a layer: no container, none of ours, no part of a parametrization."""
-    inside = ".parametrizations." in f".{name}."
-    return not (
-        inside or isinstance(layer, CONTAINERS) or type(layer).__module__.startswith("manualgrad.")
-    ) and not any(layer.children())
+def _is_native_layer(name: str, layer: nn.Module) -> bool:
+    """Return False for containers, our layers and parts of a parametrization."""
+    in_parametrization = ".parametrizations." in f".{name}."
+    is_ours = type(layer).__module__.startswith("manualgrad.")
+    return not (in_parametrization or is_ours or isinstance(layer, CONTAINERS) or any(layer.children()))
 
 
-def _why_not(layer: nn.Module, native: type, asked: bool) -> str | None:
-    """Why ours cannot take the place of ``layer``, or None if it can."""
+def _reason_to_keep(layer: nn.Module, native: type[nn.Module], is_listed_subclass: bool) -> str | None:
+    """Reason why our counterpart of ``native`` cannot replace ``layer``, or None."""
     if parametrize.is_parametrized(layer):
-        return "parametrized: its weight is computed anew at every call"
-    if type(layer) is not native and not asked:
-        return f"a subclass of {name_of(native)}; subclasses={{{type(layer).__name__}}} takes it for one"
-    if "forward" in vars(layer) or "_conv_forward" in vars(layer):
-        return "this one has a forward of its own"
+        return "parametrized: its weight is computed in every call"
+    if type(layer) is not native and not is_listed_subclass:
+        return f"a subclass of {type_name(native)}; subclasses={{{type(layer).__name__}}} replaces it too"
+    if "forward" in vars(layer) or CONV_FORWARD in vars(layer):
+        return "this instance has a forward of its own"
     if native in (nn.Conv2d, nn.Linear):
-        weight = layer._parameters.get("weight")
+        weight = own_parameters(layer).get("weight")
         if weight is None:
-            return "its weight is no parameter but is computed by a hook, as pruning and weight_norm do"
+            return "its weight is not a parameter but computed by a hook, as pruning and weight_norm do"
         if type(weight) is not nn.Parameter or weight.layout != torch.strided:
             return f"its weight is a {type(weight).__name__} of layout {weight.layout}"
         if weight.dtype not in DTYPES:
@@ -124,17 +154,17 @@ def _why_not(layer: nn.Module, native: type, asked: bool) -> str | None:
         if weight.numel() == 0 and native is nn.Conv2d:
             return "its weight is empty"
     if native is nn.Softmax and layer.dim is None:
-        return "dim=None chooses a dimension by the number of them, which PyTorch has deprecated"
+        return "dim=None, which is deprecated: the number of dimensions decides about the dimension"
     return None
 
 
-def _check_subclass(kind: type) -> None:
-    base = next((base for base in getattr(kind, "__mro__", ()) if base in COUNTERPARTS), None)
+def _check_subclass(subclass: type[nn.Module]) -> None:
+    base = next((base for base in getattr(subclass, "__mro__", ()) if base in COUNTERPARTS), None)
     if base is None:
-        raise ValueError(f"from_torch: subclasses must extend a layer that manualgrad has, got {kind!r}")
-    for method in ("forward", "_conv_forward", "__call__"):
-        if getattr(kind, method, None) is not getattr(base, method, None):
+        raise ValueError(f"from_torch: subclasses must extend a layer that manualgrad has, got {subclass!r}")
+    for method in ("forward", CONV_FORWARD, "__call__"):
+        if getattr(subclass, method, None) is not getattr(base, method, None):
             raise ValueError(
-                f"from_torch: {kind.__name__} has a {method} of its own, which {name_of(base)}'s counterpart would "
-                "not run"
+                f"from_torch: {subclass.__name__} in subclasses has a {method} of its own, which our counterpart of "
+                f"{type_name(base)} would not call"
             )

@@ -1,6 +1,7 @@
-"""Our layers with every convention of PyTorch's: what :func:`manualgrad.from_torch` puts in place of ``torch.nn``'s.
+"""Our layers with all of PyTorch's conventions, which :func:`manualgrad.from_torch` puts in place of ``torch.nn``'s.
 
-They are made out of a native layer, by its attributes, which they keep: ``from_torch`` is their constructor.
+``from_torch`` makes them by changing the class of a native layer, so they have its attributes and no constructor of
+their own.
 """
 
 from __future__ import annotations
@@ -8,18 +9,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from manualgrad import nn as ours
+from manualgrad._torch_compat import reversed_padding
 from manualgrad.interop import operations
 
 
 class Conv2d(ours.Conv2d):
-    """``torch.nn.Conv2d``: the kernel is not flipped, ``padding_mode`` is honoured, memory lies as PyTorch's does."""
+    """``torch.nn.Conv2d``: the correlation, with every ``padding_mode``, and outputs in PyTorch's memory format."""
+
+    padding_mode: str
 
     def forward(self, input: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
             return operations.conv2d(
                 input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
             )
-        padded = operations.pad_by_repeating(input, self._reversed_padding_repeated_twice, self.padding_mode)
+        padded = operations.pad2d(input, reversed_padding(self), self.padding_mode)
         return operations.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
@@ -28,7 +32,7 @@ class Conv2d(ours.Conv2d):
 
 
 class MaxPool2d(ours.MaxPool2d):
-    """``torch.nn.MaxPool2d``: memory lies as PyTorch's does."""
+    """``torch.nn.MaxPool2d``: outputs in PyTorch's memory format."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return operations.max_pool2d(
@@ -37,7 +41,9 @@ class MaxPool2d(ours.MaxPool2d):
 
 
 class ReLU(ours.ReLU):
-    """``torch.nn.ReLU``: 0 is the derivative at 0; with ``inplace`` the result is written over the input."""
+    """``torch.nn.ReLU``: the derivative at 0 is 0; ``inplace`` writes the result over the input."""
+
+    inplace: bool
 
     def forward(self, input: Tensor) -> Tensor:
         return operations.relu(input, self.inplace)
@@ -47,7 +53,7 @@ class ReLU(ours.ReLU):
 
 
 class Softmax(ours.Softmax):
-    """``torch.nn.Softmax``: memory lies as PyTorch's does."""
+    """``torch.nn.Softmax``: outputs in PyTorch's memory format."""
 
     def forward(self, input: Tensor) -> Tensor:
         return operations.softmax(input, self.dim)

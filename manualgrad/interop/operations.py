@@ -1,22 +1,24 @@
-"""Functions under the names and with the arguments of ``torch.nn.functional``, computed by ours.
+"""The functions of ``torch.nn.functional`` that we have, with PyTorch's names, arguments and conventions.
 
-What PyTorch's own do besides the mathematics is done here: an output lies in memory as theirs does, so that a
-``view`` after it works and dropout draws the same mask; a change in place is seen by everybody who holds the tensor.
+They also do what PyTorch's functions do besides the mathematics. Outputs have the same memory layout, so that a
+``view`` works and dropout draws the same mask. In-place functions change the tensor itself.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from manualgrad import functional
 from manualgrad.ops.relu_in_place import relu_in_place
+from manualgrad.ops.targets import Reduction
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
-    """``F.relu``: 0 is the derivative at 0; with ``inplace`` the result is written over ``input``."""
+    """``F.relu``: the derivative at 0 is 0; ``inplace`` writes the result over ``input``."""
     return relu_in_place(input) if inplace else functional.relu(input, subgradient=0)
 
 
@@ -36,9 +38,29 @@ def conv2d(
 ) -> Tensor:
     """``F.conv2d``: the correlation, which does not flip the kernel."""
     output = functional.conv2d(input, weight, bias, stride, padding, dilation, groups, flip_kernel=False)
-    return output if lies_channels_last(input) or lies_channels_last(weight) else contiguous(output)
+    return output if is_channels_last(input) or is_channels_last(weight) else to_contiguous(output)
 
 
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+    return_indices: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def max_pool2d(
     input: Tensor,
     kernel_size: int | tuple[int, int],
@@ -49,15 +71,23 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``F.max_pool2d``."""
-    results = functional.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
-    if lies_channels_last(input):
+    results = functional.max_pool2d(
+        input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=return_indices
+    )
+    if is_channels_last(input):
         return results
-    return tuple(contiguous(each) for each in results) if return_indices else contiguous(results)
+    if isinstance(results, tuple):
+        output, indices = results
+        return to_contiguous(output), to_contiguous(indices)
+    return to_contiguous(results)
 
 
-def max_pool2d_with_indices(input: Tensor, kernel_size: int | tuple[int, int], *args: Any, **options: Any) -> Any:
-    """``F.max_pool2d_with_indices``, which is what ``F.max_pool2d`` calls where the indices are asked for."""
-    return max_pool2d(input, kernel_size, *args, **options | {"return_indices": True})
+def max_pool2d_with_indices(
+    input: Tensor, kernel_size: int | tuple[int, int], *args: Any, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """``F.max_pool2d_with_indices``, which ``F.max_pool2d`` calls for ``return_indices=True``."""
+    output, indices = max_pool2d(input, kernel_size, *args, **options | {"return_indices": True})
+    return output, indices
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -66,7 +96,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """``torch.flatten``: in the order of the dimensions, a view where memory allows it. Nothing is computed."""
+    """``torch.flatten``, which computes nothing: in the order of the dimensions, and a view if memory allows it."""
     return input.flatten(start_dim, end_dim)
 
 
@@ -80,7 +110,7 @@ def cross_entropy(
     target: Tensor,
     weight: Tensor | None = None,
     ignore_index: int = -100,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """``F.cross_entropy`` without its two deprecated arguments."""
@@ -89,52 +119,58 @@ def cross_entropy(
     )
 
 
-def pad_by_repeating(input: Tensor, amounts: tuple[int, int, int, int], mode: str) -> Tensor:
-    """``F.pad`` with ``mode`` "reflect", "replicate" or "circular": places outside read the image at an index inside.
+def pad2d(input: Tensor, padding: Sequence[int], mode: str) -> Tensor:
+    """``F.pad`` with ``mode`` "reflect", "replicate" or "circular", which repeat rows and columns of the image.
 
     Args:
         input: (..., H, W).
-        amounts: places before and after each row, then before and after each column, as ``F.pad`` has them.
+        padding: numbers of columns on the left and right, then of rows at the top and bottom, as for ``F.pad``.
+        mode: "reflect", "replicate" or "circular".
 
     Raises:
-        ValueError: more places than the image can give.
+        ValueError: ``mode`` cannot pad an image of this size by so much.
     """
-    left, right, top, bottom = amounts
-    channels_last = mode != "circular" and lies_channels_last(input)  # natively, the other one forgets it
+    left, right, top, bottom = padding
+    channels_last = mode != "circular" and is_channels_last(input)  # PyTorch's circular padding is always contiguous
     for dim, before, after in ((-2, top, bottom), (-1, left, right)):
         size = input.shape[dim]
-        most = {"reflect": size - 1, "circular": size}.get(mode, max(before, after))
-        if max(before, after) > most:
+        limit = {"reflect": size - 1, "circular": size}.get(mode, max(before, after))
+        if max(before, after) > limit:
             raise ValueError(
-                f"conv2d: padding_mode={mode!r} of {size} places gives at most {most}, got {before, after}"
+                f"conv2d: padding_mode={mode!r} can pad a dimension of size {size} by at most {limit}, "
+                f"got {(before, after)}"
             )
-        place = torch.arange(-before, size + after, device=input.device)
+        index = torch.arange(-before, size + after, device=input.device)
         if mode == "reflect":
-            place = (size - 1) - ((size - 1) - place.abs()).abs()
+            index = (size - 1) - ((size - 1) - index.abs()).abs()
         elif mode == "circular":
-            place = place % size
+            index = index % size
         else:
-            place = place.clamp(0, size - 1)
-        input = input.index_select(dim, place)
+            index = index.clamp(0, size - 1)
+        input = input.index_select(dim, index)
     return input.contiguous(memory_format=torch.channels_last) if channels_last else input
 
 
-def contiguous(x: Tensor) -> Tensor:
-    """``x.contiguous()``, and by its strides too: of one channel, or one place, both formats are the same memory."""
+def to_contiguous(x: Tensor) -> Tensor:
+    """``x.contiguous()`` with contiguous strides also where sizes of 1 leave them open.
+
+    A tensor of one channel or of 1x1 images is contiguous and channels_last at once, and its strides may be those of
+    channels_last.
+    """
     x = x.contiguous()
     return x.flatten().view(x.shape) if 1 in x.shape else x
 
 
-def lies_channels_last(x: Tensor) -> bool:
-    """Whether PyTorch's layers take ``x`` (B, C, H, W) for channels_last: its strides grow from C over W and H to B.
+def is_channels_last(x: Tensor) -> bool:
+    """Return True if PyTorch's layers treat ``x`` (N, C, H, W) as channels_last: strides grow from C over W, H to N.
 
-    Where sizes of 1 leave it open, PyTorch decides so, and its next layer's output lies accordingly.
+    This is PyTorch's rule for the strides of sizes 1 too, and decides the memory format of a layer's output.
     """
     if x.dim() != 4 or x.stride(1) == 0 or 0 in x.shape:
         return False
-    least = 0
+    min_stride = 0
     for dim in (1, 3, 2, 0):
-        if x.stride(dim) < least or (dim == 0 and least == x.stride(1)):
+        if x.stride(dim) < min_stride or (dim == 0 and min_stride == x.stride(1)):
             return False
-        least = x.stride(dim) * max(1, x.shape[dim])
+        min_stride = x.stride(dim) * max(1, x.shape[dim])
     return True

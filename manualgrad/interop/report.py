@@ -1,4 +1,4 @@
-"""What a conversion did to each layer, for people to read."""
+"""Report of a conversion: what became of each layer, for people to read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ ROOT = "(the module itself)"
 
 @dataclass(frozen=True)
 class Replaced:
-    """The layer under ``name`` was ``was`` and is now ``now``; ``note`` says what is different about it."""
+    """A layer or functional call that was replaced.
+
+    Attributes:
+        name: name of the layer in the model, or of the module whose forward has the call; empty for the model itself.
+        was: name of the native type or function.
+        now: name of the type or function in its place.
+        note: differences that matter to the user, if there are any.
+    """
 
     name: str
     was: str
@@ -22,7 +29,13 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Left:
-    """The layer under ``name``, of type ``kind``, stays as it was, because of ``why``."""
+    """A layer or functional call that was left as it was.
+
+    Attributes:
+        name: name of the layer in the model, or of the module whose forward has the call; empty for the model itself.
+        kind: name of the type or function.
+        why: reason for leaving it.
+    """
 
     name: str
     kind: str
@@ -34,7 +47,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Report:
-    """Every layer and functional call that was looked at. ``str(report)`` is a list of them, a line each."""
+    """The layers and functional calls of a model, replaced or left. ``str(report)`` lists them, one in a line."""
 
     replaced: list[Replaced] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
@@ -44,8 +57,8 @@ class Report:
         return "\n".join([*lines, f"left: {len(self.left)}", *(f"  {entry}" for entry in self.left)])
 
 
-def name_of(kind: type) -> str:
-    """``torch.nn.Conv2d`` as people write it, not as PyTorch's folders have it."""
+def type_name(kind: type) -> str:
+    """Name of a type as users write it: ``torch.nn.Conv2d``, not ``torch.nn.modules.conv.Conv2d``."""
     package = kind.__module__
     if package.startswith("torch.nn.modules"):
         package = "torch.nn"

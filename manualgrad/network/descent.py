@@ -1,112 +1,150 @@
-"""Gradient descent by one program a step: from the bytes of the images that are chosen to the weights after it.
+"""Gradient descent by one program a step: from the uint8 images of a batch to the updated weights.
 
-Everything that a step needs lies in one piece of memory, which the next uses again: nothing of it is given away."""
+All memory of a step is one workspace, which the next step uses again.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import instruction_set, workspace
+from manualgrad.cpu import instruction_set, memory
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
 from manualgrad.network.plan import Plan
-from manualgrad.network.plan_builder import Pixels
+from manualgrad.network.plan_builder import PixelFormat
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """J before the step, how many images were taken for what they are, and the probability of each label, (B,)."""
+    """Statistics of one step's batch, computed before the update.
+
+    Attributes:
+        cost: J.
+        num_correct: number of images whose largest logit is that of their label.
+        label_probs: probability of each image's label, (N,); the next step overwrites it.
+    """
 
     cost: float
-    right: int
-    known: Tensor
+    num_correct: int
+    label_probs: Tensor
 
 
 class Descent:
-    """Steps on batches of images (N, 1, H, W) uint8 and labels (N,), as many at once as the plan has.
+    """Steps w − η ∂J/∂w on batches of a data set; a batch has as many images as the plan.
 
-    Raises ValueError for images, labels or parameters that kernels cannot be given as they lie.
+    Args:
+        parameters: weight and bias of each layer in turn; each step updates them in place.
+        images: the whole data set, (N, 1, H, W) uint8.
+        labels: its class indices, (N,) int64.
+        mean, std: the network's input is (pixel − mean) / std.
+
+    Raises:
+        ValueError: images, labels or parameters whose dtype, device or memory layout the kernels do not support.
     """
 
     def __init__(
         self, plan: Plan, parameters: Sequence[Tensor], images: Tensor, labels: Tensor, mean: float, std: float
     ) -> None:
-        rows = images.dim() == 4 and images.shape[1:] == plan.network.image and images.shape[1] == 1
-        bytes_ = supports_tensors(images, dtype=torch.uint8) and storage_covers(images) and images.stride(-1) == 1
-        dense = is_contiguous_as(labels, images.shape[:1], torch.int64)
-        if not (rows and bytes_ and dense and all(map(is_contiguous_as, parameters, plan.shapes[1:]))):
+        fit_network = images.dim() == 4 and images.shape[1:] == plan.network.image_shape and images.shape[1] == 1
+        are_bytes = supports_tensors(images, dtype=torch.uint8) and storage_covers(images) and images.stride(-1) == 1
+        labels_fit = is_contiguous_as(labels, images.shape[:1], torch.int64)
+        parameters_fit = all(map(is_contiguous_as, parameters, plan.parameter_shapes))
+        if not (fit_network and are_bytes and labels_fit and parameters_fit):
             raise ValueError(
-                "Descent: images must be uint8 (N, 1, H, W) with dense rows, labels int64, all on the CPU"
+                f"Descent: images must be uint8 of shape (N, 1, H, W) with contiguous rows and the H and W of the "
+                f"network, labels contiguous int64 of shape (N,), parameters contiguous float32, all on the CPU; got "
+                f"images of {images.dtype} and shape {tuple(images.shape)}, labels of {labels.dtype} and shape "
+                f"{tuple(labels.shape)}"
             )
         self.plan, self.parameters, self.images, self.labels = plan, list(parameters), images, labels
-        self._were, self._order, self._labels = self._where(), labels[:0], labels[:0]
-        self._layout = WorkspaceLayout(**_parts(plan))
-        self._piece = self._layout.new()
-        self._known, self._cost, self._rate, factor, odd = map(self._part, ("known", "cost", "rate", "factor", "odd"))
-        self._right = self._part("right", torch.int64)
-        self._odd = odd[: plan.stages.slots * plan.stages.first_dense]
-        factor.fill_(1)
-        own = dict(zip(self._layout.sizes, self._layout.addresses(self._piece), strict=True))
-        self._fixed = [*[p.data_ptr() for p in self.parameters], *own.values(), own["x"], images.data_ptr()]
-        stages = plan.stages.descent(Pixels(images.stride(0), images.stride(2), mean, std))
-        names = [*_names(plan), *own, "seen", "images", "labels", "chosen"]
-        self._program = Program(plan.code, plan.stages.threads, stages, names)
+        self._initial_memory = self._memory()
+        self._epoch_indices, self._epoch_labels = labels[:0], labels[:0]
 
-    def _where(self) -> list[tuple[Any, ...]]:
-        """How parameters and images lie in memory."""
+        self._layout = WorkspaceLayout(**_buffer_sizes(plan))
+        self._workspace = self._layout.allocate()
+        self._loss, self._learning_rate = self._buffer("loss"), self._buffer("learning_rate")
+        self._label_probs, self._num_correct = self._buffer("label_probs"), self._buffer("num_correct", torch.int64)
+        self._nonfinite = self._buffer("nonfinite")[: plan.builder.num_tasks * plan.builder.num_convs]
+        self._buffer("factor").fill_(1)
+
+        buffers = dict(zip(self._layout.sizes, self._layout.addresses(self._workspace), strict=True))
+        names = [*plan.parameter_names, *buffers, "x_backward", "images", "labels", "indices"]
+        parameter_addresses = [p.data_ptr() for p in self.parameters]
+        self._fixed_addresses = [*parameter_addresses, *buffers.values(), buffers["x"], images.data_ptr()]
+        pixels = PixelFormat(images.stride(0), images.stride(2), mean, std)
+        self._program = Program(plan.module, plan.builder.num_threads, plan.builder.descent_regions(pixels), names)
+
+    def _memory(self) -> list[tuple[object, ...]]:
+        """Address, shape, strides and storage size of the parameters and of the images."""
         tensors = [*self.parameters, self.images]
         return [(t.data_ptr(), t.shape, t.stride(), t.untyped_storage().nbytes()) for t in tensors]
 
-    def _part(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        return self._layout.part(self._piece, name, (-1,), dtype)
+    def _buffer(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._layout.buffer(self._workspace, name, (-1,), dtype)
 
-    def begin(self, order: Tensor) -> None:
-        """The images' numbers in the order in which they will be taken, (n,) int64; none will be if a label is no
-        class. Raises IndexError for numbers of no image."""
-        if len(order) and not 0 <= int(order.min()) <= int(order.max()) < len(self.images):
-            raise IndexError(f"Descent: the order must be of numbers from 0 to {len(self.images) - 1}")
-        order = order.to("cpu", torch.int64)
-        labels = self.labels.index_select(0, order)
-        if ((labels < 0) | (labels >= self.plan.network.dense[-1])).any():
-            order = labels = order[:0]
-        self._order, self._labels = (workspace.new(len(order), dtype=torch.int64) for _ in range(2))
-        self._order.copy_(order)
-        self._labels.copy_(labels)
+    def begin_epoch(self, indices: Tensor) -> None:
+        """Set the order of the images for the next steps.
 
-    def step(self, first: int, rate: float) -> StepStats | None:
-        """One step of size ``rate`` on the images from number ``first`` of the order.
+        Args:
+            indices: image indices, (n,) int64. If the label of one of them is no class, every step returns None.
 
-        None where the weights are left as they were: fewer images are left, something is not finite, a parameter or
-        the images lie elsewhere or otherwise than before, or other kernels were chosen.
+        Raises:
+            IndexError: an index of no image.
         """
-        there = 0 <= first <= len(self._order) - self.plan.images
-        if not there or self._where() != self._were or instruction_set.in_use() is not self.plan.code:
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.images):
+            raise IndexError(
+                f"Descent: indices must be numbers from 0 to {len(self.images) - 1}, got numbers from "
+                f"{int(indices.min())} to {int(indices.max())}"
+            )
+        indices = indices.to("cpu", torch.int64)
+        labels = self.labels.index_select(0, indices)
+        if ((labels < 0) | (labels >= self.plan.network.dense_features[-1])).any():
+            indices = labels = indices[:0]
+        self._epoch_indices, self._epoch_labels = (memory.new(len(indices), dtype=torch.int64) for _ in range(2))
+        self._epoch_indices.copy_(indices)
+        self._epoch_labels.copy_(labels)
+
+    def step(self, first: int, learning_rate: float) -> StepStats | None:
+        """Update the parameters by the gradient of the batch that begins at position ``first`` of the epoch.
+
+        Returns:
+            None, with the parameters unchanged, if too few images are left for a batch, if a result is not finite, if
+            a parameter or the images have moved in memory, or if other kernels have been chosen.
+        """
+        has_batch = 0 <= first <= len(self._epoch_indices) - self.plan.batch_size
+        if (
+            not has_batch
+            or self._memory() != self._initial_memory
+            or instruction_set.current_module() is not self.plan.module
+        ):
             return None
-        self._rate.fill_(rate)
-        offset = 8 * first
-        self._program.run([*self._fixed, self._labels.data_ptr() + offset, self._order.data_ptr() + offset])
-        cost = self._cost.item()
-        if not math.isfinite(cost) or any(map(math.isnan, self._odd.tolist())):
+        self._learning_rate.fill_(learning_rate)
+        offset = 8 * first  # bytes
+        batch_addresses = [self._epoch_labels.data_ptr() + offset, self._epoch_indices.data_ptr() + offset]
+        self._program.run([*self._fixed_addresses, *batch_addresses])
+        cost = self._loss.item()
+        if not math.isfinite(cost) or any(map(math.isnan, self._nonfinite.tolist())):
             return None
         torch.autograd.graph.increment_version(self.parameters)
-        return StepStats(cost, self._right.item(), self._known)
+        return StepStats(cost, int(self._num_correct.item()), self._label_probs)
 
 
-def _names(plan: Plan) -> list[str]:
-    """Of the parameters."""
-    return [f"{name}{n}" for n in range(plan.stages.last + 1) for name in ("w", "b")]
-
-
-def _parts(plan: Plan) -> dict[str, int]:
-    """What a step needs, in bytes: all that the plan's programs need, their results, and what goes in and out."""
-    stages, images, classes = plan.stages, plan.images, plan.network.dense[-1]
-    parts = {**stages.kept(), **stages.arranged(), **stages.scratch(), **stages.loss()}
-    parts |= {f"d{name}": 4 * shape.numel() for name, shape in zip(_names(plan), plan.shapes[1:], strict=True)}
-    parts |= {"x": 4 * plan.shapes[0].numel(), "s": 4 * images * classes, "known": 4 * images}
-    return parts | {"cost": 4, "rate": 4, "factor": 4, "counts": 16, "right": 8}
+def _buffer_sizes(plan: Plan) -> dict[str, int]:
+    """Bytes of every buffer of a step: those of the plan's programs, their results, inputs and outputs."""
+    builder, batch_size, classes = plan.builder, plan.batch_size, plan.network.dense_features[-1]
+    buffers = {
+        **builder.saved_buffers(), **builder.packed_buffers(), **builder.scratch_buffers(), **builder.loss_buffers()
+    }  # fmt: skip
+    for name, shape in zip(plan.parameter_names, plan.parameter_shapes, strict=True):
+        buffers[f"d{name}"] = 4 * shape.numel()
+    buffers |= {
+        "x": 4 * plan.input_shape.numel(),
+        "probabilities": 4 * batch_size * classes,
+        "label_probs": 4 * batch_size,
+    }
+    return buffers | {"loss": 4, "learning_rate": 4, "factor": 4, "counts": 16, "num_correct": 8}

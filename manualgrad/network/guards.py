@@ -1,146 +1,178 @@
-"""When the layers of a DocumentCNN may run as one program of kernels: when they are as they were made, and nobody
-listens to what goes on between them. Of the model it is asked for its layers, ``stages`` and ``subgradient``."""
+"""Conditions under which the layers of a DocumentCNN may run as one plan.
+
+The plan computes what the layers compute as :class:`DocumentCNN` made them. A layer that was replaced, reconfigured,
+patched or hooked since then is noticed here, and the model runs layer by layer.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
+from manualgrad._torch_compat import (
+    child_modules,
+    has_global_hooks,
+    has_hooks,
+    is_forward_mode_active,
+    own_parameters,
+)
 from manualgrad.cpu.tensor_checks import in_plain_eager_mode
-from manualgrad.network.plan import Network, Plan, plan_for
+from manualgrad.network.plan import Plan, get_plan
+from manualgrad.network.plan_builder import NetworkSpec
 from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
 from manualgrad.ops.precision import autocast_is_on
 
-MOST_FOUND = 256  # networks that are kept
-_found: dict[tuple[Any, ...], Network | None] = {}
-_UNKNOWN: Any = object()
+if TYPE_CHECKING:
+    from manualgrad.models import DocumentCNN
 
-
-def plan_of(model: nn.Module, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
-    """The program for ``x`` (B, C, H, W), and the weights and biases that it takes, layer for layer; None where the
-    layers have to run one by one.
-
-    That is: other tensors than plain float32 ones on the CPU, another shape, a stride, a layer that was replaced or
-    changed, or no kernels."""
-    if not isinstance(x, Tensor) or not in_plain_eager_mode() or x.dim() != 4:
-        return None
-    described = _described(model, x.shape[1:])
-    if described is None:
-        return None
-    network, parameters = described
-    plan = plan_for(network, x.shape[0])
-    return (plan, parameters) if plan is not None and plan.takes(x, parameters) else None
-
-
-def has_no_hooks(model: nn.Module) -> bool:
-    """Whether no layer has a hook, and no hook is there for all modules."""
-    return not nn.modules.module._has_any_global_hook() and not any(
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-        for layer in model._modules.values()
-    )
-
-
-def wants_all_parameter_grads_or_none(x: Tensor, parameters: list[Tensor]) -> bool:
-    """Whether nothing is asked for but every parameter's gradient, or no gradient at all; and in one way."""
-    if forward_ad._current_level >= 0 or autocast_is_on(x):
-        return False
-    return not torch.is_grad_enabled() or (not x.requires_grad and all(p.requires_grad for p in parameters))
-
-
-def _described(model: nn.Module, image: torch.Size) -> tuple[Network, list[Tensor]] | None:
-    """What the layers are, and their weights and biases. All that it depends on is looked at each time, and what
-    follows from that is kept."""
-    parameters: list[Tensor] = []
-    seen: list[Any] = [image, model.stages, model.subgradient]
-    for layer in model._modules.values():
-        kind = type(layer)
-        if kind not in _NUMBERS or kind.forward is not _FORWARDS[kind] or "forward" in layer.__dict__:
-            return None
-        numbers = [layer.__dict__.get(name) for name in _NUMBERS[kind]]
-        if not all(map(_is_exact, numbers)):
-            return None
-        seen += (kind, *numbers)
-        if kind is ConvReLUMaxPool2d or kind is Dense:
-            weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
-            if weight is None or bias is None:
-                return None
-            parameters += (weight, bias)
-            seen += (weight.shape, bias.shape)
-    if nn.Module.__call__ is not _CALL or not _is_exact(model.subgradient):
-        return None
-    key = tuple(seen)
-    network = _found.get(key, _UNKNOWN)
-    if network is _UNKNOWN:
-        if len(_found) >= MOST_FOUND:
-            _found.clear()
-        network = _found[key] = _network(model, image)
-    return None if network is None else (network, parameters)
-
-
-def guard_values(model: nn.Module) -> list[Any]:
-    """All that a program depends on, as the very objects that the model holds: where they are the same, it still is
-    what :func:`plan_of` made of them."""
-    parts: list[Any] = [model.stages, model.subgradient, nn.Module.__call__]
-    for layer in model._modules.values():
-        if layer is None:
-            continue
-        kind, own = type(layer), layer.__dict__
-        parts += (layer, kind, kind.forward, own.get("forward"), *[own.get(name) for name in _NUMBERS.get(kind, ())])
-        if kind is ConvReLUMaxPool2d or kind is Dense:
-            parts += layer._parameters.values()
-    return parts
-
-
-def _is_exact(number: object) -> bool:
-    """Whether it equals nothing but what means the same, and is what a layer takes."""
-    if type(number) is tuple:
-        return all(type(one) is int for one in number)
-    return type(number) in (bool, int, float)
-
-
-# What a layer of each kind has besides its weight and bias; and what it does, unless somebody has changed that.
-_NUMBERS: dict[type[nn.Module], tuple[str, ...]] = {
+# Attributes of each layer class that decide what it computes, besides its weight and bias.
+_CONFIG_ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     ConvReLUMaxPool2d: ("stride", "padding", "dilation", "groups", "flip_kernel", "subgradient"),
     Flatten: (),
     Dense: (),
     ReLU: ("subgradient",),
 }
-_FORWARDS = {kind: kind.forward for kind in _NUMBERS}
-_CALL = nn.Module.__call__
+# The methods at import, to notice a class that is patched later.
+_ORIGINAL_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {kind: kind.forward for kind in _CONFIG_ATTRIBUTES}
+_ORIGINAL_CALL = nn.Module.__call__
+
+MAX_CACHED_NETWORKS = 256
+_network_cache: dict[tuple[Any, ...], NetworkSpec | None] = {}
+_NOT_CACHED: Any = object()
 
 
-def _network(model: nn.Module, image: torch.Size) -> Network | None:
-    """None where the layers are not C∘P∘R, F, D, R, D in this order, or one does not take what the one before it
-    gives."""
-    layers, stages, half = list(model._modules.values()), model.stages, model.subgradient
-    convolutions, products = [c for c in layers if type(c) is ConvReLUMaxPool2d], layers[stages + 1 :: 2]
-    kinds = [ConvReLUMaxPool2d] * stages + [Flatten, Dense] + [ReLU, Dense] * (len(products) - 1)
-    flips = {layer.flip_kernel for layer in convolutions}
-    if list(map(type, layers)) != kinds or not 0 <= half <= 1 or len(flips) != 1 or not flips <= {True, False}:
+def find_plan(model: DocumentCNN, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
+    """The plan for ``x``, (N, C_in, H, W), with the weights and biases that it reads, in the order of the layers.
+
+    None if the layers have to run one by one: x or a parameter is no plain float32 tensor on the CPU, a convolution
+    has a stride, a layer was replaced or changed, or kernels are off.
+    """
+    if not isinstance(x, Tensor) or not in_plain_eager_mode() or x.dim() != 4:
         return None
-    if any(layer.subgradient != half for layer in layers if hasattr(layer, "subgradient")):
+    network_and_parameters = _describe(model, x.shape[1:])
+    if network_and_parameters is None:
         return None
-    channels, rows, columns = image
-    for layer in convolutions:
-        plain = layer.stride, layer.padding, layer.dilation, layer.groups
-        k, r, p, q = layer.weight.shape if layer.weight.dim() == 4 else (0, 0, 0, 0)
-        rows, columns = (rows - p + 1) // 2, (columns - q + 1) // 2
-        if (
-            plain != ((1, 1), (0, 0), (1, 1), 1)
-            or r != channels
-            or layer.bias.shape != (k,)
-            or min(rows, columns) < 1
-        ):
+    network, parameters = network_and_parameters
+    plan = get_plan(network, x.shape[0])
+    return (plan, parameters) if plan is not None and plan.supports(x, parameters) else None
+
+
+def has_no_hooks(model: nn.Module) -> bool:
+    """Return True if no layer of ``model`` has a hook, and none is registered for all modules."""
+    layers = child_modules(model).values()
+    return not has_global_hooks() and not any(has_hooks(layer) for layer in layers if layer is not None)
+
+
+def wants_all_parameter_grads_or_none(x: Tensor, parameters: list[Tensor]) -> bool:
+    """Return True if reverse mode has to compute the gradient of every parameter and of nothing else, or no gradient.
+
+    False in forward mode and under autocast.
+    """
+    if is_forward_mode_active() or autocast_is_on(x):
+        return False
+    return not torch.is_grad_enabled() or (not x.requires_grad and all(p.requires_grad for p in parameters))
+
+
+def guard_values(model: DocumentCNN) -> list[Any]:
+    """The objects that the result of :func:`find_plan` depends on, for a comparison by identity.
+
+    The result stays valid for as long as all of them are the same objects.
+    """
+    values: list[Any] = [model.num_conv_blocks, model.subgradient, nn.Module.__call__]
+    for layer in child_modules(model).values():
+        if layer is None:
+            continue
+        kind, attributes = type(layer), vars(layer)
+        values += (layer, kind, kind.forward, attributes.get("forward"))
+        values += [attributes.get(name) for name in _CONFIG_ATTRIBUTES.get(kind, ())]
+        if kind is ConvReLUMaxPool2d or kind is Dense:
+            values += own_parameters(layer).values()
+    return values
+
+
+def _describe(model: DocumentCNN, image_shape: torch.Size) -> tuple[NetworkSpec, list[Tensor]] | None:
+    """The network that the layers make, and their weights and biases; None if they make no network of a plan.
+
+    Everything that the network depends on is read at each call. It is the key under which the network is cached.
+    """
+    parameters: list[Tensor] = []
+    key_parts: list[Any] = [image_shape, model.num_conv_blocks, model.subgradient]
+    for layer in child_modules(model).values():
+        if layer is None or type(layer) not in _CONFIG_ATTRIBUTES:
             return None
-        channels = k
-    features = channels * rows * columns
-    for layer in products:
-        if layer.weight.shape[1:] != (features,) or layer.bias.shape != layer.weight.shape[:1]:
+        kind, attributes = type(layer), vars(layer)
+        if kind.forward is not _ORIGINAL_FORWARDS[kind] or "forward" in attributes:
             return None
-        features = len(layer.weight)
-    shapes = tuple((layer.weight.shape[0], *layer.weight.shape[2:]) for layer in convolutions)
-    dense = tuple(len(layer.weight) for layer in products)
-    return Network(tuple(image), shapes, dense, bool(flips.pop()), float(half))
+        config = [attributes.get(name) for name in _CONFIG_ATTRIBUTES[kind]]
+        if not all(map(_is_plain_constant, config)):
+            return None
+        key_parts += (kind, *config)
+        if kind is ConvReLUMaxPool2d or kind is Dense:
+            weight, bias = own_parameters(layer).get("weight"), own_parameters(layer).get("bias")
+            if weight is None or bias is None:
+                return None
+            parameters += (weight, bias)
+            key_parts += (weight.shape, bias.shape)
+    if nn.Module.__call__ is not _ORIGINAL_CALL or not _is_plain_constant(model.subgradient):
+        return None
+    key = tuple(key_parts)
+    network = _network_cache.get(key, _NOT_CACHED)
+    if network is _NOT_CACHED:
+        if len(_network_cache) >= MAX_CACHED_NETWORKS:
+            _network_cache.clear()
+        network = _network_cache[key] = _make_network_spec(model, image_shape)
+    return None if network is None else (network, parameters)
+
+
+def _is_plain_constant(value: object) -> bool:
+    """Return True for a Python number or a tuple of ints, whose equality means the same computation.
+
+    A tensor or an instance of a subclass could equal a number and behave differently.
+    """
+    if type(value) is tuple:
+        return all(type(item) is int for item in value)
+    return type(value) in (bool, int, float)
+
+
+def _make_network_spec(model: DocumentCNN, image_shape: torch.Size) -> NetworkSpec | None:
+    """None if the layers are not P∘R∘C, F, D, R, D in this order, or if a layer does not fit the one before it."""
+    layers, num_convs, subgradient = list(child_modules(model).values()), model.num_conv_blocks, model.subgradient
+    convs = [layer for layer in layers if type(layer) is ConvReLUMaxPool2d]
+    dense_layers = [layer for layer in layers if type(layer) is Dense]
+    kinds = [ConvReLUMaxPool2d] * num_convs + [Flatten, Dense] + [ReLU, Dense] * (len(dense_layers) - 1)
+    if list(map(type, layers)) != kinds:
+        return None
+    flips = {conv.flip_kernel for conv in convs}
+    if not 0 <= subgradient <= 1 or len(flips) != 1 or not flips <= {True, False}:
+        return None
+    if any(layer.subgradient != subgradient for layer in layers if isinstance(layer, (ConvReLUMaxPool2d, ReLU))):
+        return None
+    channels, height, width = image_shape
+    for conv in convs:
+        if conv.weight.dim() != 4:
+            return None
+        out_channels, in_channels, kernel_height, kernel_width = conv.weight.shape
+        height, width = (height - kernel_height + 1) // 2, (width - kernel_width + 1) // 2
+        options = conv.stride, conv.padding, conv.dilation, conv.groups
+        if options != ((1, 1), (0, 0), (1, 1), 1) or in_channels != channels or min(height, width) < 1:
+            return None
+        if conv.bias is None or conv.bias.shape != (out_channels,):
+            return None
+        channels = out_channels
+    features = channels * height * width
+    for dense in dense_layers:
+        if dense.bias is None or dense.bias.shape != dense.weight.shape[:1] or dense.weight.shape[1:] != (features,):
+            return None
+        features = len(dense.weight)
+    conv_shapes = tuple((conv.weight.shape[0], *conv.weight.shape[2:]) for conv in convs)
+    dense_features = tuple(len(dense.weight) for dense in dense_layers)
+    return NetworkSpec(
+        (image_shape[0], image_shape[1], image_shape[2]),
+        conv_shapes,
+        dense_features,
+        bool(flips.pop()),
+        float(subgradient),
+    )

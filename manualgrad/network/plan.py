@@ -1,5 +1,8 @@
-"""The network of section 4.2 as functions of tensors: programs of the kernels that ``plan_builder.py`` puts
-together, and all that keeps them inside of the tensors."""
+"""The network of section 4.2 as functions of tensors, computed by the kernel calls of ``plan_builder.py``.
+
+A :class:`Plan` holds one program per function, made once for a network, a batch size and a number of threads. The
+tensors between the layers are buffers of one workspace, which one allocation per call provides.
+"""
 
 from __future__ import annotations
 
@@ -8,157 +11,246 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import instruction_set, jit, workspace
-from manualgrad.cpu.conv_pool import checked, dense, for_derivatives
+from manualgrad.cpu import instruction_set, jit, memory
+from manualgrad.cpu.conv_pool import check_tensor, to_backward_layout, to_contiguous
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.program import Program, WorkspaceLayout
+from manualgrad.cpu.team import ParallelRegion
 from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
-from manualgrad.network.plan_builder import Network, PlanBuilder
+from manualgrad.network.plan_builder import NetworkSpec, PlanBuilder
 
-_ADD = ctypes.c_float(-1)  # η where w − η g has to be w + g
+_MINUS_ONE = ctypes.c_float(-1)  # learning rate with which w − η Δw is w + Δw
 
 
 @dataclass(frozen=True)
 class LossAndSteps:
-    """S(z^{L−1}) (B, classes) and J; what is to be added to each w and b; and the memory between the layers."""
+    """Results of :meth:`Plan.loss_and_grads`.
+
+    Attributes:
+        probabilities: S(z^{L−1}), (N, classes).
+        loss: J, ().
+        steps: the factor times the gradient of each weight and bias, in the order of the parameters.
+        workspace: memory of the tensors between the layers.
+    """
 
     probabilities: Tensor
-    cost: Tensor
+    loss: Tensor
     steps: list[Tensor]
-    memory: Tensor
+    workspace: Tensor
+
+
+class Intermediates(NamedTuple):
+    """Tensors between the layers.
+
+    Attributes:
+        inputs: x^l for l = 1 to L − 1: (N, H, W, C_in) of a convolution, (N, in_features) of a dense layer.
+        pool_indices: (N, C_out, H_out, W_out) uint8 of each convolution.
+        grad_outputs: for l = 0 to L − 1, δ^l of a dense layer, or the gradient of a convolution's pooled output,
+            (N, C_out, H_out, W_out), to which P⁻¹ and R' have not been applied.
+    """
+
+    inputs: list[Tensor]
+    pool_indices: list[Tensor]
+    grad_outputs: list[Tensor]
 
 
 class Plan:
-    """The programs for one number of images and of threads."""
+    """Programs of kernels for one network, one batch size and one number of threads.
 
-    def __init__(self, code: KernelModule, network: Network, images: int, threads: int) -> None:
-        self.code, self.network, self.images = code, network, images
-        stages = self.stages = PlanBuilder(code, network, images, threads)
-        self.shapes = [torch.Size((images, *network.image))]  # of x, and of each w and b
-        for s in stages.convolutions:
-            self.shapes.append(torch.Size((s.outputs, s.channels, s.kernel_rows, s.kernel_columns)))
-            self.shapes.append(torch.Size((s.outputs,)))
-        for inputs, outputs in stages.products:
-            self.shapes += [torch.Size((outputs, inputs)), torch.Size((outputs,))]
-        kept, arranged, scratch, loss = stages.kept(), stages.arranged(), stages.scratch(), stages.loss()
-        self._kept, self._arranged, self._scratch = (WorkspaceLayout(**parts) for parts in (kept, arranged, scratch))
-        self._all = WorkspaceLayout(**kept, **arranged, **scratch, **loss)
-        self._kept_shape = torch.Size((self._kept.bytes,))
-        parameters = [f"{name}{n}" for n in range(stages.last + 1) for name in ("w", "b")]
+    Tensors are float32 on the CPU. ``parameters`` are the weight and bias of each layer in turn, of
+    ``parameter_shapes``; ``weights`` are every second one of them.
+    """
+
+    def __init__(self, module: KernelModule, network: NetworkSpec, batch_size: int, threads: int) -> None:
+        self.module, self.network, self.batch_size = module, network, batch_size
+        builder = self.builder = PlanBuilder(module, network, batch_size, threads)
+        self.input_shape = torch.Size((batch_size, *network.image_shape))
+        self.parameter_shapes: list[torch.Size] = []
+        for conv in builder.convs:
+            weight_shape = conv.out_channels, conv.in_channels, conv.kernel_height, conv.kernel_width
+            self.parameter_shapes += [torch.Size(weight_shape), torch.Size((conv.out_channels,))]
+        for in_features, out_features in builder.dense_shapes:
+            self.parameter_shapes += [torch.Size((out_features, in_features)), torch.Size((out_features,))]
+        self.weight_shapes = self.parameter_shapes[::2]
+
+        saved, packed = builder.saved_buffers(), builder.packed_buffers()
+        scratch, loss = builder.scratch_buffers(), builder.loss_buffers()
+        self._saved_layout, self._packed_layout = WorkspaceLayout(**saved), WorkspaceLayout(**packed)
+        self._scratch_layout = WorkspaceLayout(**scratch)
+        self._workspace_layout = WorkspaceLayout(**saved, **packed, **scratch, **loss)
+        self._saved_shape = torch.Size((self._saved_layout.nbytes,))
+
+        parameters = self.parameter_names
         weights, steps = parameters[::2], [f"d{name}" for name in parameters]
 
-        def program(of: list, names: list[str]) -> Program:
-            return Program(code, stages.threads, of, names)
+        def program(regions: list[ParallelRegion], names: list[str]) -> Program:
+            return Program(module, builder.num_threads, regions, names)
 
-        self._forward = program(stages.forward(), [*parameters, *kept, "x", "z", *arranged])
-        self._backward = program(stages.backward(), [*weights, *kept, "x", "seen", "g", *steps, *scratch])
-        names = [*parameters, "x", "seen", "labels", "counts", "factor", "s", "cost", *steps, *self._all.sizes]
-        self._both = program(stages.forward_and_backward(), names)
-        self._descent = program([*stages.forward_and_backward(), stages.update()], [*names, "rate"])
+        self._forward_program = program(builder.forward_regions(), [*parameters, *saved, "x", "z", *packed])
+        names = [*weights, *saved, "x", "x_backward", "g", *steps, *scratch]
+        self._backward_program = program(builder.backward_regions(), names)
+        names = [*parameters, "x", "x_backward", "labels", "counts", "factor", "probabilities", "loss", *steps]
+        names += self._workspace_layout.sizes
+        regions = builder.loss_and_grads_regions()
+        self._loss_program = program(regions, names)
+        self._update_program = program([*regions, builder.update_region()], [*names, "learning_rate"])
 
-    def takes(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
-        """Whether kernels can be given these. x may lie in any order."""
-        return self._takes_x(x) and all(map(is_contiguous_as, parameters, self.shapes[1:]))
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of the parameters in the kernel calls."""
+        return [f"{name}{n}" for n in range(self.builder.last_layer + 1) for name in ("w", "b")]
 
-    def _takes_x(self, x: Tensor) -> bool:
-        return x.shape == self.shapes[0] and supports_tensors(x) and storage_covers(x)
+    def supports(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
+        """Return True if the kernels can read ``x``, of any strides, and ``parameters``."""
+        return self._supports_input(x) and all(map(is_contiguous_as, parameters, self.parameter_shapes))
 
-    def _gradients(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Room for those of each weight and its bias."""
-        return [t for w in weights for t in (workspace.like(w), workspace.new(len(w)))]
+    def _supports_input(self, x: Tensor) -> bool:
+        return x.shape == self.input_shape and supports_tensors(x) and storage_covers(x)
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """z^{L−1}, (B, classes), and what ``backward`` needs besides x and the parameters, which it :meth:`takes`."""
-        z, kept, arranged = workspace.new(self.images, self.network.dense[-1]), self._kept.new(), self._arranged.new()
-        x = dense(x, torch.channels_last)
-        addresses = [*_starts(parameters), *self._kept.addresses(kept), x.data_ptr(), z.data_ptr()]
-        self._forward.run(addresses + self._arranged.addresses(arranged))
-        return z, kept
+        """z^{L−1}, (N, classes), and the workspace that :meth:`backward` needs besides x and the weights.
 
-    def backward(self, g: Tensor, x: Tensor, kept: Tensor, weights: Sequence[Tensor]) -> list[Tensor] | None:
-        """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}; None where something is not finite and the formulas,
-        which make 0·∞ = NaN of that, have to serve.
+        The plan must support x and the parameters (:meth:`supports`).
+        """
+        z, saved = memory.new(self.batch_size, self.network.dense_features[-1]), self._saved_layout.allocate()
+        packed = self._packed_layout.allocate()
+        x = to_contiguous(x, torch.channels_last)
+        addresses = [*_addresses(parameters), *self._saved_layout.addresses(saved), x.data_ptr(), z.data_ptr()]
+        self._forward_program.run(addresses + self._packed_layout.addresses(packed))
+        return z, saved
 
-        Raises ValueError where x, a weight or the kept memory is no longer what forward was given."""
-        fine = self._takes_x(x) and is_contiguous_as(kept, self._kept_shape, torch.uint8)
-        if not fine or not all(map(is_contiguous_as, weights, self.shapes[1::2])):
-            given = [f"{t.dtype} of {tuple(t.shape)}" for t in (x, *weights, kept)]
-            expected = f"torch.float32 of {list(map(tuple, (self.shapes[0], *self.shapes[1::2])))}"
-            raise ValueError(
-                f"DocumentCNN: x, a weight or what was saved between layers is not what it was in forward: expected "
-                f"{expected}, dense, and {self._kept.bytes} bytes; got {given}"
-            )
-        g = dense(checked(g, (self.images, self.network.dense[-1])))
-        x, seen = self._orders(x)
-        scratch, found = self._scratch.new(), self._gradients(weights)
-        addresses = [*_starts(weights), *self._kept.addresses(kept), *_starts((x, seen, g)), *_starts(found)]
-        self._backward.run(addresses + self._scratch.addresses(scratch))
-        return found if self._is_finite(self._scratch, scratch) else None
+    def backward(self, g: Tensor, x: Tensor, saved: Tensor, weights: Sequence[Tensor]) -> list[Tensor] | None:
+        """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, (N, classes).
 
-    def steps(
-        self, x: Tensor, labels: Tensor, parameters: Sequence[Tensor], factor: float, *, take: bool = False
-    ) -> LossAndSteps | None:
-        """``factor`` times the gradient of the mean cost of ``labels`` (B,), by one program, of tensors that it
-        :meth:`takes`; with ``take`` it is added to them, too. None, and nothing is added, where a label is no class,
-        none counts, or something is not finite."""
-        if not self.images or not is_contiguous_as(labels, self.shapes[0][:1], torch.int64):
-            return None
-        counts, number = (ctypes.c_int64 * 2)(), ctypes.c_float(factor)
-        s, cost, between = workspace.new(self.images, self.network.dense[-1]), workspace.new(), self._all.new()
-        found = self._gradients(parameters[::2])
-        x, seen = self._orders(x)
-        addresses = [*_starts(parameters), *_starts((x, seen, labels)), ctypes.addressof(counts)]
-        addresses += [ctypes.addressof(number), *_starts((s, cost)), *_starts(found), *self._all.addresses(between)]
-        if take:
-            self._descent.run([*addresses, ctypes.addressof(_ADD)])
-        else:
-            self._both.run(addresses)
-        fine = (
-            counts[0] and not counts[1] and self._is_finite(self._all, between) and (not take or math.isfinite(cost))
+        Returns:
+            The gradients in the order of the parameters, or None if one is not finite: kernels skip zeros, while the
+            formulas have 0·∞ = NaN, so that the formulas have to compute them.
+
+        Raises:
+            ValueError: x, a weight or ``saved`` has another shape, dtype or memory than in forward.
+        """
+        if not (
+            self._supports_input(x)
+            and is_contiguous_as(saved, self._saved_shape, torch.uint8)
+            and all(map(is_contiguous_as, weights, self.weight_shapes))
+        ):
+            raise ValueError(self._saved_tensor_error(x, saved, weights))
+        g = to_contiguous(check_tensor(g, (self.batch_size, self.network.dense_features[-1])))
+        x, x_backward = self._input_layouts(x)
+        scratch, grads = self._scratch_layout.allocate(), self._allocate_grads(weights)
+        addresses = [*_addresses(weights), *self._saved_layout.addresses(saved), *_addresses((x, x_backward, g))]
+        self._backward_program.run([*addresses, *_addresses(grads), *self._scratch_layout.addresses(scratch)])
+        return grads if self._grads_are_finite(self._scratch_layout, scratch) else None
+
+    def _saved_tensor_error(self, x: Tensor, saved: Tensor, weights: Sequence[Tensor]) -> str:
+        tensors = [
+            ("x", x, self.input_shape, torch.float32),
+            ("the workspace", saved, self._saved_shape, torch.uint8),
+        ]
+        for n, (weight, shape) in enumerate(zip(weights, self.weight_shapes, strict=True)):
+            tensors.append((f"weight {n}", weight, shape, torch.float32))
+        modified = (entry for entry in tensors[1:] if not is_contiguous_as(*entry[1:]))
+        name, tensor, shape, dtype = next(modified, tensors[0])
+        contiguous = "" if tensor is x else "contiguous "
+        return (
+            f"DocumentCNN: a saved tensor was modified between forward and backward: expected {name} to be "
+            f"{contiguous}{_describe(dtype, shape)}, got {_describe(tensor.dtype, tensor.shape)} with strides "
+            f"{tuple(tensor.stride())}"
         )
-        return LossAndSteps(s, cost, found, between) if fine else None
 
-    def between(self, found: LossAndSteps) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """x^l for l = 1 to L − 1, in the document's layout; the codes of each convolution; and what each layer heard
-        from the one above: (B, K, I, J), or δ^l of a dense layer."""
-        xs, codes, gs, last, part = [], [], [], self.stages.first_dense - 1, self._all.part
-        for n, s in enumerate(self.stages.convolutions):
-            shape = (self.images, s.rows, s.columns, s.outputs)
-            pooled = part(found.memory, f"pooled{n}", shape)
-            xs.append(pooled.flatten(1) if n == last else pooled)
-            codes.append(part(found.memory, f"code{n}", shape, torch.uint8).permute(0, 3, 1, 2))
-            gs.append(part(found.memory, f"g{n}", shape).permute(0, 3, 1, 2))
-        for n, (_, outputs) in enumerate(self.stages.products[:-1], start=last + 1):
-            xs.append(part(found.memory, f"r{n}", (self.images, outputs)))
-            gs.append(part(found.memory, f"g{n}", (self.images, outputs)))
-        return xs, codes, [*gs, part(found.memory, "g", (self.images, self.network.dense[-1]))]
+    def loss_and_grads(
+        self, x: Tensor, labels: Tensor, parameters: Sequence[Tensor], factor: float, *, update: bool = False
+    ) -> LossAndSteps | None:
+        """The mean loss of ``labels``, (N,) int64, and ``factor`` times its gradient, by one program.
 
-    def _orders(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x as the kernels forward and back read it."""
-        return dense(x, torch.channels_last), for_derivatives(self.stages.convolutions[0], x)
+        The plan must support x and the parameters (:meth:`supports`).
 
-    def _is_finite(self, layout: WorkspaceLayout, piece: Tensor) -> bool:
-        count = self.stages.slots * self.stages.first_dense
-        return not any(map(math.isnan, layout.part(piece, "odd", (count,)).tolist()))
+        Args:
+            update: also add ``factor`` times the gradient to the parameters.
+
+        Returns:
+            None, with the parameters unchanged, if a label is no class, if every label is to be ignored, or if a
+            result is not finite.
+        """
+        if not self.batch_size or not is_contiguous_as(labels, self.input_shape[:1], torch.int64):
+            return None
+        counts, c_factor = (
+            (ctypes.c_int64 * 2)(),
+            ctypes.c_float(factor),
+        )  # counts: labels that count, labels of no class
+        probabilities, loss = memory.new(self.batch_size, self.network.dense_features[-1]), memory.new()
+        workspace, steps = self._workspace_layout.allocate(), self._allocate_grads(parameters[::2])
+        x, x_backward = self._input_layouts(x)
+        addresses = [*_addresses(parameters), *_addresses((x, x_backward, labels)), ctypes.addressof(counts)]
+        addresses += [ctypes.addressof(c_factor), *_addresses((probabilities, loss)), *_addresses(steps)]
+        addresses += self._workspace_layout.addresses(workspace)
+        if update:
+            self._update_program.run([*addresses, ctypes.addressof(_MINUS_ONE)])
+        else:
+            self._loss_program.run(addresses)
+        is_valid = (
+            counts[0]
+            and not counts[1]
+            and self._grads_are_finite(self._workspace_layout, workspace)
+            and (not update or math.isfinite(loss))
+        )
+        return LossAndSteps(probabilities, loss, steps, workspace) if is_valid else None
+
+    def intermediates(self, result: LossAndSteps) -> Intermediates:
+        """Views of the tensors between the layers in the workspace of ``result``."""
+        inputs, pool_indices, grad_outputs = [], [], []
+        workspace, buffer = result.workspace, self._workspace_layout.buffer
+        num_convs = self.builder.num_convs
+        for n, conv in enumerate(self.builder.convs):
+            shape = (self.batch_size, conv.out_height, conv.out_width, conv.out_channels)
+            pooled = buffer(workspace, f"pooled{n}", shape)
+            inputs.append(pooled.flatten(1) if n == num_convs - 1 else pooled)
+            pool_indices.append(buffer(workspace, f"pool_index{n}", shape, torch.uint8).permute(0, 3, 1, 2))
+            grad_outputs.append(buffer(workspace, f"g{n}", shape).permute(0, 3, 1, 2))
+        for n, (_, out_features) in enumerate(self.builder.dense_shapes[:-1], start=num_convs):
+            inputs.append(buffer(workspace, f"relu{n}", (self.batch_size, out_features)))
+            grad_outputs.append(buffer(workspace, f"g{n}", (self.batch_size, out_features)))
+        grad_outputs.append(buffer(workspace, "g", (self.batch_size, self.network.dense_features[-1])))
+        return Intermediates(inputs, pool_indices, grad_outputs)
+
+    def _allocate_grads(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Uninitialized gradients of each weight and its bias."""
+        return [grad for w in weights for grad in (memory.new_like(w), memory.new(len(w)))]
+
+    def _input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x in the memory layouts that the kernels of forward and of backward read."""
+        return to_contiguous(x, torch.channels_last), to_backward_layout(self.builder.convs[0], x)
+
+    def _grads_are_finite(self, layout: WorkspaceLayout, workspace: Tensor) -> bool:
+        """Return True if no task met an infinity or NaN that skipping zeros would hide."""
+        shape = (self.builder.num_tasks * self.builder.num_convs,)
+        return not any(map(math.isnan, layout.buffer(workspace, "nonfinite", shape).tolist()))
 
 
-def _starts(tensors: Sequence[Tensor]) -> list[int]:
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
-def plan_for(network: Network, images: int) -> Plan | None:
-    """The programs for so many images, by the kernels in use; None where there are none, or a convolution's outputs
-    do not fill whole vectors."""
-    code = instruction_set.in_use()
-    if code is None or any(k % code.lanes for k, _, _ in network.convolutions):
+def _describe(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)}"
+
+
+def get_plan(network: NetworkSpec, batch_size: int) -> Plan | None:
+    """The plan for the kernels in use and torch's number of threads.
+
+    None if kernels are off, or if a convolution's output channels do not fill whole vectors.
+    """
+    module = instruction_set.current_module()
+    if module is None or any(out_channels % module.lanes for out_channels, _, _ in network.conv_shapes):
         return None
-    return _plan(code.instructions, network, images, torch.get_num_threads())
+    return _cached_plan(module.instructions, network, batch_size, torch.get_num_threads())
 
 
 @lru_cache(64)
-def _plan(instructions: str, network: Network, images: int, threads: int) -> Plan:
-    return Plan(jit.code(instructions), network, images, threads)
+def _cached_plan(instructions: str, network: NetworkSpec, batch_size: int, threads: int) -> Plan:
+    return Plan(jit.load_module(instructions), network, batch_size, threads)

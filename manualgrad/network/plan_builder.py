@@ -1,20 +1,21 @@
-r"""The network of section 4.2 as stages of kernels.
+r"""The kernel calls of a network as in section 4.2: forward, loss, backward and update.
 
-Each slot takes some images through all layers, so that what one layer leaves for the next is still near:
+The calls stand in parallel regions. A region is split into tasks, which threads share. A task of the main region
+takes some images through all layers, so that a layer's output is still in the cache when the next layer reads it:
 
-    z^l = C(x^l, w^l) + b^l, x^{l+1} = P(R(z^l))          ``forward``, which leaves codes for P⁻¹ and R'
-    z^l = D(x^l, w^l) + b^l, x^{l+1} = R(z^l)             ``gemm_nt``, ``relu_forward``
+    z^l = C(x^l, w^l) + b^l, x^{l+1} = P(R(z^l))           ``conv_pool_forward``, which also writes the pool index
+    z^l = D(x^l, w^l) + b^l, x^{l+1} = R(z^l)              ``gemm_nt``, ``relu_forward``
 
-then, where labels are given, S(z^{L−1}), J and δ^{L−1}   ``class_rows``
+then, if there are labels, S(z^{L−1}), J and δ^{L−1}       ``softmax_cross_entropy``
 
-and back, from the last layer to the first, where g^l is δ^l but for P⁻¹ and R' of a convolution, which its kernel
-applies:
+and back, from the last layer to the first. g^l is δ^l of a dense layer. Of a convolution it is the gradient before
+P⁻¹ and R', which the kernel applies from the pool index:
 
-    g^{l−1} = (w^l δ^l) R'(z^{l−1})                       ``gemm_strided``, ``relu_backward``
-    g^{l−1}, Δw^l, Δb^l from g^l and the codes            ``backward``
+    g^{l−1} = (w^l δ^l) R'(z^{l−1})                        ``gemm_strided``, ``relu_backward``
+    g^{l−1}, Δw^l, Δb^l from g^l and the pool index        ``conv_pool_backward``
 
-Then Δw^l and Δb^l of the dense layers, and the sums of what all slots found for the convolutions. F is nothing here:
-channels last, an image lies in memory as its row of numbers does.
+The last region computes Δw^l and Δb^l of the dense layers, and adds up what the tasks have of the convolutions' Δw^l
+and Δb^l. F needs no kernel: in channels_last memory format an image is the row of numbers that F makes of it.
 """
 
 from __future__ import annotations
@@ -23,242 +24,280 @@ import ctypes
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from manualgrad.cpu import conv_pool_sizes as sizes
-from manualgrad.cpu.conv_pool_sizes import sizes_of, split
+from manualgrad.cpu.conv_pool_sizes import Sizes, sizes_of, split_work
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.program import BufferRef
 from manualgrad.cpu.team import ParallelRegion, float_bits
 
-_ONE = ctypes.c_float(1)  # s of ``gemm_strided`` where it has to add up
+IGNORE_INDEX = -100  # the label of an image that does not count
 
-IGNORED = -100  # the label of an image that does not count
+_ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
 
-Steps = list[tuple[int, list[Any]]]
+Argument = int | BufferRef
+KernelCall = tuple[int, list[Argument]]  # the kernel's address and its arguments
+KernelCalls = list[KernelCall]
 
 
 @dataclass(frozen=True)
-class Network:
-    """R, H, W of an image; K, P+1, Q+1 of each convolution; the outputs of each dense layer; ``flip`` where a
-    convolution is that of (1), and R'(0)."""
+class NetworkSpec:
+    """Shapes and options of a network.
 
-    image: tuple[int, int, int]
-    convolutions: tuple[tuple[int, int, int], ...]
-    dense: tuple[int, ...]
-    flip: bool
+    Attributes:
+        image_shape: (C_in, H, W).
+        conv_shapes: (C_out, kH, kW) of each convolution.
+        dense_features: out_features of each dense layer.
+        flip_kernel: True for the convolution of equation (1), False for PyTorch's correlation.
+        subgradient: R'(0).
+    """
+
+    image_shape: tuple[int, int, int]
+    conv_shapes: tuple[tuple[int, int, int], ...]
+    dense_features: tuple[int, ...]
+    flip_kernel: bool
     subgradient: float
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """How images lie that are given as bytes, from one ``image`` and ``row`` to the next; and what their numbers'
-    ``mean`` and ``std`` are."""
+class PixelFormat:
+    """Layout and normalisation of a data set's uint8 images.
 
-    image: int
-    row: int
+    Attributes:
+        image_stride, row_stride: bytes from one image and from one row to the next.
+        mean, std: the network's input is (pixel − mean) / std.
+    """
+
+    image_stride: int
+    row_stride: int
     mean: float
     std: float
 
 
 class PlanBuilder:
-    """What the kernels are told, for one number of images and of threads.
+    """Buffers and kernel calls of one network, for one batch size and one number of threads.
 
-    x^0 is called "x", and "seen" in the order in which its derivatives are taken; w^l, b^l, Δw^l and Δb^l are "w0",
-    "b0", "dw0", "db0" and so on; "z" and "g" are z^{L−1} and δ^{L−1}. The bytes of all that lies between are ``kept``
-    from forward for backward, ``arranged`` for forward, ``scratch`` for backward, and ``loss`` for a cost.
+    Kernels refer to memory by name. For layer l, "w{l}", "b{l}", "dw{l}" and "db{l}" are w^l, b^l, Δw^l and Δb^l;
+    "x" is x^0, and "x_backward" is x^0 in the layout that its convolution's weight gradient reads. The other names
+    are those of the buffers, whose sizes in bytes ``*_buffers`` return: ``saved`` from forward to backward,
+    ``packed`` weights for forward, ``scratch`` of backward, and ``loss``, where "z" and "g" are z^{L−1} and δ^{L−1}.
     """
 
-    def __init__(self, code: KernelModule, network: Network, images: int, threads: int) -> None:
-        self.network, self.images, self.addresses = network, images, code.addresses
-        shape, self.convolutions = (images, *network.image), []
-        for k, p, q in network.convolutions:
-            s = sizes_of(shape, (k, shape[1], p, q), code.lanes)
-            self.convolutions.append(s)
-            shape = (images, k, s.rows, s.columns)
-        self.first_dense = len(self.convolutions)
-        self.products = list(itertools.pairwise((math.prod(shape[1:]), *network.dense)))  # inputs, outputs
-        self.last = self.first_dense + len(self.products) - 1
-        work = sum(s.multiplications for s in self.convolutions) + images * sum(i * j for i, j in self.products)
-        self.threads = min(threads, 1 + work // sizes.WORTH_A_THREAD)
-        sums = sum(s.sums_order.floats for s in self.convolutions)
-        self.slots, self.share = split(images, sizes.slots_for(images, self.threads, sums))
+    def __init__(self, module: KernelModule, network: NetworkSpec, batch_size: int, threads: int) -> None:
+        self.network, self.batch_size, self.kernel_addresses = network, batch_size, module.addresses
+        channels, height, width = network.image_shape
+        self.convs: list[Sizes] = []
+        for out_channels, kernel_height, kernel_width in network.conv_shapes:
+            weight_shape = (out_channels, channels, kernel_height, kernel_width)
+            conv = sizes_of((batch_size, channels, height, width), weight_shape, module.lanes)
+            self.convs.append(conv)
+            channels, height, width = out_channels, conv.out_height, conv.out_width
+        self.num_convs = len(self.convs)
+        self.dense_shapes = list(itertools.pairwise((channels * height * width, *network.dense_features)))  # in, out
+        self.last_layer = self.num_convs + len(self.dense_shapes) - 1
+        multiplications = sum(conv.multiplications for conv in self.convs)
+        multiplications += batch_size * sum(math.prod(shape) for shape in self.dense_shapes)
+        self.num_threads = min(threads, 1 + multiplications // sizes.MULTIPLICATIONS_PER_THREAD)
+        partial_sums = sum(conv.grad_weight_layout.numel for conv in self.convs)
+        most_tasks = sizes.num_tasks_for(batch_size, self.num_threads, partial_sums)
+        self.num_tasks, self.images_per_task = split_work(batch_size, most_tasks)
 
     # ------------------------------------------------------------------------------------------- memory
 
-    def kept(self) -> dict[str, int]:
-        found = {}
-        for n, s in enumerate(self.convolutions):
-            numbers = self.images * s.rows * s.columns * s.outputs
-            found |= {f"pooled{n}": 4 * numbers, f"code{n}": numbers}
-        for n, (_, outputs) in enumerate(self.products[:-1], start=self.first_dense):
-            found |= {f"z{n}": 4 * self.images * outputs, f"r{n}": 4 * self.images * outputs}
-        return found
+    def saved_buffers(self) -> dict[str, int]:
+        buffers: dict[str, int] = {}
+        for n, conv in enumerate(self.convs):
+            numel = self.batch_size * conv.out_height * conv.out_width * conv.out_channels
+            buffers |= {f"pooled{n}": 4 * numel, f"pool_index{n}": numel}
+        for n, (_, out_features) in enumerate(self.dense_shapes[:-1], start=self.num_convs):
+            numel = self.batch_size * out_features
+            buffers |= {f"z{n}": 4 * numel, f"relu{n}": 4 * numel}
+        return buffers
 
-    def arranged(self) -> dict[str, int]:
-        return {f"arranged{n}": 4 * s.forward_order.floats for n, s in enumerate(self.convolutions)}
+    def packed_buffers(self) -> dict[str, int]:
+        return {f"packed_forward{n}": 4 * conv.forward_layout.numel for n, conv in enumerate(self.convs)}
 
-    def scratch(self) -> dict[str, int]:
-        found = {"odd": 4 * self.slots * len(self.convolutions)}
-        for n, s in enumerate(self.convolutions):
-            found |= {
-                f"sums{n}": 4 * self.slots * s.sums_order.floats,
-                f"bias_sums{n}": 4 * self.slots * s.outputs,
-                f"slots{n}": self.slots * s.bytes_of_slot,
-                f"kernel{n}": 4 * s.input_order.floats if n else 0,
+    def scratch_buffers(self) -> dict[str, int]:
+        buffers = {"nonfinite": 4 * self.num_tasks * self.num_convs}
+        for n, conv in enumerate(self.convs):
+            buffers |= {
+                f"grad_weight_parts{n}": 4 * self.num_tasks * conv.grad_weight_layout.numel,
+                f"grad_bias_parts{n}": 4 * self.num_tasks * conv.out_channels,
+                f"conv_scratch{n}": self.num_tasks * conv.scratch_bytes,
+                f"packed_backward{n}": 4 * conv.grad_input_layout.numel if n else 0,
             }
-        inputs = [s.rows * s.columns * s.outputs for s in self.convolutions]
-        inputs += [outputs for _, outputs in self.products[:-1]]
-        return found | {f"g{n}": 4 * self.images * size for n, size in enumerate(inputs)}
+        features = [conv.out_height * conv.out_width * conv.out_channels for conv in self.convs]
+        features += [out_features for _, out_features in self.dense_shapes[:-1]]
+        return buffers | {f"g{n}": 4 * self.batch_size * count for n, count in enumerate(features)}
 
-    def loss(self) -> dict[str, int]:
-        table = 4 * self.images * self.network.dense[-1]
-        return {"z": table, "y": table, "g": table, "costs": 4 * self.images}
+    def loss_buffers(self) -> dict[str, int]:
+        numel = self.batch_size * self.network.dense_features[-1]
+        return {"z": 4 * numel, "targets": 4 * numel, "g": 4 * numel, "losses": 4 * self.batch_size}
 
-    # ------------------------------------------------------------------------------------------- stages
+    # ------------------------------------------------------------------------------------------ regions
 
-    def forward(self) -> list[ParallelRegion]:
-        return [ParallelRegion(self.threads, self._arrange_forward()), ParallelRegion(self.slots, self._forward())]
-
-    def backward(self) -> list[ParallelRegion]:
+    def forward_regions(self) -> list[ParallelRegion]:
+        """From x^0 to z^{L−1}."""
         return [
-            ParallelRegion(self.threads, self._arrange_backward()),
-            ParallelRegion(self.slots, self._backward()),
-            ParallelRegion(self.threads, self._weights()),
+            ParallelRegion(self.num_threads, self._pack_for_forward()),
+            ParallelRegion(self.num_tasks, self._forward_calls()),
         ]
 
-    def forward_and_backward(self) -> list[ParallelRegion]:
-        """From images and labels to the cost and all Δw and Δb."""
-        classes, share = self.network.dense[-1], split(self.images, self.threads)[1]
-        y = [BufferRef("labels"), BufferRef("y"), BufferRef("counts"), self.images, share, classes, IGNORED, 1]
-        loss = [
-            *map(BufferRef, ("z", "y", "factor")), 0, *map(BufferRef, ("s", "costs", "g")),
-            self.images, self.share, classes, 1, 1,
-        ]  # fmt: skip
-        before = [*self._arrange_forward(), *self._arrange_backward(), self._step("targets", y)]
-        on_the_way = self._step("class_rows", loss)  # eq. (11), (14), (15), (19)
+    def backward_regions(self) -> list[ParallelRegion]:
+        """From δ^{L−1} to all Δw and Δb."""
         return [
-            ParallelRegion(self.threads, before),
-            ParallelRegion(self.slots, [*self._forward(), on_the_way, *self._backward()]),
-            ParallelRegion(
-                self.threads,
-                [*self._weights(), self._step("cost_sum", [BufferRef("costs"), BufferRef("cost"), self.images])],
-            ),
+            ParallelRegion(self.num_threads, self._pack_for_backward()),
+            ParallelRegion(self.num_tasks, self._backward_calls()),
+            ParallelRegion(self.num_threads, self._parameter_grad_calls()),
         ]
 
-    def descent(self, pixels: Pixels) -> list[ParallelRegion]:
-        """The same from bytes and labels, and w − η ∂J/∂w."""
-        before, on_the_way, after = self.forward_and_backward()
-        classes, (_, height, width) = self.network.dense[-1], self.network.image
-        images = [
-            *map(BufferRef, ("images", "chosen", "x")), self.images, self.share, height, width, pixels.image, pixels.row,
-            float_bits(pixels.mean), float_bits(pixels.std),
+    def loss_and_grads_regions(self) -> list[ParallelRegion]:
+        """From x^0 and labels to the loss and all Δw and Δb."""
+        classes, rows_per_task = self.network.dense_features[-1], split_work(self.batch_size, self.num_threads)[1]
+        one_hot: list[Argument] = [
+            *map(BufferRef, ("labels", "targets", "counts")),
+            self.batch_size, rows_per_task, classes, IGNORE_INDEX, 1,
         ]  # fmt: skip
-        found = [*map(BufferRef, ("s", "labels", "known", "right")), self.images, classes]
+        cross_entropy: list[Argument] = [
+            *map(BufferRef, ("z", "targets", "factor")), 0, *map(BufferRef, ("probabilities", "losses", "g")),
+            self.batch_size, self.images_per_task, classes, 1, 1,
+        ]  # fmt: skip
+        sum_losses: list[Argument] = [BufferRef("losses"), BufferRef("loss"), self.batch_size]
+        before = [*self._pack_for_forward(), *self._pack_for_backward(), self._call("one_hot_targets", one_hot)]
+        loss = self._call("softmax_cross_entropy", cross_entropy)  # eq. (11), (14), (15), (19)
+        return [
+            ParallelRegion(self.num_threads, before),
+            ParallelRegion(self.num_tasks, [*self._forward_calls(), loss, *self._backward_calls()]),
+            ParallelRegion(self.num_threads, [*self._parameter_grad_calls(), self._call("sum_losses", sum_losses)]),
+        ]
+
+    def descent_regions(self, pixels: PixelFormat) -> list[ParallelRegion]:
+        """From uint8 images, the indices of a batch and its labels to w − η ∂J/∂w of all parameters."""
+        before, all_layers, after = self.loss_and_grads_regions()
+        classes, (_, height, width) = self.network.dense_features[-1], self.network.image_shape
+        gather: list[Argument] = [
+            *map(BufferRef, ("images", "indices", "x")), self.batch_size, self.images_per_task, height, width,
+            pixels.image_stride, pixels.row_stride, float_bits(pixels.mean), float_bits(pixels.std),
+        ]  # fmt: skip
+        top1: list[Argument] = [
+            *map(BufferRef, ("probabilities", "labels", "label_probs", "num_correct")), self.batch_size, classes,
+        ]  # fmt: skip
         return [
             before,
-            ParallelRegion(self.slots, [self._step("gather", images), *on_the_way.steps]),
-            ParallelRegion(self.threads, [*after.steps, self._step("answers", found)]),
-            self.update(),
+            ParallelRegion(self.num_tasks, [self._call("gather_images", gather), *all_layers.calls]),
+            ParallelRegion(self.num_threads, [*after.calls, self._call("top1_stats", top1)]),
+            self.update_region(),
         ]
 
-    def update(self) -> ParallelRegion:
-        """w − η ∂J/∂w of all parameters, unless something is not finite."""
-        sizes_of_w = [(s.outputs * s.weights_of_one, s.outputs) for s in self.convolutions]
-        sizes_of_w += [(inputs * outputs, outputs) for inputs, outputs in self.products]
-        steps: Steps = []
-        for n, (w, b) in enumerate(sizes_of_w):
-            for name, floats in ((f"w{n}", w), (f"b{n}", b)):
-                where = (
+    def update_region(self) -> ParallelRegion:
+        """w − η ∂J/∂w of all parameters, unless a label is no class or a gradient or the loss is not finite."""
+        numels = [(conv.out_channels * conv.weights_per_output, conv.out_channels) for conv in self.convs]
+        numels += [(in_features * out_features, out_features) for in_features, out_features in self.dense_shapes]
+        conditions: list[Argument] = [
+            BufferRef("counts"),
+            BufferRef("nonfinite"),
+            self.num_tasks * self.num_convs,
+            BufferRef("loss"),
+        ]
+        calls: KernelCalls = []
+        for n, (weight_numel, bias_numel) in enumerate(numels):
+            for name, numel in ((f"w{n}", weight_numel), (f"b{n}", bias_numel)):
+                share = split_work(numel, self.num_threads)[1]
+                update: list[Argument] = [
                     BufferRef(name),
                     BufferRef(f"d{name}"),
-                    floats,
-                    split(floats, self.threads)[1],
-                    BufferRef("rate"),
-                )
-                odds = BufferRef("counts"), BufferRef("odd"), self.slots * self.first_dense, BufferRef("cost")
-                steps.append(self._step("descend", [*where, *odds]))
-        return ParallelRegion(self.threads, steps)
+                    numel,
+                    share,
+                    BufferRef("learning_rate"),
+                ]
+                calls.append(self._call("sgd_update", [*update, *conditions]))
+        return ParallelRegion(self.num_threads, calls)
 
-    def _step(self, kernel: str, arguments: list[Any]) -> tuple[int, list[Any]]:
-        return self.addresses[kernel], arguments
+    # -------------------------------------------------------------------------------------------- calls
 
-    def _x(self, n: int, first: str = "x") -> BufferRef:
+    def _call(self, kernel: str, arguments: list[Argument]) -> KernelCall:
+        return self.kernel_addresses[kernel], arguments
+
+    def _x(self, n: int, input_name: str = "x") -> BufferRef:
         """x^n."""
-        return BufferRef(first if n == 0 else f"pooled{n - 1}" if n <= self.first_dense else f"r{n - 1}")
+        return BufferRef(input_name if n == 0 else f"pooled{n - 1}" if n <= self.num_convs else f"relu{n - 1}")
 
     def _g(self, n: int) -> BufferRef:
         """g^n."""
-        return BufferRef("g" if n == self.last else f"g{n}")
+        return BufferRef("g" if n == self.last_layer else f"g{n}")
 
-    def _arrange_forward(self) -> Steps:
-        return [self._arrange(n, s.forward_order, f"arranged{n}") for n, s in enumerate(self.convolutions)]
+    def _pack_for_forward(self) -> KernelCalls:
+        return [self._pack_weight(n, conv.forward_layout, f"packed_forward{n}") for n, conv in enumerate(self.convs)]
 
-    def _arrange_backward(self) -> Steps:
-        return [self._arrange(n, s.input_order, f"kernel{n}") for n, s in enumerate(self.convolutions) if n]
+    def _pack_for_backward(self) -> KernelCalls:
+        layouts = [conv.grad_input_layout for conv in self.convs]
+        return [self._pack_weight(n, layout, f"packed_backward{n}") for n, layout in enumerate(layouts) if n]
 
-    def _arrange(self, n: int, order: sizes.Order, to: str) -> tuple[int, list[Any]]:
-        s = self.convolutions[n]
-        share = split(s.outputs, self.threads)[1]
-        arguments = sizes.arrange_arguments(s, order, self.network.flip, share, BufferRef(f"w{n}"), BufferRef(to))
-        return self._step("arrange", arguments)
+    def _pack_weight(self, n: int, layout: sizes.WeightLayout, target: str) -> KernelCall:
+        conv = self.convs[n]
+        share = split_work(conv.out_channels, self.num_threads)[1]
+        buffers = BufferRef(f"w{n}"), BufferRef(target)
+        arguments = sizes.pack_arguments(conv, layout, self.network.flip_kernel, share, *buffers)
+        return self._call("pack_weight", arguments)
 
-    def _forward(self) -> Steps:
-        steps: Steps = []
-        for n, s in enumerate(self.convolutions):
-            where = (
-                self._x(n),
-                BufferRef(f"arranged{n}"),
-                BufferRef(f"b{n}"),
-                BufferRef(f"pooled{n}"),
-                BufferRef(f"code{n}"),
+    def _forward_calls(self) -> KernelCalls:
+        calls: KernelCalls = []
+        for n, conv in enumerate(self.convs):
+            read = self._x(n), BufferRef(f"packed_forward{n}"), BufferRef(f"b{n}")
+            written = BufferRef(f"pooled{n}"), BufferRef(f"pool_index{n}")
+            rows_per_task = self.images_per_task * conv.out_height
+            arguments = sizes.forward_arguments(conv, rows_per_task, *read, *written)
+            calls.append(self._call("conv_pool_forward", arguments))
+        for n, (in_features, out_features) in enumerate(self.dense_shapes, start=self.num_convs):
+            z = BufferRef("z" if n == self.last_layer else f"z{n}")
+            gemm: list[Argument] = [self._x(n), BufferRef(f"w{n}"), BufferRef(f"b{n}"), z]
+            gemm += [self.batch_size, self.images_per_task, in_features, out_features]
+            calls.append(self._call("gemm_nt", gemm))
+            if n < self.last_layer:
+                numels = self.batch_size * out_features, self.images_per_task * out_features
+                calls.append(self._call("relu_forward", [z, BufferRef(f"relu{n}"), *numels]))
+        return calls  # eq. (16), (17)
+
+    def _backward_calls(self) -> KernelCalls:
+        calls: KernelCalls = []
+        subgradient = self.network.subgradient
+        for n in range(self.last_layer, self.num_convs - 1, -1):
+            in_features, out_features = self.dense_shapes[n - self.num_convs]
+            grad_input = BufferRef(f"g{n - 1}")
+            gemm: list[Argument] = [self._g(n), out_features, 1, BufferRef(f"w{n}"), grad_input]
+            gemm += [self.batch_size, self.images_per_task, out_features, in_features]
+            calls.append(self._call("gemm_strided", gemm))
+            if n > self.num_convs:
+                relu: list[Argument] = [grad_input, BufferRef(f"z{n - 1}"), grad_input]
+                relu += [self.batch_size * in_features, self.images_per_task * in_features]
+                relu += [subgradient != 0, float_bits(subgradient)]
+                calls.append(self._call("relu_backward", relu))
+        for n in range(self.num_convs - 1, -1, -1):
+            conv = self.convs[n]
+            weight = BufferRef(f"packed_backward{n}") if n else 0
+            grad_x = BufferRef(f"g{n - 1}") if n else 0
+            read = self._x(n, "x_backward"), weight, BufferRef(f"g{n}"), BufferRef(f"pool_index{n}")
+            written = grad_x, BufferRef(f"grad_weight_parts{n}"), BufferRef(f"grad_bias_parts{n}")
+            nonfinite = BufferRef("nonfinite", 4 * self.num_tasks * n)
+            buffers = *read, *written, nonfinite, BufferRef(f"conv_scratch{n}")
+            arguments = sizes.backward_arguments(conv, self.images_per_task, *buffers, n > 0, True, subgradient)
+            calls.append(self._call("conv_pool_backward", arguments))
+        return calls  # eq. (20), and each task's part of (18), (21) for the convolutions
+
+    def _parameter_grad_calls(self) -> KernelCalls:
+        calls: KernelCalls = []
+        for n, (in_features, out_features) in enumerate(self.dense_shapes, start=self.num_convs):
+            g, share = self._g(n), split_work(out_features, self.num_threads)[1]
+            weight: list[Argument] = [g, 1, out_features, self._x(n), BufferRef(f"dw{n}")]
+            calls.append(self._call("gemm_strided", [*weight, out_features, share, self.batch_size, in_features]))
+            bias: list[Argument] = [ctypes.addressof(_ONE), 0, 0, g, BufferRef(f"db{n}")]
+            calls.append(self._call("gemm_strided", [*bias, 1, 1, self.batch_size, out_features]))
+        for n, conv in enumerate(self.convs):
+            share = split_work(conv.out_channels, self.num_threads)[1]
+            weight_grads = BufferRef(f"dw{n}"), BufferRef(f"grad_weight_parts{n}")
+            bias_grads = BufferRef(f"db{n}"), BufferRef(f"grad_bias_parts{n}")
+            arguments = sizes.unpack_reduce_arguments(
+                conv, self.network.flip_kernel, share, self.num_tasks, *weight_grads, *bias_grads
             )
-            steps.append(self._step("forward", sizes.forward_arguments(s, self.share * s.rows, *where)))
-        for n, (inputs, outputs) in enumerate(self.products, start=self.first_dense):
-            z = BufferRef("z" if n == self.last else f"z{n}")
-            where = self._x(n), BufferRef(f"w{n}"), BufferRef(f"b{n}"), z
-            steps.append(self._step("row_products", [*where, self.images, self.share, inputs, outputs]))
-            if n < self.last:
-                floats = self.images * outputs, self.share * outputs
-                steps.append(self._step("relu_forward", [z, BufferRef(f"r{n}"), *floats]))
-        return steps  # eq. (16), (17)
-
-    def _backward(self) -> Steps:
-        steps, half = [], self.network.subgradient
-        for n in range(self.last, self.first_dense - 1, -1):
-            inputs, outputs = self.products[n - self.first_dense]
-            g, to = self._g(n), BufferRef(f"g{n - 1}")
-            arguments = [g, outputs, 1, BufferRef(f"w{n}"), to, self.images, self.share, outputs, inputs]
-            steps.append(self._step("column_products", arguments))
-            if n > self.first_dense:
-                floats = self.images * inputs, self.share * inputs
-                arguments = [to, BufferRef(f"z{n - 1}"), to, *floats, half != 0, float_bits(half)]
-                steps.append(self._step("relu_backward", arguments))
-        for n in range(self.first_dense - 1, -1, -1):
-            s = self.convolutions[n]
-            kernel, dx = (BufferRef(f"kernel{n}"), BufferRef(f"g{n - 1}")) if n else (0, 0)
-            where = self._x(n, "seen"), kernel, BufferRef(f"g{n}"), BufferRef(f"code{n}"), dx
-            found = (
-                BufferRef(f"sums{n}"),
-                BufferRef(f"bias_sums{n}"),
-                BufferRef("odd", 4 * self.slots * n),
-                BufferRef(f"slots{n}"),
-            )
-            arguments = sizes.backward_arguments(s, self.share, *where, *found, n > 0, True, half)
-            steps.append(self._step("backward", arguments))
-        return steps  # eq. (20), and (18), (21) of each slot's convolutions
-
-    def _weights(self) -> Steps:
-        steps: Steps = []
-        for n, (inputs, outputs) in enumerate(self.products, start=self.first_dense):
-            g, share = self._g(n), split(outputs, self.threads)[1]
-            arguments = [g, 1, outputs, self._x(n), BufferRef(f"dw{n}"), outputs, share, self.images, inputs]
-            steps.append(self._step("column_products", arguments))
-            arguments = [ctypes.addressof(_ONE), 0, 0, g, BufferRef(f"db{n}"), 1, 1, self.images, outputs]
-            steps.append(self._step("column_products", arguments))
-        for n, s in enumerate(self.convolutions):
-            share = split(s.outputs, self.threads)[1]
-            where = BufferRef(f"dw{n}"), BufferRef(f"sums{n}"), BufferRef(f"db{n}"), BufferRef(f"bias_sums{n}")
-            arguments = sizes.collect_arguments(s, self.network.flip, share, self.slots, *where)
-            steps.append(self._step("collect", arguments))
-        return steps  # eq. (18), (21)
+            calls.append(self._call("unpack_reduce_grads", arguments))
+        return calls  # eq. (18), (21)

@@ -4,96 +4,86 @@ r"""Fully connected layer, equations (6), (7) and (8).
     ∂D_j/∂x_k = w_kj                                                             (7)
     ∂D_j/∂w_ck = x_c δ_jk                                                        (8)
 
-For a batch, (6) is the matrix product x w. So are the sums that (7) and (8) lead to, δ wᵀ and xᵀ δ: one product is
-its own derivative, with its operands turned, to any order.
+For a batch, (6) is the matrix product x w. With a gradient g of D, the sums Σ_j g_j ∂D_j/∂x_k and Σ_j g_j ∂D_j/∂w_ck
+are the matrix products g wᵀ and xᵀ g. So D is its own derivative with transposed operands, to any order.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from manualgrad.ops import checks
-from manualgrad.ops.bias import bias_jvp, grad_bias_apply
-from manualgrad.ops.differentiable import differentiable, save, total
+from manualgrad.ops.linear_maps import bilinear
 from manualgrad.ops.precision import autocast_lower
+
+# ----------------------------------------------------------------------------------------------- formulas
 
 
 def dense_forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """D(x, w) + b: x (B, I), w (I, J), b (J,) to (B, J)."""
+    """D(x, w) + b: x (N, in_features), w (in_features, out_features), b (out_features,) to (N, out_features)."""
     if b is None:
         return torch.mm(x, w)  # eq. (6)
     return torch.addmm(b, x, w)  # eq. (6), (17)
 
 
-class DenseFunction(Function):
-    """D(x, wᵀ) + b of equations (6) and (17), for w (J, I), as a layer has it. Saves x for w's gradient, and w for
-    x's."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return dense_forward(x, w.t(), b)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, w, _ = inputs
-        ctx.shape = output.shape
-        save(ctx, x, w, needed=(ctx.needs_input_grad[1], ctx.needs_input_grad[0]))
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        for_x, for_w, for_b = ctx.needs_input_grad
-        return (
-            dense_apply(g, w.t(), None) if for_x else None,  # eq. (7)
-            dense_apply(g.t(), x.t(), None) if for_w else None,  # eq. (8), δᵀx: rounds less than xᵀδ where B is large
-            grad_bias_apply(g) if for_b else None,
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, x_t: Tensor | None, w_t: Tensor | None, b_t: Tensor | None) -> Tensor | None:
-        x, w = ctx.saved_tensors
-        return total(
-            None if x_t is None else dense_apply(x_t, w, None),  # eq. (7)
-            None if w_t is None else dense_apply(x, w_t, None),  # eq. (8)
-            bias_jvp(b_t, ctx.shape),
-        )
+# ---------------------------------------------------------------------------------------------- Functions
 
 
-dense_apply = differentiable(DenseFunction)
+def dense_linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """x wᵀ + b of equations (6) and (17), with w (out_features, in_features) as a layer has it."""
+    return dense_forward(x, w.t(), b)
+
+
+def dense_grad_input_apply(g: Tensor, w: Tensor) -> Tensor:
+    """Gradient of x: g w, which is g times the transpose of wᵀ."""
+    return dense_apply(g, w.t(), None)  # eq. (7)
+
+
+def dense_grad_weight_apply(g: Tensor, x: Tensor) -> Tensor:
+    """Gradient of w: gᵀ x, which rounds less than (xᵀ g)ᵀ for a large batch."""
+    return dense_apply(g.t(), x.t(), None)  # eq. (8)
+
+
+dense_apply = bilinear(
+    "DenseFunction",
+    dense_linear,
+    grad_first=dense_grad_input_apply,
+    grad_second=dense_grad_weight_apply,
+    has_bias=True,
+)
 
 
 def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The fully connected layer of equation (6), with a bias as in (17); its derivatives are (7) and (8).
+    """Fully connected layer of equation (6), with the bias of (17); its derivatives are (7) and (8).
 
-    Equals ``torch.nn.functional.linear``. The document's w is ``weight.t()``.
+    Equals ``torch.nn.functional.linear``. The formula sheet's w is ``weight.t()``.
 
     Args:
-        input: (..., I); float16, bfloat16, float32 or float64.
-        weight: (J, I), of the same dtype and on the same device; or (I,) for one output without a dimension.
-        bias: (J,), or () for such a weight, or None.
+        input: (..., in_features); float16, bfloat16, float32 or float64.
+        weight: (out_features, in_features), of the same dtype and on the same device. (in_features,) stands for one
+            output, whose dimension the result then lacks.
+        bias: (out_features,), () for a weight of shape (in_features,), or None.
 
     Returns:
-        (..., J); under autocast in autocast's dtype.
+        (..., out_features); under autocast in autocast's dtype.
 
     Raises:
-        TypeError: a tensor that is not real floating point, or two dtypes.
-        ValueError: shapes or devices that do not fit.
+        TypeError: a tensor is not real floating point, or dtypes differ.
+        ValueError: shapes or devices do not fit.
     """
-    checks.a_tensor("dense", "input", input)
-    checks.a_tensor("dense", "weight", weight)
+    checks.require_tensor("dense", "input", input)
+    checks.require_tensor("dense", "weight", weight)
     input, weight, bias = autocast_lower(input, weight, bias)
-    checks.floating("dense", input=input, weight=weight, bias=bias)
+    checks.require_floating("dense", input=input, weight=weight, bias=bias)
     if weight.dim() not in (1, 2):
-        raise ValueError(f"dense: weight must be (out, in) or (in,), got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"dense: weight must have shape (out_features, in_features) or (in_features,), "
+            f"got shape {tuple(weight.shape)}"
+        )
     if input.dim() == 0 or input.shape[-1] != weight.shape[-1]:
         raise ValueError(
-            f"dense: weight of shape {tuple(weight.shape)} takes (..., {weight.shape[-1]}), "
+            f"dense: weight of shape {tuple(weight.shape)} takes input of shape (..., {weight.shape[-1]}), "
             f"got input of shape {tuple(input.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:-1]:

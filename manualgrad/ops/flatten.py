@@ -2,12 +2,13 @@ r"""Flatten, equation (5).
 
     F_(i·J·K + j·K + k)(x) = x_ijk                                               (5)
 
-The document prints "iK" for "jK". Row, column, channel is channels_last memory read from front to back, so F is a
-view of an image that lies so. It moves numbers and changes none: its derivative moves them back.
+The formula sheet prints "iK" for "jK". (Row, column, channel) is the order of channels_last memory, so F is a view of
+such an image. F moves numbers and changes none; its derivative moves them back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,25 +22,31 @@ from manualgrad.ops.layout import from_nchw, to_nchw
 
 @dataclass(frozen=True)
 class ImageSize:
-    """K, I and J of equation (5)."""
+    """Channels, rows and columns of an image: K, I and J of equation (5)."""
 
     channels: int
     rows: int
     columns: int
 
 
+# ----------------------------------------------------------------------------------------------- formulas
+
+
 def flatten_forward(x: Tensor) -> Tensor:
-    """The document's (B, I, J, K) as (B, I·J·K)."""
+    """F(x): the formula sheet's (N, H, W, C) as (N, H·W·C)."""
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2] * x.shape[3])  # eq. (5)
 
 
 def unflatten_forward(f: Tensor, size: ImageSize) -> Tensor:
-    """F⁻¹ of section 4.2: (B, I·J·K) as (B, I, J, K)."""
+    """F⁻¹(f) of section 4.2: (N, H·W·C) as (N, H, W, C)."""
     return f.reshape(f.shape[0], size.rows, size.columns, size.channels)  # eq. (5)
 
 
+# ---------------------------------------------------------------------------------------------- Functions
+
+
 class FlattenFunction(Function):
-    """F(x) of equation (5); saves nothing."""
+    """F(x) of equation (5). Saves the size of the image and no tensor."""
 
     generate_vmap_rule = True
 
@@ -61,7 +68,7 @@ class FlattenFunction(Function):
 
 
 class UnflattenFunction(Function):
-    """F⁻¹, the derivative of F."""
+    """F⁻¹(f), the derivative of F."""
 
     generate_vmap_rule = True
 
@@ -82,27 +89,28 @@ class UnflattenFunction(Function):
         return unflatten_apply(f_t, ctx.size)
 
 
-flatten_apply = differentiable(FlattenFunction)
-unflatten_apply = differentiable(UnflattenFunction)
+flatten_apply: Callable[[Tensor], Tensor] = differentiable(FlattenFunction)
+unflatten_apply: Callable[[Tensor, ImageSize], Tensor] = differentiable(UnflattenFunction)
 
 
 def flatten(input: Tensor) -> Tensor:
-    """Each image as one row of numbers, in the (row, column, channel) order of equation (5).
+    """Each image as one vector, in the (row, column, channel) order of equation (5).
 
-    ``torch.flatten(input, 1)`` has (channel, row, column) order; the two are equal after
-    ``input.permute(0, 2, 3, 1)``.
+    ``torch.flatten(input, 1)`` has (channel, row, column) order. The two are equal for
+    ``torch.flatten(input.permute(0, 2, 3, 1), 1)``.
 
     Args:
-        input: (B, K, I, J), or (K, I, J) for one image; any dtype.
+        input: (N, C, H, W), or (C, H, W) for one image; any dtype.
 
     Returns:
-        (B, I·J·K) or (I·J·K,); a view where the memory allows it, and then not to be changed in place:
-        PyTorch refuses that for a view that a Function made.
+        (N, H·W·C) or (H·W·C,). It is a view if the strides of ``input`` allow it, and then must not be changed in
+        place: PyTorch refuses an in-place change of a view that a Function returned.
 
     Raises:
-        ValueError: another number of dimensions, or an empty image.
+        TypeError: input is no tensor.
+        ValueError: another number of dimensions.
     """
-    checks.images("flatten", input)
+    checks.require_images("flatten", input)
     if input.dim() == 3:
         return flatten_apply(input.unsqueeze(0)).squeeze(0)
     return flatten_apply(input)

@@ -1,7 +1,7 @@
-"""PyTorch's order of dimensions, seen as the document's, and back: views, not copies.
+"""Conversion between PyTorch's order of dimensions and the formula sheet's, by views.
 
-What a Function returns lies in memory in the document's order, channels last, whatever the order of its input:
-forward mode wants a tangent to lie as its primal does.
+A Function's result lies in memory in the formula sheet's order, channels last, whatever the order of its input:
+forward mode requires that a tangent has the strides of its primal.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import dispatch_mode_count, jit_tracing_state
 from manualgrad.cpu.tensor_checks import is_plain_tensor
 
 
 def from_nchw(x: Tensor) -> Tensor:
-    """(B, C, H, W) seen as the document's (B, H, W, C)."""
+    """View of (N, C, H, W) as the formula sheet's (N, H, W, C)."""
     return x.permute(0, 2, 3, 1)
 
 
 def to_nchw(x: Tensor) -> Tensor:
-    """The document's (B, H, W, C) seen as (B, C, H, W)."""
+    """View of the formula sheet's (N, H, W, C) as (N, C, H, W)."""
     return x.permute(0, 3, 1, 2)
 
 
 def from_oihw(w: Tensor) -> Tensor:
-    """(K, R, P+1, Q+1) seen as the document's (P+1, Q+1, R, K)."""
+    """View of (C_out, C_in, kH, kW) as the formula sheet's (kH, kW, C_in, C_out)."""
     return w.permute(2, 3, 1, 0)
 
 
 def to_oihw(w: Tensor) -> Tensor:
-    """The document's (P+1, Q+1, R, K) seen as (K, R, P+1, Q+1)."""
+    """View of the formula sheet's (kH, kW, C_in, C_out) as (C_out, C_in, kH, kW)."""
     return w.permute(3, 2, 0, 1)
 
 
 def as_contiguous_nhwc(x: Tensor) -> Tensor:
-    """``x``, of four dimensions, lying in memory in their order: a copy where it does not.
+    """Return ``x`` (N, H, W, C) with strides in the order of its dimensions; a copy if its strides differ.
 
-    PyTorch calls ``x`` contiguous already where only dimensions of size 1 are out of order, but the next layer
-    decides by strides.
+    PyTorch calls ``x`` contiguous even if dimensions of size 1 are out of order, but the next layer looks at strides.
     """
     if x.is_contiguous() and x.stride()[:2] == (x.shape[1:].numel(), x.shape[2:].numel()):
         return x
@@ -44,11 +44,11 @@ def as_contiguous_nhwc(x: Tensor) -> Tensor:
 
 
 def as_non_view(x: Tensor) -> Tensor:
-    """``x``, a view of memory that nothing else refers to, as a tensor in its own right, without a copy.
+    """Return ``x`` as a tensor that is no view, without a copy; no other tensor may use its memory.
 
-    Autograd refuses to change a view in place that a Function returned: a ReLU with ``inplace=True`` after a
-    convolution would fail.
+    Autograd refuses an in-place change of a view that a Function returned. A ReLU with ``inplace=True`` after a
+    convolution would raise.
     """
-    if not is_plain_tensor(x) or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
-        return x  # something is watching, which might not know what this is
+    if not is_plain_tensor(x) or jit_tracing_state() or dispatch_mode_count():
+        return x  # a tracer or dispatch mode might not support set_
     return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())

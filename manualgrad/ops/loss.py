@@ -1,4 +1,4 @@
-"""J, the cost of equations (13) and (14), as it is asked for: of labels, or of probabilities."""
+"""The loss J of equations (13) and (14), of class indices or probabilities: the public function."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
+from manualgrad._torch_compat import is_forward_mode_active
 from manualgrad.cpu import small_kernels
 from manualgrad.cpu.tensor_checks import supports_tensors
 from manualgrad.ops.precision import autocast_float32
@@ -17,31 +18,37 @@ from manualgrad.ops.targets import Reduction, target_distribution
 
 
 class LabelCrossEntropyFunction(Function):
-    """J of a few rows of logits and their labels, by kernels that find its gradient on the way: ``found`` is y, J and
-    that. Saves it, z and y. All else is for the Functions of ``softmax_cross_entropy.py``."""
+    """J of logits and labels, from the results of a kernel that computes y, J and the gradient of J together.
+
+    Saves z, y and the gradient. Reverse mode only; for all other modes there are the Functions of
+    ``softmax_cross_entropy.py``.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        y, cost, gradient = found
-        ctx.save_for_backward(z, y, gradient)
-        return cost
+    def forward(ctx: Any, z: Tensor, y_loss_grad: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        y, loss, grad_z = y_loss_grad
+        ctx.save_for_backward(z, y, grad_z)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        z, y, gradient = ctx.saved_tensors
+        z, y, grad_z = ctx.saved_tensors
         if torch.is_grad_enabled() or not supports_tensors(g) or not math.isfinite(g):
             return cross_entropy_backward_apply(g, z, y), None
-        return gradient * g, None  # eq. (15)
+        return grad_z * g, None  # eq. (15)
 
 
-def _by_kernels(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Tensor | None:
-    """J, where kernels serve and reverse mode is all that may be asked for."""
-    if forward_ad._current_level >= 0:
+def _kernel_loss(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Tensor | None:
+    """J by a kernel, or None if kernels do not support the tensors or if forward mode is active."""
+    if is_forward_mode_active():
         return None
-    found = small_kernels.cost_of_labels(z, labels, ignore_index, mean)
-    if found is None:
+    y_loss_grad = small_kernels.cross_entropy_with_grad(z, labels, ignore_index, mean)
+    if y_loss_grad is None:
         return None
-    return LabelCrossEntropyFunction.apply(z, found) if z.requires_grad and torch.is_grad_enabled() else found[1]
+    if not (z.requires_grad and torch.is_grad_enabled()):
+        return y_loss_grad[1]
+    loss: Tensor = LabelCrossEntropyFunction.apply(z, y_loss_grad)
+    return loss
 
 
 def softmax_cross_entropy(
@@ -53,39 +60,41 @@ def softmax_cross_entropy(
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """The cost J of equations (13) and (14), of logits; its derivative is (15).
+    """Softmax cross-entropy loss J of equations (13) and (14), of logits; its derivative is (15).
 
-    Equals ``torch.nn.functional.cross_entropy``, but for two things: a class whose target is 0 costs 0 even where
-    its softmax is 0 (natively NaN, for probability targets), and 16-bit logits are added up in float32.
+    Equals ``torch.nn.functional.cross_entropy`` with two exceptions. A class whose target is 0 contributes 0 even if
+    its softmax is 0, where PyTorch returns NaN for probability targets. 16-bit logits are summed in float32.
 
     Args:
-        input: logits z, (B, C), (B, C, d1, ...) or (C,); float16, bfloat16, float32 or float64.
-        target: class indices, whole numbers of shape (B,), (B, d1, ...) or (); or probabilities y, floating
-            point of the shape of input, which need not sum to 1 and may ask for a gradient.
-        weight: (C,), by which each class's cost is multiplied; it has a gradient with probabilities only.
-        ignore_index: examples with this class index cost nothing, and do not count in the mean.
-        reduction: "mean" as (13) has it, weighted by ``weight`` for class indices; "sum"; or "none".
-        label_smoothing: the share of each target, 0 to 1, that is spread evenly over all classes.
+        input: logits z, (N, C), (N, C, d1, ...) or (C,); float16, bfloat16, float32 or float64.
+        target: class indices, integers of shape (N,), (N, d1, ...) or (); or probabilities y, floating point of the
+            shape of input, which need not sum to 1 and may require a gradient.
+        weight: (C,), the factor of each class's loss; it has a gradient only with probabilities.
+        ignore_index: examples with this class index contribute 0 and do not count in the mean.
+        reduction: "mean" as in (13), weighted by ``weight`` for class indices; "sum"; or "none".
+        label_smoothing: fraction of each target, 0 to 1, that is distributed evenly over all classes.
 
     Returns:
-        one number, or for reduction "none" one for each example, (B,), (B, d1, ...) or (); input's dtype, float32
-        under autocast. The mean of no examples is NaN, as in PyTorch.
+        (), or for reduction "none" one loss for each example, (N,), (N, d1, ...) or (). The dtype is input's, or
+        float32 under autocast. The mean over no examples is NaN, as in PyTorch.
 
     Raises:
-        TypeError: logits that are not real floating point, targets of a dtype that is neither.
-        IndexError: a class index outside 0 to C − 1 (in compiled code and under vmap its cost is NaN instead,
-            since there no value can be looked at).
-        ValueError: shapes, devices or numbers that do not fit.
+        TypeError: the logits are not real floating point, or the targets are neither integers nor floating point.
+        IndexError: a class index is outside 0 to C − 1. In compiled code and under vmap, where values cannot be
+            read, its loss is NaN instead.
+        ValueError: shapes, devices or numbers do not fit.
     """
-    plain = weight is None and label_smoothing == 0 and type(ignore_index) is int and reduction in ("mean", "sum")
-    if plain and (cost := _by_kernels(input, target, ignore_index, reduction == "mean")) is not None:
-        return cost
+    is_default = (
+        weight is None and label_smoothing == 0 and type(ignore_index) is int and reduction in ("mean", "sum")
+    )
+    if is_default and (loss := _kernel_loss(input, target, ignore_index, reduction == "mean")) is not None:
+        return loss
     logits = autocast_float32(input) if isinstance(input, Tensor) else input
     distribution = target_distribution(logits, target, weight, ignore_index, reduction, label_smoothing)
     y = distribution.y
     z = logits.to(y.dtype)
     z = z.movedim(1, -1) if z.dim() > 2 else z
-    cost = cross_entropy_apply(z, y, reduction != "none")
-    if reduction == "mean" and distribution.nothing is not False:
-        cost = cost.masked_fill(distribution.nothing, torch.nan)
-    return cost.to(torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype)
+    loss = cross_entropy_apply(z, y, reduction != "none")
+    if reduction == "mean" and isinstance(distribution.is_empty, Tensor):
+        loss = loss.masked_fill(distribution.is_empty, torch.nan)
+    return loss.to(torch.promote_types(logits.dtype, target.dtype) if target.is_floating_point() else logits.dtype)

@@ -1,4 +1,4 @@
-"""How pooling windows lie on their input: the arguments that are not tensors, checked and made one value."""
+"""Geometry of a pooling: its arguments that are not tensors, checked and collected in one value."""
 
 from __future__ import annotations
 
@@ -11,67 +11,71 @@ from manualgrad.ops.windows import Windows
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """``size`` is (H, W), ``count`` is (I, J); the windows' padding reaches as far as the last window does."""
+class MaxPool2dGeometry:
+    """Windows, (H, W) and (H_out, W_out) of a pooling. The windows' padding reaches as far as the last window."""
 
     windows: Windows
-    size: tuple[int, int]
-    count: tuple[int, int]
+    input_size: tuple[int, int]
+    output_size: tuple[int, int]
 
     @property
-    def number_dtype(self) -> torch.dtype:
-        """The smallest dtype that numbers the places of a window."""
-        places = self.windows.kernel_size[0] * self.windows.kernel_size[1]
-        return torch.uint8 if places <= 256 else torch.int32
+    def index_dtype(self) -> torch.dtype:
+        """Smallest dtype for an index within a window."""
+        kernel_height, kernel_width = self.windows.kernel_size
+        return torch.uint8 if kernel_height * kernel_width <= 256 else torch.int32
 
 
-def geometry_of(
+def make_max_pool2d_geometry(
     shape: tuple[int, ...],
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] | None,
     padding: int | tuple[int, int],
     dilation: int | tuple[int, int],
     ceil_mode: bool,
-) -> Geometry:
-    """The arguments of :func:`manualgrad.functional.max_pool2d`, looked at; ``shape`` is that of its input.
+) -> MaxPool2dGeometry:
+    """Check the arguments of :func:`manualgrad.functional.max_pool2d` and return their geometry.
 
-    Raises TypeError or ValueError where they do not fit.
+    Args:
+        shape: shape of the input, (N, C, H, W) or (C, H, W).
+
+    Raises:
+        TypeError: ceil_mode is no bool.
+        ValueError: shapes or numbers do not fit.
     """
     if 0 in shape[-3:]:
         raise ValueError(f"max_pool2d: only the batch may be empty, got input of shape {tuple(shape)}")
     if not isinstance(ceil_mode, bool):
         raise TypeError(f"max_pool2d: ceil_mode must be True or False, got {ceil_mode!r}")
-    kernel = checks.pair("max_pool2d", "kernel_size", kernel_size, least=1)
-    steps = (
-        kernel
-        if stride is None or stride == [] or stride == ()
-        else checks.pair("max_pool2d", "stride", stride, least=1)
-    )
-    border = checks.pair("max_pool2d", "padding", padding, least=0)
-    spacing = checks.pair("max_pool2d", "dilation", dilation, least=1)
-    if border[0] > kernel[0] // 2 or border[1] > kernel[1] // 2:
+    kernel = checks.as_pair("max_pool2d", "kernel_size", kernel_size, minimum=1)
+    if stride is None or (isinstance(stride, (tuple, list)) and not stride):
+        strides = kernel
+    else:
+        strides = checks.as_pair("max_pool2d", "stride", stride, minimum=1)
+    paddings = checks.as_pair("max_pool2d", "padding", padding, minimum=0)
+    dilations = checks.as_pair("max_pool2d", "dilation", dilation, minimum=1)
+    if paddings[0] > kernel[0] // 2 or paddings[1] > kernel[1] // 2:
         raise ValueError(
-            f"max_pool2d: padding must be at most half the kernel, got padding {border} for kernel_size {kernel}"
+            f"max_pool2d: padding must be at most half the kernel, got padding {paddings} for kernel_size {kernel}"
         )
-    size = tuple(shape[-2:])
-    sides = [
-        _side(n, k, s, b, d, ceil_mode) for n, k, s, b, d in zip(size, kernel, steps, border, spacing, strict=True)
-    ]
-    (rows, bottom), (columns, right) = sides
-    if rows < 1 or columns < 1:
+    height, width = shape[-2:]
+    out_height, bottom = _windows_along(height, kernel[0], strides[0], paddings[0], dilations[0], ceil_mode)
+    out_width, right = _windows_along(width, kernel[1], strides[1], paddings[1], dilations[1], ceil_mode)
+    if out_height < 1 or out_width < 1:
         raise ValueError(
             f"max_pool2d: the window must fit into the padded input, got kernel_size {kernel} with dilation "
-            f"{spacing} and padding {border} on {size[0]}x{size[1]}"
+            f"{dilations} and padding {paddings} on {height}x{width}"
         )
-    windows = Windows(kernel, steps, (border[0], bottom, border[1], right), spacing)
-    return Geometry(windows, size, (rows, columns))
+    windows = Windows(kernel, strides, (paddings[0], bottom, paddings[1], right), dilations)
+    return MaxPool2dGeometry(windows, (height, width), (out_height, out_width))
 
 
-def _side(size: int, kernel: int, stride: int, border: int, dilation: int, ceil_mode: bool) -> tuple[int, int]:
-    """Along one dimension: how many windows, and how much padding after the image they need."""
+def _windows_along(
+    size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> tuple[int, int]:
+    """Number of windows along one dimension, and the padding after the image that they need."""
     span = dilation * (kernel - 1) + 1
-    room = size + 2 * border - span
-    count = room // stride + 1
-    if ceil_mode and room % stride and count * stride < size + border:
-        count += 1  # it begins inside the image or in the padding before it
-    return count, max(0, (count - 1) * stride + span - size - border)
+    free = size + 2 * padding - span
+    count = free // stride + 1
+    if ceil_mode and free % stride and count * stride < size + padding:
+        count += 1  # this window begins inside the image or in the padding before it
+    return count, max(0, (count - 1) * stride + span - size - padding)

@@ -1,40 +1,52 @@
-"""What ``torch.autocast`` asks for, by hand: ``custom_fwd`` does not go together with ``setup_context``."""
+"""Dtypes under ``torch.autocast``, and the dtype of sums.
+
+The casts are made by hand, since ``torch.amp.custom_fwd`` does not support ``setup_context``.
+"""
 
 from __future__ import annotations
+
+from typing import overload
 
 import torch
 from torch import Tensor
 
 
+@overload
+def autocast_lower(a: Tensor, /) -> tuple[Tensor]: ...
+@overload
+def autocast_lower(a: Tensor, b: Tensor, /) -> tuple[Tensor, Tensor]: ...
+@overload
+def autocast_lower(input: Tensor, weight: Tensor, bias: Tensor | None, /) -> tuple[Tensor, Tensor, Tensor | None]: ...
 def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """For products (convolution, dense): to autocast's dtype where it is on, as native layers do."""
-    device = tensors[0].device.type
-    if not _autocast(device):
+    """Cast the operands of a product (convolution, dense) to autocast's dtype if autocast is on, as PyTorch does."""
+    device = tensors[0].device.type  # type: ignore[union-attr]  # the overloads above: the first is a tensor
+    if not _is_autocast_on(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor.to(dtype) if _eligible(tensor) else tensor for tensor in tensors)
+    return tuple(tensor if tensor is None or not _is_cast(tensor) else tensor.to(dtype) for tensor in tensors)
 
 
 def autocast_float32(tensor: Tensor) -> Tensor:
-    """For exponentials (softmax, cross-entropy): to float32 where autocast is on, as native layers do."""
-    if _autocast(tensor.device.type) and _eligible(tensor):
+    """Cast the operand of an exponential (softmax, cross-entropy) to float32 if autocast is on, as PyTorch does."""
+    if _is_autocast_on(tensor.device.type) and _is_cast(tensor):
         return tensor.float()
     return tensor
 
 
 def autocast_is_on(tensor: Tensor) -> bool:
-    """Whether ``torch.autocast`` asks for something where ``tensor`` lies."""
-    return _autocast(tensor.device.type)
+    """Return True if ``torch.autocast`` is on for the device of ``tensor``."""
+    return _is_autocast_on(tensor.device.type)
 
 
-def _autocast(device: str) -> bool:
+def _is_autocast_on(device: str) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def _eligible(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+def _is_cast(tensor: Tensor) -> bool:
+    """Return True for the dtypes that autocast casts: floating point, but not float64."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which many numbers of ``dtype`` are added: float32 for the 16-bit ones."""
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which many numbers of ``dtype`` are added: float32 for 16-bit numbers, otherwise ``dtype``."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

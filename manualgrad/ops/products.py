@@ -1,22 +1,25 @@
 """Products and sums as Functions, for use inside a ``jvp``.
 
-PyTorch switches forward mode off while a ``jvp`` runs, and gives it back to Functions alone. A plain product with a
-saved input would lose what an enclosing forward mode knows of that input, and third derivatives would be wrong
-without a word. Sums and differences of tangents are for ``outer_tangents`` and ``total`` in ``differentiable.py``.
+PyTorch switches forward mode off while a ``jvp`` runs, and switches it on again for Functions only. A plain product
+with a saved input would lose the tangent that an enclosing forward mode has for this input, and third derivatives
+would be wrong without an error. Sums and differences of tangents need ``outer_forward_mode`` or ``sum_present`` of
+``differentiable.py``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad.ops.differentiable import differentiable, linear_pair, outer_tangents, total
+from manualgrad.ops.differentiable import differentiable, outer_forward_mode, sum_present
+from manualgrad.ops.linear_maps import linear_pair
 
 
 class ProductFunction(Function):
-    """a ⊙ b, of one shape."""
+    """a ⊙ b of two tensors of one shape. Saves both."""
 
     generate_vmap_rule = True
 
@@ -32,16 +35,18 @@ class ProductFunction(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
         a, b = ctx.saved_tensors
-        return multiply(g, b), multiply(a, g)
+        return product_apply(g, b), product_apply(a, g)
 
     @staticmethod
     def jvp(ctx: Any, a_t: Tensor | None, b_t: Tensor | None) -> Tensor | None:
         a, b = ctx.saved_tensors
-        return total(None if a_t is None else multiply(a_t, b), None if b_t is None else multiply(a, b_t))
+        return sum_present(
+            None if a_t is None else product_apply(a_t, b), None if b_t is None else product_apply(a, b_t)
+        )
 
 
 class ScaleRowsFunction(Function):
-    """Each row x_b times its number g_b, or all of x times one number g."""
+    """g_n x_n for each row n of x, with one factor g_n for each row, or one factor g for all. Saves both."""
 
     generate_vmap_rule = True
 
@@ -57,39 +62,41 @@ class ScaleRowsFunction(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor, Tensor]:
         g, x = ctx.saved_tensors
-        along_g = sum_last(multiply(v, x))
-        return along_g if g.dim() == along_g.dim() else along_g.sum(), scale(g, v)
+        grad_g = sum_last(product_apply(v, x))
+        return grad_g if g.dim() == grad_g.dim() else grad_g.sum(), scale_rows_apply(g, v)
 
     @staticmethod
     def jvp(ctx: Any, g_t: Tensor | None, x_t: Tensor | None) -> Tensor | None:
         g, x = ctx.saved_tensors
-        return total(None if g_t is None else scale(g_t, x), None if x_t is None else scale(g, x_t))
+        return sum_present(
+            None if g_t is None else scale_rows_apply(g_t, x), None if x_t is None else scale_rows_apply(g, x_t)
+        )
 
 
-def _summed(x: Tensor, _: None, size: int) -> Tensor:
+def _sum_last(x: Tensor, _: None, size: int) -> Tensor:
     return x.sum(-1)
 
 
-def _repeated(x: Tensor, _: None, size: int) -> Tensor:
+def _repeat_last(x: Tensor, _: None, size: int) -> Tensor:
     return x.unsqueeze(-1).repeat(*[1] * x.dim(), size)
 
 
-multiply = differentiable(ProductFunction)
-scale = differentiable(ScaleRowsFunction)
-_sum, _repeat = linear_pair(("SumLastFunction", "RepeatLastFunction"), _summed, _repeated)
+product_apply: Callable[[Tensor, Tensor], Tensor] = differentiable(ProductFunction)
+scale_rows_apply: Callable[[Tensor, Tensor], Tensor] = differentiable(ScaleRowsFunction)
+_sum_last_apply, _repeat_last_apply = linear_pair(("SumLastFunction", "RepeatLastFunction"), _sum_last, _repeat_last)
 
 
 def sum_last(x: Tensor) -> Tensor:
-    """Σ over the last dimension."""
-    return _sum(x, None, x.shape[-1])
+    """Sum over the last dimension."""
+    return _sum_last_apply(x, None, x.shape[-1])
 
 
 def repeat_last(x: Tensor, size: int) -> Tensor:
-    """x_b as x_bk for k = 0 to ``size`` − 1: the adjoint of :func:`sum_last`."""
-    return _repeat(x, None, size)
+    """x with a new last dimension along which each value is repeated ``size`` times: the adjoint of sum_last."""
+    return _repeat_last_apply(x, None, size)
 
 
 def difference(a: Tensor, b: Tensor) -> Tensor:
-    """a − b, neither of which has a tangent of this level."""
-    with outer_tangents():
+    """a − b of two tensors that have no tangent of this level."""
+    with outer_forward_mode():
         return a - b

@@ -3,12 +3,13 @@ r"""ReLU, equations (9) and (10).
     R_i(z)    = z_i where z_i ≥ 0, 0 where z_i < 0                               (9)
     ∂R_i/∂z_j = δ_ij where z_i > 0, ½ δ_ij where z_i = 0, 0 where z_i < 0        (10)
 
-The ½ at zero is a parameter here, ``subgradient``; PyTorch's own ReLU has 0. Zero is zero, −0.0 too. Away from
-zero (10) is constant, so the second derivative is 0.
+The ½ at zero is the parameter ``subgradient``; PyTorch's ReLU has 0. −0.0 counts as zero. Away from zero (10) is
+constant, so the second derivative is 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.selection import select
 
+# ----------------------------------------------------------------------------------------------- formulas
+
 
 def relu_forward(z: Tensor) -> Tensor:
     """R(z); NaN stays NaN."""
@@ -27,18 +30,21 @@ def relu_forward(z: Tensor) -> Tensor:
 
 
 def relu_backward(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
-    """g ∂R/∂z, where a NaN in z lets g through, as in PyTorch."""
-    found = small_kernels.relu_backward(g, z, subgradient)
-    if found is not None:
-        return found
-    above = select(~(z <= 0), g)  # eq. (10), z > 0
-    return above + subgradient * select(z == 0, g) if subgradient else above  # eq. (10), z = 0
+    """g ∂R/∂z; where z is NaN it is g, as in PyTorch."""
+    by_kernel = small_kernels.relu_backward(g, z, subgradient)
+    if by_kernel is not None:
+        return by_kernel
+    grad_z = select(~(z <= 0), g)  # eq. (10), z > 0
+    return grad_z + subgradient * select(z == 0, g) if subgradient else grad_z  # eq. (10), z = 0
+
+
+# ---------------------------------------------------------------------------------------------- Functions
 
 
 class ReLUFunction(Function):
-    """R(z) of equation (9). Saves z, since R(z) alone no longer tells z = 0 from z < 0.
+    """R(z) of equation (9). Saves z, since R(z) does not distinguish z = 0 from z < 0.
 
-    Where both have derivative 0 it saves R(z), which the next layer keeps anyway.
+    With subgradient 0 both have the derivative 0, and it saves R(z), which the next layer saves anyway.
     """
 
     generate_vmap_rule = True
@@ -50,9 +56,9 @@ class ReLUFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         z, ctx.subgradient = inputs
-        kept = z if ctx.subgradient else output
-        ctx.save_for_forward(kept)
-        ctx.save_for_backward(kept)
+        saved = z if ctx.subgradient else output
+        ctx.save_for_forward(saved)
+        ctx.save_for_backward(saved)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
@@ -66,7 +72,7 @@ class ReLUFunction(Function):
 
 
 class ReLUBackwardFunction(Function):
-    """g ∂R/∂z of equation (10): linear in g, and constant in z but for the jump at 0."""
+    """g ∂R/∂z of equation (10): linear in g, and constant in z except for the jump at 0. Saves z."""
 
     generate_vmap_rule = True
 
@@ -83,10 +89,10 @@ class ReLUBackwardFunction(Function):
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         (z,) = ctx.saved_tensors
-        for_g, for_z, _ = ctx.needs_input_grad
+        needs_g, needs_z, _ = ctx.needs_input_grad
         return (
-            relu_backward_apply(v, z, ctx.subgradient) if for_g else None,
-            torch.zeros_like(z) if for_z else None,
+            relu_backward_apply(v, z, ctx.subgradient) if needs_g else None,
+            torch.zeros_like(z) if needs_z else None,
             None,
         )
 
@@ -96,27 +102,27 @@ class ReLUBackwardFunction(Function):
         return torch.zeros_like(z) if g_t is None else relu_backward_apply(g_t, z, ctx.subgradient)
 
 
-relu_apply = differentiable(ReLUFunction)
-relu_backward_apply = differentiable(ReLUBackwardFunction)
+relu_apply: Callable[[Tensor, float], Tensor] = differentiable(ReLUFunction)
+relu_backward_apply: Callable[[Tensor, Tensor, float], Tensor] = differentiable(ReLUBackwardFunction)
 
 
 def relu(input: Tensor, *, subgradient: float = 0.5) -> Tensor:
-    """ReLU, equation (9); its derivative is (10).
+    """ReLU of equation (9); its derivative is (10).
 
-    Equals ``torch.nn.functional.relu`` in value. In gradient it differs at exact zeros: ``subgradient=0`` is
-    PyTorch's ReLU, ½ is the document's, and that of ``torch.maximum(input, zeros)``.
+    Equals ``torch.nn.functional.relu`` in value. The gradient differs at exact zeros: ``subgradient=0`` is PyTorch's
+    ReLU, ½ is the formula sheet's and that of ``torch.maximum(input, zeros)``.
 
     Args:
-        input: any shape, any real dtype but bool (whole numbers have no gradient).
+        input: any shape, any real dtype but bool (integers have no gradient).
         subgradient: the derivative at zero, from 0 to 1.
 
     Returns:
-        a tensor of the same shape and dtype.
+        A tensor of the shape and dtype of input.
 
     Raises:
-        TypeError: a dtype that has no order.
-        ValueError: a subgradient outside [0, 1].
+        TypeError: a dtype without an order.
+        ValueError: subgradient is outside [0, 1].
     """
-    checks.real("relu", input)
-    checks.share("relu", "subgradient", subgradient)
+    checks.require_real("relu", input)
+    checks.require_fraction("relu", "subgradient", subgradient)
     return relu_apply(input, subgradient)

@@ -1,13 +1,14 @@
-r"""ReLU written over its input, with PyTorch's 0 as the derivative at 0.
+r"""ReLU in place, with PyTorch's 0 as the derivative at 0.
 
     R_i(z)    = z_i where z_i ≥ 0, 0 where z_i < 0                               (9)
     ∂R_i/∂z_j = δ_ij where R_i(z) > 0, 0 elsewhere                               (10)
 
-z itself is gone afterwards. With 0 at zero, R(z) > 0 says the same as z > 0, so R(z) is all that backward needs.
+z is overwritten. With the derivative 0 at zero, R(z) > 0 is the same condition as z > 0, so backward needs only R(z).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,7 @@ from manualgrad.ops.relu import relu_apply, relu_backward_apply
 
 
 class ReLUInPlaceFunction(Function):
-    """R(z) of equation (9), over z. Saves R(z), which lies where z lay: no memory of its own. Reverse mode alone."""
+    """R(z) of equation (9), written over z. Saves R(z), which needs no memory of its own. Reverse mode only."""
 
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -38,23 +39,28 @@ class ReLUInPlaceFunction(Function):
         return relu_backward_apply(g, r, 0)  # eq. (10)
 
 
-relu_in_place_apply = differentiable(ReLUInPlaceFunction)
+relu_in_place_apply: Callable[[Tensor], Tensor] = differentiable(ReLUInPlaceFunction)
 
 
 def relu_in_place(input: Tensor) -> Tensor:
-    """ReLU, equation (9), over ``input``, which is returned; whoever holds ``input`` sees the change.
+    """ReLU of equation (9), written over ``input``, which is returned.
 
-    Equals ``torch.nn.functional.relu_`` in value and gradient. Under the compiler, ``torch.func``'s transforms and
-    forward mode, none of which bears a Function that changes its input, a copy is made first and written back.
+    Equals ``torch.nn.functional.relu_`` in value and gradient. Compilers, ``torch.func`` and forward mode do not
+    support a Function that changes its input. Under them the ReLU of a copy is computed and written back.
 
     Args:
         input: any shape, any real dtype but bool.
 
     Raises:
-        TypeError: a dtype that has no order.
-        RuntimeError: a leaf that requires a gradient, as PyTorch's own raises.
+        TypeError: a dtype without an order.
+        RuntimeError: a leaf that requires a gradient, as in PyTorch.
     """
-    checks.real("relu", input)
-    if is_plain_tensor(input) and unpack_dual(input).tangent is None:
+    checks.require_real("relu", input)
+    if is_plain_tensor(input) and _tangent_of(input) is None:
         return relu_in_place_apply(input)
     return input.copy_(relu_apply(input.clone(), 0))
+
+
+def _tangent_of(x: Tensor) -> Tensor | None:
+    tangent: Tensor | None = unpack_dual(x).tangent  # type: ignore[no-untyped-call]  # PyTorch gives it no types
+    return tangent

@@ -1,4 +1,4 @@
-"""δ_ij times a gradient: what a derivative that is 1 or 0 lets through."""
+"""Selection by a mask: δ_ij times a gradient, for derivatives that are 1 or 0."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from manualgrad.cpu.tensor_checks import is_plain_tensor
 
 
 def select(condition: Tensor, value: Tensor) -> Tensor:
-    """``value`` where ``condition`` holds, 0 elsewhere.
+    """``value`` where ``condition`` is True, 0 elsewhere.
 
-    Not a product with 0 and 1, which would make NaN of an infinite value; a selection, as in PyTorch's own layers.
+    This is a selection, as in PyTorch's own layers. A product with 0 and 1 would turn an infinite value into NaN.
     """
-    if masking.takes(condition, value):
+    if masking.supports_select(condition, value):
         return masking.select(condition, value)
     return torch.where(condition, value, 0)
 
 
-def holds(x: Tensor, comparison: str, other: Tensor | float) -> Tensor:
-    """Whether x == other, x >= other or x <= other, as ``comparison`` says."""
+def compare(x: Tensor, comparison: str, other: Tensor | float) -> Tensor:
+    """Mask of x == other, x >= other or x <= other; ``comparison`` is "==", ">=" or "<="."""
     if x.is_cpu and is_plain_tensor(x):
-        return masking.holds(x, comparison, other)
-    return getattr(operator, masking.COMPARISONS[comparison])(x, other)
+        return masking.compare(x, comparison, other)
+    mask: Tensor = getattr(operator, masking.COMPARISONS[comparison])(x, other)
+    return mask

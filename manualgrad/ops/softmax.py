@@ -3,16 +3,17 @@ r"""Softmax, equations (11) and (12).
     S_i(z)    = e^{z_i} / Σ_k e^{z_k}                                            (11)
     ∂S_i/∂z_j = S_i (δ_ij − S_j)                                                 (12)
 
-So a gradient g of S becomes S ⊙ (g − Σ_i g_i S_i). Call that B(g, S). The Jacobian (12) is symmetric, hence B is its
-own adjoint in g; and in S,
+So a gradient g of S becomes B(g, S) = S ⊙ (g − Σ_i g_i S_i). The Jacobian (12) is symmetric, hence B is its own
+adjoint in g. The derivative of B along S, applied to v, is
 
-    Σ_i v_i ∂B_i/∂S_j = v_j (g_j − Σ_i g_i S_i) − g_j Σ_i v_i S_i,
+    Σ_i v_i ∂B_i/∂S_j = v_j (g_j − Σ_i g_i S_i) − g_j Σ_i v_i S_i.
 
-which is the second derivative, reached through S and (12) once more.
+With (12) it gives the second derivative of S.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -20,23 +21,46 @@ from torch.autograd import Function
 
 from manualgrad.cpu import small_kernels
 from manualgrad.ops import checks
-from manualgrad.ops.differentiable import differentiable, outer_tangents, save, total
-from manualgrad.ops.precision import accumulator, autocast_float32
-from manualgrad.ops.products import difference, multiply
+from manualgrad.ops.differentiable import differentiable, outer_forward_mode, save_for_derivatives, sum_present
+from manualgrad.ops.precision import accumulation_dtype, autocast_float32
+from manualgrad.ops.products import difference, product_apply
+
+# ----------------------------------------------------------------------------------------------- formulas
 
 
 def softmax_forward(z: Tensor, dim: int) -> Tensor:
-    """S(z) from z − max z, which is the same number and does not overflow."""
-    found = small_kernels.softmax_forward(z, dim)
-    if found is not None:
-        return found
+    """S(z), computed as S(z − max z), which is equal and does not overflow."""
+    by_kernel = small_kernels.softmax_forward(z, dim)
+    if by_kernel is not None:
+        return by_kernel
     e = (z - z.amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)  # eq. (11)
 
 
 def softmax_backward(g: Tensor, s: Tensor, dim: int) -> Tensor:
-    """B(g, S): Σ_i g_i ∂S_i/∂z_j."""
-    return s * (g - (g * s).sum(dim, keepdim=True))  # eq. (12)
+    """B(g, S) = Σ_i g_i ∂S_i/∂z_j."""
+    return s * (g - _dot(g, s, dim))  # eq. (12)
+
+
+def softmax_backward_grad_s(v: Tensor, g: Tensor, s: Tensor, dim: int) -> Tensor:
+    """Σ_i v_i ∂B_i/∂S_j, the gradient of B(g, S) along S."""
+    return v * (g - _dot(g, s, dim)) - g * _dot(v, s, dim)
+
+
+def softmax_backward_jvp_s(v: Tensor, g: Tensor, s: Tensor, dim: int) -> Tensor:
+    """Σ_j ∂B_i/∂S_j v_j = v_i (g_i − Σ_j g_j S_j) − S_i Σ_j g_j v_j, made of Functions for use in a ``jvp``."""
+    gs, gv = product_apply(g, s), product_apply(g, v)
+    with outer_forward_mode():
+        v_term = gv - v * gs.sum(dim, keepdim=True)
+        gv_sum = gv.sum(dim, keepdim=True).expand_as(gv)
+    return difference(v_term, product_apply(s, gv_sum))
+
+
+def _dot(a: Tensor, b: Tensor, dim: int) -> Tensor:
+    return (a * b).sum(dim, keepdim=True)
+
+
+# ---------------------------------------------------------------------------------------------- Functions
 
 
 class SoftmaxFunction(Function):
@@ -66,7 +90,7 @@ class SoftmaxFunction(Function):
 
 
 class SoftmaxBackwardFunction(Function):
-    """B(g, S) of equation (12)."""
+    """B(g, S) of equation (12). Saves S, and g for the gradient of S."""
 
     generate_vmap_rule = True
 
@@ -77,69 +101,51 @@ class SoftmaxBackwardFunction(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         g, s, ctx.dim = inputs
-        save(ctx, g, s, needed=(ctx.needs_input_grad[1], True))
+        save_for_derivatives(ctx, g, s, needed=(ctx.needs_input_grad[1], True))
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         g, s = ctx.saved_tensors
-        for_g, for_s, _ = ctx.needs_input_grad
+        needs_g, needs_s, _ = ctx.needs_input_grad
         return (
-            softmax_backward_apply(v, s, ctx.dim) if for_g else None,
-            _along_s(v, g, s, ctx.dim) if for_s else None,
+            softmax_backward_apply(v, s, ctx.dim) if needs_g else None,
+            softmax_backward_grad_s(v, g, s, ctx.dim) if needs_s else None,
             None,
         )
 
     @staticmethod
     def jvp(ctx: Any, g_t: Tensor | None, s_t: Tensor | None, _: None) -> Tensor | None:
         g, s = ctx.saved_tensors
-        return total(
+        return sum_present(
             None if g_t is None else softmax_backward_apply(g_t, s, ctx.dim),
-            None if s_t is None else _change_along_s(s_t, g, s, ctx.dim),
+            None if s_t is None else softmax_backward_jvp_s(s_t, g, s, ctx.dim),
         )
 
 
-def _dot(a: Tensor, b: Tensor, dim: int) -> Tensor:
-    return (a * b).sum(dim, keepdim=True)
-
-
-def _along_s(v: Tensor, g: Tensor, s: Tensor, dim: int) -> Tensor:
-    """Σ_i v_i ∂B_i/∂S_j."""
-    return v * (g - _dot(g, s, dim)) - g * _dot(v, s, dim)
-
-
-def _change_along_s(v: Tensor, g: Tensor, s: Tensor, dim: int) -> Tensor:
-    """Σ_j ∂B_i/∂S_j v_j = v_i (g_i − Σ_j g_j S_j) − S_i Σ_j g_j v_j, out of Functions, as a ``jvp`` needs it."""
-    gs, gv = multiply(g, s), multiply(g, v)
-    with outer_tangents():
-        first = gv - v * gs.sum(dim, keepdim=True)
-        towards = gv.sum(dim, keepdim=True).expand_as(gv)
-    return difference(first, multiply(s, towards))
-
-
-softmax_apply = differentiable(SoftmaxFunction)
-softmax_backward_apply = differentiable(SoftmaxBackwardFunction)
+softmax_apply: Callable[[Tensor, int], Tensor] = differentiable(SoftmaxFunction)
+softmax_backward_apply: Callable[[Tensor, Tensor, int], Tensor] = differentiable(SoftmaxBackwardFunction)
 
 
 def softmax(input: Tensor, dim: int = -1) -> Tensor:
-    """Softmax along ``dim``, equation (11); its derivative is (12).
+    """Softmax of equation (11) along ``dim``; its derivative is (12).
 
-    Equals ``torch.nn.functional.softmax``. Numbers of 16 bits are added up in float32.
+    Equals ``torch.nn.functional.softmax``. 16-bit numbers are summed in float32.
 
     Args:
         input: any shape; float16, bfloat16, float32 or float64.
         dim: the dimension along which the results sum to 1.
 
     Returns:
-        a tensor of the same shape and dtype; float32 under autocast, but on the CPU.
+        A tensor of the shape and dtype of input; under autocast float32, except on the CPU.
 
     Raises:
-        TypeError: an input that is not real floating point.
-        IndexError: no such dimension.
+        TypeError: input is not real floating point.
+        IndexError: input has no dimension ``dim``.
     """
-    checks.floating("softmax", input=input)
-    dim = checks.dimension("softmax", input, dim)
-    if input.device.type != "cpu":  # autocast leaves softmax alone there
+    checks.require_floating("softmax", input=input)
+    dim = checks.as_dim("softmax", input, dim)
+    if input.device.type != "cpu":  # on the CPU autocast does not change softmax
         input = autocast_float32(input)
     if input.numel() == 0:
-        return input.clone()  # nothing to take the maximum of
-    return softmax_apply(input.to(accumulator(input.dtype)), dim).to(input.dtype)
+        return input.clone()  # amax of no elements would raise
+    return softmax_apply(input.to(accumulation_dtype(input.dtype)), dim).to(input.dtype)

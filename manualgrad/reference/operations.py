@@ -1,20 +1,19 @@
-"""The document, equation by equation: its sums, written as loops over float64 NumPy arrays.
+"""The formula sheet (docs/equations.md), equation by equation: its sums as loops over float64 NumPy arrays.
 
-Nothing here is fast, and nothing is shared with ``manualgrad.ops``: this is what they are checked against, and
-a place to read what they compute. ``for i, j in np.ndindex(I, J)`` is the loop over every i from 0 to I−1 and every
-j from 0 to J−1.
+The tests compare ``manualgrad.ops`` with these functions, so no code is shared with it, and nothing here is fast.
+``for i, j in np.ndindex(I, J)`` is the loop over every i from 0 to I−1 and every j from 0 to J−1.
 
-Layouts are the document's: x (B, H, W, R), kernels w (P+1, Q+1, R, K), z and δ (B, I, J, K), dense weights (I, J).
-B counts the examples. ``delta`` is the derivative of some number by what a layer puts out; each ``..._gradient``
-turns it into the derivative by what went in, Σ_ijk δ_ijk ∂C_ijk/∂x_tuv for example. Section 4 of the document, the
-network, is in ``reference/network.py``.
+Letters and layouts are those of the formula sheet: x (B, H, W, R), kernels w (P+1, Q+1, R, K), z and δ (B, I, J, K),
+dense weights (I, J), and B examples. ``delta`` is the derivative of a number by a layer's output. The functions named
+``..._grad_...`` and ``..._backward`` turn it into the derivative by an operand, such as Σ_ijk δ_ijk ∂C_ijk/∂x_tuv.
+Section 4, the network, is in ``reference/network.py``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-Array = np.ndarray
+Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 Pair = tuple[int, int]
 
 # ------------------------------------------------------------------------------------------ 1 Layers
@@ -64,8 +63,8 @@ def grad_bias(delta: Array, shape: tuple[int, ...]) -> Array:
     return gradient
 
 
-def place_of_maximum(window: Array) -> Pair:
-    """(p, q) of the maximum: the first of several in row-major order. NaN is above all; of several, the last."""
+def argmax_position(window: Array) -> Pair:
+    """(p, q) of the maximum: of equal ones the first in row-major order. NaN is the largest; of several, the last."""
     best = (0, 0)
     for p, q in np.ndindex(window.shape):
         if window[p, q] > window[best] or np.isnan(window[p, q]):
@@ -79,18 +78,18 @@ def max_pool2d(x: Array, size: Pair = (2, 2), stride: Pair = (2, 2)) -> Array:
     pooled = np.zeros((B, (H - size[0]) // s1 + 1, (W - size[1]) // s2 + 1, K))
     for b, i, j, k in np.ndindex(pooled.shape):
         window = x[b, s1 * i : s1 * i + size[0], s2 * j : s2 * j + size[1], k]
-        p, q = place_of_maximum(window)
+        p, q = argmax_position(window)
         pooled[b, i, j, k] = x[b, s1 * i + p, s2 * j + q, k]  # eq. (4)
     return pooled
 
 
 def max_pool2d_backward(delta: Array, x: Array, size: Pair = (2, 2), stride: Pair = (2, 2)) -> Array:
-    """P⁻¹(δ) of section 4.2: delta (B, I, J, K), each sent to the place in x (B, H, W, K) of its maximum."""
+    """P⁻¹(δ) of section 4.2: each number of delta (B, I, J, K), at the position of its maximum in x (B, H, W, K)."""
     s1, s2 = stride
     gradient = np.zeros(x.shape)
     for b, i, j, k in np.ndindex(delta.shape):
         window = x[b, s1 * i : s1 * i + size[0], s2 * j : s2 * j + size[1], k]
-        p, q = place_of_maximum(window)
+        p, q = argmax_position(window)
         gradient[b, s1 * i + p, s2 * j + q, k] += delta[b, i, j, k]  # the derivative of eq. (4)
     return gradient
 
@@ -146,12 +145,12 @@ def dense_grad_weight(delta: Array, x: Array) -> Array:
 
 
 def relu(z: Array) -> Array:
-    """R(z), (9), of any shape; NaN stays NaN."""
+    """R(z), (9), for z of any shape; NaN stays NaN."""
     return np.where(z < 0, 0.0, z)  # eq. (9)
 
 
 def relu_backward(delta: Array, z: Array, subgradient: float = 0.5) -> Array:
-    """Σ_i δ_i ∂R_i/∂z_j, (10), of any shape; ``subgradient`` stands for the document's ½."""
+    """Σ_i δ_i ∂R_i/∂z_j, (10), for z of any shape; ``subgradient`` is the derivative at 0, ½ in (10)."""
     gradient = np.zeros(z.shape)
     for index in np.ndindex(z.shape):
         if z[index] < 0:
@@ -164,7 +163,7 @@ def relu_backward(delta: Array, z: Array, subgradient: float = 0.5) -> Array:
 
 
 def softmax(z: Array) -> Array:
-    """S(z), (11), to the letter, so that e^z must be finite: (B, C) to (B, C)."""
+    """S(z), (11), to the letter: (B, C) to (B, C). e^z must be finite."""
     s = np.zeros(z.shape)
     for b, i in np.ndindex(z.shape):
         s[b, i] = np.exp(z[b, i]) / sum(np.exp(z[b, k]) for k in range(z.shape[1]))  # eq. (11)
@@ -201,16 +200,16 @@ def example_costs(z: Array, y: Array) -> Array:
 
 def cost(z: Array, y: Array) -> float:
     """J, (13): logits z (B, C), targets y (B, C), to a number."""
-    return sum(example_costs(z, y)) / len(z)  # eq. (13)
+    return float(sum(example_costs(z, y)) / len(z))  # eq. (13)
 
 
 def output_gradient(x: Array, y: Array) -> Array:
-    """∂J^b/∂x_k^L = −y_k / x_k, with which (15) begins: softmax's output x (B, C), targets y (B, C), to (B, C)."""
+    """∂J^b/∂x_k^L = −y_k / x_k, the first factor of (15): probabilities x (B, C), targets y (B, C), to (B, C)."""
     return -y / x  # the derivative of eq. (14)
 
 
 def example_costs_gradient(z: Array, y: Array) -> Array:
-    """∂J^b/∂z_j for every b, (15), for targets of any sum: z (B, C), y (B, C), to (B, C). That of J is 1/B of it."""
+    """∂J^b/∂z_j for every b, (15), for targets of any sum: z (B, C), y (B, C), to (B, C). ∂J/∂z_j is 1/B of it."""
     x, gradient = softmax(z), np.zeros(z.shape)
     for b, j in np.ndindex(z.shape):
         others = sum(y[b, k] * x[b, j] for k in range(z.shape[1]) if k != j)

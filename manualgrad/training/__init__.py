@@ -1,1 +1,1 @@
-"""A training run: its steps, what it keeps and shows, how it ends, and how several processes share it."""
+"""Training runs: steps, checkpoints, metrics, exit codes, and training on several processes."""

@@ -1,8 +1,9 @@
-"""How glibc keeps freed memory: its thresholds for this process, and what they cost.
+"""Settings of glibc's memory allocator, and the page faults that they avoid.
 
-glibc gives a freed buffer of some megabytes back to the system at once, and the next step of training gets it again
-page by page, each page zeroed by the kernel. Half of a native training step can be that. ``tune`` tells glibc to keep
-what was freed. Other C libraries have no such call, and then nothing is changed and the answer says so.
+By default glibc returns a freed buffer of some megabytes to the system at once. The next training step then gets the
+memory again page by page, and the kernel zeroes each page. This can be half of the time of a native training step.
+:func:`tune` makes glibc keep freed memory. Other C libraries have no such setting: :func:`tune` then changes nothing
+and says so in its result.
 """
 
 from __future__ import annotations
@@ -15,44 +16,49 @@ from dataclasses import dataclass
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 
-NEVER_TRIM = -1  # glibc reads it as the largest number there is
-TOP_PAD = 64 * 2**20
-ENVIRONMENT = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
+NEVER_TRIM = -1  # glibc reads it as the largest unsigned number
+TOP_PAD_BYTES = 64 * 2**20
+MALLOC_ENV = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """``tuned``: whether the thresholds are changed now. ``what``: which, or why not, for people."""
+    """Result of :func:`tune`.
+
+    Attributes:
+        tuned: True if a setting was changed.
+        description: the settings, or the reason why none was changed, as one line for a person.
+    """
 
     tuned: bool
-    what: str
+    description: str
 
 
 def tune() -> Tuning:
-    """Lets glibc keep all freed memory in this process, and take it from the heap however large it is.
+    """Make glibc keep all freed memory in this process, and serve allocations of every size from the heap.
 
-    There is no way back within the process: the numbers could be set again, but glibc stops adapting its threshold
-    to the sizes that it sees as soon as any of them was set. To see a process as shipped, start another.
+    This cannot be undone within the process. The settings could be set again, but glibc stops adapting its mmap
+    threshold as soon as one of them was set. Start another process to measure the defaults.
     """
     library = glibc()
     if library is None:
-        return Tuning(False, f"the C library here is {_library_name()}, not glibc: its allocator is left as it is")
-    wanted = {
+        return Tuning(False, f"the C library is {_library_name()}, not glibc: its allocator is not tuned")
+    settings = {
         "M_MMAP_MAX": (M_MMAP_MAX, 0),
         "M_TRIM_THRESHOLD": (M_TRIM_THRESHOLD, NEVER_TRIM),
-        "M_TOP_PAD": (M_TOP_PAD, TOP_PAD),
+        "M_TOP_PAD": (M_TOP_PAD, TOP_PAD_BYTES),
     }
-    refused = [name for name, (code, value) in wanted.items() if not library.mallopt(code, value)]
-    if len(refused) == len(wanted):
+    refused = [name for name, (option, value) in settings.items() if not library.mallopt(option, value)]
+    if len(refused) == len(settings):
         return Tuning(False, f"glibc refused all of {', '.join(refused)}")
     if refused:
         return Tuning(True, f"glibc refused {', '.join(refused)}; the others are set")
-    settings = ", ".join(f"{name}={value}" for name, (_, value) in wanted.items())
-    return Tuning(True, f"mallopt({settings}): freed memory stays in the process")
+    values = ", ".join(f"{name}={value}" for name, (_, value) in settings.items())
+    return Tuning(True, f"mallopt({values}): freed memory stays in the process")
 
 
 def trim() -> bool:
-    """Gives all that is free back to the system, once; whether glibc was there to do so. Thresholds stay."""
+    """Return all free memory to the system, once, and leave the settings alone. Return True if glibc did it."""
     library = glibc()
     if library is None:
         return False
@@ -60,21 +66,21 @@ def trim() -> bool:
     return True
 
 
-def untouched_environment() -> dict[str, str]:
-    """This process's environment without what would tune glibc in a process started with it."""
-    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+def env_without_malloc_tuning() -> dict[str, str]:
+    """Environment of this process without the variables that tune glibc's allocator, for a subprocess."""
+    environment = {name: value for name, value in os.environ.items() if name not in MALLOC_ENV}
     tunables = environment.pop("GLIBC_TUNABLES", "").split(":")
-    kept = ":".join(one for one in tunables if one and not one.startswith("glibc.malloc."))
+    kept = ":".join(tunable for tunable in tunables if tunable and not tunable.startswith("glibc.malloc."))
     return environment | ({"GLIBC_TUNABLES": kept} if kept else {})
 
 
-def preloaded() -> str | None:
-    """What LD_PRELOAD puts before the C library, perhaps another allocator, which ``tune`` would not reach."""
+def ld_preload() -> str | None:
+    """Value of LD_PRELOAD, which may load another allocator that :func:`tune` does not reach; None if unset."""
     return os.environ.get("LD_PRELOAD") or None
 
 
 def page_faults() -> int | None:
-    """Pages that the system gave to this process so far; None where it does not count them (Windows)."""
+    """Number of minor page faults of this process so far; None if the system does not count them (Windows)."""
     try:
         import resource
     except ImportError:
@@ -83,7 +89,7 @@ def page_faults() -> int | None:
 
 
 def glibc() -> ctypes.CDLL | None:
-    """The C library of this process where it is glibc, else None."""
+    """The C library of this process if it is glibc, otherwise None."""
     if platform.libc_ver()[0] != "glibc":
         return None
     library = ctypes.CDLL(None)

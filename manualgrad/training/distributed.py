@@ -1,9 +1,9 @@
-"""One process, or several that train one network: what each has a share of, and what they tell each other.
+"""Training on one process or on several ranks, with the collective operations that a run needs.
 
     torchrun --nproc-per-node=4 train.py
 
-The batch of a step is one, whoever computes it: every process draws the same order, takes its share of each batch,
-and the gradients are added up. Process 0 speaks and writes for all.
+The batch of a step is the same for every world size: each rank draws the same image order and takes its shard of each
+batch, and the gradients are summed over all ranks. Only rank 0 prints and writes files.
 """
 
 from __future__ import annotations
@@ -19,142 +19,168 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous as torchrun_rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from manualgrad.training.endings import FAILED, Ended, fail
-from manualgrad.training.meeting import meet
+from manualgrad.training.cli_exit import EXIT_FAILURE, CliExit, usage_error
+from manualgrad.training.rendezvous import rendezvous
 
 T = TypeVar("T")
 
-# A process whose machine lost its power says nothing. The longest that others wait for good reason is the first
-# process's look at the test images, and its writing.
-PATIENCE = timedelta(minutes=10)
+# A rank whose machine lost its power sends nothing, so the others need a timeout. The longest regular wait is for
+# rank 0, while it evaluates and writes files.
+TIMEOUT = timedelta(minutes=10)
 
-TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # by torchrun, to every process
+# Environment variables that torchrun sets for every process.
+TORCHRUN_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Process ``rank`` of ``count``, and ``local_rank`` of those on this machine."""
+class DistributedContext:
+    """This process's rank, and collective operations over all ranks. With one process these do nothing.
+
+    Attributes:
+        rank: rank of this process.
+        world_size: number of processes.
+        local_rank: rank among the processes of this machine.
+    """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
     @property
-    def is_first(self) -> bool:
+    def is_rank0(self) -> bool:
+        """True on rank 0, and if there is one process."""
         return self.rank == 0
 
-    def share(self, chosen: Tensor) -> Tensor:
-        """This process's part of ``chosen``: all parts in a row are ``chosen``; lengths differ by at most 1."""
-        return chosen.tensor_split(self.count)[self.rank]
+    def shard(self, tensor: Tensor) -> Tensor:
+        """Return this rank's shard along dimension 0. The lengths of all shards differ by at most 1."""
+        return tensor.tensor_split(self.world_size)[self.rank]
 
-    def connected(self, model: nn.Module) -> nn.Module:
-        """``model``, whose gradients a backward now averages over all processes; alone, ``model`` itself."""
-        if self.count == 1:
+    def wrap_ddp(self, model: nn.Module) -> nn.Module:
+        """Return ``model`` in DistributedDataParallel, whose backward averages gradients over all ranks.
+
+        With one process, return ``model`` itself.
+        """
+        if self.world_size == 1:
             return model
-        # It says so of a dimension of size 1, conv0's one input channel, whose stride means nothing.
+        # DDP warns because of conv0's one input channel: a dimension of size 1, whose stride has no effect.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(model)
 
-    def add_up(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place; ``tensor`` is contiguous."""
-        if self.count > 1:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum a contiguous tensor over all ranks, in place, and return it."""
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def add_up_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """The sum over all processes in every ``grad``, whatever its strides, which processes need not share."""
-        if self.count == 1:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sum every ``grad`` over all ranks. The strides of a ``grad`` may differ between ranks."""
+        if self.world_size == 1:
             return
-        parameters = list(parameters)
-        whole = self.add_up(torch.cat([parameter.grad.reshape(-1) for parameter in parameters]))
-        parts = whole.split([parameter.numel() for parameter in parameters])
-        for parameter, part in zip(parameters, parts, strict=True):
+        gradients = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        flat = self.all_reduce_sum(torch.cat([gradient.reshape(-1) for _, gradient in gradients]))
+        parts = torch.split(flat, [gradient.numel() for _, gradient in gradients])
+        for (parameter, _), part in zip(gradients, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
-    def largest(self, number: int, device: torch.device) -> int:
-        """The largest of all processes' numbers."""
-        if self.count == 1:
+    def all_reduce_max(self, number: int, device: torch.device) -> int:
+        """Return the maximum of all ranks' numbers. ``device`` is that of the process group: "cuda" for NCCL."""
+        if self.world_size == 1:
             return number
         numbers = torch.tensor(number, device=device)
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
-    def first_found(self, found: T | None) -> T | None:
-        """What the lowest process found that found something."""
-        if self.count == 1:
-            return found
-        everything: list[T | None] = [None] * self.count
-        dist.all_gather_object(everything, found)
-        return next((one for one in everything if one is not None), None)
+    def first_not_none(self, value: T | None) -> T | None:
+        """Return the value of the lowest rank whose value is not None; None if there is none."""
+        if self.world_size == 1:
+            return value
+        values: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return next((gathered for gathered in values if gathered is not None), None)
 
-    def from_first(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns in process 0, where alone it runs. Raises it Ended, all do, the others silently."""
-        if self.count == 1:
+    def run_on_rank0(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on rank 0 and broadcast its result.
+
+        Raises:
+            CliExit: ``work`` raised it. Every rank raises it; the message stays on rank 0.
+        """
+        if self.world_size == 1:
             return work()
-        answer: list[Any] = [None, 0]
+        result: list[Any] = [None, 0]  # the result, and the code of a CliExit
         try:
-            if self.is_first:
-                answer[0] = work()
-        except Ended as ending:
-            answer[1] = ending.code
+            if self.is_rank0:
+                result[0] = work()
+        except CliExit as cli_exit:
+            result[1] = cli_exit.code
             raise
         finally:
-            dist.broadcast_object_list(answer)
-        if answer[1]:
-            raise Ended(answer[1])
-        return answer[0]
+            dist.broadcast_object_list(result)
+        if result[1]:
+            raise CliExit(result[1])
+        value: T = result[0]
+        return value
 
-    def say(self, text: str) -> None:
-        """``print``, in process 0."""
-        if self.is_first:
+    def run_local_rank0_first(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on every rank, on local rank 0 of each machine first. The others find the files it wrote."""
+        if self.local_rank == 0:
+            result = work()
+        if self.world_size > 1:
+            dist.barrier()
+        return result if self.local_rank == 0 else work()
+
+    def print_rank0(self, text: str) -> None:
+        """Print ``text`` on rank 0."""
+        if self.is_rank0:
             print(text, flush=True)
 
-    def one_after_the_other(self, work: Callable[[], T]) -> T:
-        """``work`` in every process; on each machine one goes first, and the others find what it left on the disk."""
-        if self.local_rank == 0:
-            done = work()
-        if self.count > 1:
-            dist.barrier()
-        return done if self.local_rank == 0 else work()
 
-
-ALONE = Processes()
+SINGLE_PROCESS = DistributedContext()
 
 
 @contextmanager
-def joined(cuda: bool) -> Iterator[Processes]:
-    """The processes that torchrun started, this one among them; alone where it was started by hand.
+def init_distributed(cuda: bool) -> Iterator[DistributedContext]:
+    """Join the process group that torchrun started; without torchrun, yield :data:`SINGLE_PROCESS`.
 
-    Raises Ended in place of what torch raises when one of them is gone.
+    Args:
+        cuda: use NCCL and the CUDA device with the number of the local rank, in place of gloo.
+
+    Raises:
+        CliExit: WORLD_SIZE is set but another variable of torchrun is not, or the connection to a rank is lost.
     """
-    missing = [name for name in TOLD if name not in os.environ]
+    missing = [name for name in TORCHRUN_ENV if name not in os.environ]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and missing:
-        fail(f"WORLD_SIZE asks for several processes, but {', '.join(missing)} is not set; start them with torchrun")
-    rank, count, local_rank = (int(os.environ.get(name, default))
-                               for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
-    if count == 1:
-        yield ALONE
+        usage_error(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set: "
+            f"start several processes with torchrun"
+        )
+    defaults = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in defaults)
+    if world_size == 1:
+        yield SINGLE_PROCESS
         return
     if cuda:
         torch.cuda.set_device(local_rank)
     try:
-        store, *_ = next(dist.rendezvous("env://", timeout=PATIENCE))
-        store = meet(store, rank, count, PATIENCE)
+        store, *_ = next(torchrun_rendezvous("env://", timeout=TIMEOUT))
+        store = rendezvous(store, rank, world_size, TIMEOUT)
         dist.init_process_group(
-            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE
+            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
         )
         try:
-            yield Processes(rank, count, local_rank)
+            yield DistributedContext(rank, world_size, local_rank)
         finally:
             dist.destroy_process_group()
     except RuntimeError as error:
-        if not _is_about_another(error):
+        if not _is_connection_error(error):
             raise
-        raise Ended(FAILED, f"process {rank} of {count} lost another one: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        message = f"rank {rank} of {world_size} lost the connection to another rank: {reason}"
+        raise CliExit(EXIT_FAILURE, message) from error
 
 
-def _is_about_another(error: RuntimeError) -> bool:
-    """Whether a connection failed: torch has its own class for NCCL's and the store's, for gloo's only words."""
+def _is_connection_error(error: RuntimeError) -> bool:
+    """Return True if a connection failed. NCCL's and the store's errors have a class, gloo's only a message."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

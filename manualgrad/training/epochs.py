@@ -1,4 +1,4 @@
-"""Which images each epoch takes, in which order, and where in all of them a step is."""
+"""Sizes of the epochs of a run, and the position of a step in them."""
 
 from __future__ import annotations
 
@@ -7,103 +7,63 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-from torch import Tensor
-
-NEVER_SEEN = -1.0
-
 
 @dataclass(frozen=True)
-class Epochs:
-    """``count`` epochs, each of a share of the ``images``, in steps of ``batch_size``; the last may be smaller.
+class EpochLayout:
+    """Number of images and steps in each epoch of a run.
 
-    ``shares`` are those of the first epochs; the last of them is that of all that follow. Steps count from 0 here:
-    the first is the step after 0.
+    Steps are counted over the whole run. An argument ``step`` is the number of steps taken before the step in
+    question, so the first step has ``step`` 0. The last batch of an epoch may be smaller than ``batch_size``.
+
+    Attributes:
+        num_images: images in the training split.
+        batch_size: images in a batch, over all ranks.
+        num_epochs: number of epochs.
+        fractions: fraction of the images that each epoch uses, in (0, 1]; the last value repeats.
     """
 
-    images: int
+    num_images: int
     batch_size: int
-    count: int
-    shares: tuple[float, ...] = (1.0,)
+    num_epochs: int
+    fractions: tuple[float, ...] = (1.0,)
 
     def __str__(self) -> str:
-        alike = len(set(self.sizes)) == 1
-        *most, last = [f"{size:,}" for size in (self.sizes[:1] if alike else self.sizes)]
-        many = f"{self.count} epoch{'s' * (self.count > 1)} of "
-        return many + (f"{', '.join(most)} and {last}" if most else last) + f" image{'s' * (self.sizes[-1] > 1)}"
+        """Text such as "3 epochs of 60,000 images" or "2 epochs of 100 and 50 images"."""
+        all_equal = len(set(self.sizes)) == 1
+        *first, last = [f"{size:,}" for size in (self.sizes[:1] if all_equal else self.sizes)]
+        sizes = f"{', '.join(first)} and {last}" if first else last
+        return f"{self.num_epochs} epoch{'s' * (self.num_epochs > 1)} of {sizes} image{'s' * (self.sizes[-1] > 1)}"
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Images of each epoch."""
-        shares = (*self.shares, *itertools.repeat(self.shares[-1], self.count))[: self.count]
-        return tuple(max(1, round(share * self.images)) for share in shares)
+        """Number of images in each epoch."""
+        fractions = (*self.fractions, *itertools.repeat(self.fractions[-1], self.num_epochs))[: self.num_epochs]
+        return tuple(max(1, round(fraction * self.num_images)) for fraction in fractions)
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Steps up to the end of each epoch."""
+        """Number of steps of the run up to the end of each epoch."""
         return tuple(itertools.accumulate(-(-size // self.batch_size) for size in self.sizes))
 
     @property
-    def steps(self) -> int:
-        """Of all epochs together."""
+    def num_steps(self) -> int:
+        """Number of steps in all epochs."""
         return self.ends[-1]
 
     @property
-    def choose(self) -> bool:
-        """Whether an epoch leaves images out."""
-        return any(size < self.images for size in self.sizes)
+    def has_subsets(self) -> bool:
+        """True if an epoch uses only a part of the images."""
+        return any(size < self.num_images for size in self.sizes)
 
-    def epoch(self, step: int) -> int:
-        """The epoch of the step after ``step``, from 0 on."""
+    def epoch_of(self, step: int) -> int:
+        """Index of the epoch of a step, from 0."""
         return bisect_right(self.ends, step)
 
-    def place(self, step: int) -> int:
-        """How many steps of its epoch were taken after ``step`` of all; 0 between two epochs."""
-        epoch = self.epoch(step)
+    def step_in_epoch(self, step: int) -> int:
+        """Number of steps taken in the epoch before this step; 0 at the start of an epoch."""
+        epoch = self.epoch_of(step)
         return step - (self.ends[epoch - 1] if epoch else 0)
 
-    def batch(self, step: int) -> int:
-        """How many images the step after ``step`` takes."""
-        return min(self.batch_size, self.sizes[self.epoch(step)] - self.place(step) * self.batch_size)
-
-
-class Choice:
-    """The images that an epoch takes: those whose label had the least probability when the network last saw them.
-
-    Images that it has not seen come before all others, and chance decides between equals. The order is random.
-
-    ``before`` (images,) is each label's probability when the epoch began; ``seen`` those of the images since, in the
-    epoch's order.
-    """
-
-    def __init__(self, images: int) -> None:
-        self.before = torch.full((images,), NEVER_SEEN)
-        self._seen: list[Tensor] = []
-        self._order = torch.empty(0, dtype=torch.int64)
-
-    @property
-    def seen(self) -> Tensor:
-        """(n,) float32 on the CPU, of the n images that the epoch has shown."""
-        return torch.cat([torch.empty(0), *(part.float().cpu() for part in self._seen)])
-
-    def saw(self, probabilities: Tensor) -> None:
-        """The next images' labels were given these ``probabilities``."""
-        self._seen.append(probabilities)
-
-    def note(self) -> None:
-        """The epoch is over: what was seen is known before the next."""
-        seen = self.seen
-        self.before[self._order[: len(seen)]] = seen
-        self._seen = []
-
-    def take_up(self, before: Tensor, seen: Tensor) -> None:
-        """As it was when these were its ``before`` and ``seen``; the order has to be drawn again."""
-        self.before, self._seen = before.clone(), [seen]
-
-    def draw(self, size: int, generator: torch.Generator) -> Tensor:
-        """The numbers of ``size`` images, in the order in which the epoch takes them."""
-        self._order = torch.randperm(len(self.before), generator=generator)
-        if size < len(self.before):
-            hardest = self.before[self._order].argsort(stable=True)[:size]
-            self._order = self._order[hardest.sort().values]  # as chance had it
-        return self._order
+    def batch_size_of(self, step: int) -> int:
+        """Number of images in the batch of a step."""
+        return min(self.batch_size, self.sizes[self.epoch_of(step)] - self.step_in_epoch(step) * self.batch_size)

@@ -1,4 +1,4 @@
-"""Where did it become infinite, or not a number? The first tensor, in the order in which a step computes them."""
+"""Search for the first tensor of a training step that is infinite or not a number."""
 
 from __future__ import annotations
 
@@ -10,33 +10,41 @@ from torch import Tensor
 from manualgrad.models import DocumentCNN
 
 
-class NonFinite(Exception):
-    """The cost, or a weight, is infinite or not a number. The message names the step and the first such tensor."""
+class NonFiniteError(Exception):
+    """The loss or a weight is infinite or not a number. The message names the step and the first such tensor."""
 
 
-def first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor that is not all finite, and where in it; None where all are."""
+def describe_first_nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Describe the first of the named ``tensors`` that has a non-finite value: name, count, first value and index.
+
+    Return None if all values are finite.
+    """
     for name, tensor in tensors:
-        finite = tensor.isfinite()
-        if not finite.all():
-            place = (~finite).nonzero()[0].tolist()
-            count = finite.numel() - int(finite.sum())
+        is_finite = tensor.isfinite()
+        if not is_finite.all():
+            index = (~is_finite).nonzero()[0].tolist()
+            count = is_finite.numel() - int(is_finite.sum())
             return (
-                f"{name}, {count:,} of {finite.numel():,} values, the first {tensor[tuple(place)].item()} at {place}"
+                f"{name}, {count:,} of {is_finite.numel():,} values, "
+                f"the first {tensor[tuple(index)].item()} at index {index}"
             )
     return None
 
 
-def parameters(model: DocumentCNN) -> Iterator[tuple[str, Tensor]]:
-    """Every weight and bias, by its layer's name."""
+def named_parameters(model: DocumentCNN) -> Iterator[tuple[str, Tensor]]:
+    """Yield the name and the detached value of every weight and bias."""
     for name, parameter in model.named_parameters():
         yield name, parameter.detach()
 
 
 @torch.no_grad()
-def tensors_of_a_step(model: DocumentCNN, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, the input ``x``, each layer's output, then gradients from the last layer to the first."""
-    yield from parameters(model)
+def step_tensors(model: DocumentCNN, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a training step with their names, in the order in which a step computes them.
+
+    These are the parameters, the input ``x`` (N, C, H, W), the output of each layer, and the gradients from the last
+    layer to the first.
+    """
+    yield from named_parameters(model)
     yield "the input", x
     for name, layer in model.named_children():
         x = layer(x)

@@ -1,4 +1,4 @@
-"""Settings that belong together, under a name: what ``train.py --recipe`` chooses, and each option may change."""
+"""Named sets of defaults for the options of ``train.py``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ STANDARD = "standard"
 
 @dataclass(frozen=True)
 class Recipe:
-    """Each field is the default of the command line's option of the same name.
+    """Defaults of the options with the same names as the fields.
 
-    ``learning_rate`` is that of plain gradient descent, and no other optimiser's.
+    ``learning_rate`` applies to plain gradient descent (sgd) only. Other optimizers keep torch's default.
     """
 
     channels: tuple[int, ...] = (16, 32)
@@ -27,14 +27,14 @@ class Recipe:
     crop: int | None = None
     engine: str = "autograd"
 
-    def options(self) -> dict[str, Any]:
-        """What is the default whatever the optimiser."""
+    def option_defaults(self) -> dict[str, Any]:
+        """Defaults of all options but ``learning_rate``, whose default depends on the optimizer."""
         return {name: value for name, value in asdict(self).items() if name != "learning_rate"}
 
 
 RECIPES = {
     STANDARD: Recipe(),
-    # Chosen by the accuracy on the last 10,000 training images, which the trials were not trained on.
+    # Selected by the accuracy on the last 10,000 training images, which were held out of the training of the trials.
     "fast": Recipe(
         hidden=(),
         crop=24,
@@ -47,12 +47,13 @@ RECIPES = {
 }
 
 
-def described(options: argparse.Namespace) -> str:
-    """The recipe's name, and what was chosen in place of its settings."""
-    recipe = asdict(RECIPES[options.recipe])
-    given = {name: getattr(options, name) for name in recipe}
-    if given["learning_rate"] is None:
-        del given["learning_rate"]
-    others = [f"{name.replace('_', ' ')} {value}" for name, value in given.items()
-              if (tuple(value) if isinstance(value, list) else value) != recipe[name]]  # fmt: skip
-    return options.recipe + (f", but {', '.join(others)}" if others else "")
+def describe(options: argparse.Namespace) -> str:
+    """Return the recipe's name, followed by the options whose values differ from the recipe's."""
+    name: str = options.recipe
+    defaults = asdict(RECIPES[name])
+    values = {option: getattr(options, option) for option in defaults}
+    if values["learning_rate"] is None:
+        del values["learning_rate"]
+    changed = [f"{option.replace('_', ' ')} {value}" for option, value in values.items()
+               if (tuple(value) if isinstance(value, list) else value) != defaults[option]]  # fmt: skip
+    return name + (f", but with {', '.join(changed)}" if changed else "")

@@ -1,4 +1,4 @@
-"""The files that a finished run leaves, and the folder for them, which is looked at before any work is done."""
+"""The output folder of a run, and the files that a finished run writes to it."""
 
 from __future__ import annotations
 
@@ -12,59 +12,71 @@ from typing import Any
 
 import torch
 
-from manualgrad.files import write_whole
-from manualgrad.training import pictures
-from manualgrad.training.endings import fail
-from manualgrad.training.records import LINES
-from manualgrad.training.run import Run
-from manualgrad.training.steps import Verdict
+from manualgrad.files import write_atomic
+from manualgrad.training import plots
+from manualgrad.training.cli_exit import usage_error
+from manualgrad.training.evaluation import EvalResult
+from manualgrad.training.metrics_logger import METRICS_FILE
+from manualgrad.training.run import TrainingRun
 
-RESULTS = ("weights.pt", "metrics.json", LINES, "curves.png", "confusion.png", "kernels.png", "mistakes.png")
+RESULT_FILES = (
+    "weights.pt",
+    "metrics.json",
+    METRICS_FILE,
+    "curves.png",
+    "confusion.png",
+    "kernels.png",
+    "mistakes.png",
+)
 CHECKPOINTS = "checkpoints"
 
 
-def make_folder(path: Path) -> Path:
-    """Made, and written to, before any work is done that could be lost. Raises Ended."""
+def make_output_folder(path: Path) -> Path:
+    """Create the output folder if needed, check that all results can be written to it, and return its path.
+
+    A run does this first, so that no work is lost later. Raises CliExit with exit code 2.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        fail(f"--out {path} cannot be written to: {error.strerror}")
-    for name in RESULTS:
+        usage_error(f"--out {path} cannot be written to: {error.strerror}")
+    for name in RESULT_FILES:
         if (path / name).is_dir():
-            fail(f"--out {path} holds a folder {name}, where a file is to be written")
+            usage_error(f"--out {path} contains a folder named {name}: expected a file or nothing of that name")
     if (path / CHECKPOINTS).exists() and not (path / CHECKPOINTS).is_dir():
-        fail(f"--out {path} holds a file {CHECKPOINTS}, where a folder is to be made")
+        usage_error(f"--out {path} contains a file named {CHECKPOINTS}: expected a folder or nothing of that name")
     return path
 
 
-def write_results(out: Path, run: Run, verdict: Verdict, options: dict[str, Any]) -> None:
-    """weights.pt, metrics.json, and four pictures, each of which names the data that it was made from."""
+def write_results(out: Path, run: TrainingRun, result: EvalResult, options: dict[str, Any]) -> None:
+    """Write weights.pt, metrics.json, and four plots whose titles name the dataset. Raises OSError."""
     dataset = run.dataset
     weights = io.BytesIO()
     torch.save(run.model.state_dict(), weights)
-    write_whole(out / "weights.pt", weights.getvalue())
+    write_atomic(out / "weights.pt", weights.getvalue())
     metrics = {
         "dataset": dataset.name,
         "source": dataset.source,
         "training_images": len(dataset.train),
         "test_images": len(dataset.test),
-        "test_accuracy": verdict.accuracy,
+        "test_accuracy": result.accuracy,
         "epochs": run.history,
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in options.items()},
         "command": sys.argv,
         "device": str(dataset.train.images.device),
-        "processes": run.processes.count,
+        "processes": run.distributed.world_size,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "confusion": verdict.confusion(len(dataset.classes)).tolist(),
-        "losses": run.costs,
+        "confusion": result.confusion_matrix(len(dataset.classes)).tolist(),
+        "losses": run.losses,
     }
-    write_whole(out / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
+    write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
     title = f"{dataset.name}, seed {run.seed}"
     accuracies = [epoch["test_accuracy"] for epoch in run.history]
-    pictures.save(pictures.curves(run.costs, accuracies, title), out / "curves.png")
-    pictures.save(pictures.confusion(verdict, dataset.classes, title), out / "confusion.png")
-    pictures.save(pictures.kernels(run.model.conv0.weight, f"{title}: the first convolution"), out / "kernels.png")
-    pictures.save(pictures.mistakes(verdict, dataset, title), out / "mistakes.png")
+    first_weight = run.model.layers_with_weights()[0].weight
+    plots.save_png(plots.training_curves(run.losses, accuracies, title), out / "curves.png")
+    plots.save_png(plots.confusion_matrix(result, dataset.classes, title), out / "confusion.png")
+    plots.save_png(plots.kernel_images(first_weight, f"{title}: the first convolution"), out / "kernels.png")
+    plots.save_png(plots.misclassified_images(result, dataset, title), out / "mistakes.png")

@@ -1,4 +1,4 @@
-"""A training run that can be put down between two steps and taken up again, by one process or several."""
+"""A training run that can be stopped between two steps and resumed, on one process or on several ranks."""
 
 from __future__ import annotations
 
@@ -14,250 +14,300 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
 from manualgrad import backprop, kernels
+from manualgrad._torch_compat import foreach_lerp_
 from manualgrad.data import Dataset
 from manualgrad.functional import softmax, softmax_cross_entropy
 from manualgrad.models import DocumentCNN
 from manualgrad.network.descent import StepStats
 from manualgrad.training import nonfinite
-from manualgrad.training.by_program import ByProgram
-from manualgrad.training.distributed import ALONE, Processes
-from manualgrad.training.endings import FAILED, Ended
-from manualgrad.training.epochs import Choice, Epochs
-from manualgrad.training.steps import Verdict, minibatches
+from manualgrad.training.batches import minibatches
+from manualgrad.training.cli_exit import EXIT_FAILURE, CliExit
+from manualgrad.training.distributed import SINGLE_PROCESS, DistributedContext
+from manualgrad.training.epochs import EpochLayout
+from manualgrad.training.evaluation import EvalResult
+from manualgrad.training.fused_step import FusedStep
+from manualgrad.training.hard_examples import HardExampleSampler
 
 ENGINES = ("autograd", "document")
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step: its number from 1 on, J before it, how many ``images`` it saw, how many of them ``right``, and η."""
+class StepMetrics:
+    """Metrics of one training step over all ranks.
 
-    number: int
-    cost: float
-    images: int
-    right: int
+    Attributes:
+        step: number of the step in the run, from 1.
+        loss: mean loss of the batch before the update.
+        num_images: images in the batch.
+        num_correct: images whose predicted class, before the update, is the label.
+        learning_rate: learning rate of the update.
+    """
+
+    step: int
+    loss: float
+    num_images: int
+    num_correct: int
     learning_rate: float
 
 
-class Run:
-    """The network, the optimiser, the schedule of η and the order of the images: all that the next step depends on.
+class TrainingRun:
+    """Model, optimizer, schedule and image order: everything that the next step depends on.
+
+    With several ranks each rank has a TrainingRun, and the initial weights must be the same on all.
 
     Args:
-        model, optimizer, schedule: the schedule is of this optimiser, and the optimiser of this model's parameters.
-        dataset: on the model's device.
-        epochs: of the dataset's training images, after which the run ``is_over``; the batches are of all processes
-            together.
-        averaged: of so many steps, the last ones, the weights are averaged, and the mean is what the run ends with.
-        seed: of the order; together with the model's initial weights it decides all that follows.
-        engine: "autograd" chains our Functions; "document" runs the recursion of δ. The numbers are the same.
-        processes: who shares the work. Every process has a Run, and their weights have to be the same at the start.
+        model, optimizer, scheduler: the optimizer holds the model's parameters, the scheduler this optimizer.
+        dataset: dataset on the model's device.
+        epochs: sizes of the epochs.
+        seed: seed of the image order. With the initial weights it determines the result.
+        average_last: number of steps at the end whose weights are averaged. After the last step the model has the
+            average; 0 for no averaging.
+        engine: "autograd" chains our Functions by torch's engine; "document" runs the formula sheet's recursion of δ
+            (:mod:`manualgrad.backprop`). Both compute the same numbers.
+        distributed: the ranks that share each batch.
+
+    Attributes:
+        step: number of steps taken.
+        losses: mean loss of the batch of each step.
+        history: metrics of each finished epoch, as :meth:`end_epoch` returns them.
+        num_correct: correctly predicted images in this epoch so far.
+        seconds: time spent in training steps and in drawing the image order.
+        epoch_indices: indices of the images of this epoch, in training order.
+        fused_step: fused steps for this epoch; None with engine "autograd" or several ranks.
     """
 
     def __init__(
         self,
         model: DocumentCNN,
         optimizer: Optimizer,
-        schedule: lr_scheduler.LRScheduler,
+        scheduler: lr_scheduler.LRScheduler,
         dataset: Dataset,
         *,
-        epochs: Epochs,
+        epochs: EpochLayout,
         seed: int,
-        averaged: int = 0,
+        average_last: int = 0,
         engine: str = "autograd",
-        processes: Processes = ALONE,
+        distributed: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         if engine not in ENGINES:
-            raise ValueError(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
-        self.model, self.optimizer, self.schedule, self.dataset = model, optimizer, schedule, dataset
-        self.epochs, self.seed, self.averaged = epochs, seed, averaged
-        self.engine, self.processes = engine, processes
-        self.network = processes.connected(model) if engine == "autograd" else model
-        self.mean = AveragedModel(model, multi_avg_fn=_average) if averaged else None
-        self.step, self.seconds, self.right = 0, 0.0, 0
-        self.costs: list[float] = []
+            raise ValueError(f"unknown engine {engine!r}: expected one of {', '.join(ENGINES)}")
+        self.model, self.optimizer, self.scheduler, self.dataset = model, optimizer, scheduler, dataset
+        self.epochs, self.seed, self.average_last = epochs, seed, average_last
+        self.engine, self.distributed = engine, distributed
+        self.ddp_model = distributed.wrap_ddp(model) if engine == "autograd" else model
+        self.averaged_model = AveragedModel(model, multi_avg_fn=_update_average) if average_last else None
+        self.step, self.seconds, self.num_correct = 0, 0.0, 0
+        self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
-        self.order = torch.Generator().manual_seed(seed)
-        self.choice = Choice(epochs.images)
-        kernels.available()  # compiles what is not compiled yet, before the clock runs
+        self.order_generator = torch.Generator().manual_seed(seed)
+        self.sampler = HardExampleSampler(epochs.num_images)
+        kernels.available()  # compiles the kernels, which the seconds must not include
         self.begin_epoch()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Dtype of the weights."""
         return next(self.model.parameters()).dtype
 
     @property
-    def steps(self) -> int:
-        return self.epochs.steps
+    def num_steps(self) -> int:
+        """Number of steps of the whole run."""
+        return self.epochs.num_steps
 
     @property
-    def is_over(self) -> bool:
-        return self.step == self.steps
+    def is_finished(self) -> bool:
+        """True after the last step."""
+        return self.step == self.num_steps
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next step, from 1 on."""
-        return self.epochs.epoch(self.step) + 1
+        """Number of the epoch of the next step, from 1."""
+        return self.epochs.epoch_of(self.step) + 1
 
     @property
-    def place(self) -> int:
-        """How many steps of this epoch have been taken; 0 between two epochs."""
-        return self.epochs.place(self.step)
+    def step_in_epoch(self) -> int:
+        """Number of steps taken in this epoch; 0 between two epochs."""
+        return self.epochs.step_in_epoch(self.step)
 
     def begin_epoch(self) -> None:
-        """From here on in the order that ``order`` draws next."""
+        """Commit the label probabilities of the last epoch and draw the images of the next one."""
         start = time.perf_counter()
-        self.choice.note()
-        if not self.is_over:
-            self.draw_order()
+        self.sampler.commit()
+        if not self.is_finished:
+            self.draw_epoch_indices()
         self.seconds += time.perf_counter() - start
 
-    def draw_order(self) -> None:
-        """Of the images of this epoch; what was seen of it already is left out."""
-        self.order_before = self.order.get_state()
-        self.chosen = self.choice.draw(self.epochs.sizes[self.epoch - 1], self.order)
-        self._gather_from_here()
-        self.by_program = None
-        if self.engine == "document" and self.processes.count == 1:
-            self.by_program = ByProgram(
-                self.model, self.optimizer, self.dataset, self.epochs.batch_size, self.chosen
-            )  # fmt: skip
+    def draw_epoch_indices(self) -> None:
+        """Draw the image indices of this epoch, and prepare the batches of its remaining steps."""
+        self.order_state = self.order_generator.get_state()  # a resumed run draws the same indices again
+        self.epoch_indices = self.sampler.sample(self.epochs.sizes[self.epoch - 1], self.order_generator)
+        self._prepare_batches()
+        self.fused_step: FusedStep | None = None
+        if self.engine == "document" and self.distributed.world_size == 1:
+            self.fused_step = FusedStep(
+                self.model, self.optimizer, self.dataset, self.epochs.batch_size, self.epoch_indices
+            )
 
-    def _gather_from_here(self) -> None:
+    def _prepare_batches(self) -> None:
+        """Start the iterator over this rank's shards of the remaining batches of this epoch."""
         self.batches: Iterator[tuple[Tensor, Tensor]] = minibatches(
-            self.dataset, self.chosen, self.epochs.batch_size,
-            dtype=self.dtype, first=self.place, share=self.processes.share,
+            self.dataset, self.epoch_indices, self.epochs.batch_size,
+            dtype=self.dtype, first=self.step_in_epoch, shard=self.distributed.shard,
         )  # fmt: skip
-        self.gathered = self.step  # the step that the next of them is for
+        self._next_batch_step = self.step  # value of self.step for which the iterator yields the next batch
 
-    def warm_up(self) -> None:
-        """Computes the gradients of the first images and forgets them, so that no step has to wait for a compiler."""
-        count = self.epochs.batch(0)
+    def run_warmup_step(self) -> None:
+        """Compute the gradients of the first images and discard them, so that no timed step includes compilation."""
+        batch_size = self.epochs.batch_size_of(0)
         x, labels = next(minibatches(
-            self.dataset, torch.arange(count), count, dtype=self.dtype, share=self.processes.share
+            self.dataset, torch.arange(batch_size), batch_size, dtype=self.dtype, shard=self.distributed.shard
         ))  # fmt: skip
-        self.find_gradients(x, labels, count)
+        self.compute_gradients(x, labels, batch_size)
         self.model.zero_grad()
 
-    def take_step(self) -> Step:
-        """One step of gradient descent, on the next batch.
+    def train_step(self) -> StepMetrics:
+        """Take one step of gradient descent on the next batch.
 
-        Raises NonFinite, which names the first tensor that is not finite, and then leaves the weights alone; Ended in
-        the processes that are not the first.
+        Raises:
+            NonFiniteError: the loss is not finite. The message names the first non-finite tensor, and the weights are
+                as before the step. Ranks other than 0 raise CliExit instead.
         """
         start = time.perf_counter()
-        rate, count = self.optimizer.param_groups[0]["lr"], self.epochs.batch(self.step)
-        taken = None
-        if self.by_program is not None and self.step:  # a schedule asks that the optimiser has stepped before it
-            first = self.place * self.epochs.batch_size
-            taken = self.by_program.step(self.model, self.optimizer, first, rate)
-        if taken is None:
-            taken = self._step_by_gradients(count)
-        step = Step(self.step + 1, taken.cost, count, taken.right, rate)
-        if self.epochs.choose:
-            self.choice.saw(taken.known.clone())
-        self.schedule.step()
+        learning_rate, batch_size = self.optimizer.param_groups[0]["lr"], self.epochs.batch_size_of(self.step)
+        stats = None
+        if self.fused_step is not None and self.step:  # a scheduler warns unless optimizer.step() ran once before it
+            first = self.step_in_epoch * self.epochs.batch_size
+            stats = self.fused_step.step(self.model, self.optimizer, first, learning_rate)
+        if stats is None:
+            stats = self._optimizer_step(batch_size)
+        metrics = StepMetrics(self.step + 1, stats.cost, batch_size, stats.num_correct, learning_rate)
+        if self.epochs.has_subsets:
+            self.sampler.record(stats.label_probs.clone())
+        self.scheduler.step()
         self.step += 1
-        self._average()
-        self.right += step.right
-        self.costs.append(step.cost)
+        self._average_weights()
+        self.num_correct += metrics.num_correct
+        self.losses.append(metrics.loss)
         self.seconds += time.perf_counter() - start
-        return step
+        return metrics
 
-    def _step_by_gradients(self, count: int) -> StepStats:
-        """A step of ``count`` images, of which this process may have a share, by the optimiser."""
-        if self.gathered != self.step:
-            self._gather_from_here()
+    def _optimizer_step(self, batch_size: int) -> StepStats:
+        """Compute the gradients of the next batch and step the optimizer. ``batch_size`` is that of all ranks."""
+        if self._next_batch_step != self.step:
+            self._prepare_batches()
         x, labels = next(self.batches)
-        self.gathered += 1
-        cost, probabilities = self.find_gradients(x, labels, count)
-        right = (probabilities.argmax(1) == labels).sum()
-        if self.processes.count > 1:
-            cost, right = self.processes.add_up(torch.stack((cost.double(), right.double())))
-        known = self._of_labels(probabilities, labels, count) if self.epochs.choose else probabilities[:0, 0]
-        taken = StepStats(cost.item(), int(right), known)
-        if not math.isfinite(taken.cost):
-            raise self._nonfinite(taken.cost, x)
+        self._next_batch_step += 1
+        loss, probabilities = self.compute_gradients(x, labels, batch_size)
+        num_correct = (probabilities.argmax(1) == labels).sum()
+        if self.distributed.world_size > 1:
+            loss, num_correct = self.distributed.all_reduce_sum(torch.stack((loss.double(), num_correct.double())))
+        if self.epochs.has_subsets:
+            label_probs = self._gather_label_probs(probabilities, labels, batch_size)
+        else:
+            label_probs = probabilities[:0, 0]
+        stats = StepStats(loss.item(), int(num_correct), label_probs)
+        if not math.isfinite(stats.cost):
+            raise self._nonfinite_error(stats.cost, x)
         self.optimizer.step()
-        return taken
+        return stats
 
-    def _of_labels(self, probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
-        """What the network gives for each label of the whole batch of ``count`` images."""
-        found = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
-        if self.processes.count > 1:
-            whole = found.new_zeros(count)
-            self.processes.share(whole).copy_(found)
-            found = self.processes.add_up(whole)
-        return found
+    def _gather_label_probs(self, probabilities: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+        """Probability of each label in the batch of all ranks, (batch_size,)."""
+        label_probs = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+        if self.distributed.world_size > 1:
+            all_label_probs = label_probs.new_zeros(batch_size)
+            self.distributed.shard(all_label_probs).copy_(label_probs)
+            label_probs = self.distributed.all_reduce_sum(all_label_probs)
+        return label_probs
 
-    def _average(self) -> None:
-        """Over the last ``averaged`` steps the mean of the weights, which are that mean after the last."""
-        if self.mean is not None and self.step > self.steps - self.averaged:
-            self.mean.update_parameters(self.model)
-            if self.is_over:
-                self.model.load_state_dict(self.mean.module.state_dict())
+    def _average_weights(self) -> None:
+        """Update the average in the last ``average_last`` steps, and load it into the model after the last step."""
+        if self.averaged_model is not None and self.step > self.num_steps - self.average_last:
+            self.averaged_model.update_parameters(self.model)
+            if self.is_finished:
+                self.model.load_state_dict(self.averaged_model.module.state_dict())
 
-    def find_gradients(self, x: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Leaves ∂J/∂w in every parameter's ``grad``; returns J, and the network's probabilities (B, classes).
+    def compute_gradients(self, x: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Set every parameter's ``grad`` to the gradient of the mean loss over the batch of all ranks.
 
-        J is the mean over the ``count`` images of the whole batch. Where ``x`` is a process's share of them, so is
-        what this returns; the gradients it leaves are of the whole.
+        Args:
+            x: normalized images of this rank's shard, (N, 1, H, W).
+            labels: class indices of the shard, (N,).
+            batch_size: number of images in all shards.
+
+        Returns:
+            The shard's part of the mean loss, and the shard's class probabilities (N, classes).
         """
         if self.engine == "document":
-            return self._find_gradients_by_recursion(x, labels, count)
+            return self._compute_gradients_by_recursion(x, labels, batch_size)
         self.model.zero_grad()
-        if self.processes.count == 1:
-            cost, probabilities = self.model.cost_and_probabilities(x, labels)
-            cost.backward()
-            return cost.detach(), probabilities
-        logits = self.network(x)
-        cost = softmax_cross_entropy(logits, labels, reduction="sum") / count
-        (cost * self.processes.count).backward()  # DistributedDataParallel divides by as much
-        return cost.detach(), softmax(logits.detach())  # eq. (11)
+        if self.distributed.world_size == 1:
+            loss, probabilities = self.model.cost_and_probabilities(x, labels)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation for it
+            return loss.detach(), probabilities
+        logits = self.ddp_model(x)
+        loss = softmax_cross_entropy(logits, labels, reduction="sum") / batch_size
+        # DistributedDataParallel divides the sum of the gradients by the world size.
+        (loss * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]  # torch has no annotation
+        return loss.detach(), softmax(logits.detach())  # eq. (11)
 
-    def _find_gradients_by_recursion(self, x: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Section 4, whose steps for η = −1 are the gradients, and for less this process's share of them."""
-        share = len(labels) / count
+    def _compute_gradients_by_recursion(self, x: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Compute the gradients by section 4 of the formula sheet (docs/equations.md).
+
+        Its steps for η = −1 are the gradients of the mean over the shard. For η = −N/batch_size they are the shard's
+        part of the gradients.
+        """
+        fraction = len(labels) / batch_size
         self.model.zero_grad()
-        if share:
-            steps = backprop.backpropagate(self.model, x, labels, eta=-share)
-            weights = [w for f in self.model.weighted() for w in (f.weight, f.bias)]
-            found = [step for both in zip(steps.weights, steps.biases, strict=True) for step in both]
-            for w, gradient in zip(weights, found, strict=True):
-                if w.requires_grad:  # one that two layers share has both gradients
+        if fraction:
+            steps = backprop.backpropagate(self.model, x, labels, eta=-fraction)
+            weights = [w for layer in self.model.layers_with_weights() for w in (layer.weight, layer.bias)]
+            gradients = [step for pair in zip(steps.weights, steps.biases, strict=True) for step in pair]
+            for w, gradient in zip(weights, gradients, strict=True):
+                if w is not None and w.requires_grad:  # a weight that two layers share has the sum of their gradients
                     w.grad = gradient if w.grad is None else w.grad + gradient
-            cost, probabilities = steps.cost * share, steps.probabilities
-        else:  # fewer images than processes, and there is no mean of none
+            loss, probabilities = steps.cost * fraction, steps.probabilities
+        else:  # the shard is empty, and has no mean: the batch has fewer images than there are ranks
             for parameter in self.model.parameters():
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-            cost, probabilities = x.new_zeros(()), x.new_zeros((0, self.model.classes))
-        self.processes.add_up_gradients(w for w in self.model.parameters() if w.requires_grad)
-        return cost, probabilities
+            loss, probabilities = x.new_zeros(()), x.new_zeros((0, self.model.classes))
+        self.distributed.all_reduce_gradients(w for w in self.model.parameters() if w.requires_grad)
+        return loss, probabilities
 
-    def _nonfinite(self, cost: float, x: Tensor) -> Exception:
-        found = self.processes.first_found(nonfinite.first_nonfinite(nonfinite.tensors_of_a_step(self.model, x)))
-        if not self.processes.is_first:
-            return Ended(FAILED)  # all know it, and the first says it
-        return nonfinite.NonFinite(f"the cost is {cost} at step {self.place + 1} of epoch {self.epoch}: "
-                                   f"not finite is first {found or 'the cost itself'}")  # fmt: skip
+    def _nonfinite_error(self, loss: float, x: Tensor) -> Exception:
+        """Find the first non-finite tensor on any rank. Every rank must call this."""
+        tensors = nonfinite.step_tensors(self.model, x)
+        first = self.distributed.first_not_none(nonfinite.describe_first_nonfinite(tensors))
+        if not self.distributed.is_rank0:
+            return CliExit(EXIT_FAILURE)
+        return nonfinite.NonFiniteError(
+            f"the loss is {loss} at step {self.step_in_epoch + 1} of epoch {self.epoch}; "
+            f"the first non-finite tensor is {first or 'the loss itself'}"
+        )
 
-    def close_epoch(self, verdict: Verdict) -> dict[str, Any]:
-        """After the last step of an epoch: what it brought, also kept in ``history``."""
-        epoch = self.epoch - 2  # from 0 on
-        size, costs = self.epochs.sizes[epoch], self.costs[self.epochs.ends[epoch - 1] if epoch else 0 :]
+    def end_epoch(self, result: EvalResult) -> dict[str, Any]:
+        """Append the metrics of the epoch that just ended to ``history``, begin the next epoch, and return them."""
+        epoch = self.epoch - 2  # index from 0; self.epoch is the number of the next epoch, from 1
+        first_step = self.epochs.ends[epoch - 1] if epoch else 0
+        losses = self.losses[first_step:]
         self.history.append({
             "epoch": epoch + 1,
-            "cost": sum(costs) / len(costs),
-            "accuracy": 100 * self.right / size,
-            "test_cost": verdict.cost,
-            "test_accuracy": verdict.accuracy,
+            "cost": sum(losses) / len(losses),
+            "accuracy": 100 * self.num_correct / self.epochs.sizes[epoch],
+            "test_cost": result.loss,
+            "test_accuracy": result.accuracy,
             "seconds": self.seconds,
         })  # fmt: skip
-        self.right = 0
+        self.num_correct = 0
         self.begin_epoch()
         return self.history[-1]
 
 
-def _average(means: list[Tensor], weights: list[Tensor], number: Tensor | int) -> None:
-    """Takes one more into means of a ``number``; torch's own function has that number's reciprocal in float32."""
-    torch._foreach_lerp_(means, weights, 1 / (int(number) + 1))
+def _update_average(
+    averages: list[Tensor] | tuple[Tensor, ...], weights: list[Tensor] | tuple[Tensor, ...], count: Tensor | int
+) -> None:
+    """Update averages of ``count`` values with one more value each.
+
+    torch's own function rounds the reciprocal to float32, which float64 weights would show.
+    """
+    foreach_lerp_(averages, weights, 1 / (int(count) + 1))

@@ -1,4 +1,4 @@
-"""Promise: wrong gradients of many kinds are caught and named, and no right one is accused."""
+"""Promise: ``compare`` finds wrong gradients of every kind and names the mistake, and reports no correct one."""
 
 from __future__ import annotations
 
@@ -17,61 +17,62 @@ from torch.autograd import Function
 
 import compare
 import manualgrad as mg
-from compare.cases import HALF, every_case, half_relu
-from compare.errors import measure
-from compare.tolerance import Noise, ulp
-from compare.variants import Variant
+from compare.cases import HALF, all_cases
+from compare.gradients.measure import measure
+from compare.gradients.tolerance import Sensitivity, ulp
+from compare.gradients.variants import Variant
+from compare.native_functions import relu as native_relu
 from tests.compare.gallery import WRONG
-from tests.compare.gallery_planted import gradcheck_lets_pass, planted_faults
-from tests.compare.gallery_right import right_cases
+from tests.compare.gallery.planted_faults import gradcheck_accepts, planted_faults
+from tests.compare.gallery.right import right_cases
 
 ROOT = Path(__file__).parents[2]
 
-# Caught, but not named: no pattern sees what is missing inside an attention's softmax.
-OTHERWISE_NAMED = {"attention: sum over the row not subtracted in softmax"}
+# Found, but not named: no pattern describes a term that is missing inside an attention's softmax.
+FOUND_BUT_NOT_NAMED = {"attention: sum over the row not subtracted in softmax"}
 
 
 @pytest.mark.filterwarnings("ignore:Use of (index_put_|masked_fill_) on expanded tensors")  # one of the mistakes
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name.replace(" ", "-"))
-def test_a_wrong_function_is_caught_and_named(wrong):
+def test_a_wrong_function_is_found_and_its_mistake_named(wrong):
     comparison = compare.compare(wrong.case)
     assert not comparison.ok
-    assert not wrong.falsely_accused(comparison.findings)
-    assert wrong.named_by(comparison.findings) == (wrong.name not in OTHERWISE_NAMED), str(comparison)
+    assert not wrong.false_findings(comparison.findings)
+    assert wrong.is_named_by(comparison.findings) == (wrong.name not in FOUND_BUT_NOT_NAMED), str(comparison)
     assert {finding.kind for finding in comparison.findings} <= compare.KINDS.keys()
 
 
-def test_the_gallery_is_large_and_shows_every_kind():
+def test_the_gallery_is_large_and_has_every_kind():
     assert len(WRONG) >= 25
-    assert len(WRONG) - len(OTHERWISE_NAMED) >= 22
-    assert {wrong.name for wrong in WRONG} >= OTHERWISE_NAMED
+    assert len(WRONG) - len(FOUND_BUT_NOT_NAMED) >= 22
+    assert {wrong.name for wrong in WRONG} >= FOUND_BUT_NOT_NAMED
     assert set.union(*(set(wrong.kinds) for wrong in WRONG)) | {"wrong output"} == compare.KINDS.keys()
 
 
 @pytest.mark.parametrize("part", range(20))
-def test_no_right_function_is_accused(part):
-    """200 random shapes: native against itself, equal formulas, hand-written Functions, and every layer of ours."""
+def test_no_finding_about_a_correct_function(part):
+    """200 random cases: native against itself, other formulas, hand-written Functions, and all our operations."""
     for case in right_cases(200, seed=0)[part::20]:
         comparison = compare.compare(case)
         assert comparison.ok, str(comparison)
 
 
 @pytest.mark.parametrize("fault", planted_faults(), ids=lambda fault: fault.case.name.replace(" ", "-"))
-def test_one_element_off_by_a_ten_thousandth_is_found_where_gradcheck_lets_it_pass(fault):
-    assert gradcheck_lets_pass(fault.case, fault.quantity)
+def test_one_element_off_by_a_ten_thousandth_is_found_although_gradcheck_accepts_it(fault):
+    assert gradcheck_accepts(fault.case, fault.quantity)
     comparison = compare.compare(fault.case, dtypes=[torch.float64])
-    named = [f for f in comparison.findings if f.quantity == f"gradient of {fault.quantity}"]
-    assert len(comparison.findings) == len(named) == 1, str(comparison)
-    wrong = {row.index for row in comparison.wrong()}
-    assert fault.index in wrong or math.prod(fault.case.inputs()[fault.quantity].shape) == 1
+    about_the_gradient = [f for f in comparison.findings if f.quantity == f"gradient of {fault.quantity}"]
+    assert len(comparison.findings) == len(about_the_gradient) == 1, str(comparison)
+    wrong_indices = {row.index for row in comparison.wrong()}
+    assert fault.index in wrong_indices or math.prod(fault.case.inputs()[fault.quantity].shape) == 1
 
 
-@pytest.mark.parametrize("case", every_case(), ids=lambda case: case.name.replace(" ", "-"))
-def test_every_layer_of_ours_matches(case, device):
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name.replace(" ", "-"))
+def test_every_operation_of_ours_matches(case, device):
     compare.assert_matches(case, device=device)
 
 
-# --------------------------------------------------------------------------------- Functions of others
+# ---------------------------------------------------------------------- Functions from the documentation of PyTorch
 
 
 class Exp(Function):
@@ -130,7 +131,7 @@ class SortInNumPy(Function):
         return g.gather(0, ctx.saved_tensors[1])
 
 
-def test_the_examples_of_pytorchs_page_on_extending_it_go_through():
+def test_the_examples_of_pytorchs_page_on_extending_autograd_match():
     cases = [
         compare.Case("exp", Exp.apply, torch.exp, lambda: (torch.randn(4, 5),)),
         compare.Case(
@@ -146,13 +147,16 @@ def test_the_examples_of_pytorchs_page_on_extending_it_go_through():
     compare.assert_matches(numpy, dtypes=[torch.float64, torch.float32, torch.float16])  # NumPy has no bfloat16
 
 
-# --------------------------------------------------------------------------------- what is measured
+# --------------------------------------------------------------------------------- measured numbers
 
 
-def row_of(ours, oracle, native=None, variant=Variant(torch.float32), noise=Noise(), conventions=None, kinks=False):  # noqa: B008
+FLOAT32, NO_SENSITIVITY = Variant(torch.float32), Sensitivity()
+
+
+def row_of(ours, oracle, native=None, variant=FLOAT32, sensitivity=NO_SENSITIVITY, conventions=None, kinks=False):
     ours, oracle = torch.tensor(ours), torch.tensor(oracle, dtype=torch.float64)
     native = oracle.float() if native is None else torch.tensor(native)
-    return measure("case", "output", variant, ours, native, oracle, noise, conventions or {}, kinks)
+    return measure("case", "output", variant, ours, native, oracle, sensitivity, conventions or {}, kinks)
 
 
 def test_the_numbers_of_a_row():
@@ -161,8 +165,8 @@ def test_the_numbers_of_a_row():
     assert row.relative == 0.125
     assert row.ulps == 0.5 / 2**-21  # float32 numbers from 4 to 8 are 2**-21 apart
     assert row.tolerance == 2 * 0.25 + 2 * 2**-21
-    assert row.share == pytest.approx(0.5 / row.tolerance)
-    assert (row.index, row.here, row.native_here, row.oracle_here) == ((2,), 4.5, 4.0, 4.0)
+    assert row.tolerance_used == pytest.approx(0.5 / row.tolerance)
+    assert (row.index, row.ours_value, row.native_value, row.oracle_value) == ((2,), 4.5, 4.0, 4.0)
     assert row.cosine == pytest.approx((1 + 4 + 18) / math.sqrt(25.25 * 21))
     assert row.status == "close" and not wrong.any()
 
@@ -171,7 +175,7 @@ def test_status_of_a_row():
     assert row_of([1.0, 2.0], [1.0, 2.0])[0].status == "equal"
     assert row_of([1.0, 2.0 + 2**-24], [1.0, 2.0])[0].status == "equal"  # rounded to the same float32
     assert row_of([1.0, 2.0 + 2**-20], [1.0, 2.0])[0].status == "wrong"
-    assert row_of([1.0, 2.0 + 2**-20], [1.0, 2.0], noise=Noise(2**-20))[0].status == "close"
+    assert row_of([1.0, 2.0 + 2**-20], [1.0, 2.0], sensitivity=Sensitivity(2**-20))[0].status == "close"
     row, _ = row_of([1.0, 0.5], [1.0, 0.0], conventions={"half": torch.tensor([1.0, 0.5])})
     assert (row.status, row.explained, row.unexplained) == ("explained", {"half": 1}, 0)
     row, _ = row_of([1.5, 0.5], [1.0, 0.0], conventions={"half": torch.tensor([1.0, 0.5])})
@@ -179,23 +183,24 @@ def test_status_of_a_row():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_must_be_so_for_both(value):
+def test_infinities_and_nan_must_be_the_same_in_both(value):
     assert row_of([1.0, value], [1.0, 2.0])[0].status == "wrong"
     assert row_of([1.0, 2.0], [1.0, value])[0].status == "wrong"
     assert row_of([1.0, value], [1.0, value])[0].status == "equal"
-    # natively an overflow of this dtype; ours may do better
+    # native overflows in this dtype; ours may overflow too, or be correct
     assert row_of([1.0, value], [1.0, 2.0], native=[1.0, value])[0].status == "equal"
     assert row_of([1.0, 2.0], [1.0, 2.0], native=[1.0, value])[0].status == "close"
 
 
-def test_with_kinks_the_norm_is_judged():
+def test_for_kinks_the_norm_is_judged():
     ours, oracle = [100.0] * 99 + [1.0], [100.0] * 99 + [2.0]
     assert row_of(ours, oracle)[0].status == "wrong"
     assert row_of(ours, oracle, kinks=True)[0].status == "wrong"
-    row, _ = row_of(ours, oracle, noise=Noise(norm=1.5), kinks=True)
+    row, _ = row_of(ours, oracle, sensitivity=Sensitivity(norm_change=1.5), kinks=True)
     assert (row.status, row.by_norm) == ("close", True)
     assert row.relative == pytest.approx(1 / math.sqrt(99 * 100**2 + 4))
-    float64 = row_of(ours, oracle, native=oracle, variant=Variant(torch.float64), noise=Noise(norm=1.5), kinks=True)
+    norm = Sensitivity(norm_change=1.5)
+    float64 = row_of(ours, oracle, native=oracle, variant=Variant(torch.float64), sensitivity=norm, kinks=True)
     assert float64[0].status == "wrong"  # never by norm in float64
 
 
@@ -206,10 +211,10 @@ def test_ulp():
 
 
 @pytest.mark.parametrize("factor", [1e-10, -1e-10, 1e-12])
-def test_in_float64_tolerances_are_tight(factor):
-    """All elements off by 1e-12: a hundred thousand million times less than gradcheck allows."""
+def test_tolerances_are_tight_in_float64(factor):
+    """Detect that all elements are off by 1e-12; gradcheck allows 1e-3."""
 
-    class Nearly(Function):
+    class SlightlyOff(Function):
         @staticmethod
         def forward(ctx, x):
             return x.clone()
@@ -218,32 +223,32 @@ def test_in_float64_tolerances_are_tight(factor):
         def backward(ctx, g):
             return g * (1 + factor)
 
-    case = compare.Case("nearly", Nearly.apply, torch.clone, lambda: torch.randn(5, 4))
+    case = compare.Case("slightly off", SlightlyOff.apply, torch.clone, lambda: torch.randn(5, 4))
     assert not compare.compare(case, dtypes=[torch.float64]).ok
 
 
-def test_conventions_explain_what_they_say_and_nothing_else():
+def test_conventions_explain_their_elements_and_no_others():
     x = lambda: torch.randn(6, 6)  # noqa: E731
-    half = compare.Case("half", mg.relu, F.relu, x, conventions={HALF: half_relu})
+    half = compare.Case("half", mg.relu, F.relu, x, conventions={HALF: native_relu})
     comparison = compare.compare(half, dtypes=[torch.float64])
     assert comparison.ok
     zeros = comparison.census["whole numbers"]["x: exact zeros" if "x" in half.inputs() else "input: exact zeros"]
     assert 0 < comparison.explained()[HALF] <= zeros
-    quarter = compare.Case("1/4", lambda x: mg.relu(x, subgradient=0.25), F.relu, x, conventions={HALF: half_relu})
+    quarter = compare.Case("1/4", lambda x: mg.relu(x, subgradient=0.25), F.relu, x, conventions={HALF: native_relu})
     (finding,) = compare.compare(quarter).findings
     assert finding.kind == "only at zeros"
 
 
-def test_a_draw_leaves_the_random_state_alone():
+def test_drawing_inputs_leaves_the_random_state_unchanged():
     case = compare.Case("x", torch.exp, torch.exp, lambda: torch.randn(3))
     before = torch.get_rng_state()
-    first, again, other = case.inputs(0), case.inputs(0), case.inputs(1)
+    first, repeated, other = case.inputs(0), case.inputs(0), case.inputs(1)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first["input 0"], again["input 0"])
+    assert torch.equal(first["input 0"], repeated["input 0"])
     assert not torch.equal(first["input 0"], other["input 0"])
 
 
-# --------------------------------------------------------------------------------- modules, and wrong use
+# --------------------------------------------------------------------------------- modules and invalid cases
 
 
 def test_modules_are_compared_parameter_by_parameter():
@@ -267,7 +272,7 @@ def cnn():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_of_torch_matches_its_conversion(training):
-    """Batch norm writes into its buffers and dropout draws, in every run anew; the models are left as they were."""
+    """Each run starts with the same buffers and random state, and the models are left unchanged."""
     native = cnn().train(training)
     ours = mg.from_torch(native)
     before = [{name: value.clone() for name, value in m.state_dict().items()} for m in (ours, native)]
@@ -279,7 +284,7 @@ def test_a_network_of_torch_matches_its_conversion(training):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_a_wrong_conversion_is_caught():
+def test_a_wrong_conversion_is_found():
     ours, native = mg.from_torch(cnn()), cnn()
     ours[3].kernel_size = (1, 2)
     ours[3].stride = (2, 2)
@@ -287,7 +292,7 @@ def test_a_wrong_conversion_is_caught():
     assert "output" in {finding.quantity for finding in compare.compare(case).findings}
 
 
-def test_a_wrong_module_is_caught():
+def test_a_wrong_module_is_found():
     class Halved(nn.Linear):
         def forward(self, input):
             return F.linear(input, (self.weight + self.weight.detach()) / 2, self.bias)
@@ -300,9 +305,15 @@ def test_a_wrong_module_is_caught():
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        (compare.Case("a", torch.exp, lambda x: x @ x, lambda: torch.randn(3, 2)), "native side fails in float64"),
-        (compare.Case("a", torch.exp, torch.exp, lambda: torch.arange(3)), "no floating-point tensor"),
-        (compare.Case("a", torch.exp, lambda x: x > 0, lambda: torch.randn(3)), "returns no floating-point tensor"),
+        (compare.Case("a", torch.exp, lambda x: x @ x, lambda: torch.randn(3, 2)), "native raises in float64"),
+        (
+            compare.Case("a", torch.exp, torch.exp, lambda: torch.arange(3)),
+            "floating-point tensor from make_inputs, got none",
+        ),
+        (
+            compare.Case("a", torch.exp, lambda x: x > 0, lambda: torch.randn(3)),
+            "floating-point tensor from native, got none",
+        ),
     ],
 )
 def test_a_case_that_cannot_be_compared_says_why(case, message):
@@ -310,21 +321,21 @@ def test_a_case_that_cannot_be_compared_says_why(case, message):
         compare.compare(case)
 
 
-def test_inputs_that_are_no_tensors_are_refused():
-    with pytest.raises(compare.CaseError, match="make_inputs must give tensors, got input 0 of list"):
+def test_inputs_that_are_no_tensors_raise():
+    with pytest.raises(compare.CaseError, match="expected tensors from make_inputs, got input 0 of type list"):
         compare.compare(compare.Case("a", torch.exp, torch.exp, lambda: ([1.0],)))
 
 
 def test_assert_matches_fails_with_the_findings():
     case = compare.Case("double", lambda x: 2 * x.detach() - x, lambda x: x + 0, lambda: torch.randn(3, 4))
-    with pytest.raises(AssertionError, match="it is -1 times the right one"):
+    with pytest.raises(AssertionError, match="equals -1 times the expected gradient"):
         compare.assert_matches(case)
 
 
 # --------------------------------------------------------------------------------- the command line
 
 
-def command(tmp_path: Path, *words: str, cases: str | None = None) -> subprocess.CompletedProcess:
+def run_command(tmp_path: Path, *words: str, cases: str | None = None) -> subprocess.CompletedProcess:
     if cases is not None:
         (tmp_path / "mine.py").write_text("import torch, compare\n" + textwrap.dedent(cases))
         words = (*words, "--cases", str(tmp_path / "mine.py"))
@@ -334,24 +345,24 @@ def command(tmp_path: Path, *words: str, cases: str | None = None) -> subprocess
     )  # fmt: skip
 
 
-RIGHT = "CASES = [compare.Case('mine', torch.exp, torch.exp, lambda: torch.randn(3, 4))]"
-NOT_RIGHT = (
+CORRECT_FILE = "CASES = [compare.Case('mine', torch.exp, torch.exp, lambda: torch.randn(3, 4))]"
+WRONG_FILE = (
     "case = compare.Case('mine', lambda x: 2 * x.exp().detach() - x.exp(), torch.exp, lambda: torch.randn(3, 4))"
 )
 
 
-def test_a_right_file_ends_with_0_and_a_report(tmp_path):
-    done = command(tmp_path, "gradients", cases=RIGHT)
-    assert done.returncode == 0, done.stderr
-    assert "0 differ and nothing explains it" in " ".join(done.stdout.split())
+def test_a_correct_file_exits_with_0_and_writes_a_report(tmp_path):
+    process = run_command(tmp_path, "gradients", cases=CORRECT_FILE)
+    assert process.returncode == 0, process.stderr
+    assert "and 0 are wrong" in " ".join(process.stdout.split())
     for name in ("report.html", "report.md", "report.json"):
         assert "mine" in (tmp_path / "out" / name).read_text()
 
 
-def test_a_wrong_file_ends_with_1_and_says_what(tmp_path):
-    done = command(tmp_path, "gradients", cases=NOT_RIGHT)
-    assert done.returncode == 1, done.stderr
-    assert "constant factor" in done.stdout
+def test_a_wrong_file_exits_with_1_and_names_the_mistake(tmp_path):
+    process = run_command(tmp_path, "gradients", cases=WRONG_FILE)
+    assert process.returncode == 1, process.stderr
+    assert "constant factor" in process.stdout
     assert "constant factor" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -359,11 +370,11 @@ def test_a_wrong_file_ends_with_1_and_says_what(tmp_path):
     ("words", "cases", "message"),
     [
         (("gradients",), "", "has no compare.Case"),
-        (("gradients",), "1 / 0", "fails when it is imported (mine.py, line 2): ZeroDivisionError"),
+        (("gradients",), "1 / 0", "raises when it is imported (mine.py, line 2): ZeroDivisionError"),
         (("gradients",), "import nowhere_to_be_found", "imports nowhere_to_be_found, which is not installed"),
         (("gradients", "--cases", "nowhere"), None, "there is no module nowhere"),
         (("gradients", "--cases", "nowhere.py"), None, "there is no file nowhere.py"),
-        (("training",), RIGHT, "--cases goes with gradients and capabilities"),
+        (("training",), CORRECT_FILE, "--cases is for gradients and capabilities"),
         (("gradients", "--seeds", "0"), None, "expected a whole number above 0"),
         (("gradients", "--dtype", "float8"), None, "invalid choice: 'float8'"),
         (("everything",), None, "invalid choice: 'everything'"),
@@ -371,25 +382,25 @@ def test_a_wrong_file_ends_with_1_and_says_what(tmp_path):
         (
             ("gradients",),
             "case = compare.Case('a', torch.exp, lambda x: x @ x, lambda: torch.randn(3, 2))",
-            "native side",
+            "native raises in float64",
         ),
         (
             ("gradients",),
             "case = compare.Case('a', torch.exp, torch.exp, lambda: (1,))",
-            "must give tensors, got input",
+            "expected tensors from make_inputs, got input",
         ),
-        (("gradients",), "raise SystemExit(3)", "fails when it is imported (mine.py, line 2): SystemExit"),
+        (("gradients",), "raise SystemExit(3)", "raises when it is imported (mine.py, line 2): SystemExit"),
     ],
 )
-def test_wrong_use_ends_with_2_and_one_line(tmp_path, words, cases, message):
-    done = command(tmp_path, *words, cases=cases)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_use_exits_with_2_and_one_line(tmp_path, words, cases, message):
+    process = run_command(tmp_path, *words, cases=cases)
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "out").write_text("a file")
-    done = command(tmp_path, "gradients", cases=RIGHT)
-    assert done.returncode == 2
-    assert "cannot be written to" in done.stderr
+    process = run_command(tmp_path, "gradients", cases=CORRECT_FILE)
+    assert process.returncode == 2
+    assert "cannot be written to" in process.stderr

@@ -1,10 +1,11 @@
-"""Random calls of every kernel with no memory around any tensor: one step outside and the processor ends the process.
+"""Random calls of every kernel on tensors next to protected pages: an access out of bounds ends the process.
 
-    python -m tests.cpu.guard_pages 10000            # so many calls
-    python -m tests.cpu.guard_pages --overrun after  # reads one number too many, to show that it would be noticed
+    python -m tests.cpu.guard_pages 10000            # number of calls
+    python -m tests.cpu.guard_pages --overrun after  # reads one number too many, to show that this is detected
 
-Each tensor, whether given to a kernel or made for it, lies against a page that nobody may touch: before its first
-byte, or behind its last. ``tests/cpu/test_memory_bounds.py`` runs a short round of it."""
+Each tensor that a kernel reads or writes begins after a page without access rights, or ends before one.
+``tests/cpu/test_memory_bounds.py`` runs a few calls.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ import math
 import mmap
 import random
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import conv_pool, instruction_set, jit, small_kernels, workspace
+from manualgrad.cpu import conv_pool, instruction_set, jit, memory, small_kernels
 from manualgrad.network.descent import Descent
-from manualgrad.network.plan import Network, Plan
+from manualgrad.network.plan import Plan
+from manualgrad.network.plan_builder import NetworkSpec
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -29,22 +32,19 @@ LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_i
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 PAGE = mmap.PAGESIZE
-guard_is_behind = True  # or before
+guard_is_after = True  # or before
 
 
-def guarded(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) -> Tensor:
-    """In place of ``workspace.new``: anything but zeros is NaN, or 255."""
+def guarded_tensor(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) -> Tensor:
+    """Replace ``memory.new``; the tensor is filled with NaN, or 255, unless ``zeros``."""
     if 0 in shape:
         return torch.empty(shape, dtype=dtype)
     size = math.prod(shape) * dtype.itemsize
     pages = -(-size // PAGE) + 2
-    start = LIBC.mmap(
-        None, pages * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
-    )
-    assert start not in (None, ctypes.c_void_p(-1).value), "no memory"
+    start = map_memory(pages * PAGE)
     for page in (start, start + (pages - 1) * PAGE):
-        assert LIBC.mprotect(page, PAGE, 0) == 0
-    first = start + (pages - 1) * PAGE - size if guard_is_behind else start + PAGE
+        protect(page, PAGE)
+    first = start + (pages - 1) * PAGE - size if guard_is_after else start + PAGE
     block = (ctypes.c_byte * size).from_address(first)
     weakref.finalize(block, LIBC.munmap, start, pages * PAGE)
     tensor = torch.frombuffer(block, dtype=dtype).view(shape)
@@ -52,146 +52,175 @@ def guarded(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False
 
 
 def guarded_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """In place of ``workspace.offsets``: each part has pages of its own, between two that nobody may touch."""
-    found, end = [], PAGE
+    """Replace ``memory.buffer_offsets``: each buffer has pages of its own, between two protected ones."""
+    offsets, end = [], PAGE
     for size in sizes:
         pages = -(-size // PAGE) * PAGE
-        found.append(end + (pages - size) // 4 * 4 if guard_is_behind else end)
+        offsets.append(end + (pages - size) // 4 * 4 if guard_is_after else end)
         end += pages + PAGE
-    return found, end
+    return offsets, end
 
 
-def guarded_parts(total: int, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    """In place of ``workspace.new_parts``, for such offsets."""
-    start = LIBC.mmap(None, total, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    assert start not in (None, ctypes.c_void_p(-1).value), "no memory"
-    block = (ctypes.c_byte * total).from_address(start)
-    weakref.finalize(block, LIBC.munmap, start, total)
-    free = 0  # from here on, nothing belongs to a part yet
+def guarded_workspace(nbytes: int, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Replace ``memory.new_workspace``, for the offsets of :func:`guarded_offsets`."""
+    start = map_memory(nbytes)
+    block = (ctypes.c_byte * nbytes).from_address(start)
+    weakref.finalize(block, LIBC.munmap, start, nbytes)
+    protected_from = 0
     for offset, size in zip(offsets, sizes, strict=True):
         (ctypes.c_byte * size).from_buffer(block, offset)[:] = b"\xff" * size  # NaN
-        first = offset // PAGE * PAGE
-        assert LIBC.mprotect(start + free, first - free, 0) == 0
-        free = -(-(offset + size) // PAGE) * PAGE
-    assert LIBC.mprotect(start + free, total - free, 0) == 0
+        first_page = offset // PAGE * PAGE
+        protect(start + protected_from, first_page - protected_from)
+        protected_from = -(-(offset + size) // PAGE) * PAGE
+    protect(start + protected_from, nbytes - protected_from)
     return torch.frombuffer(block, dtype=torch.uint8)
 
 
-def copied(t: Tensor, channels_last: bool = False) -> Tensor:
+def map_memory(size: int) -> int:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    start = LIBC.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    assert start not in (None, ctypes.c_void_p(-1).value), "no memory"
+    return start
+
+
+def protect(start: int, size: int) -> None:
+    assert LIBC.mprotect(start, size, 0) == 0
+
+
+def guarded_copy(t: Tensor, channels_last: bool = False) -> Tensor:
     if channels_last:
-        return copied(t.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-    return guarded(*t.shape, dtype=t.dtype).copy_(t)
+        return guarded_copy(t.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+    return guarded_tensor(*t.shape, dtype=t.dtype).copy_(t)
 
 
-def one_call(draw: random.Random) -> str:
-    """The convolution or the network, there and back, or the small kernels, on random sizes; its name."""
-    global guard_is_behind
-    guard_is_behind = draw.random() < 0.5
+def guarded_randn(*shape: int) -> Tensor:
+    return guarded_copy(torch.randn(shape))
+
+
+def run_random_kernels(draw: random.Random) -> str:
+    """Run some kernels on random sizes; return "small", "network" or "convolution"."""
+    global guard_is_after
+    guard_is_after = draw.random() < 0.5
     torch.set_num_threads(draw.randint(1, 4))
     instruction_set.choose(draw.choice(jit.instruction_sets()))
     kind = draw.random()
+    if kind < 0.25:
+        run_small_kernels(draw)
+        return "small"
     if kind < 0.5:
-        return small_call(draw) if kind < 0.25 else network_call(draw)
-    kernel = (5, 5) if draw.random() < 0.3 else (draw.randint(1, 7), draw.randint(1, 11))
-    images, channels = draw.choice([0, 1, 2, 3, 5]), draw.choice([1, 1, 2, 3, 4, 5, 8, 16, 20, 32])
-    outputs = draw.choice([1, 3, 8, 15, 16, 24, 32, 40, 64, 72, 130])
-    size = [k + draw.randint(1, 9) for k in kernel]
-    x, w = torch.randn(images, channels, *size), torch.randn(outputs, channels, *kernel)
-    x, w, b = copied(x, draw.random() < 0.5), copied(w), copied(torch.randn(outputs)) if draw.random() < 0.7 else None
-    if draw.random() < 0.1 and x.numel():
-        x[tuple(draw.randrange(n) for n in x.shape)] = math.inf
-    flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
-    pooled, codes = conv_pool.forward(instruction_set.in_use(), x, w, b, flip)
-    if draw.random() < 0.3:
-        codes = torch.randint(256, codes.shape, dtype=torch.uint8)  # no forward ever made these
-    g, codes = (copied(t, channels_last=True) for t in (pooled, codes))
-    for_x, for_w = draw.choice([(True, True), (True, False), (False, True)])
-    shapes = (x.shape, w.shape)
-    arguments = (g, x if for_w else None, w if for_x else None, codes, shapes, flip, subgradient)
-    conv_pool.backward(instruction_set.in_use(), *arguments)
+        run_network(draw)
+        return "network"
+    run_convolution(draw)
     return "convolution"
 
 
-def network_call(draw: random.Random) -> str:
-    """The whole network, there and back."""
+def run_convolution(draw: random.Random) -> None:
+    """Run the convolution's kernels forward and backward."""
+    kernel = (5, 5) if draw.random() < 0.3 else (draw.randint(1, 7), draw.randint(1, 11))
+    batch_size, in_channels = draw.choice([0, 1, 2, 3, 5]), draw.choice([1, 1, 2, 3, 4, 5, 8, 16, 20, 32])
+    out_channels = draw.choice([1, 3, 8, 15, 16, 24, 32, 40, 64, 72, 130])
+    size = [k + draw.randint(1, 9) for k in kernel]
+    x = guarded_copy(torch.randn(batch_size, in_channels, *size), draw.random() < 0.5)
+    w = guarded_randn(out_channels, in_channels, *kernel)
+    b = guarded_randn(out_channels) if draw.random() < 0.7 else None
+    if draw.random() < 0.1 and x.numel():
+        x[tuple(draw.randrange(n) for n in x.shape)] = math.inf
+    flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
+    module = instruction_set.current_module()
+    out, pool_index = conv_pool.run_forward(module, x, w, b, flip)
+    if draw.random() < 0.3:
+        pool_index = torch.randint(256, pool_index.shape, dtype=torch.uint8)  # values that forward never returns
+    g, pool_index = (guarded_copy(t, channels_last=True) for t in (out, pool_index))
+    needs_x, needs_w = draw.choice([(True, True), (True, False), (False, True)])
+    tensors = g, x if needs_w else None, w if needs_x else None, pool_index
+    conv_pool.run_backward(module, *tensors, (x.shape, w.shape), flip, subgradient)
+
+
+def run_network(draw: random.Random) -> None:
+    """Run a planned network forward and backward, its loss, and for one input channel its descent."""
     channels = tuple(draw.choice([16, 32, 48]) for _ in range(draw.randint(1, 2)))
     kernel = draw.randint(1, 5), draw.randint(1, 5)
-    image = draw.choice([1, 1, 2, 5, 16]), draw.randint(18, 24), draw.randint(18, 24)
-    dense = tuple(draw.randint(1, 40) for _ in range(draw.randint(1, 3)))
+    image_shape = draw.choice([1, 1, 2, 5, 16]), draw.randint(18, 24), draw.randint(18, 24)
+    features = tuple(draw.randint(1, 40) for _ in range(draw.randint(1, 3)))
     flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
-    network = Network(image, tuple((k, *kernel) for k in channels), dense, flip, subgradient)
-    images, code = draw.choice([0, 1, 2, 3, 9]), instruction_set.in_use()
-    plan = Plan(code, network, images, torch.get_num_threads())
-    x = copied(torch.randn(images, *image), draw.random() < 0.5)
-    parameters = [copied(torch.randn(shape)) for shape in plan.shapes[1:]]
-    z, kept = plan.forward(x, parameters)
-    plan.backward(copied(z), x, kept, parameters[::2])
-    plan.steps(x, copied(torch.randint(-1, dense[-1], (images,))), parameters, 1.0, take=draw.random() < 0.5)
-    if images and image[0] == 1:
-        descend(draw, plan, parameters)
-    return "network"
+    network = NetworkSpec(image_shape, tuple((c, *kernel) for c in channels), features, flip, subgradient)
+    batch_size = draw.choice([0, 1, 2, 3, 9])
+    plan = Plan(instruction_set.current_module(), network, batch_size, torch.get_num_threads())
+    x = guarded_copy(torch.randn(batch_size, *image_shape), draw.random() < 0.5)
+    parameters = [guarded_randn(*shape) for shape in plan.parameter_shapes]
+    logits, saved = plan.forward(x, parameters)
+    plan.backward(guarded_copy(logits), x, saved, parameters[::2])
+    labels = guarded_copy(torch.randint(-1, features[-1], (batch_size,)))
+    plan.loss_and_grads(x, labels, parameters, 1.0, update=draw.random() < 0.5)
+    if batch_size and image_shape[0] == 1:
+        run_descent(draw, plan, parameters)
 
 
-def descend(draw: random.Random, plan: Plan, parameters: list[Tensor]) -> None:
-    """Two steps on images that may be a part of larger ones."""
-    count, (_, rows, columns) = plan.images + draw.randint(0, 4), plan.network.image
+def run_descent(draw: random.Random, plan: Plan, parameters: list[Tensor]) -> None:
+    """Take two steps on images that may be views of larger ones."""
+    count, (_, height, width) = plan.batch_size + draw.randint(0, 4), plan.network.image_shape
     margin = draw.choice([0, 0, 3])
-    whole = copied(torch.randint(256, (count, 1, rows + margin, columns + margin), dtype=torch.uint8))
-    images = whole[..., margin:, margin:] if draw.random() < 0.5 else whole[..., :rows, :columns]
-    descent = Descent(plan, parameters, images, copied(torch.randint(plan.network.dense[-1], (count,))), 33.0, 78.0)
-    descent.begin(torch.randperm(count))
-    for first in (0, count - plan.images):
+    larger = guarded_copy(torch.randint(256, (count, 1, height + margin, width + margin), dtype=torch.uint8))
+    images = larger[..., margin:, margin:] if draw.random() < 0.5 else larger[..., :height, :width]
+    labels = guarded_copy(torch.randint(plan.network.dense_features[-1], (count,)))
+    descent = Descent(plan, parameters, images, labels, 33.0, 78.0)
+    descent.begin_epoch(torch.randperm(count))
+    for first in (0, count - plan.batch_size):
         descent.step(first, 1e-3)
 
 
-def small_call(draw: random.Random) -> str:
-    count, classes = draw.randint(1, 70), draw.randint(1, 40)
-    z, y = (copied(torch.randn(count, classes)) for _ in range(2))
-    labels = copied(torch.randint(-3, classes + 3, (count,)))
+def run_small_kernels(draw: random.Random) -> None:
+    rows, classes = draw.randint(1, 70), draw.randint(1, 40)
+    z, y = (guarded_randn(rows, classes) for _ in range(2))
+    labels = guarded_copy(torch.randint(-3, classes + 3, (rows,)))
     results = [
         small_kernels.softmax_forward(z, -1),
-        small_kernels.cross_entropy(z, y, draw.random() < 0.5),
-        small_kernels.cross_entropy_backward(copied(torch.randn(count)), z, y),
+        small_kernels.cross_entropy_forward(z, y, draw.random() < 0.5),
+        small_kernels.cross_entropy_backward(guarded_randn(rows), z, y),
         small_kernels.relu_backward(y, z, 0.5),
-        small_kernels.labels_distribution(copied(labels.clamp(0, classes - 1)), z, classes, -100, True),
+        small_kernels.target_distribution(guarded_copy(labels.clamp(0, classes - 1)), z, classes, -100, True),
     ]
     assert all(result is not None for result in results), "a kernel was not used"
-    small_kernels.labels_distribution(labels, z, classes, -1, True)
-    large = copied(torch.randn(draw.randint(60_000, 140_000)))
-    assert small_kernels.relu_backward(large, copied(large), 0.5) is not None
-    return "small"
+    small_kernels.target_distribution(labels, z, classes, -1, True)
+    large = guarded_randn(draw.randint(60_000, 140_000))
+    assert small_kernels.relu_backward(large, guarded_copy(large), 0.5) is not None
+
+
+def overrun(side: str, in_workspace: bool) -> None:
+    """Read one number before or after a tensor, or a buffer of a workspace."""
+    global guard_is_after
+    guard_is_after = side == "after"
+    if in_workspace:
+        offsets, nbytes = guarded_offsets((20, 20))
+        tensor = guarded_workspace(nbytes, offsets, (20, 20))
+        address = tensor.data_ptr() + offsets[1]
+    else:
+        tensor = guarded_tensor(5)
+        address = tensor.data_ptr()
+    ctypes.c_float.from_address(address).value  # noqa: B018
+    print("inside is allowed", flush=True)
+    ctypes.c_float.from_address(address + (20 if guard_is_after else -4)).value  # noqa: B018
+    print("the overrun was not detected")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("calls", type=int, nargs="?", default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--overrun", choices=("before", "after"))
-    parser.add_argument("--part", action="store_true", help="overruns a part of a piece of memory, not a tensor")
+    parser.add_argument("--overrun", choices=("before", "after"), help="read one number out of bounds, on this side")
+    parser.add_argument("--buffer", action="store_true", help="overrun a buffer of a workspace, not a tensor")
     options = parser.parse_args()
     if options.overrun:
-        global guard_is_behind
-        guard_is_behind = options.overrun == "after"
-        if options.part:
-            (_, first), total = guarded_offsets((20, 20))
-            piece = guarded_parts(total, guarded_offsets((20, 20))[0], (20, 20))
-            address = piece.data_ptr() + first
-        else:
-            piece = guarded(5)
-            address = piece.data_ptr()
-        ctypes.c_float.from_address(address).value  # noqa: B018
-        print("inside is allowed", flush=True)
-        ctypes.c_float.from_address(address + (20 if guard_is_behind else -4)).value  # noqa: B018
-        print("nobody noticed")
+        overrun(options.overrun, options.buffer)
         return
-    workspace.new, workspace.like = guarded, lambda t: guarded(*t.shape)
-    workspace.offsets, workspace.new_parts = guarded_offsets, guarded_parts
+    memory.new, memory.new_like = guarded_tensor, lambda t: guarded_tensor(*t.shape)
+    memory.buffer_offsets, memory.new_workspace = guarded_offsets, guarded_workspace
     draw = random.Random(options.seed)
     torch.manual_seed(options.seed)
-    seen = [one_call(draw) for _ in range(options.calls)]
-    convolution, network, small = map(seen.count, ("convolution", "network", "small"))
+    counts = Counter(run_random_kernels(draw) for _ in range(options.calls))
     print(
-        f"{convolution} calls of the convolution's kernels, {network} of the network's and {small} of the small ones"
+        f"{counts['convolution']} calls of the convolution's kernels, {counts['network']} of the network's and "
+        f"{counts['small']} of the small ones"
     )
 
 

@@ -1,4 +1,4 @@
-"""Promise: the kernels for matrix products give them, whatever the sizes, and a program runs stage after stage."""
+"""Promise: the kernels for matrix products are right for every size, and a program runs region after region."""
 
 from __future__ import annotations
 
@@ -11,115 +11,117 @@ from manualgrad.cpu.program import BufferRef, Program, WorkspaceLayout
 
 INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
 pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
-SIZES = [(1, 1, 1), (7, 17, 3), (32, 512, 128), (9, 100, 13), (300, 31, 7), (0, 16, 4), (5, 0, 4)]  # B, I, J
+SIZES = [(1, 1, 1), (7, 17, 3), (32, 512, 128), (9, 100, 13), (300, 31, 7), (0, 16, 4), (5, 0, 4)]  # (N, in, out)
 
 
 @pytest.fixture(params=INSTRUCTIONS)
-def code(request):
+def module(request):
     kernels.choose(request.param)
-    yield instruction_set.in_use()
+    yield instruction_set.current_module()
     kernels.choose("auto")
 
 
-def drawn(*shape: int, whole: bool) -> torch.Tensor:
-    return torch.randint(-3, 4, shape).float() if whole else torch.randn(shape)
+def random_tensor(*shape: int, integers: bool) -> torch.Tensor:
+    return torch.randint(-3, 4, shape).float() if integers else torch.randn(shape)
 
 
-def close(found: torch.Tensor, right: torch.Tensor, terms: int, whole: bool) -> None:
-    """Whole numbers are exact; else an error of the size that rounding each of the sums' terms makes."""
-    if whole:
-        assert torch.equal(found.double(), right)
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, terms: int, integers: bool) -> None:
+    """Sums of integers are exact; others differ at most by the rounding of ``terms`` terms."""
+    if integers:
+        assert torch.equal(actual.double(), expected)
     else:
-        torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=1e-6 * max(1, terms) ** 0.5)
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6 * max(1, terms) ** 0.5)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("integers", [True, False])
+@pytest.mark.parametrize("num_tasks", [1, 3])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_rows_with_rows(code, sizes, slots, whole):
-    rows, inputs, outputs = sizes
-    x, w, b = drawn(rows, inputs, whole=whole), drawn(outputs, inputs, whole=whole), drawn(outputs, whole=whole)
-    out = torch.full((rows, outputs), torch.nan)
-    arguments = [*(t.data_ptr() for t in (x, w, b, out)), rows, -(-rows // slots), inputs, outputs]
-    team.run(code, "row_products", slots, arguments)
-    close(out, torch.addmm(b.double(), x.double(), w.double().t()), inputs, whole)  # eq. (6), (17)
+def test_gemm_nt(module, sizes, num_tasks, integers):
+    rows, in_features, out_features = sizes
+    x, w = (random_tensor(n, in_features, integers=integers) for n in (rows, out_features))
+    b, out = random_tensor(out_features, integers=integers), torch.full((rows, out_features), torch.nan)
+    addresses = [t.data_ptr() for t in (x, w, b, out)]
+    team.run(module, "gemm_nt", num_tasks, [*addresses, rows, -(-rows // num_tasks), in_features, out_features])
+    assert_close(out, torch.addmm(b.double(), x.double(), w.double().t()), in_features, integers)  # eq. (6), (17)
 
 
-@pytest.mark.parametrize("whole", [True, False])
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("integers", [True, False])
+@pytest.mark.parametrize("num_tasks", [1, 3])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_rows_with_columns(code, sizes, slots, whole):
-    rows, inputs, outputs = sizes
-    x, w, g = drawn(rows, inputs, whole=whole), drawn(outputs, inputs, whole=whole), drawn(rows, outputs, whole=whole)
-    dx, dw = torch.full((rows, inputs), torch.nan), torch.full((outputs, inputs), torch.nan)
-    share = -(-rows // slots), -(-outputs // slots)
-    arguments = [g.data_ptr(), outputs, 1, w.data_ptr(), dx.data_ptr(), rows, share[0], outputs, inputs]
-    team.run(code, "column_products", slots, arguments)
-    arguments = [g.data_ptr(), 1, outputs, x.data_ptr(), dw.data_ptr(), outputs, share[1], rows, inputs]
-    team.run(code, "column_products", slots, arguments)
-    close(dx, g.double() @ w.double(), outputs, whole)  # eq. (7)
-    close(dw, g.double().t() @ x.double(), rows, whole)  # eq. (8)
+def test_gemm_strided(module, sizes, num_tasks, integers):
+    rows, in_features, out_features = sizes
+    x, w = (random_tensor(n, in_features, integers=integers) for n in (rows, out_features))
+    g = random_tensor(rows, out_features, integers=integers)
+    dx, dw = torch.full((rows, in_features), torch.nan), torch.full((out_features, in_features), torch.nan)
+    share = -(-rows // num_tasks), -(-out_features // num_tasks)
+    arguments = [
+        g.data_ptr(), out_features, 1, w.data_ptr(), dx.data_ptr(), rows, share[0], out_features, in_features
+    ]  # fmt: skip
+    team.run(module, "gemm_strided", num_tasks, arguments)
+    arguments = [
+        g.data_ptr(), 1, out_features, x.data_ptr(), dw.data_ptr(), out_features, share[1], rows, in_features
+    ]  # fmt: skip
+    team.run(module, "gemm_strided", num_tasks, arguments)
+    assert_close(dx, g.double() @ w.double(), out_features, integers)  # eq. (7)
+    assert_close(dw, g.double().t() @ x.double(), rows, integers)  # eq. (8)
 
 
 @pytest.mark.parametrize("shape", [(1, 512, 64), (2000, 16, 16)], ids=str)
-def test_their_error_is_at_most_twice_natives(code, shape):
-    rows, inputs, outputs = shape
-    x, w, b, g = (
-        torch.randn(rows, inputs),
-        torch.randn(outputs, inputs),
-        torch.zeros(outputs),
-        torch.randn(rows, outputs),
-    )
-    out, dw = torch.empty(rows, outputs), torch.empty(outputs, inputs)
-    team.run(code, "row_products", 1, [*(t.data_ptr() for t in (x, w, b, out)), rows, rows, inputs, outputs])
-    arguments = [g.data_ptr(), 1, outputs, x.data_ptr(), dw.data_ptr(), outputs, outputs, rows, inputs]
-    team.run(code, "column_products", 1, arguments)
-    for found, native, right in (
+def test_errors_are_at_most_twice_natives(module, shape):
+    rows, in_features, out_features = shape
+    x, w, b = torch.randn(rows, in_features), torch.randn(out_features, in_features), torch.zeros(out_features)
+    g, out, dw = torch.randn(rows, out_features), torch.empty(rows, out_features), torch.empty_like(w)
+    addresses = [t.data_ptr() for t in (x, w, b, out)]
+    team.run(module, "gemm_nt", 1, [*addresses, rows, rows, in_features, out_features])
+    arguments = [
+        g.data_ptr(), 1, out_features, x.data_ptr(), dw.data_ptr(), out_features, out_features, rows, in_features
+    ]  # fmt: skip
+    team.run(module, "gemm_strided", 1, arguments)
+    for ours, native, exact in (
         (out, x @ w.t(), x.double() @ w.double().t()),
         (dw, g.t() @ x, g.double().t() @ x.double()),
     ):
-        assert (found - right).norm() <= 2 * (native - right).norm() + 1e-7 * right.norm()
+        assert (ours - exact).norm() <= 2 * (native - exact).norm() + 1e-7 * exact.norm()
 
 
-@pytest.mark.parametrize("floats", [0, 1, 15, 16, 50])
-def test_relu_forward(code, floats):
-    z = torch.randn(floats)
-    strange = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])[:floats]
-    z[: len(strange)] = strange
-    out = torch.full((floats,), 7.0)
-    team.run(code, "relu_forward", 2, [z.data_ptr(), out.data_ptr(), floats, -(-floats // 2)])
+@pytest.mark.parametrize("numel", [0, 1, 15, 16, 50])
+def test_relu_forward(module, numel):
+    z = torch.randn(numel)
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])[:numel]
+    z[: len(special)] = special
+    out = torch.full((numel,), 7.0)
+    team.run(module, "relu_forward", 2, [z.data_ptr(), out.data_ptr(), numel, -(-numel // 2)])
     torch.testing.assert_close(out, z.clamp(min=0), rtol=0, atol=0, equal_nan=True)  # eq. (9)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_a_stage_begins_when_the_one_before_is_done(code, threads):
-    """Each of many stages reads all that the one before wrote, in slots that other threads wrote."""
+def test_a_region_begins_when_the_region_before_is_done(module, threads):
+    """Each of many regions reads what tasks of other threads wrote in the region before."""
     torch.set_num_threads(threads)
-    floats, stages = 4096, 60
-    layout = WorkspaceLayout(a=4 * floats, b=4 * floats)
-    piece = layout.new()
-    one, start = torch.ones(1), torch.arange(floats, dtype=torch.float32)
-    # out_i = 1 · v_(floats − share − i ...): each slot copies another slot's share
-    share = floats // 4
+    numel, copies = 4096, 60
+    layout = WorkspaceLayout(a=4 * numel, b=4 * numel)
+    workspace = layout.allocate()
+    one, start = torch.ones(1), torch.arange(numel, dtype=torch.float32)
+    shift = numel // 4
 
-    def copy(source: BufferRef, to: BufferRef) -> list[tuple[int, list]]:
-        arguments = [one.data_ptr(), 0, 0, source, to, 1, 1, 1]
-        kernel = code.addresses["column_products"]
-        return [(kernel, [*arguments[:3], source + 4 * share, to, 1, 1, 1, floats - share]),
-                (kernel, [*arguments[:3], source, to + 4 * (floats - share), 1, 1, 1, share])]  # fmt: skip
+    def rotated_copy(source: BufferRef, target: BufferRef) -> list[tuple[int, list]]:
+        """Two products with 1, which copy ``source``, rotated by ``shift``."""
+        kernel, lhs = module.addresses["gemm_strided"], [one.data_ptr(), 0, 0]
+        return [
+            (kernel, [*lhs, source + 4 * shift, target, 1, 1, 1, numel - shift]),
+            (kernel, [*lhs, source, target + 4 * (numel - shift), 1, 1, 1, shift]),
+        ]
 
-    program = []
-    for n in range(stages):
-        source, to = (BufferRef("start" if n == 0 else "ab"[n % 2]), BufferRef("ab"[(n + 1) % 2]))
-        program += [team.ParallelRegion(1, [step]) for step in copy(source, to)]
-    Program(code, threads, program, ["start", "a", "b"]).run([start.data_ptr(), *layout.addresses(piece)])
-    last = "ab"[stages % 2]
-    begin = layout.offsets[last]
-    found = piece[begin : begin + 4 * floats].view(torch.float32)
-    assert torch.equal(found, start.roll(-share * stages))
+    regions = []
+    for n in range(copies):
+        source, target = BufferRef("start" if n == 0 else "ab"[n % 2]), BufferRef("ab"[(n + 1) % 2])
+        regions += [team.ParallelRegion(1, [call]) for call in rotated_copy(source, target)]
+    Program(module, threads, regions, ["start", "a", "b"]).run([start.data_ptr(), *layout.addresses(workspace)])
+    result = layout.buffer(workspace, "ab"[copies % 2], (numel,))
+    assert torch.equal(result, start.roll(-shift * copies))
 
 
-def test_parts_of_a_piece_do_not_overlap():
+def test_buffers_of_a_workspace_do_not_overlap():
     layout = WorkspaceLayout(a=1, b=0, c=65, d=4)
     assert list(layout.offsets.values()) == [0, 64, 64, 192]
-    assert layout.new().shape == (layout.bytes,) == (256,)
+    assert layout.allocate().shape == (layout.nbytes,) == (256,)

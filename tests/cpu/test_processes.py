@@ -1,5 +1,6 @@
-"""Promise: forks, spawned processes and several threads get the same numbers from the kernels, and do not hang; what
-is cached is used only for what it was made of; and one is told which kernels there are."""
+"""Promise: kernels compute the same in forked and spawned processes and in several threads, and do not hang; object
+code is cached under a hash of all that it depends on; available() reports the kernels in use and the reason.
+"""
 
 from __future__ import annotations
 
@@ -19,109 +20,112 @@ from manualgrad import DocumentCNN, kernels
 from manualgrad.cpu import instruction_set, jit, team
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 
-pytestmark = pytest.mark.usefixtures("kernels_as_before")
+pytestmark = pytest.mark.usefixtures("restore_kernels")
 needs_kernels = pytest.mark.skipif(kernels.available().instructions is None, reason=str(kernels.available()))
-TIMEOUT = 60  # seconds, after which something hangs
+TIMEOUT = 60  # seconds; a test that takes longer hangs
 
 
-def numbers(seed: int = 0) -> bytes:
-    """Outputs and gradients of one stage and of the network, enough work for several threads, of which torch's own
-    operators have too little: those hang in a fork of a process that had threads."""
+def results_digest(seed: int = 0) -> bytes:
+    """Digest of outputs and gradients of conv2d_relu_max_pool2d and of DocumentCNN.
+
+    The kernels have enough work for several threads. PyTorch's own operators have too little: in a fork of a process
+    with threads, they would hang."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(14, 12, 12, 16, generator=generator).permute(0, 3, 1, 2).requires_grad_()
     w = torch.randn(32, 16, 5, 5, generator=generator).requires_grad_()
     out = conv2d_relu_max_pool2d(x, w)
-    found = [out.detach(), *torch.autograd.grad(out, (x, w), out.detach())]
+    tensors = [out.detach(), *torch.autograd.grad(out, (x, w), out.detach())]
     images = torch.randn(40, 1, 28, 28, generator=generator)
     model = DocumentCNN(hidden=(20,))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.uniform_(-0.1, 0.1, generator=generator)
     z = model(images)
-    found += [z.detach(), *torch.autograd.grad(z, list(model.parameters()), z.detach())]
-    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in found)).digest()
+    tensors += [z.detach(), *torch.autograd.grad(z, list(model.parameters()), z.detach())]
+    return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).digest()
 
 
-def in_child(queue) -> None:
+def put_results(queue) -> None:
     torch.set_num_threads(2)
-    queue.put((numbers(), team.single_thread_reason()))
+    queue.put((results_digest(), team.single_thread_reason()))
 
 
-class PlanBuilder(Dataset):
+class KernelOutputs(Dataset):
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, n: int) -> tuple[int, bytes]:
-        return n, numbers(n)
+        return n, results_digest(n)
 
 
 @needs_kernels
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_another_process_gets_the_same(method):
+def test_another_process_computes_the_same(method):
     torch.set_num_threads(2)
-    expected = numbers()  # so that there are threads, which a fork does not copy
+    expected = results_digest()  # starts the threads, which a fork does not copy
     context = multiprocessing.get_context(method)
     queue = context.Queue()
-    child = context.Process(target=in_child, args=(queue,))
+    child = context.Process(target=put_results, args=(queue,))
     child.start()
     try:
-        found, alone = queue.get(timeout=TIMEOUT)
+        digest, single_thread_reason = queue.get(timeout=TIMEOUT)
         child.join(TIMEOUT)
     finally:
-        child.kill()  # else a child that hangs would be waited for
+        child.kill()  # or pytest would wait for a child that hangs
     assert child.exitcode == 0
-    assert found == expected
-    assert ("forked" in alone) if method == "fork" else alone is None
-    assert numbers() == expected
+    assert digest == expected
+    assert ("forked" in single_thread_reason) if method == "fork" else single_thread_reason is None
+    assert results_digest() == expected
 
 
 @needs_kernels
-def test_workers_of_a_data_loader_get_the_same():
-    torch.set_num_threads(1)  # as workers have it
-    expected = [(n, numbers(n)) for n in range(8)]
+def test_workers_of_a_data_loader_compute_the_same():
+    torch.set_num_threads(1)  # as in a worker
+    expected = [(n, results_digest(n)) for n in range(8)]
     torch.set_num_threads(2)
-    numbers()
+    results_digest()
     loader = DataLoader(
-        PlanBuilder(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=TIMEOUT
+        KernelOutputs(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=TIMEOUT
     )
-    assert [tuple(found) for found in loader] == expected
+    assert [tuple(item) for item in loader] == expected
 
 
 @needs_kernels
-def test_threads_get_the_same():
+def test_python_threads_compute_the_same():
     torch.set_num_threads(2)
-    expected = [numbers(n) for n in range(4)]
+    expected = [results_digest(n) for n in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda n: numbers(n % 4), range(40), timeout=TIMEOUT))
-    assert found == expected * 10
+        digests = list(pool.map(lambda n: results_digest(n % 4), range(40), timeout=TIMEOUT))
+    assert digests == expected * 10
 
 
 @needs_kernels
 def test_a_fork_waits_for_the_compiler():
-    """LLVM's locks, held at a fork, would stay so in the child."""
-    seen = []
+    """In the child, locks that LLVM holds at the fork would never be released."""
+    exits = []
     with instruction_set._lock:
-        thread = threading.Thread(target=lambda: seen.append(os.waitpid(os.fork() or os._exit(0), 0)))
+        thread = threading.Thread(target=lambda: exits.append(os.waitpid(os.fork() or os._exit(0), 0)))
         thread.start()
         thread.join(0.3)
-        assert not seen
+        assert not exits
     thread.join(TIMEOUT)
-    assert seen
+    assert exits
 
 
 @needs_kernels
-def test_fewer_threads_than_were_asked_for():
-    """OpenMP may grant fewer; every slot is computed all the same."""
-    program = "import torch; torch.set_num_threads(3); import tests.cpu.test_processes as t; print(t.numbers().hex())"
-    found = {
+def test_fewer_threads_than_requested():
+    """OpenMP may grant fewer threads; they run all tasks."""
+    script = "import torch; torch.set_num_threads(3); from tests.cpu import test_processes as t; "
+    script += "print(t.results_digest().hex())"
+    outputs = {
         subprocess.run(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", script],
             capture_output=True, text=True, check=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **limit},
         ).stdout
         for limit in ({}, {"OMP_THREAD_LIMIT": "2"}, {"OMP_THREAD_LIMIT": "1"})
     }  # fmt: skip
-    assert len(found) == 1
+    assert len(outputs) == 1
 
 
 # ----------------------------------------------------------------------------------------------------- cache
@@ -129,86 +133,86 @@ def test_fewer_threads_than_were_asked_for():
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MANUALGRAD_CACHE_DIR", str(tmp_path / "made"))
-    return tmp_path / "made"
+    monkeypatch.setenv("MANUALGRAD_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
-def made(text: str, cache, instructions: str = "avx2") -> tuple[bytes, bool]:
-    """What the cache gives for these instructions of LLVM's, and whether it had to be made."""
-    fresh = []
-    content = jit._cached(text, instructions, lambda: fresh.append(text) or text.encode())
-    return content, bool(fresh)
+def cached_object_code(text: str, instructions: str = "avx2") -> tuple[bytes, bool]:
+    """Object code of ``text``, here its bytes, and True if it was compiled rather than read from the cache."""
+    compiled = []
+    content = jit._cached_object_code(text, instructions, lambda: compiled.append(text) or text.encode())
+    return content, bool(compiled)
 
 
-def test_the_cache_notices_every_change(cache):
-    assert made("one", cache) == (b"one", True)
-    assert made("one", cache) == (b"one", False)
-    assert made("two", cache) == (b"two", True)
-    assert made("one", cache, "avx512") == (b"one", True)
+def test_the_cache_key_depends_on_text_and_instructions(cache):
+    assert cached_object_code("one") == (b"one", True)
+    assert cached_object_code("one") == (b"one", False)
+    assert cached_object_code("two") == (b"two", True)
+    assert cached_object_code("one", "avx512") == (b"one", True)
     assert len(list(cache.iterdir())) == 3
 
 
-def test_a_damaged_file_is_made_anew(cache):
-    made("one", cache)
+def test_a_damaged_file_is_compiled_again(cache):
+    cached_object_code("one")
     (path,) = cache.iterdir()
-    whole = path.read_bytes()
-    for damaged in (whole[:-1], whole[1:], b"", b"x" + whole[1:]):
+    intact = path.read_bytes()
+    for damaged in (intact[:-1], intact[1:], b"", b"x" + intact[1:]):
         path.write_bytes(damaged)
-        assert made("one", cache) == (b"one", True)
-        assert path.read_bytes() == whole
+        assert cached_object_code("one") == (b"one", True)
+        assert path.read_bytes() == intact
 
 
-def test_without_a_place_to_write_kernels_are_made_each_time(tmp_path, monkeypatch):
+def test_without_a_writable_folder_kernels_are_compiled_each_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("MANUALGRAD_CACHE_DIR", str(tmp_path / "file" / "below"))
-    assert made("one", None) == made("one", None) == (b"one", True)
+    assert cached_object_code("one") == cached_object_code("one") == (b"one", True)
 
 
 @needs_kernels
 def test_an_edit_to_any_source_changes_what_is_compiled(monkeypatch):
-    """What is cached is named after LLVM's instructions: an edit that changes them, in whichever file, is seen."""
+    """The cache key is a hash of LLVM's instructions: an edit that changes them, in any file, changes the key."""
     from manualgrad.cpu.ir import vectors
     from manualgrad.cpu.kernels import conv_pool_forward, relu
 
-    before = jit.emitted(8)
-    assert before == jit.emitted(8)
-    for module, name, other in [
-        (conv_pool_forward, "DEAD", 77),
-        (conv_pool_forward, "SUMMED", 64),
-        (relu, "_derivative", lambda emit, g, *_: g),
+    before = jit.emit_llvm_ir(8)
+    assert before == jit.emit_llvm_ir(8)
+    for module, name, replacement in [
+        (conv_pool_forward, "INACTIVE", 77),
+        (conv_pool_forward, "BLOCK_K", 64),
+        (relu, "_grad_z", lambda emit, grad_out, *_: grad_out),
         (vectors, "_alignment", lambda _: 1),
     ]:
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, other)
-            assert jit.emitted(8) != before, name
-    assert jit.emitted(8) == before
+            patch.setattr(module, name, replacement)
+            assert jit.emit_llvm_ir(8) != before, name
+    assert jit.emit_llvm_ir(8) == before
 
 
-# ----------------------------------------------------------------------------------------------- what there is
+# --------------------------------------------------------------------------------------------------- choice
 
 
 @needs_kernels
-def test_one_is_told_what_is_used_and_why():
+def test_available_reports_the_kernels_in_use_and_the_reason():
     for name in jit.instruction_sets():
         kernels.choose(name)
         assert kernels.available().instructions == name
-        assert f"kernels in {name} (as was chosen)" in str(kernels.available())
+        assert f"kernels in {name} (as chosen)" in str(kernels.available())
     kernels.choose("off")
-    assert str(kernels.available()) == "no kernels, formulas serve: they were switched off"
+    assert str(kernels.available()) == "no kernels, formulas compute everything: kernels are switched off"
     kernels.choose("auto")
     assert kernels.available().instructions == jit.instruction_sets()[0]
 
 
-def test_what_is_not_there_is_refused(monkeypatch):
+def test_choose_rejects_kernels_that_are_not_available(monkeypatch):
     with pytest.raises(ValueError, match="'auto', 'avx512', 'avx2', 'off', got 'neon'"):
         kernels.choose("neon")
     monkeypatch.setattr(instruction_set, "instruction_sets", lambda: ("avx2",))
-    with pytest.raises(ValueError, match="does not have what avx512 needs; it has avx2"):
+    with pytest.raises(ValueError, match="does not support avx512, only avx2"):
         kernels.choose("avx512")
 
 
 @pytest.mark.parametrize(
-    ("change", "why"),
+    ("change", "reason"),
     [
         (lambda patch: patch.setattr(sys, "platform", "darwin"), "this is darwin on"),
         (lambda patch: patch.setattr(jit.platform, "machine", lambda: "aarch64"), "on aarch64"),
@@ -219,17 +223,17 @@ def test_what_is_not_there_is_refused(monkeypatch):
         ),
     ],
 )
-def test_where_there_are_none_formulas_serve(change, why, monkeypatch):
-    """The processor is looked at before anything is compiled: here it is another one, or LLVM is missing."""
+def test_formulas_compute_everything_without_kernels(change, reason, monkeypatch):
+    """On another platform or processor, or without LLVM, nothing is compiled."""
     expected = conv2d_relu_max_pool2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3))
     jit.instruction_sets.cache_clear()
-    monkeypatch.setattr(instruction_set, "code", lambda _: pytest.fail("something was compiled"))
+    monkeypatch.setattr(instruction_set, "load_module", lambda _: pytest.fail("something was compiled"))
     with monkeypatch.context() as patch:
         change(patch)
         kernels.choose("auto")
         assert kernels.available().instructions is None
-        assert why in str(kernels.available())
-        with pytest.raises(ValueError, match="no kernels in avx2 here"):
+        assert reason in str(kernels.available())
+        with pytest.raises(ValueError, match="kernels in avx2 are not available"):
             kernels.choose("avx2")
         assert torch.equal(conv2d_relu_max_pool2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)), expected)
     monkeypatch.undo()
@@ -237,12 +241,12 @@ def test_where_there_are_none_formulas_serve(change, why, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["avx2", "off", "nonsense"])
-def test_the_environment_chooses(value):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), instruction_set.VARIABLE: value}
-    program = "from manualgrad import kernels; print(kernels.available())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+def test_the_environment_variable_chooses(value):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), instruction_set.ENVIRONMENT_VARIABLE: value}
+    script = "from manualgrad import kernels; print(kernels.available())"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     if value == "nonsense":
-        assert "MANUALGRAD_KERNELS=nonsense: kernels are 'auto'" in done.stderr
+        assert "MANUALGRAD_KERNELS=nonsense: kernels must be one of 'auto'" in result.stderr
     else:
-        assert done.returncode == 0
-        assert value == "avx2" or "switched off" in done.stdout
+        assert result.returncode == 0
+        assert value == "avx2" or "switched off" in result.stdout

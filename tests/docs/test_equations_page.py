@@ -1,65 +1,59 @@
-"""docs/equations.md is true: every equation has its place, its line of code and its proof, and numbers are right.
+"""Promise: on docs/equations.md every equation has its place, its code, its proof and numbers that are right.
 
-The script that writes the page computes its examples with the layers; here they are computed with
-``reference/operations.py``, by hand, or by arithmetic on what the page itself prints.
+The examples on the page are run with the layers; here their results are compared with ``manualgrad.reference``.
 """
 
 from __future__ import annotations
 
 import ast
+import doctest
 import math
 import re
-from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.mathtext import MathTextParser
 
 from manualgrad.reference import network as reference_network
 from manualgrad.reference import operations as reference
 from scripts import equations_page
+from scripts.equations_page import LIMIT, LINK, PAGE, ROOT, sheet_layout, sheet_weight
+from tests.docs.code_blocks import BLOCK, check, source_lines
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+TEXT = PAGE.read_text(encoding="utf-8")
 NUMBERS = range(1, 24)
-LIMIT = 1e-12
+FORMULAS = re.findall(r"\$\$(.*?)\$\$", TEXT, re.DOTALL)
 
 every_equation = pytest.mark.parametrize("n", NUMBERS)
 
 
 def section(title):
-    """What stands under a heading, up to the next one."""
-    found = re.findall(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    assert len(found) == 1, f"{len(found)} headings {title!r}"
-    return found[0]
-
-
-def equation(n):
-    return section(f"Equation ({n})")
+    """The text under a heading, up to the next heading."""
+    (text,) = re.findall(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    return text
 
 
 def part(n, name):
-    """One of a section's parts, Reading, Code, Proof or By hand, up to the next."""
-    found = re.findall(rf"^\*\*{name}\.\*\*(.*?)(?=^\*\*[A-Z]|\Z)", equation(n), re.MULTILINE | re.DOTALL)
-    assert len(found) == 1, f"equation ({n}) has {len(found)} parts {name!r}"
-    return found[0]
+    """One part of an equation's section: Reading, Derivation, Code, Proof or By hand."""
+    pattern = rf"^\*\*{name}\.\*\*(.*?)(?=^\*\*[A-Z]|\Z)"
+    (text,) = re.findall(pattern, section(f"Equation ({n})"), re.MULTILINE | re.DOTALL)
+    return text
 
 
-# ------------------------------------------------------------------------------------------- its place
+# ---------------------------------------------------------------------------------------------- place
 
 
 def test_every_equation_has_its_heading_in_order_and_an_entry_in_the_contents():
-    assert re.findall(r"^### Equation \((\d+)\)$", PAGE, re.MULTILINE) == [str(n) for n in NUMBERS]
-    contents = PAGE[: PAGE.index("## How to read it")]
+    assert re.findall(r"^### Equation \((\d+)\)$", TEXT, re.MULTILINE) == [str(n) for n in NUMBERS]
+    contents = TEXT[: TEXT.index("## How to read it")]
     assert re.findall(r"\[\((\d+)\)\]\(#equation-\1\)", contents) == [str(n) for n in NUMBERS]
 
 
 @every_equation
 def test_every_section_has_the_formula_and_all_its_parts(n):
-    assert re.search(rf"^\$\$.*\\qquad \({n}\)\$\$$", equation(n), re.MULTILINE)
-    for name in ("Reading", "Code", "Proof", "By hand"):
-        assert len(part(n, name).strip()) > 20
+    assert re.search(rf"^\$\$.*\\qquad \({n}\)\$\$$", section(f"Equation ({n})"), re.MULTILINE)
+    assert all(len(part(n, name).strip()) > 20 for name in ("Reading", "Code", "Proof", "By hand"))
 
 
 @pytest.mark.parametrize("n", [2, 3, 12, 15])
@@ -67,18 +61,15 @@ def test_the_derivations_are_there(n):
     assert part(n, "Derivation").count("$$") >= 2
 
 
-@pytest.mark.parametrize("what", ["the convolution", "softmax", "the cost"])
-def test_the_second_derivatives_are_there(what):
-    text = section(f"Second derivatives of {what}")
+@pytest.mark.parametrize("subject", ["the convolution", "softmax", "the cost"])
+def test_the_second_derivatives_are_there_and_proven_by_sympy(subject):
+    text = section(f"Second derivatives of {subject}")
     assert text.count("$$") >= 4
-    assert "test_symbolic.py" in text
-
-
-FORMULAS = re.findall(r"\$\$(.*?)\$\$", PAGE, re.DOTALL)
+    assert any(file.endswith("test_symbolic.py") for _, file in LINK.findall(text))
 
 
 def test_every_formula_renders_without_a_network():
-    """Matplotlib's TeX has fewer commands than a code-hosting site's: what it can set, both can."""
+    """Matplotlib supports fewer TeX commands than code-hosting sites: a formula that it renders, both render."""
     parser = MathTextParser("path")
     assert len(FORMULAS) > 40
     for formula in FORMULAS:
@@ -86,55 +77,36 @@ def test_every_formula_renders_without_a_network():
 
 
 def test_markdown_leaves_every_formula_as_it_is():
-    """Each on a line of its own, without what Markdown takes for an escape or for emphasis."""
-    assert PAGE.count("$") == 4 * len(re.findall(r"^\$\$[^$\n]+\$\$$", PAGE, re.MULTILINE)) == 4 * len(FORMULAS)
+    """Each formula is a line of its own, without Markdown's escapes and emphasis."""
+    assert TEXT.count("$") == 4 * len(re.findall(r"^\$\$[^$\n]+\$\$$", TEXT, re.MULTILINE)) == 4 * len(FORMULAS)
     for formula in FORMULAS:
         assert not re.search(r"\\[^a-zA-Z]|[*`]|[})]_", formula), formula
 
 
-# ------------------------------------------------------------------------------- its code and its proof
-
-
-def source(file):
-    return (ROOT / file).read_text(encoding="utf-8").splitlines()
-
-
-def linked(text):
-    """(text, file, line) of every link into the repository."""
-    return [(name, file, int(n)) for name, file, n in re.findall(r"\[([^]]+)\]\(\.\./([^)#]+)#L(\d+)\)", text)]
+# ------------------------------------------------------------------------------ code, proofs and errors
 
 
 @every_equation
 def test_every_equation_has_a_line_of_code_that_cites_it(n):
-    links = linked(part(n, "Code"))
-    quoted = re.findall(r"```python\n(.*?)```", part(n, "Code"), re.DOTALL)
-    lines = [line for block in quoted for line in block.splitlines()]
-    assert len(lines) == len(links) >= 1
-    for (name, file, number), line in zip(links, lines, strict=True):
-        assert name == f"line {number}"
-        assert file.startswith("manualgrad/") and "reference" not in file
-        assert source(file)[number - 1].strip() == line
-        assert re.search(rf"[^\s#].*#.*\beq\. \(.*\({n}\)|[^\s#].*#.*\beq\. \({n}\)", line)
+    links, (*blocks,) = LINK.findall(part(n, "Code")), BLOCK.findall(part(n, "Code"))
+    assert links and all(file.startswith("manualgrad/") and "reference" not in file for _, file in links)
+    source = [line for name, file in links for line in source_lines(file, name)]
+    for line in "".join(blocks).splitlines():
+        assert line.strip() in source
+    assert all(equations_page.is_cited(block.splitlines()[-1], n) for block in blocks)
 
 
-def definitions(file):
-    return {node.name: node for node in ast.parse("\n".join(source(file))).body if isinstance(node, ast.FunctionDef)}
-
-
-def assert_is_a_test_that_runs(name, file, number):
-    assert re.fullmatch(r"tests/test_\w+\.py", file)
-    module, test = name.split("::")
-    assert module == Path(file).name
-    assert test.startswith("test_")
-    node = definitions(file)[test]
-    assert node.lineno == number
-    assert any(isinstance(part, ast.Assert | ast.Call) for part in ast.walk(ast.Module(node.body, [])))
-    assert not re.search(r"skip|xfail|slow", " ".join(map(ast.unparse, node.decorator_list)))
+def assert_is_a_test_that_runs(name, file):
+    nodes = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    (test,) = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == name]
+    assert re.fullmatch(r"tests/\w+/test_\w+\.py", file) and name.startswith("test_")
+    assert any(isinstance(node, ast.Assert | ast.Call) for node in ast.walk(ast.Module(test.body, [])))
+    assert not re.search(r"skip|xfail|slow", " ".join(map(ast.unparse, test.decorator_list)))
 
 
 @every_equation
 def test_every_equation_has_a_proof_that_exists_and_runs(n):
-    links = linked(part(n, "Proof"))
+    links = LINK.findall(part(n, "Proof"))
     assert links
     for link in links:
         assert_is_a_test_that_runs(*link)
@@ -142,28 +114,16 @@ def test_every_equation_has_a_proof_that_exists_and_runs(n):
 
 @pytest.mark.parametrize("n", [2, 3, 7, 8, 10, 12, 15, 18, 19, 20, 21])
 def test_derivatives_are_proven_by_sympy_too(n):
-    assert any(file == "tests/ops/test_symbolic.py" for _, file, _ in linked(part(n, "Proof")))
+    assert "tests/ops/test_symbolic.py" in [file for _, file in LINK.findall(part(n, "Proof"))]
 
 
 def test_every_link_of_the_page_leads_somewhere():
-    for name, file, number in linked(PAGE):
-        assert 1 <= number <= len(source(file))
-        if "::" in name:
-            assert_is_a_test_that_runs(name, file, number)
-    headings = {
-        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
-        for heading in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", PAGE)) <= headings
-    assert len(linked(PAGE)) + PAGE.count("](#") == PAGE.count("](")
-
-
-def test_the_page_is_what_the_script_writes():
-    written = equations_page.without_errors(equations_page.render())
-    assert equations_page.without_errors(PAGE) == written, "run python scripts/equations_page.py"
-
-
-# ------------------------------------------------------------------------------------------- its errors
+    for name, file in LINK.findall(TEXT):
+        assert source_lines(file, name)
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", TEXT), re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+    assert len(LINK.findall(TEXT)) + TEXT.count("](#") == TEXT.count("](")
 
 
 @every_equation
@@ -172,256 +132,256 @@ def test_the_error_on_the_page_is_small(n):
     assert error == "0, equal to the last bit" or 0 < float(error) < LIMIT
 
 
-def test_the_errors_measured_now_are_small():
-    errors = equations_page.all_errors()
+@pytest.fixture(scope="module")
+def errors():
+    return equations_page.measured_errors()
+
+
+def test_the_errors_measured_now_are_small(errors):
     assert sorted(errors) == list(NUMBERS)
     assert all(0 <= error < LIMIT for error in errors.values())
 
 
-# ------------------------------------------------------------------------ a page that is not true is noticed
+def test_the_page_is_what_the_script_writes(errors):
+    written = equations_page.without_errors(equations_page.filled(TEXT, errors))
+    assert equations_page.without_errors(TEXT) == written, "run python scripts/equations_page.py"
 
 
-def test_an_equation_that_loses_its_code_line_is_noticed(monkeypatch):
-    lines = [line.replace("eq. (7)", "") for line in source("manualgrad/ops/dense.py")]
-    monkeypatch.setattr(equations_page, "read", lambda file: lines)
-    with pytest.raises(LookupError, match=r"\(7\) is not cited"):
-        equations_page.code(7)
+# ------------------------------------------------------------------------------- a wrong page is noticed
+
+
+def test_an_equation_that_loses_its_code_line_is_noticed():
+    assert equations_page.code(6, "[dense.py::dense_forward](../manualgrad/ops/dense.py)").startswith("return ")
+    with pytest.raises(LookupError, match=r"\(7\) is not cited by dense_forward"):
+        equations_page.code(7, "[dense.py::dense_forward](../manualgrad/ops/dense.py)")
 
 
 def test_an_equation_that_loses_its_proof_is_noticed():
-    with pytest.raises(LookupError, match="no test test_that_is_gone"):
-        equations_page.link(("tests/ops/test_equations.py", "test_that_is_gone"))
+    with pytest.raises(LookupError, match=r"no test is marked as a proof of 'Equation \(24\)'"):
+        equations_page.proofs("Equation (24)")
 
 
 def test_a_citation_is_a_comment_behind_code():
-    assert equations_page.cites("z = x * w  # eq. (6), (17)", 17)
-    assert not equations_page.cites("# eq. (6)", 6)
-    assert not equations_page.cites("z = x * w  # eq. (16)", 6)
-    assert not equations_page.cites("z = x * w  # see (6)", 6)
+    assert equations_page.is_cited("z = x * w  # eq. (6), (17)", 17)
+    assert not equations_page.is_cited("# eq. (6)", 6)
+    assert not equations_page.is_cited("z = x * w  # eq. (16)", 6)
+    assert not equations_page.is_cited("z = x * w  # see (6)", 6)
+
+
+def test_a_citation_behind_a_closing_bracket_quotes_the_whole_statement():
+    source = "def f(x):\n    y = g(\n        x,\n    )  # eq. (6)\n    return y\n"
+    assert equations_page.citations(6, source) == [("f", "y = g(\n    x,\n)  # eq. (6)")]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "code"),
+    ("old", "new", "message"),
     [
-        ("", "", 0),
-        ("- measured: ", "- measured: 1", 0),  # another machine rounds differently
-        ("conv2d.py#L", "conv2d.py#L1", 1),
-        ("= 17", "= 18", 1),
-        ("### Equation (9)", "### Equation (8)", 1),
+        ("", "", ""),
+        ("- measured: ", "- measured: 1", ""),  # another machine rounds differently
+        ("z.clamp(min=0)", "z.clamp(min=1)", "equations.md is stale"),
+        ("test_pooling_is_equation_4", "test_pooling", "equations.md is stale"),
+        ("### Equation (9)", "### Equation (8)", "(8) is not cited by relu_forward"),
     ],
 )
-def test_check_refuses_a_stale_page_and_changes_nothing(old, new, code, tmp_path, monkeypatch, capsys):
-    page = tmp_path / "docs" / "equations.md"
-    page.parent.mkdir()
-    changed = PAGE.replace(old, new)
-    assert (changed == PAGE) == (old == new)
+def test_check_refuses_a_stale_page_and_changes_nothing(old, new, message, tmp_path, monkeypatch, capsys, errors):
+    page = tmp_path / "equations.md"
+    changed = TEXT.replace(old, new)
+    assert (changed == TEXT) == (old == new)
     page.write_text(changed, encoding="utf-8")
     monkeypatch.setattr(equations_page, "PAGE", page)
-    monkeypatch.setattr(equations_page, "render", lambda: PAGE)
-    assert equations_page.main(["--check"]) == code
+    monkeypatch.setattr(equations_page, "measured_errors", lambda: errors)
+    assert equations_page.main(["--check"]) == bool(message)
+    assert message in capsys.readouterr().err
     assert page.read_text(encoding="utf-8") == changed
-    assert ("stale" in capsys.readouterr().err) == bool(code)
 
 
 @pytest.mark.parametrize("error", [1e-11, math.nan])
 def test_an_error_that_is_too_large_is_refused(error, tmp_path, monkeypatch):
-    monkeypatch.setattr(equations_page, "PAGE", tmp_path / "equations.md")
-    monkeypatch.setattr(equations_page, "all_errors", lambda: dict.fromkeys(NUMBERS, 0.0) | {13: error})
+    page = tmp_path / "equations.md"
+    page.write_text("stale", encoding="utf-8")
+    monkeypatch.setattr(equations_page, "PAGE", page)
+    monkeypatch.setattr(equations_page, "measured_errors", lambda: dict.fromkeys(NUMBERS, 0.0) | {13: error})
     assert equations_page.main([]) == 1
-    assert not (tmp_path / "equations.md").exists()
+    assert page.read_text(encoding="utf-8") == "stale"
 
 
-# ----------------------------------------------------------------------------------------- its examples
+# -------------------------------------------------------------------------------------------- examples
 
 
-def number(text):
-    return float(Fraction(text.strip("()").replace("−", "-")))
+@pytest.fixture(scope="module")
+def inputs():
+    """For each equation, the names that its section's examples define; the examples must print what the page says."""
+    names, result = check(section("How to read it"), PAGE.name), {}
+    for n in NUMBERS:
+        text = section("4 Backpropagation") if n == 16 else ""
+        result[n] = dict(check(text + section(f"Equation ({n})"), PAGE.name, names))
+    return result
 
 
-def grids(n):
-    """The named matrices of a section's code block."""
-    (block,) = re.findall(r"```text\n(.*?)```", part(n, "By hand"), re.DOTALL)
-    header, *lines = block.splitlines()
-    starts = [match.start() for match in re.finditer(r"(?<!\S)\S", header)]
-    found = {}
-    for start, end in zip(starts, [*starts[1:], None], strict=True):
-        rows = [[number(text) for text in line[start:end].split()] for line in lines]
-        found[header[start:end].strip()] = np.array([row for row in rows if row])
-    return found
+def examples(n):
+    """Source and printed text of every example in an equation's section."""
+    parse = doctest.DocTestParser().get_examples
+    return [(example.source, example.want) for block in BLOCK.findall(part(n, "By hand")) for example in parse(block)]
 
 
-def vectors(text):
-    """Every (1, −2, 0.5) of a text."""
-    found = re.findall(r"\((?:−?[\d./]+, )+−?[\d./]+\)", text)
-    return [np.array([number(entry) for entry in vector.strip("()").split(", ")]) for vector in found]
+def outputs(n):
+    """The values that the page prints below its examples."""
+    return [eval(printed, {"tensor": torch.tensor}) for _, printed in examples(n) if printed]
 
 
-def has(vectors, expected, within=5e-5):
-    return any(v.shape == np.shape(expected) and np.abs(v - expected).max() <= within for v in vectors)
-
-
-# Numbers, "·", "/", signs, brackets and logarithms, then "=" and a number.
-SUM = re.compile(r"(?<![\w.])[(−]*(?:log\()?\d(?:[\d./·()+− ]|log\()* = −?\d+(?:[./]\d+)?(?![\d/·])")
-
-
-def value(text):
-    """What a sum comes to, exactly where it has no logarithm."""
-    python = re.sub(r"\d+(?:\.\d+)?", r"Fraction('\g<0>')", text.replace("·", "*").replace("−", "-"))
-    return eval(python, {"Fraction": Fraction, "log": math.log})
+def close(shown, expected):
+    """Raise AssertionError unless a value on the page is the expected one, rounded to four digits."""
+    assert np.shape(shown) == np.shape(expected)
+    assert np.abs(np.asarray(shown) - np.asarray(expected)).max() <= 5e-5
 
 
 def test_every_sum_on_the_page_is_right():
-    found = SUM.findall(PAGE)
-    assert len(found) >= 20
-    for line in found:
-        left, right = line.rsplit(" = ", 1)
-        assert abs(value(left) - value(right)) <= (5e-5 if "log" in left else 0), line
-    assert value("1·4 + 2·(−3) − 1/2") == Fraction(-5, 2)
-    assert SUM.findall("−log(1/4) = 1.3863, 2·(−3) = 5.") == ["−log(1/4) = 1.3863", "2·(−3) = 5"]
+    """A sum that is written out in numbers, such as 1*4 + 2*3, has the printed value."""
+    count = 0
+    for source, printed in (example for n in NUMBERS for example in examples(n)):
+        code = source.partition("#")[0].strip()
+        if re.search(r"[*/]", code) and not re.search(r"(?!log\b|round\b)[A-Za-z_]\w*", code):
+            sums, results = (np.atleast_1d(eval(text, {"log": math.log})) for text in (code, printed))
+            assert list(sums) == list(results)
+            count += len(results)
+    assert count >= 20
 
 
-def image(array):
-    return array[None, :, :, None]
+def test_the_example_of_1_to_3(inputs):
+    x, w, delta = (sheet_layout(inputs[3][name]) for name in ("x", "w", "delta"))
+    w = sheet_weight(inputs[3]["w"])
+    z, z_00, z_01, correlation_00, correlation = outputs(1)
+    close(sheet_layout(z), reference.conv2d(x, w))
+    close(sheet_layout(correlation), reference.conv2d(x, w[::-1, ::-1]))
+    assert [z_00, z_01, correlation_00] == [z[0, 0, 0, 0], z[0, 0, 0, 1], correlation[0, 0, 0, 0]]
+    grad_x, corner, middle = outputs(2)
+    close(sheet_layout(grad_x), reference.conv2d_grad_input(delta, w, x.shape))
+    assert [corner, middle] == [grad_x[0, 0, 0, 0], grad_x[0, 0, 1, 1]]
+    grad_w, first, last = outputs(3)
+    close(sheet_weight(grad_w), reference.conv2d_grad_weight(delta, x, w.shape))
+    assert [first, last] == [grad_w[0, 0, 0, 0], grad_w[0, 0, 1, 1]]
 
 
-def kernel(array):
-    return array[:, :, None, None]
-
-
-def test_the_example_of_1_to_3():
-    first, second, third = grids(1), grids(2), grids(3)
-    x, w, delta = image(first["x"]), kernel(first["w"]), image(second["δ"])
-    assert np.array_equal(image(first["C"]), reference.conv2d(x, w))
-    assert np.array_equal(second["w"], first["w"]) and np.array_equal(third["x"], first["x"])
-    assert np.array_equal(third["δ"], second["δ"])
-    assert np.array_equal(image(second["∂J/∂x"]), reference.conv2d_grad_input(delta, w, x.shape))
-    assert np.array_equal(kernel(third["∂J/∂w"]), reference.conv2d_grad_weight(delta, x, w.shape))
-    correlation = reference.conv2d(x, w[::-1, ::-1])[0, 0, 0, 0]
-    assert f"would be\n1·1 + 2·2 + 3·3 + 1·4 = {correlation:.0f}." in part(1, "By hand")
-    for text in ("1·4 + 2·3 + 3·2 + 1·1 = 17", "= 2·4 + 0·3 + 1·2 + 4·1 = 14."):
-        assert text in part(1, "By hand")
-    assert "1·1 + 0·2 + (−1)·3 + 2·4 = 6." in part(2, "By hand")
-    assert "1·1 + 0·4 + (−1)·2 + 2·5 = 9." in part(3, "By hand")
-
-
-def test_the_example_of_4_with_its_tie():
-    found = grids(4)
-    x, delta = image(found["x"]), image(found["δ"])
-    assert np.array_equal(image(found["P"]), reference.max_pool2d(x))
-    assert np.array_equal(image(found["P⁻¹(δ)"]), reference.max_pool2d_backward(delta, x))
-    assert (found["x"][:, 2:] == found["P"][0, 1]).sum() == 3
+def test_the_example_of_4_with_its_tie(inputs):
+    x, (p, grad_x) = sheet_layout(inputs[4]["x"]), outputs(4)
+    close(sheet_layout(p), reference.max_pool2d(x))
+    close(sheet_layout(grad_x), reference.max_pool2d_backward(np.array([[[[10.0], [20]]]]), x))
+    assert (x[0, :, 2:] == x[0, :, 2:].max()).sum() == 3
 
 
 def test_the_example_of_5():
     x = np.empty((1, 2, 3, 2))
     for i, j, k in np.ndindex(x.shape[1:]):
         x[0, i, j, k] = int(f"{i}{j}{k}")
-    places = " ".join(f"{int(n):03d}" for n in reference.flatten(x)[0])
-    assert f"(5)      {places}\n" in part(5, "By hand")
-    natively = " ".join(f"{int(n):03d}" for n in x[0].transpose(2, 0, 1).ravel())
-    assert f"PyTorch  {natively}\n" in part(5, "By hand")
-    assert f"= {places.split().index('011')}." in part(5, "By hand")
-    printed = {i * 3 * 2 + i * 2 + k for i, j, k in np.ndindex(2, 3, 2)}
-    assert f"the 12 numbers would share\n{len(printed)} places" in part(5, "By hand")
+    ours, native, place, distinct = outputs(5)
+    close(ours, reference.flatten(x))
+    close(native, x.transpose(0, 3, 1, 2).reshape(1, 12))
+    assert ours[0][place] == 11
+    assert distinct == len({i * 3 * 2 + i * 2 + k for i, j, k in np.ndindex(2, 3, 2)})
 
 
-def test_the_example_of_6_to_8():
-    (x,), (delta, for_x) = vectors(part(6, "By hand")), vectors(part(7, "By hand"))
-    w = grids(6)["w"]
-    assert np.array_equal(grids(6)["D"], reference.dense(x[None], w))
-    assert np.array_equal(for_x[None], reference.dense_grad_input(delta[None], w))
-    assert np.array_equal(grids(8)["∂J/∂w"], reference.dense_grad_weight(delta[None], x[None]))
+def test_the_example_of_6_to_8(inputs):
+    x, w, delta = (inputs[8][name].detach().numpy() for name in ("x", "w", "delta"))
+    (d, d_0), (grad_x, first), (grad_w, last) = outputs(6), outputs(7), outputs(8)
+    close(d, reference.dense(x, w))
+    close(grad_x, reference.dense_grad_input(delta, w))
+    close(grad_w, reference.dense_grad_weight(delta, x))
+    assert [d_0, first, last] == [d[0, 0], grad_x[0, 0], grad_w[1, 2]]
 
 
-def test_the_example_of_9_and_10_at_zero():
-    (z, r), (delta, ours, natively) = vectors(part(9, "By hand")), vectors(part(10, "By hand"))
+def test_the_example_of_9_and_10_at_zero(inputs):
+    z, delta = (inputs[10][name].detach().numpy() for name in ("z", "delta"))
     assert list(np.sign(z)) == [-1, 0, 1]
-    assert np.array_equal(r, reference.relu(z))
-    assert np.array_equal(ours, reference.relu_backward(delta, z))
-    assert np.array_equal(natively, reference.relu_backward(delta, z, subgradient=0))
+    close(*outputs(9), reference.relu(z))
+    (ours,), (native,) = outputs(10)
+    close(ours, reference.relu_backward(delta, z))
+    close(native, reference.relu_backward(delta, z, subgradient=0))
 
 
 Z = np.array([[math.log(3), 0.0]])
 
 
-def test_the_example_of_11_and_12():
-    found = vectors(part(11, "By hand"))
-    assert has(found, [0.75, 0.25]) and np.allclose(reference.softmax(Z), [[0.75, 0.25]], rtol=0, atol=LIMIT)
-    assert np.allclose(grids(12)["∂S/∂z"], reference.softmax_jacobian(Z)[0], rtol=0, atol=LIMIT)
-    assert "3/4·(1 − 3/4) = 3/16 and −3/4·1/4 = −3/16" in part(12, "By hand")
+def test_the_example_of_11_and_12(inputs):
+    close(inputs[11]["z"], Z)
+    close(*outputs(11), reference.softmax(Z))
+    jacobian, by_hand = outputs(12)
+    close(jacobian, reference.softmax_jacobian(Z)[0])
+    close(jacobian[0], by_hand)
 
 
-def test_the_example_of_13_to_15():
-    y = np.array([vectors(part(14, "By hand"))[n] for n in (-2, -1)])
-    z = np.repeat(Z, 2, axis=0)
+def test_the_example_of_13_to_15(inputs):
+    z, y = (inputs[15][name].detach().double().numpy() for name in ("z", "y"))
+    close(z, np.repeat(Z, 2, axis=0))
     assert list(y.sum(1)) == [1, 0.75]
-    costs = reference.example_costs(z, y)
-    for cost in costs:
-        assert f"{cost:.4f}" in part(13, "By hand") and f"{cost:.4f}" in part(14, "By hand")
-    assert f"{reference.cost(z, y):.4f}" in part(13, "By hand")
+    cost, mean = outputs(13)
+    close(cost, reference.cost(z, y))
+    costs, by_hand = outputs(14)
+    close(costs, reference.example_costs(z, y))
+    close(costs, by_hand)
+    close(mean, np.mean(by_hand))
     gradient = reference.example_costs_gradient(z, y)
-    found = vectors(part(15, "By hand"))
-    assert has(found, gradient[0], LIMIT)
-    assert "1/2 = 1/16 = 0.0625 and\n1/4·3/4 − 1/4 = −1/16 = −0.0625." in part(15, "By hand")
-    assert np.allclose(gradient[1], [1 / 16, -1 / 16], rtol=0, atol=LIMIT)
-    assert has(found, (reference.softmax(z) - y)[1], LIMIT)
-    assert has(found, gradient[0] / 2, LIMIT) and has(found, gradient[1] / 2, LIMIT)
+    (of_costs,), second, last_line, eighths = outputs(15)
+    close(of_costs, gradient)
+    close(second, gradient[1])
+    close(last_line, (reference.softmax(z) - y)[1, 0])
+    close(eighths, 8 * gradient / 2)
 
 
-def test_the_example_of_16_to_21():
-    network = grids(17)
-    text = {n: part(n, "By hand") for n in range(17, 22)}
-    b_0, w_1 = -1.0, vectors(text[17])[0]
-    assert "with b⁰ = −1:" in text[17]
-    weights = [kernel(network["w⁰"]), w_1[None]]
-    biases = [np.array([b_0]), np.array([math.log(3) - 2, 2])]
-    x, y, eta = image(network["x⁰"]), np.array([[0.0, 1.0]]), 0.5
+def test_the_example_of_16_to_21(inputs):
+    names = inputs[21]
+    x, y, eta = sheet_layout(names["x0"]), names["y"].numpy(), names["eta"]
+    weights = [sheet_weight(torch.tensor(w)) for w in ([[[[1, -1], [0, 1]]]], [[1], [-1]])]
+    biases = [np.array([-1.0]), np.array([math.log(3) - 2, 2])]
     zs, xs = reference_network.forward(x, weights, biases)
-    assert np.array_equal(image(network["z⁰"]), zs[0])
-    assert "x¹ = P(R(z⁰)) = 2" in text[17] and xs[1].item() == 2
-    assert np.allclose(zs[1], Z, rtol=0, atol=LIMIT)
-    assert has(vectors(text[17]), xs[2][0], LIMIT) and has(vectors(text[17]), y[0], LIMIT)
-    before = reference.cost(zs[1], y)
-    assert f"the cost is {before:.4f}." in text[17]
+    z_0, x_1, x_2 = outputs(16)
+    close(z_0, zs[0][0, :, :, 0])
+    close(x_1, xs[1])
+    close(x_2, xs[2])
+    z_10, z_1, before = outputs(17)
+    assert z_10 == z_0[1, 0]
+    close(z_1, zs[1])
+    close(before, reference.cost(zs[1], y))
 
     deltas, weight_steps, bias_steps = reference_network.backpropagate(zs, xs, y, weights, biases, eta)
-    assert "η = 0.5" in text[19] and has(vectors(text[19]), deltas[1][0], LIMIT)
-    assert np.allclose(image(grids(20)["δ⁰"]), deltas[0], rtol=0, atol=LIMIT)
-    assert np.allclose(kernel(grids(21)["Δw⁰"]), weight_steps[0][0], rtol=0, atol=LIMIT)
-    assert has(vectors(text[21]), weight_steps[1][0, 0], LIMIT) and has(vectors(text[21]), bias_steps[1][0], LIMIT)
-    assert f"the sum of δ⁰, is {bias_steps[0].item():.2f}.".replace("-", "−") in text[21]
+    delta_1, by_hand = outputs(19)
+    close(delta_1, deltas[1])
+    close(by_hand, deltas[1][0])
+    entry, delta_0 = outputs(20)
+    close(delta_0, deltas[0][0, :, :, 0])
+    assert entry == delta_0[1, 0]
+    (weight_1, bias_1), (weight_0, bias_0), by_hand, after = outputs(21)
+    for shown, expected in zip((weight_0, weight_1), weight_steps, strict=True):
+        close(sheet_weight(shown[0]), expected[0])
+    for shown, expected in zip((bias_0, bias_1), bias_steps, strict=True):
+        close(shown, expected)
+    close(by_hand, weight_0.flatten())
 
     weights = [w + step for w, step in zip(weights, reference_network.batch_mean(weight_steps), strict=True)]
     biases = [b + step for b, step in zip(biases, reference_network.batch_mean(bias_steps), strict=True)]
-    after = reference.cost(reference_network.forward(x, weights, biases)[0][-1], y)
+    close(after, reference.cost(reference_network.forward(x, weights, biases)[0][-1], y))
     assert after < before
-    assert f"the cost from {before:.4f} to {after:.4f}." in text[21]
 
 
 def test_the_sizes_of_22():
     rows, channels, parameters, table = 28, 1, 0, []
-    for n, outputs in enumerate((16, 32)):
-        reached = rows - 5 + 1
-        table.append(f"| {n} | {rows} × {rows} × {channels} | 5 × 5 × {channels} × {outputs} | "
-                     f"{reached} × {reached} × {outputs} |")  # fmt: skip
+    for outputs in (16, 32):
+        after = rows - 5 + 1
+        table.append(f"({rows}, {rows}, {channels}) (5, 5, {channels}, {outputs}) ({after}, {after}, {outputs})")
         parameters += 5 * 5 * channels * outputs + outputs
-        rows, channels = reached // 2, outputs
-    inputs = rows * rows * channels
-    for n, outputs in enumerate((128, 10), start=2):
-        table.append(f"| {n} | {inputs} | {inputs} × {outputs} | {outputs} |")
-        parameters += inputs * outputs + outputs
-        inputs = outputs
-    for line in table:
-        assert line in part(22, "By hand")
-    assert f"L = {len(table)}; x^L has {inputs} probabilities. Weights and biases are {parameters} numbers." in part(
-        22, "By hand"
-    )
+        rows, channels = after // 2, outputs
+    features = rows * rows * channels
+    for outputs in (128, 10):
+        table.append(f"({features},) ({features}, {outputs}) ({outputs},)")
+        parameters += features * outputs + outputs
+        features = outputs
+    assert "\n".join(table) in part(22, "By hand")
+    assert f"\n{parameters}\n" in part(22, "By hand")
 
 
-def test_the_example_of_23():
-    found = grids(23)
-    z, one = image(found["z"]), np.ones((1, 1, 1, 1))
+def test_the_example_of_23(inputs):
+    z, one = sheet_layout(inputs[23]["z"]), np.ones((1, 1, 1, 1))
     assert z.max() == 0
-    assert np.array_equal(image(found["P(R(z))"]), reference_network.activation_gradient("PR", one, z))
-    pulled = reference.relu_backward(one, reference.max_pool2d(z))
-    assert np.array_equal(image(found["R(P(z))"]), reference.max_pool2d_backward(pulled, z))
+    (relu_first,), (maximum_first,) = outputs(23)
+    close(sheet_layout(relu_first), reference_network.activation_backward("PR", one, z))
+    g = reference.relu_backward(one, reference.max_pool2d(z))
+    close(sheet_layout(maximum_first), reference.max_pool2d_backward(g, z))

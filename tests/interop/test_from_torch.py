@@ -1,4 +1,4 @@
-"""Promise: any model, with our layers in it, is the same model; and the way back ends where it began."""
+"""Promise: ``from_torch`` makes our layers of any model's and computes the same; ``to_torch`` restores the model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from torch.nn.utils import parametrizations, prune
 
 import manualgrad as mg
 from manualgrad.interop import layers, operations
-from tests.conftest import there_and_back
+from tests.conftest import run_forward_backward
 from tests.ops.test_purity import Watcher
 
 CHANNELS_LAST = torch.channels_last
-# Values of some 10 in float64, whose sums are added up in another order.
+# For float64 values of about 10, whose terms are added in another order.
 CLOSE = {"rtol": 0, "atol": 1e-12}
 
 
 def run(module: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
-    """Output, gradients of floating inputs and of parameters, and what the inputs hold afterwards."""
-    results = there_and_back(lambda *held: module(*(x * 1 if x.is_floating_point() else x for x in held)), inputs,
-                             torch.ones_like)  # fmt: skip
+    """Output, and gradients of floating inputs and of parameters. Inputs are copied, so layers may change them."""
+
+    def run_on_copies(*leaves: Tensor) -> Tensor | tuple[Tensor, ...]:
+        return module(*(x * 1 if x.is_floating_point() else x for x in leaves))
+
+    results = run_forward_backward(run_on_copies, inputs, torch.ones_like)
     results |= {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
     module.zero_grad()
     return results
@@ -44,35 +47,40 @@ LAYERS = {
     },
     "Conv2d, circular, same": (lambda: nn.Conv2d(4, 3, (4, 3), padding="same", padding_mode="circular"), IMAGE),
     "Conv2d, reflect, valid": (lambda: nn.Conv2d(4, 3, 3, padding="valid", padding_mode="reflect"), IMAGE),
-    "Conv2d, one image": (lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), IMAGE[1:]),
+    "Conv2d, unbatched": (lambda: nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), IMAGE[1:]),
     "MaxPool2d": (lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), IMAGE),
     "MaxPool2d, indices": (lambda: nn.MaxPool2d((3, 2), dilation=(1, 2), return_indices=True), IMAGE),
     "ReLU": (lambda: nn.ReLU(), IMAGE),
     "ReLU, in place": (lambda: nn.ReLU(inplace=True), IMAGE),
     "Linear": (lambda: nn.Linear(6, 3), IMAGE),
-    "Linear, no bias": (lambda: nn.Linear(6, 3, bias=False), (2, 6)),
+    "Linear, without bias": (lambda: nn.Linear(6, 3, bias=False), (2, 6)),
     "Softmax": (lambda: nn.Softmax(1), IMAGE),
     "Flatten": (lambda: nn.Flatten(), IMAGE),
-    "Flatten, some": (lambda: nn.Flatten(0, -2), IMAGE),
+    "Flatten, start_dim and end_dim": (lambda: nn.Flatten(0, -2), IMAGE),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same'")  # natively a copy; not our concern
-@pytest.mark.parametrize("laid", [torch.contiguous_format, CHANNELS_LAST], ids=["contiguous", "channels_last"])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # PyTorch warns that it copies the input
+@pytest.mark.parametrize(
+    "memory_format", [torch.contiguous_format, CHANNELS_LAST], ids=["contiguous", "channels_last"]
+)
 @pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
-def test_a_layer_gives_natives_numbers_in_natives_layout(make: Callable, shape: tuple[int, ...], laid) -> None:
+def test_a_layer_gives_natives_numbers_in_natives_layout(
+    make: Callable, shape: tuple[int, ...], memory_format: torch.memory_format
+) -> None:
     native = make().double()
     if len(shape) == 4:
-        native = native.to(memory_format=laid)
+        native = native.to(memory_format=memory_format)
     ours, report = mg.from_torch(native, report=True)
     assert len(report.replaced) == 1 and not report.left
     assert type(ours).__module__.startswith("manualgrad.")
-    x = torch.randn(shape, dtype=torch.float64).relu()  # with zeros, where a derivative is a matter of choice
-    x = x.to(memory_format=laid) if len(shape) == 4 else x
+    x = torch.randn(shape, dtype=torch.float64).relu()  # with zeros, where ReLU's derivative is a convention
+    x = x.to(memory_format=memory_format) if len(shape) == 4 else x
     torch.testing.assert_close(run(ours, x), run(native, x), **CLOSE)
-    output, expected = ours(x.clone()), native(x.clone())
-    for one, other in zip(*(o if isinstance(o, tuple) else (o,) for o in (output, expected)), strict=True):
-        assert one.stride() == other.stride()
+    outputs, expected = (
+        result if isinstance(result, tuple) else (result,) for result in (ours(x.clone()), native(x.clone()))
+    )
+    assert [output.stride() for output in outputs] == [output.stride() for output in expected]
 
 
 LOSSES = {
@@ -97,13 +105,13 @@ def test_the_loss_keeps_its_options(options: dict) -> None:
     assert list(ours.state_dict()) == list(native.state_dict())
 
 
-def test_layouts_of_sizes_1_are_natives_too() -> None:
-    """Where both formats are the same memory, the next layer still decides by strides."""
+def test_strides_of_sizes_1_are_natives_too() -> None:
+    """With such sizes a tensor is contiguous and channels_last at once; the next layer decides by the strides."""
     for shape in [(2, 1, 6, 5), (1, 3, 6, 5), (2, 3, 1, 5), (2, 3, 5, 1), (2, 3, 1, 1), (1, 1, 1, 1), (2, 3, 6, 5)]:
         for x in (torch.randn(shape), torch.randn(shape).to(memory_format=CHANNELS_LAST)):
-            for out in (1, 4):
-                for laid in (torch.contiguous_format, CHANNELS_LAST):
-                    w = torch.randn(out, shape[1], 3, 3).to(memory_format=laid)
+            for out_channels in (1, 4):
+                for memory_format in (torch.contiguous_format, CHANNELS_LAST):
+                    w = torch.randn(out_channels, shape[1], 3, 3).to(memory_format=memory_format)
                     assert operations.conv2d(x, w, padding=1).stride() == F.conv2d(x, w, padding=1).stride()
             for kernel in (1, tuple(min(2, size) for size in shape[2:])):
                 assert operations.max_pool2d(x, kernel).stride() == F.max_pool2d(x, kernel).stride()
@@ -111,12 +119,14 @@ def test_layouts_of_sizes_1_are_natives_too() -> None:
 
 
 @pytest.mark.parametrize(("mode", "amount"), [("reflect", 4), ("circular", 5)])
-def test_padding_beyond_what_the_image_gives_is_refused(mode: str, amount: int) -> None:
+def test_padding_larger_than_the_image_allows_is_refused(mode: str, amount: int) -> None:
     native = nn.Conv2d(1, 1, 3, padding=amount, padding_mode=mode)
     x = torch.randn(1, 1, 4, 4)
     with pytest.raises(RuntimeError):
         native(x)
-    with pytest.raises(ValueError, match=f"padding_mode='{mode}' of 4 places gives at most {amount - 1}"):
+    with pytest.raises(
+        ValueError, match=f"padding_mode='{mode}' can pad a dimension of size 4 by at most {amount - 1}"
+    ):
         mg.from_torch(native)(x)
 
 
@@ -124,7 +134,7 @@ def test_padding_beyond_what_the_image_gives_is_refused(mode: str, amount: int) 
 
 
 class ReadAfterwards(nn.Module):
-    """Others read a tensor that a ReLU has changed, and one that a ReLU has only read is changed."""
+    """With ``inplace``, later layers read a tensor that a ReLU changed; without, a ReLU's input is changed later."""
 
     def __init__(self, inplace: bool) -> None:
         super().__init__()
@@ -139,9 +149,9 @@ class ReadAfterwards(nn.Module):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_what_a_relu_changes_in_place_everybody_sees(inplace: bool) -> None:
+def test_in_place_changes_of_a_relu_are_seen_by_later_layers(inplace: bool) -> None:
     native = ReadAfterwards(inplace).double()
-    if inplace:  # y is z: PyTorch refuses to go back through the change, whoever made the ReLU
+    if inplace:  # y is z: PyTorch refuses the backward pass through the change, for both kinds of ReLU
         for module in (native, mg.from_torch(native)):
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 run(module, torch.randn(IMAGE, dtype=torch.float64))
@@ -154,7 +164,7 @@ def test_what_a_relu_changes_in_place_everybody_sees(inplace: bool) -> None:
 
 
 class Shortcut(nn.Module):
-    """The branch that goes round the layers starts at a tensor that a ReLU changes in place."""
+    """The shortcut reads a tensor that a ReLU changes in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,13 +178,15 @@ class Shortcut(nn.Module):
         return self.relu(out)
 
 
-def test_a_shortcut_sees_what_its_relu_left() -> None:
+def test_a_shortcut_reads_what_its_relu_wrote() -> None:
     native = Shortcut().double()
     x = torch.randn(IMAGE, dtype=torch.float64)
     torch.testing.assert_close(run(mg.from_torch(native), x), run(native, x), **CLOSE)
-    kept_apart = copy.deepcopy(native)
-    kept_apart.relu.inplace = False
-    assert (kept_apart(x) - native(x)).abs().max() > 0.1, "a ReLU beside its input would be noticed"
+    out_of_place = copy.deepcopy(native)
+    out_of_place.relu.inplace = False
+    assert (out_of_place(x) - native(x)).abs().max() > 0.1, (
+        "a ReLU that does not write over its input must give another result"
+    )
 
 
 def test_in_place_changes_the_very_tensor_and_refuses_a_leaf() -> None:
@@ -189,11 +201,11 @@ def test_in_place_changes_the_very_tensor_and_refuses_a_leaf() -> None:
     assert torch.equal(base.grad, torch.cat([(base[:, :2] > 0).float(), torch.ones(3, 2)], 1))
 
 
-# ------------------------------------------------------------------------------------------------- what is kept
+# ------------------------------------------------------------------------------------- what a conversion keeps
 
 
 class Small(nn.Module):
-    """Every kind of layer, a batch norm and dropout; ``view`` wants PyTorch's layout."""
+    """A model of most kinds of layers, with batch norm and dropout; its ``view`` needs a contiguous tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,29 +259,32 @@ def test_states_load_in_both_directions() -> None:
 
 
 @pytest.mark.parametrize("functional", [False, True])
-def test_there_and_back_ends_where_it_began(functional: bool) -> None:
+def test_from_torch_and_to_torch_restore_the_model(functional: bool) -> None:
     native = Small()
     native.features[5].weight.requires_grad_(False)
     back = mg.to_torch(mg.from_torch(native, functional=functional))
     assert [(name, type(m)) for name, m in back.named_modules()] == [(n, type(m)) for n, m in native.named_modules()]
-    for (name, one), other in zip(native.named_modules(), back.modules(), strict=True):
-        assert vars(one).keys() == vars(other).keys(), name
-        plain = {k: v for k, v in vars(one).items() if isinstance(v, (int, str, bool, tuple, float))}
-        assert plain == {k: vars(other)[k] for k in plain}, name
-    for (name, one), other in zip(native.state_dict(keep_vars=True).items(), back.state_dict(keep_vars=True).values(),
-                                  strict=True):  # fmt: skip
-        assert torch.equal(one, other) and one.requires_grad == other.requires_grad and one is not other, name
+    for (name, layer), restored in zip(native.named_modules(), back.modules(), strict=True):
+        assert vars(layer).keys() == vars(restored).keys(), name
+        plain = {k: v for k, v in vars(layer).items() if isinstance(v, (int, str, bool, tuple, float))}
+        assert plain == {k: vars(restored)[k] for k in plain}, name
+    native_state, restored_state = (model.state_dict(keep_vars=True) for model in (native, back))
+    assert list(native_state) == list(restored_state)
+    for name, tensor in native_state.items():
+        restored = restored_state[name]
+        assert torch.equal(tensor, restored) and tensor is not restored, name
+        assert tensor.requires_grad == restored.requires_grad, name
     torch.testing.assert_close(seeded(back.double()), seeded(native.double()), rtol=0, atol=0)
 
 
-def test_parameters_are_shared_or_copied_as_asked() -> None:
+def test_copy_parameters_copies_or_shares_parameters() -> None:
     native = Small()
     shared, copied = mg.from_torch(native, copy_parameters=False), mg.from_torch(native)
     for name, parameter in native.named_parameters():
         assert shared.get_parameter(name) is parameter
         assert copied.get_parameter(name) is not parameter and torch.equal(copied.get_parameter(name), parameter)
     for name, buffer in native.named_buffers():
-        assert shared.get_buffer(name) is not buffer, "statistics of one do not move with the other's"
+        assert shared.get_buffer(name) is not buffer, "the two models have running statistics of their own"
     assert mg.to_torch(shared, copy_parameters=False).fc.weight is native.fc.weight
 
 
@@ -277,9 +292,9 @@ def test_shared_layers_and_tied_weights_stay_shared() -> None:
     conv, relu = nn.Conv2d(3, 3, 1), nn.ReLU()
     native = nn.Sequential(OrderedDict(a=conv, b=relu, c=conv, d=relu, e=nn.Conv2d(3, 3, 1)))
     native.e.weight = conv.weight
-    native.aside = [conv]  # not registered, but somebody calls it
+    native.unregistered = [conv]
     ours = mg.from_torch(native)
-    assert ours.a is ours.c is ours.aside[0] and ours.b is ours.d and isinstance(ours.a, mg.nn.Conv2d)
+    assert ours.a is ours.c is ours.unregistered[0] and ours.b is ours.d and isinstance(ours.a, mg.nn.Conv2d)
     assert ours.e is not ours.a and ours.e.weight is ours.a.weight
     assert len(list(ours.parameters())) == 3
     x = torch.randn(2, 3, 4, 4)
@@ -291,39 +306,40 @@ def test_modes_dtypes_devices_and_formats_are_kept() -> None:
     native.features[1].train()
     native.fc.weight.requires_grad_(False)
     ours = mg.from_torch(native)
-    for one, other in zip(native.modules(), ours.modules(), strict=True):
-        assert one.training == other.training
-    for one, other in zip(native.parameters(), ours.parameters(), strict=True):
-        assert (one.dtype, one.stride(), one.requires_grad) == (other.dtype, other.stride(), other.requires_grad)
+    for model_state in (
+        lambda model: [m.training for m in model.modules()],
+        lambda model: [(p.dtype, p.stride(), p.requires_grad) for p in model.parameters()],
+    ):
+        assert model_state(ours) == model_state(native)
     assert all(p.is_meta for p in mg.from_torch(Small().to("meta")).parameters())
     assert ours.features[0].in_channels == 3 and ours.features[0].padding_mode == "reflect"
     assert ours.features[3].stride == 2 and ours.fc.out_features == 5
 
 
 def test_hooks_are_kept() -> None:
-    seen: list[str] = []
+    called: list[str] = []
 
-    def note(name: str, result: object = None) -> Callable:
-        return lambda *args, **kwargs: seen.append(name) or result
+    def hook(name: str) -> Callable:
+        return lambda *args, **kwargs: called.append(name)
 
     native = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
-    native[0].register_forward_pre_hook(note("before, with keywords"), with_kwargs=True)
+    native[0].register_forward_pre_hook(hook("before, with keywords"), with_kwargs=True)
     native[0].register_forward_hook(lambda module, inputs, output: output * 2)
-    native[1].register_full_backward_hook(note("backward"))
-    native[1].register_full_backward_pre_hook(note("before backward"))
-    native[3].register_state_dict_pre_hook(note("state"))
-    native[3].register_load_state_dict_post_hook(note("loaded"))
-    native.register_forward_hook(note("whole"))
+    native[1].register_full_backward_hook(hook("backward"))
+    native[1].register_full_backward_pre_hook(hook("before backward"))
+    native[3].register_state_dict_pre_hook(hook("state"))
+    native[3].register_load_state_dict_post_hook(hook("loaded"))
+    native.register_forward_hook(hook("whole"))
     ours = mg.from_torch(native)
     x = torch.randn(2, 3, 2, 2)
     torch.testing.assert_close(run(ours, x), run(native, x))
     names = ["before, with keywords", "whole", "before backward", "backward"]
-    assert seen == [*names, *names]
+    assert called == [*names, *names]
     ours.load_state_dict(ours.state_dict())
-    assert seen[8:] == ["state", "loaded"]
+    assert called[8:] == ["state", "loaded"]
 
 
-def test_a_converted_model_works_where_others_do() -> None:
+def test_a_converted_model_works_under_transforms_compile_copy_and_pickle() -> None:
     native = nn.Sequential(
         nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 * 3 * 3, 2)
     ).double()
@@ -331,18 +347,18 @@ def test_a_converted_model_works_where_others_do() -> None:
     x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
 
     def per_example(model: nn.Module) -> dict[str, Tensor]:
-        def cost(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
             return torch.func.functional_call(model, parameters, (image[None],)).square().sum()
 
         parameters = {name: p.detach() for name, p in model.named_parameters()}
-        return torch.func.vmap(torch.func.grad(cost), (None, 0))(parameters, x)
+        return torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
 
     torch.testing.assert_close(per_example(ours), per_example(native), **CLOSE)
     torch.testing.assert_close(torch.func.jvp(ours, (x,), (x,)), torch.func.jvp(native, (x,), (x,)), **CLOSE)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(run(compiled, x)["gradient 0"], run(native, x)["gradient 0"], **CLOSE)
-    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert torch.equal(again(x), ours(x))
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(copied(x), ours(x))
 
 
 def test_no_native_layer_runs_in_a_converted_one() -> None:
@@ -358,7 +374,7 @@ def test_no_native_layer_runs_in_a_converted_one() -> None:
         assert bool(watcher.forbidden()) == forbidden
 
 
-# ------------------------------------------------------------------------------------------ left, asked for, refused
+# ------------------------------------------------------------------------------------- layers left, and refused
 
 
 class OwnForward(nn.Conv2d):
@@ -366,17 +382,17 @@ class OwnForward(nn.Conv2d):
         return super().forward(input) + 1
 
 
-class OwnName(nn.Conv2d):
+class SubclassOnly(nn.Conv2d):
     pass
 
 
-def patched() -> nn.Module:
+def conv_with_replaced_forward() -> nn.Module:
     conv = nn.Conv2d(2, 2, 1)
     conv.forward = torch.zeros_like
     return conv
 
 
-def pruned() -> nn.Module:
+def pruned_conv() -> nn.Module:
     conv = prune.l1_unstructured(nn.Conv2d(2, 2, 1), "weight", 0.5)
     conv(torch.ones(1, 2, 1, 1))
     return conv
@@ -384,15 +400,15 @@ def pruned() -> nn.Module:
 
 LEFT = {
     "own forward": (lambda: OwnForward(2, 2, 1), "a subclass of torch.nn.Conv2d"),
-    "own name": (lambda: OwnName(2, 2, 1), "a subclass of torch.nn.Conv2d"),
-    "patched": (patched, "a forward of its own"),
+    "own class": (lambda: SubclassOnly(2, 2, 1), "a subclass of torch.nn.Conv2d"),
+    "replaced forward": (conv_with_replaced_forward, "a forward of its own"),
     "weight_norm": (lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 1)), "parametrized"),
     "spectral_norm": (lambda: parametrizations.spectral_norm(nn.Linear(2, 2)), "parametrized"),
     "old weight_norm": (lambda: nn.utils.weight_norm(nn.Conv2d(2, 2, 1)), "computed by a hook"),
-    "pruned": (pruned, "computed by a hook"),
+    "pruned": (pruned_conv, "computed by a hook"),
     "complex": (lambda: nn.Conv2d(2, 2, 1, dtype=torch.complex64), "of torch.complex64"),
     "softmax without dim": (lambda: nn.Softmax(), "deprecated"),
-    "another layer": (lambda: nn.GELU(), "no such layer"),
+    "unknown layer": (lambda: nn.GELU(), "no such layer"),
     "quantised": (lambda: torch.ao.nn.qat.Linear(2, 2, qconfig=torch.ao.quantization.get_default_qat_qconfig()),
                   "a subclass of torch.nn.Linear"),
 }  # fmt: skip
@@ -400,7 +416,7 @@ LEFT = {
 
 @pytest.mark.parametrize(("make", "why"), LEFT.values(), ids=LEFT)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated", "ignore::DeprecationWarning")
-def test_what_is_not_ours_to_replace_is_left_and_listed(make: Callable, why: str) -> None:
+def test_layers_that_ours_cannot_replace_are_left_and_listed(make: Callable, why: str) -> None:
     native = nn.ModuleDict({"layer": make()})
     ours, report = mg.from_torch(native, report=True)
     assert type(ours.layer) is type(native.layer) or "Parametrized" in type(ours.layer).__name__
@@ -408,24 +424,24 @@ def test_what_is_not_ours_to_replace_is_left_and_listed(make: Callable, why: str
     assert why in next(entry.why for entry in report.left if entry.name == "layer")
 
 
-def test_a_subclass_is_replaced_where_asked_unless_it_computes_something_else() -> None:
-    native = nn.Sequential(OwnName(2, 2, 1))
-    assert type(mg.from_torch(native, subclasses={OwnName})[0]) is layers.Conv2d
-    with pytest.raises(ValueError, match="OwnForward has a forward of its own"):
+def test_a_listed_subclass_is_replaced_unless_it_overrides_forward() -> None:
+    native = nn.Sequential(SubclassOnly(2, 2, 1))
+    assert type(mg.from_torch(native, subclasses={SubclassOnly})[0]) is layers.Conv2d
+    with pytest.raises(ValueError, match="OwnForward in subclasses has a forward of its own"):
         mg.from_torch(native, subclasses={OwnForward})
     with pytest.raises(ValueError, match=r"must extend a layer that manualgrad has, got .*GELU"):
         mg.from_torch(native, subclasses={nn.GELU})
 
 
 @pytest.mark.parametrize("convert", [mg.from_torch, mg.to_torch])
-def test_what_cannot_be_converted_is_refused(convert: Callable) -> None:
+def test_functions_and_uninitialized_lazy_layers_are_refused(convert: Callable) -> None:
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got function"):
         convert(F.relu)
-    with pytest.raises(ValueError, match="1 is a LazyConv2d that has not seen an input; run the model once"):
+    with pytest.raises(ValueError, match="1 is a LazyConv2d without parameters; run the model on an input first"):
         convert(nn.Sequential(nn.ReLU(), nn.LazyConv2d(2, 1)))
 
 
-def test_a_converted_model_is_left_as_it_is() -> None:
+def test_a_second_conversion_changes_nothing() -> None:
     ours = mg.from_torch(Small())
     again, report = mg.from_torch(ours, report=True)
     assert [type(m) for m in again.modules()] == [type(m) for m in ours.modules()] and not report.replaced

@@ -1,4 +1,4 @@
-"""Promise: functional calls in a forward become ours where a trace says all that happens, and not otherwise."""
+"""Promise: functional calls in a forward become ours if a trace computes all that the forward does, and only then."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE = (2, 4, 6, 6)
 
 
 class Calling(nn.Module):
-    """Its forward is one function of the input and of a convolution's parameters."""
+    """A module whose forward calls ``function``, with the module and a convolution's output."""
 
     def __init__(self, function: Callable) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ CALLS = {
     "torch.flatten, all": lambda m, x: torch.flatten(x),
     "Tensor.flatten": lambda m, x: x.flatten(start_dim=1, end_dim=2),
     "F.linear": lambda m, x: F.linear(x, m.fc.weight, m.fc.bias),
-    "F.linear, no bias": lambda m, x: F.linear(x, weight=m.fc.weight),
+    "F.linear, without bias": lambda m, x: F.linear(x, weight=m.fc.weight),
     "F.conv2d": lambda m, x: F.conv2d(x, m.conv.weight, m.conv.bias, padding="same", dilation=2),
     "torch.conv2d": lambda m, x: torch.conv2d(x, m.conv.weight[:, :2], None, 2, 1, 1, 2),
     "F.softmax": lambda m, x: F.softmax(x, 1),
@@ -77,7 +77,7 @@ def test_a_call_is_replaced_by_ours(call: Callable) -> None:
 
 
 class Net(nn.Module):
-    """A forward of functional calls, as tutorials write it, within a model."""
+    """A model whose forward has functional calls, as in tutorials."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Net(nn.Module):
         return torch.softmax(self.fc(x), 1)
 
 
-def test_the_training_mode_is_looked_at_in_every_call() -> None:
+def test_a_traced_forward_reads_the_training_mode_in_every_call() -> None:
     native = Net().double()
     ours, report = mg.from_torch(native, functional=True, report=True)
     assert sorted({entry.was for entry in report.replaced}) == [
@@ -114,13 +114,13 @@ def test_the_training_mode_is_looked_at_in_every_call() -> None:
     assert torch.equal(outputs[0], outputs[2]) and not torch.equal(outputs[0], outputs[1])
 
 
-def test_a_traced_model_copies_pickles_and_goes_back() -> None:
+def test_a_traced_model_can_be_copied_pickled_and_converted_back() -> None:
     ours = mg.from_torch(nn.Sequential(Net(), nn.ReLU()).double(), functional=True)
     x = torch.randn(2, 3, 8, 10, dtype=torch.float64)
-    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        torch.testing.assert_close(seeded(again, x), seeded(ours, x), rtol=0, atol=0)
-        again.eval()
-        assert torch.equal(again(x), copy.deepcopy(ours).eval()(x))
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        torch.testing.assert_close(seeded(copied, x), seeded(ours, x), rtol=0, atol=0)
+        copied.eval()
+        assert torch.equal(copied(x), copy.deepcopy(ours).eval()(x))
     back = mg.to_torch(ours)
     assert type(back[0]) is Net
     with Watcher() as watcher:
@@ -130,25 +130,25 @@ def test_a_traced_model_copies_pickles_and_goes_back() -> None:
 
 def test_hooks_names_and_other_forwards_are_kept() -> None:
     native = nn.Sequential(Net(), Net())[:1]
-    seen = []
-    native[0].register_forward_hook(lambda *_: seen.append("hook"))
+    called = []
+    native[0].register_forward_hook(lambda *_: called.append("hook"))
     native[0].extra = nn.Linear(1, 1)  # not called in forward
     ours = mg.from_torch(native, functional=True, report=True)[0]
     ours(torch.randn(1, 3, 8, 10))
-    assert seen == ["hook"] and list(ours.state_dict()) == list(native.state_dict())
+    assert called == ["hook"] and list(ours.state_dict()) == list(native.state_dict())
 
 
-class Branching(Net):
+class Branches(Net):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x) if x.sum() > 0 else x
 
 
-class Typed(Net):
+class ChecksType(Net):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x if isinstance(x, Tensor) else x[0])
 
 
-class Optional(Net):
+class OptionalArgument(Net):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return F.relu(x if mask is None else x * mask)
 
@@ -160,17 +160,17 @@ class WithoutGradient(Net):
         return y + x
 
 
-class Noisy(Net):
+class AddsNoise(Net):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + torch.randn(1))
 
 
-class Lottery(Net):
+class DrawsRandomFactor(Net):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x * random.random())
 
 
-class Counting(Net):
+class CountsCalls(Net):
     calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,43 +178,43 @@ class Counting(Net):
         return F.relu(x)
 
 
-class Remembering(Net):
+class StoresInputs(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.seen = []
+        self.inputs = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append(x)
+        self.inputs.append(x)
         return F.relu(x)
 
 
-class LooksAtAnother(Net):
+class ReadsAnothersMode(Net):
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(F.dropout(x, 0.5, self.conv1.training))
 
 
-class Lowering(Net):
+class WithAutocast(Net):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return F.relu(x)
 
 
-FROZEN = {
-    Branching: "symbolically traced variables cannot be used as inputs to control flow",
-    Typed: "asks for the type of a tensor",
-    Optional: "takes mask.*= None",
+UNTRACEABLE = {
+    Branches: "symbolically traced variables cannot be used as inputs to control flow",
+    ChecksType: "reads the type of a tensor",
+    OptionalArgument: "takes mask.*= None",
     WithoutGradient: "switches gradients or autocast",
-    Lowering: "switches gradients or autocast",
-    Noisy: "makes a tensor without its input",
-    Lottery: "draws random numbers without its input",
-    Counting: "sets attributes",
-    Remembering: "sets attributes",
-    LooksAtAnother: "training mode of another module",
+    WithAutocast: "switches gradients or autocast",
+    AddsNoise: "makes a tensor without its input",
+    DrawsRandomFactor: "draws random numbers without its input",
+    CountsCalls: "sets attributes",
+    StoresInputs: "sets attributes",
+    ReadsAnothersMode: "training mode of another module",
 }
 
 
-@pytest.mark.parametrize(("kind", "why"), FROZEN.items(), ids=lambda value: getattr(value, "__name__", ""))
-def test_what_a_trace_would_freeze_is_refused_or_listed(kind: type[Net], why: str) -> None:
+@pytest.mark.parametrize(("kind", "why"), UNTRACEABLE.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_a_forward_that_a_trace_would_change_is_refused_or_listed(kind: type[Net], why: str) -> None:
     native = nn.Sequential(kind(), Net())
     native[0].conv1.eval()
     before = torch.get_rng_state(), random.getstate(), [m.training for m in native.modules()]
@@ -225,8 +225,10 @@ def test_what_a_trace_would_freeze_is_refused_or_listed(kind: type[Net], why: st
     ours, report = mg.from_torch(native, functional=True, report=True)
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert [m.training for m in ours.modules()] == before[2]
-    assert type(ours[0]) is kind and isinstance(ours[0].conv1, mg.nn.Conv2d), "its layers are ours nevertheless"
-    assert vars(ours[0]).get("calls", 0) == 0 and not getattr(ours[0], "seen", ())
+    assert type(ours[0]) is kind and isinstance(ours[0].conv1, mg.nn.Conv2d), (
+        "its layers must be replaced nevertheless"
+    )
+    assert vars(ours[0]).get("calls", 0) == 0 and not getattr(ours[0], "inputs", ())
     assert {entry.name for entry in report.replaced if "in its forward" in entry.was} == {"1"}
     assert [entry.name for entry in report.left if "cannot be traced" in entry.why] == ["0"]
     x = torch.randn(1, 4, 3, 3)
@@ -236,22 +238,22 @@ def test_what_a_trace_would_freeze_is_refused_or_listed(kind: type[Net], why: st
 @pytest.mark.parametrize(("call", "was", "why"), [
     (lambda m, x: F.softmax(x), "F.softmax", "dim=None"),
     (lambda m, x: F.cross_entropy(x, x.argmax(1), size_average=False), "F.cross_entropy", "size_average is deprec"),
-    (lambda m, x: torch.softmax(x, 1, out=x), "torch.softmax", "called in a way that ours does not know"),
+    (lambda m, x: torch.softmax(x, 1, out=x), "torch.softmax", "our function does not take these arguments"),
     (lambda m, x: F.avg_pool2d(F.gelu(x), 2), "F.gelu", "no such function"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Implicit dimension", "ignore:size_average and reduce")
-def test_calls_that_ours_would_not_answer_are_left_and_listed(call: Callable, was: str, why: str) -> None:
+def test_calls_that_ours_cannot_replace_are_left_and_listed(call: Callable, was: str, why: str) -> None:
     _, report = mg.from_torch(Calling(call), functional=True, report=True)
     assert (f"{was} in its forward", True) in [(entry.kind, why in entry.why) for entry in report.left]
     assert not any("in its forward" in entry.was for entry in report.replaced)
 
 
-def test_without_functional_a_forward_is_left_alone() -> None:
+def test_without_functional_a_forward_is_not_traced() -> None:
     assert type(mg.from_torch(Net())) is Net
 
 
 def test_operations_have_natives_signatures() -> None:
-    """What a trace hands over by position must mean the same."""
+    """A trace passes arguments by position, so the order must be native."""
     x, w, b = torch.randn(IMAGE), torch.randn(4, 2, 3, 3), torch.randn(4)
     torch.testing.assert_close(operations.conv2d(x, w, b, 2, 1, 1, 2), F.conv2d(x, w, b, 2, 1, 1, 2))
     torch.testing.assert_close(operations.max_pool2d(x, 3, 2, 1, 2, True), F.max_pool2d(x, 3, 2, 1, 2, True))

@@ -1,4 +1,4 @@
-"""Promise: a step by one program is the step of the document's engine and the optimiser, bit for bit, or none."""
+"""Promise: a step by one program has the bits of backprop and SGD, or changes nothing."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from manualgrad import DocumentCNN, backprop, data, kernels
 from manualgrad.cpu import jit
 from manualgrad.network.descent import Descent
 from manualgrad.nn import Dense
-from manualgrad.training import by_program
-from manualgrad.training.by_program import descent_of
-from manualgrad.training.epochs import Epochs
-from manualgrad.training.nonfinite import NonFinite
-from manualgrad.training.run import ENGINES, Run
-from manualgrad.training.steps import OPTIMIZERS, GradientDescent, normalised, step_sizes
+from manualgrad.training import fused_step
+from manualgrad.training.batches import normalize
+from manualgrad.training.epochs import EpochLayout
+from manualgrad.training.fused_step import make_descent
+from manualgrad.training.nonfinite import NonFiniteError
+from manualgrad.training.optimizers import OPTIMIZERS, GradientDescent, make_lr_scheduler
+from manualgrad.training.run import ENGINES, TrainingRun
 
 INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
 pytestmark = [
     pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available())),
-    pytest.mark.usefixtures("kernels_as_before"),
+    pytest.mark.usefixtures("restore_kernels"),
 ]
-few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few_examples = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,10 @@ def dataset() -> data.Dataset:
     return data.bundled_sample().limited(120)
 
 
-def made(dataset: data.Dataset, batch: int = 20, **arguments) -> tuple[DocumentCNN, Descent]:
+def make_model_and_descent(dataset: data.Dataset, batch: int = 20, **arguments) -> tuple[DocumentCNN, Descent]:
     torch.manual_seed(0)
     model = DocumentCNN(image_size=tuple(dataset.train.images.shape[-2:]), **arguments)
-    descent = descent_of(model, dataset, batch)
+    descent = make_descent(model, dataset, batch)
     assert descent is not None
     return model, descent
 
@@ -52,7 +53,7 @@ architectures = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
-@few
+@few_examples
 @given(
     architecture=architectures,
     side=st.integers(18, 28),
@@ -60,275 +61,274 @@ architectures = st.fixed_dictionaries(
     threads=st.integers(1, 4),
     rate=st.floats(0.001, 0.5),
 )
-def test_a_step_has_the_bits_of_the_engine_and_the_optimiser(
-    dataset, instructions, architecture, side, batch, threads, rate
-):
+def test_step_has_the_bits_of_backprop_and_sgd(dataset, instructions, architecture, side, batch, threads, rate):
     kernels.choose(instructions)
     torch.set_num_threads(threads)
-    middle = dataset.middle(side)
-    model, descent = made(middle, batch, **architecture)
+    cropped = dataset.center_crop(side)
+    model, descent = make_model_and_descent(cropped, batch, **architecture)
     twin = DocumentCNN(image_size=side, **architecture)
     twin.load_state_dict(model.state_dict())
     optimizer = torch.optim.SGD(twin.parameters(), lr=rate)
     order = torch.randperm(120)
-    descent.begin(order)
+    descent.begin_epoch(order)
     for first in (0, 120 - batch):
-        chosen = order[first : first + batch]
-        x, labels = normalised(middle.train.images[chosen], middle), middle.train.labels[chosen]
-        steps = backprop.backpropagate(twin, x, labels, eta=-1)
-        for layer, w, b in zip(twin.weighted(), steps.weights, steps.biases, strict=True):
+        indices = order[first : first + batch]
+        x, labels = normalize(cropped.train.images[indices], cropped), cropped.train.labels[indices]
+        updates = backprop.backpropagate(twin, x, labels, eta=-1)
+        for layer, w, b in zip(twin.layers_with_weights(), updates.weights, updates.biases, strict=True):
             layer.weight.grad, layer.bias.grad = w, b
         optimizer.step()
-        taken = descent.step(first, rate)
-        assert taken.cost == steps.cost.item()
-        assert taken.right == int((steps.probabilities.argmax(1) == labels).sum())
-        assert torch.equal(taken.known, steps.probabilities.gather(1, labels[:, None])[:, 0])
+        stats = descent.step(first, rate)
+        assert stats.cost == updates.cost.item()
+        assert stats.num_correct == int((updates.probabilities.argmax(1) == labels).sum())
+        assert torch.equal(stats.label_probs, updates.probabilities.gather(1, labels[:, None])[:, 0])
         assert all(map(torch.equal, model.parameters(), twin.parameters()))
 
 
-def test_the_first_of_equal_answers_counts(dataset):
-    model, descent = made(dataset, 120, hidden=())
+def test_ties_count_as_the_first_class(dataset):
+    model, descent = make_model_and_descent(dataset, 120, hidden=())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    descent.begin(torch.arange(120))
-    taken = descent.step(0, 0.1)
-    assert taken.right == int((dataset.train.labels == 0).sum())
-    torch.testing.assert_close(taken.known, torch.full((120,), 0.1))
+    descent.begin_epoch(torch.arange(120))
+    stats = descent.step(0, 0.1)
+    assert stats.num_correct == int((dataset.train.labels == 0).sum())
+    torch.testing.assert_close(stats.label_probs, torch.full((120,), 0.1))
 
 
-def test_weights_that_moved_are_noticed_by_whoever_needs_them(dataset):
-    model, descent = made(dataset)
-    z = model(normalised(dataset.train.images[:3], dataset))
-    descent.begin(torch.arange(120))
+def test_step_invalidates_saved_weights(dataset):
+    model, descent = make_model_and_descent(dataset)
+    z = model(normalize(dataset.train.images[:3], dataset))
+    descent.begin_epoch(torch.arange(120))
     assert descent.step(0, 0.1) is not None
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         z.sum().backward()
 
 
-def broken_weight(model, descent):
+def set_infinite_weight(model, descent):
     with torch.no_grad():
         model.conv1.weight[3, 2, 1, 0] = torch.inf
 
 
-def broken_bias(model, descent):
+def set_nan_bias(model, descent):
     with torch.no_grad():
         model.dense2.bias[1] = torch.nan
 
 
-def large_bias(model, descent):
+def set_large_biases(model, descent):
     with torch.no_grad():
         model.dense2.bias[1] = 3e38
         model.dense2.bias[2] = -3e38
 
 
-REFUSED = {
-    "a weight that is not finite": broken_weight,
-    "a bias that is not finite": broken_bias,
-    "an infinite cost": large_bias,
+REFUSALS = {
+    "infinite weight": set_infinite_weight,
+    "nan bias": set_nan_bias,
+    "infinite cost": set_large_biases,
     "other kernels": lambda model, descent: kernels.choose("off"),
-    "another tensor": lambda model, descent: setattr(model.conv0.weight, "data", model.conv0.weight.clone()),
+    "moved tensor": lambda model, descent: setattr(model.conv0.weight, "data", model.conv0.weight.clone()),
 }
 
 
-@pytest.mark.parametrize("reason", REFUSED)
-def test_a_step_that_is_refused_leaves_the_weights_alone(dataset, reason):
-    model, descent = made(dataset, hidden=())
-    descent.begin(torch.arange(120))
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_refused_step_leaves_the_weights_unchanged(dataset, reason):
+    model, descent = make_model_and_descent(dataset, hidden=())
+    descent.begin_epoch(torch.arange(120))
     assert descent.step(0, 0.1) is not None
-    REFUSED[reason](model, descent)
+    REFUSALS[reason](model, descent)
     before = [p.detach().clone() for p in model.parameters()]
     assert descent.step(20, 0.1) is None
-    for p, same in zip(model.parameters(), before, strict=True):
-        torch.testing.assert_close(p.detach(), same, rtol=0, atol=0, equal_nan=True)
+    for p, unchanged in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), unchanged, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("label", [10, -1, -100])
-def test_nothing_is_done_with_labels_that_are_no_class(dataset, label):
+def test_labels_of_no_class_refuse_the_epoch(dataset, label):
     labels = dataset.train.labels.clone()
     labels[7] = label
-    model, descent = made(replace(dataset, train=data.Split(dataset.train.images, labels)))
+    model, descent = make_model_and_descent(replace(dataset, train=data.Split(dataset.train.images, labels)))
     before = [p.detach().clone() for p in model.parameters()]
-    descent.begin(torch.arange(120))
+    descent.begin_epoch(torch.arange(120))
     assert descent.step(20, 0.1) is None
     assert all(map(torch.equal, model.parameters(), before))
-    descent.begin(torch.arange(20, 80))
-    assert descent.step(0, 0.1) is not None, "that image is not among these"
+    descent.begin_epoch(torch.arange(20, 80))
+    assert descent.step(0, 0.1) is not None, "the image with that label is not among these"
 
 
-def test_only_whole_batches_of_images_that_are_there(dataset):
-    _, descent = made(dataset, 50)
-    with pytest.raises(IndexError, match="numbers from 0 to 119"):
-        descent.begin(torch.tensor([0, 120]))
-    with pytest.raises(IndexError, match="numbers from 0 to 119"):
-        descent.begin(torch.tensor([-1, 3]))
-    descent.begin(torch.arange(120))
+def test_indices_must_exist_and_batches_must_be_whole(dataset):
+    _, descent = make_model_and_descent(dataset, 50)
+    with pytest.raises(IndexError, match="numbers from 0 to 119, got numbers from 0 to 120"):
+        descent.begin_epoch(torch.tensor([0, 120]))
+    with pytest.raises(IndexError, match="numbers from 0 to 119, got numbers from -1 to 3"):
+        descent.begin_epoch(torch.tensor([-1, 3]))
+    descent.begin_epoch(torch.arange(120))
     assert [descent.step(first, 0.1) is None for first in (0, 50, 70, 71, 100, -1)] == [False] * 3 + [True] * 3
 
 
-def test_data_that_kernels_cannot_read_is_refused(dataset):
-    model, descent = made(dataset)
+def test_unsupported_data_is_refused(dataset):
+    model, descent = make_model_and_descent(dataset)
     images, labels = dataset.train.images, dataset.train.labels
-    wide = torch.zeros(120, 1, 28, 56, dtype=torch.uint8)[..., ::2]
-    for wrong in ((images.float(), labels), (images, labels.int()), (wide, labels), (images[:, 0], labels)):
+    strided = torch.zeros(120, 1, 28, 56, dtype=torch.uint8)[..., ::2]
+    for wrong in ((images.float(), labels), (images, labels.int()), (strided, labels), (images[:, 0], labels)):
         with pytest.raises(ValueError, match="images must be uint8"):
             Descent(descent.plan, list(model.parameters()), *wrong, 0.0, 1.0)
-    single = DocumentCNN(fused=False)
-    assert descent_of(single, dataset, 20) is None
-    assert descent_of(model, dataset, 121) is None
-    assert descent_of(model.double(), dataset, 20) is None
+    unfused = DocumentCNN(fused=False)
+    assert make_descent(unfused, dataset, 20) is None
+    assert make_descent(model, dataset, 121) is None
+    assert make_descent(model.double(), dataset, 20) is None
 
 
 # ------------------------------------------------------------------------------------------------------ in a run
 
 
-def begun(dataset: data.Dataset, optimizer="sgd", engine="document", rate=0.1, hidden=(9,)) -> Run:
+def make_run(dataset: data.Dataset, optimizer="sgd", engine="document", rate=0.1, hidden=(9,)) -> TrainingRun:
     torch.manual_seed(0)
     model = DocumentCNN(image_size=24, hidden=hidden)
-    steps, epochs = OPTIMIZERS[optimizer](model.parameters(), lr=rate), Epochs(120, 25, 3, (1.0, 0.5))
-    schedule = step_sizes("linear", steps, epochs.steps)
-    return Run(model, steps, schedule, dataset.middle(24), epochs=epochs, seed=0, averaged=3, engine=engine)
+    torch_optimizer, epochs = OPTIMIZERS[optimizer](model.parameters(), lr=rate), EpochLayout(120, 25, 3, (1.0, 0.5))
+    schedule = make_lr_scheduler("linear", torch_optimizer, epochs.num_steps)
+    options = {"epochs": epochs, "seed": 0, "average_last": 3, "engine": engine}
+    return TrainingRun(model, torch_optimizer, schedule, dataset.center_crop(24), **options)
 
 
-def finished(run: Run) -> Run:
-    while not run.is_over:
-        run.take_step()
-        if run.place == 0:
+def finish(run: TrainingRun) -> TrainingRun:
+    while not run.is_finished:
+        run.train_step()
+        if run.step_in_epoch == 0:
             run.begin_epoch()
     return run
 
 
-def test_a_run_ends_with_the_same_bits_with_and_without(dataset, monkeypatch):
-    steps = []
+def test_run_has_the_same_bits_with_and_without_fused_steps(dataset, monkeypatch):
+    fused_steps = []
     original = Descent.step
-    monkeypatch.setattr(Descent, "step", lambda *given: steps.append(original(*given)) or steps[-1])
-    with_it = finished(begun(dataset))
-    assert [taken is not None for taken in steps] == [*[True] * 3, False, *[True, True, False] * 2]
-    monkeypatch.setattr(by_program, "descent_of", lambda *_: None)
-    by_gradients = finished(begun(dataset))
-    assert len(steps) == 10
-    assert with_it.costs == by_gradients.costs and with_it.right == by_gradients.right
-    assert all(map(torch.equal, with_it.model.parameters(), by_gradients.model.parameters()))
-    assert torch.equal(with_it.choice.before, by_gradients.choice.before)
+    monkeypatch.setattr(Descent, "step", lambda *args: fused_steps.append(original(*args)) or fused_steps[-1])
+    fused = finish(make_run(dataset))
+    assert [stats is not None for stats in fused_steps] == [*[True] * 3, False, *[True, True, False] * 2]
+    monkeypatch.setattr(fused_step, "make_descent", lambda *_: None)
+    unfused = finish(make_run(dataset))
+    assert len(fused_steps) == 10
+    assert fused.losses == unfused.losses and fused.num_correct == unfused.num_correct
+    assert all(map(torch.equal, fused.model.parameters(), unfused.model.parameters()))
+    assert torch.equal(fused.sampler.label_probs, unfused.sampler.label_probs)
 
 
 @pytest.mark.parametrize("other", [{"optimizer": "adam"}, {"engine": "autograd"}])
-def test_other_optimisers_and_the_other_engine_step_by_themselves(dataset, other):
-    run = begun(dataset, **other)
-    assert run.by_program is None or run.by_program.descent is None
-    assert begun(dataset).by_program.descent is not None
+def test_other_optimizers_and_engines_have_no_fused_step(dataset, other):
+    run = make_run(dataset, **other)
+    assert run.fused_step is None or run.fused_step.descent is None
+    assert make_run(dataset).fused_step.descent is not None
 
 
-def stepped(run: Run) -> Run:
+def take_two_steps(run: TrainingRun) -> TrainingRun:
     for _ in range(2):
-        run.take_step()
+        run.train_step()
     return run
 
 
-def frozen(run: Run) -> None:
+def freeze_layer(run: TrainingRun) -> None:
     run.model.conv0.requires_grad_(False)
 
 
-def another_layer(run: Run) -> None:
+def replace_layer(run: TrainingRun) -> None:
     torch.manual_seed(5)
     run.model.dense2 = Dense(32 * 3 * 3, 9)
 
 
-def transposed(run: Run) -> None:
+def transpose_weight(run: TrainingRun) -> None:
     run.model.conv1.weight.data = run.model.conv1.weight.data.transpose(2, 3)
 
 
-def hooked(run: Run) -> None:
-    def without_first_gradient(*_) -> None:
+def add_optimizer_hook(run: TrainingRun) -> None:
+    def zero_first_gradient(*_) -> None:
         run.model.conv0.weight.grad.zero_()
 
-    run.optimizer.register_step_pre_hook(without_first_gradient)
+    run.optimizer.register_step_pre_hook(zero_first_gradient)
 
 
-def fewer(run: Run) -> None:
+def remove_parameter(run: TrainingRun) -> None:
     del run.optimizer.param_groups[0]["params"][0]
 
 
-SITUATIONS = {
-    "a frozen layer": frozen,
-    "another layer": another_layer,
-    "a transposed weight": transposed,
-    "a hook of the optimiser": hooked,
-    "a weight that the optimiser leaves out": fewer,
-    "another convolution": lambda run: setattr(run.model.conv1, "flip_kernel", False),
+CHANGES = {
+    "frozen layer": freeze_layer,
+    "replaced layer": replace_layer,
+    "transposed weight": transpose_weight,
+    "optimizer hook": add_optimizer_hook,
+    "removed parameter": remove_parameter,
+    "unflipped kernel": lambda run: setattr(run.model.conv1, "flip_kernel", False),
 }
 
 
-@pytest.mark.parametrize("when", ["before", "in the middle of an epoch"])
-@pytest.mark.parametrize("situation", SITUATIONS)
-def test_what_is_changed_counts_from_the_next_step_on(dataset, monkeypatch, situation, when):
-    def changed() -> Run:
-        run = begun(dataset)
+@pytest.mark.parametrize("when", ["before", "mid-epoch"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_take_effect_at_the_next_step(dataset, monkeypatch, change, when):
+    def run_with_change() -> TrainingRun:
+        run = make_run(dataset)
         if when != "before":
-            stepped(run)
-        SITUATIONS[situation](run)
+            take_two_steps(run)
+        CHANGES[change](run)
         if when == "before":
-            run.draw_order()
-        return stepped(run)
+            run.draw_epoch_indices()
+        return take_two_steps(run)
 
-    found = changed()
-    monkeypatch.setattr(by_program, "descent_of", lambda *_: None)
-    right = changed()
-    assert found.costs == right.costs
-    assert all(map(torch.equal, found.model.parameters(), right.model.parameters()))
+    actual = run_with_change()
+    monkeypatch.setattr(fused_step, "make_descent", lambda *_: None)
+    expected = run_with_change()
+    assert actual.losses == expected.losses
+    assert all(map(torch.equal, actual.model.parameters(), expected.model.parameters()))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_frozen_weight_stays_and_a_shared_one_has_both_gradients(dataset, engine):
-    run = begun(dataset, engine=engine, hidden=(10, 10))
+def test_frozen_weight_stays_and_shared_weight_has_both_gradients(dataset, engine):
+    run = make_run(dataset, engine=engine, hidden=(10, 10))
     run.model.conv0.requires_grad_(False)
     before = run.model.conv0.weight.clone()
     run.model.dense4 = run.model.dense3
     x, labels = next(run.batches)
-    run.find_gradients(x, labels, len(labels))
+    run.compute_gradients(x, labels, len(labels))
     assert run.model.conv0.weight.grad is None and torch.equal(run.model.conv0.weight, before)
     model = run.model.double()
     (expected,) = torch.autograd.grad(model.cost(x.double(), labels), [model.dense3.weight])
     torch.testing.assert_close(model.dense3.weight.grad, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_images_that_were_freed_are_not_read(dataset):
-    own = data.Split(dataset.train.images.clone(), dataset.train.labels)
-    run = stepped(begun(replace(dataset, train=own)))
-    own.images.untyped_storage().resize_(0)
-    assert run.by_program.descent.step(25, 0.1) is None
+def test_freed_images_are_not_read(dataset):
+    split = data.Split(dataset.train.images.clone(), dataset.train.labels)
+    run = take_two_steps(make_run(replace(dataset, train=split)))
+    split.images.untyped_storage().resize_(0)
+    assert run.fused_step.descent.step(25, 0.1) is None
 
 
-def test_a_cost_that_is_not_finite_is_said_and_the_weights_are_as_before(dataset):
-    run = begun(dataset)
-    run.take_step()
+def test_nonfinite_cost_raises_and_leaves_the_weights_unchanged(dataset):
+    run = make_run(dataset)
+    run.train_step()
     with torch.no_grad():
         run.model.dense2.bias[3] = torch.nan
     before = [p.detach().clone() for p in run.model.parameters()]
-    with pytest.raises(NonFinite, match=r"dense2\.bias"):
-        run.take_step()
-    for p, same in zip(run.model.parameters(), before, strict=True):
-        torch.testing.assert_close(p.detach(), same, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(NonFiniteError, match=r"dense2\.bias"):
+        run.train_step()
+    for p, unchanged in zip(run.model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), unchanged, rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_label_that_is_no_class_is_named(dataset):
+def test_error_names_a_label_of_no_class(dataset):
     labels = dataset.train.labels.clone()
-    run = begun(replace(dataset, train=data.Split(dataset.train.images, labels)))
-    labels[run.chosen[30]] = 11
+    run = make_run(replace(dataset, train=data.Split(dataset.train.images, labels)))
+    labels[run.epoch_indices[30]] = 11
     run.begin_epoch()
     with pytest.raises(IndexError, match="label"):
-        finished(run)
+        finish(run)
 
 
-def test_gradient_descent_has_the_bits_of_torchs():
+def test_gradient_descent_has_the_bits_of_sgd():
     torch.manual_seed(0)
-    ours, theirs = (
+    ours, native = (
         [torch.nn.Parameter(torch.linspace(-3, 3, 1001)), torch.nn.Parameter(torch.ones(7))] for _ in "ab"
     )
-    optimizers = GradientDescent(ours, lr=0.3), torch.optim.SGD(theirs, lr=0.3)
+    optimizers = GradientDescent(ours, lr=0.3), torch.optim.SGD(native, lr=0.3)
     for _ in range(5):
         g = torch.randn(1001)
-        ours[0].grad, theirs[0].grad = g.clone(), g.clone()  # the other parameter has no gradient
+        ours[0].grad, native[0].grad = g.clone(), g.clone()  # the other parameter has no gradient
         for optimizer in optimizers:
             optimizer.step()
-        assert all(map(torch.equal, ours, theirs))
+        assert all(map(torch.equal, ours, native))

@@ -1,4 +1,4 @@
-"""Promise: the document's network and the native one are the same function, and learn the same, step for step."""
+"""Promise: DocumentCNN and its native twin are the same function, and have the same costs in each training step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 
 import manualgrad as mg
-from compare.native import from_native, native_twin, save_weights, to_native
+from compare.native_network import copy_weights_from_native, from_native, native_twin, to_native
 from manualgrad import data
-from manualgrad.training.steps import minibatches, normalised
+from manualgrad.training.batches import minibatches, normalize
 
 FOLDER = Path(os.environ.get("MANUALGRAD_DATA_DIR", Path(__file__).parents[3] / "shared" / "mnist"))
 
 
-def small(subgradient=0.5, **options):
+def make_small_model(subgradient=0.5, **options):
     sizes = {"image_size": (18, 20), "channels": (3, 4), "hidden": (6,), "classes": 5, **options}
     return mg.DocumentCNN(**sizes, subgradient=subgradient, dtype=torch.float64)
 
@@ -30,15 +30,15 @@ def small(subgradient=0.5, **options):
     {"in_channels": 2, "hidden": (7, 6)},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("subgradient", [0, 0.5])
-def test_the_twin_is_the_same_network(options, subgradient):
-    model = small(subgradient, **options)
+def test_native_twin_is_the_same_function(options, subgradient):
+    model = make_small_model(subgradient, **options)
     twin = native_twin(model)
     x = torch.randn(4, options.get("in_channels", 1), 18, 20, dtype=torch.float64)
     labels = torch.tensor([4, 0, 2, 2])
     ours, native = model.cost(x, labels), F.cross_entropy(twin(x), labels)
     ours.backward()
     native.backward()
-    # One rounding order against another: a few units of float64's last place.
+    # The two add up in different orders, and differ by a few units in the last place of float64.
     torch.testing.assert_close(ours, native, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(model.probabilities(x), F.softmax(twin(x), 1), rtol=1e-12, atol=1e-13)
     gradients = from_native({name: p.grad for name, p in twin.named_parameters()}, model)
@@ -46,20 +46,20 @@ def test_the_twin_is_the_same_network(options, subgradient):
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-10, atol=1e-13)
 
 
-def test_weights_go_there_and_back_unchanged():
-    model = small()
-    twin, other = native_twin(model), small()
+def test_weights_round_trip_through_the_twin():
+    model = make_small_model()
+    twin, other = native_twin(model), make_small_model()
     assert not torch.equal(other.conv0.weight, model.conv0.weight)
-    save_weights(twin, other)
+    copy_weights_from_native(twin, other)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
-    assert not torch.equal(twin.conv0.weight, model.conv0.weight), "the kernel is flipped"
-    back = from_native(to_native(model.state_dict(), model), model)
-    assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
+    assert not torch.equal(twin.conv0.weight, model.conv0.weight), "the twin has an unflipped kernel"
+    round_trip = from_native(to_native(model.state_dict(), model), model)
+    assert all(torch.equal(round_trip[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_an_unflipped_or_unpermuted_twin_would_be_noticed():
-    model = small()
+def test_unflipped_or_unpermuted_twin_is_noticed():
+    model = make_small_model()
     twin = native_twin(model)
     x = torch.randn(2, 1, 18, 20, dtype=torch.float64)
     for name in ("conv0.weight", "dense2.weight"):
@@ -69,31 +69,31 @@ def test_an_unflipped_or_unpermuted_twin_would_be_noticed():
         assert (changed(x) - model(x)).abs().max() > 1e-3
 
 
-def test_no_twin_for_a_subgradient_that_no_native_relu_has():
+def test_subgradient_other_than_0_and_half_has_no_twin():
     with pytest.raises(ValueError, match=r"0\.25 at 0"):
-        native_twin(small(0.25))
+        native_twin(make_small_model(0.25))
 
 
-def test_one_image_without_a_batch():
-    model = small()
+def test_image_without_batch_dimension():
+    model = make_small_model()
     x = torch.randn(1, 18, 20, dtype=torch.float64)
     torch.testing.assert_close(model(x), model(x.unsqueeze(0))[0])
     assert model.cost(x, torch.tensor(3)).shape == ()
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"image_size": 12}, "convolution 1 .* 4x4 that reach it"),
+    ({"image_size": 12}, "the input of convolution 1 is 4x4"),
     ({"channels": ()}, "at least one convolution"),
-    ({"image_size": (28, 5)}, "convolution 0 .* 28x5"),
-    ({"classes": 0}, "out_features must be a whole number, at least 1, got 0"),
+    ({"image_size": (28, 5)}, "the input of convolution 0 is 28x5"),
+    ({"classes": 0}, "out_features must be an integer >= 1, got 0"),
 ])  # fmt: skip
-def test_impossible_sizes_are_named(options, words):
+def test_error_names_the_impossible_size(options, words):
     with pytest.raises(ValueError, match=words):
         mg.DocumentCNN(**options)
 
 
-def learn_side_by_side(dataset, epochs, batch_size):
-    """The cost of every step of both networks, from the same weights and batches, plain gradient descent, float64."""
+def train_side_by_side(dataset, epochs, batch_size):
+    """Train both from the same weights on the same batches, by gradient descent in float64; return their costs."""
     torch.manual_seed(0)
     model = mg.DocumentCNN(dtype=torch.float64)
     twin = native_twin(model)
@@ -103,35 +103,35 @@ def learn_side_by_side(dataset, epochs, batch_size):
     for _ in range(epochs):
         for x, labels in minibatches(dataset, torch.randperm(len(dataset.train), generator=order), batch_size):
             x = x.double()
-            step = (mg.softmax_cross_entropy(model(x), labels), F.cross_entropy(twin(x), labels))
-            for cost, optimizer in zip(step, optimizers, strict=True):
+            step_costs = (mg.softmax_cross_entropy(model(x), labels), F.cross_entropy(twin(x), labels))
+            for cost, optimizer in zip(step_costs, optimizers, strict=True):
                 optimizer.zero_grad()
                 cost.backward()
                 optimizer.step()
-            costs.append([cost.item() for cost in step])
+            costs.append([cost.item() for cost in step_costs])
     return model, twin, torch.tensor(costs, dtype=torch.float64)
 
 
 @torch.no_grad()
 def predictions(network, dataset):
-    parts = (network(normalised(images, dataset).double()).argmax(1) for images in dataset.test.images.split(500))
+    parts = (network(normalize(images, dataset).double()).argmax(1) for images in dataset.test.images.split(500))
     return torch.cat(list(parts))
 
 
-def test_both_learn_the_same_on_a_part_of_the_sample():
+def test_costs_equal_those_of_the_twin_on_the_sample():
     dataset = data.bundled_sample().limited(600)
-    model, twin, costs = learn_side_by_side(dataset, epochs=1, batch_size=10)
-    assert costs[-5:, 0].mean() < costs[0, 0] / 2, "it does learn"
+    model, twin, costs = train_side_by_side(dataset, epochs=1, batch_size=10)
+    assert costs[-5:, 0].mean() < costs[0, 0] / 2, "the cost did not decrease"
     assert (costs[:, 0] - costs[:, 1]).abs().max() < 1e-12
     assert torch.equal(predictions(model, dataset), predictions(twin, dataset))
 
 
 @pytest.mark.slow
-def test_both_learn_the_same_in_two_epochs_of_mnist():
+def test_costs_equal_those_of_the_twin_in_two_epochs_of_mnist():
     if not (FOLDER / "MNIST").is_dir():
         pytest.skip(f"needs the whole MNIST: set MANUALGRAD_DATA_DIR to a folder with MNIST/raw (not in {FOLDER})")
     dataset = data.load("mnist", FOLDER)
-    model, twin, costs = learn_side_by_side(dataset, epochs=2, batch_size=64)
+    model, twin, costs = train_side_by_side(dataset, epochs=2, batch_size=64)
     difference = (costs[:, 0] - costs[:, 1]).abs().max().item()
     print(f"{len(costs)} steps, largest difference of a cost {difference:.2e}")
     assert difference < 1e-10

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 import manualgrad as mg
-from manualgrad.ops import conv_relu_pool as fused_module
-from manualgrad.ops.conv_relu_pool import DEAD, ZERO, Geometry, conv2d_relu_max_pool2d, relu_pool_forward
-from manualgrad.ops.max_pool2d_geometry import geometry_of
+from manualgrad.cpu.pool_index import AT_ZERO, INACTIVE
+from manualgrad.ops import conv_relu_pool_dispatch
+from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
+from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
+from manualgrad.ops.max_pool2d_geometry import make_max_pool2d_geometry
+from manualgrad.ops.relu_pool import relu_pool_forward
 
 
 def composed(x, w, b, subgradient, **options):
@@ -51,10 +54,10 @@ def test_every_window_of_signs_zeros_and_nan(window):
 def test_the_codes_say_where_and_how_much():
     z = torch.tensor([[1.0, 3], [3, 2]]), torch.tensor([[0.0, -1], [0, -1]]), torch.tensor([[-1.0, 0], [0, -1]])
     z = torch.stack(z).unsqueeze(-1)  # (B, H, W, 1)
-    geometry = Geometry(None, geometry_of((1, 2, 2), 2, None, 0, 1, False), 0.5)
+    geometry = ConvReLUPoolGeometry(None, make_max_pool2d_geometry((1, 2, 2), 2, None, 0, 1, False), 0.5)
     pooled, code = relu_pool_forward(z, geometry)
     assert pooled.flatten().tolist() == [3, 0, 0]
-    assert code.flatten().tolist() == [1, ZERO, DEAD]
+    assert code.flatten().tolist() == [1, AT_ZERO, INACTIVE]
 
 
 def test_the_network_is_the_same_fused_or_not():
@@ -78,12 +81,12 @@ def test_images_in_turn_give_what_they_give_at_once(monkeypatch):
 
     def found():
         leaves = [tensor.clone().requires_grad_() for tensor in (x, w, b)]
-        y = fused_module.conv2d_relu_max_pool2d(*leaves)
+        y = conv2d_relu_max_pool2d(*leaves)
         return y, *torch.autograd.grad(y.square().sum(), leaves)
 
     at_once = found()
     for places in (1, 2 * 3 * 7 * 6):  # one image; two, and one that is left over
-        monkeypatch.setattr(fused_module, "CHUNK_NUMEL", places)
+        monkeypatch.setattr(conv_relu_pool_dispatch, "CHUNK_NUMEL", places)
         for one, other in zip(found(), at_once, strict=True):
             assert one.stride() == other.stride()
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # some roundings of 1e-16

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import manualgrad
-from tests.conftest import there_and_back
+from tests.conftest import run_forward_backward
 
 INF, NAN = math.inf, math.nan
 SPECIAL = pytest.mark.parametrize("special", [NAN, INF, -INF], ids=str)
@@ -31,7 +31,7 @@ def assert_native(
 ) -> dict[str, Tensor]:
     """That values and gradients are native ones, NaN for NaN; returns them."""
     results = [
-        there_and_back(function, inputs, lambda output: torch.ones_like(output) if g is None else g)
+        run_forward_backward(function, inputs, lambda output: torch.ones_like(output) if g is None else g)
         for function in (ours, native)
     ]
     torch.testing.assert_close(*results, equal_nan=True)
@@ -108,7 +108,7 @@ def test_pooling_chooses_among_special_values_as_native(values: list[float], opt
 def test_windows_of_padding_alone_have_no_gradient_to_give() -> None:
     """A dilated window may step over a small image. Natively backward then writes out of bounds, and may crash."""
     x = whole_numbers(1, 2, 2, 2)
-    ours = there_and_back(lambda x: manualgrad.max_pool2d(x, 2, 1, 1, 3), [x], torch.ones_like)
+    ours = run_forward_backward(lambda x: manualgrad.max_pool2d(x, 2, 1, 1, 3), [x], torch.ones_like)
     assert torch.equal(ours["output"], F.max_pool2d(x, 2, 1, 1, 3))
     assert ours["output"].isneginf().all()
     assert not ours["gradient 0"].any()
@@ -176,7 +176,7 @@ def test_cross_entropy_of_special_logits_is_native(values: list[float], smoothin
 @pytest.mark.parametrize("scale", [1e4, 3e38])
 def test_cross_entropy_of_huge_logits_is_exact(scale: float) -> None:
     z = torch.tensor([[scale, 0.0], [0.0, scale]])
-    ours = there_and_back(
+    ours = run_forward_backward(
         lambda z: manualgrad.softmax_cross_entropy(z, torch.tensor([0, 0]), reduction="none"), [z], torch.ones_like
     )
     assert torch.equal(ours["output"], torch.tensor([0, scale]))
@@ -257,7 +257,7 @@ def test_rows_and_columns_that_no_window_reaches_get_0(g: float) -> None:
         (lambda x, w: conv2d(x, w, stride=(4, 5)), (x, torch.ones(3, 2, 2, 3))),
         (lambda x: manualgrad.max_pool2d(x, (2, 3), (4, 5)), (x,)),
     ):
-        ours = there_and_back(function, inputs, lambda output: torch.full_like(output, g))
+        ours = run_forward_backward(function, inputs, lambda output: torch.full_like(output, g))
         assert ours["output"].isfinite().all()
         gradient = ours["gradient 0"]
         assert not gradient[:, :, [2, 3, 6, 7]].any()
@@ -341,7 +341,7 @@ def test_layout_of_inputs_and_gradient_changes_nothing(
     inputs = [layout(whole_numbers(*shape)) for shape in shapes]
     g = layout(whole_numbers(*native(*inputs).shape))
     results = assert_native(ours, native, *inputs, g=g)
-    plain = there_and_back(ours, [x.contiguous() for x in inputs], lambda _: g.contiguous())
+    plain = run_forward_backward(ours, [x.contiguous() for x in inputs], lambda _: g.contiguous())
     for name in results:
         torch.testing.assert_close(results[name], plain[name], rtol=1e-6, atol=1e-6)
 
@@ -355,7 +355,7 @@ def test_inputs_and_gradient_are_left_as_they_were(operation: tuple[Any, ...]) -
     inputs = [whole_numbers(*shape) for shape in shapes]
     g = whole_numbers(*native(*inputs).shape)
     before = [x.clone() for x in (*inputs, g)]
-    there_and_back(ours, inputs, lambda _: g)
+    run_forward_backward(ours, inputs, lambda _: g)
     assert all(torch.equal(x, old) for x, old in zip((*inputs, g), before, strict=True))
 
 

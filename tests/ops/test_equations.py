@@ -180,6 +180,7 @@ def convolution_case(x_shape, w_shape, stride):
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
+# proves eq. (1)
 def test_convolution_is_equations_1_and_17(case):
     x, w, b, _, stride = convolution_case(*case)
     close(document(functional.conv2d(image(x), kernel(w), None, stride)), reference.conv2d(x, w, None, stride))
@@ -187,6 +188,7 @@ def test_convolution_is_equations_1_and_17(case):
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
+# proves eq. (2), (3), (17)
 def test_convolution_gradients_are_equations_2_3_and_17(case):
     x, w, b, delta, stride = convolution_case(*case)
     ours = image(x), kernel(w), tensor(b)
@@ -197,6 +199,7 @@ def test_convolution_gradients_are_equations_2_3_and_17(case):
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
+# proves eq. (1)
 def test_the_kernel_is_flipped_by_default_and_a_correlation_is_noticed(case):
     x, w, _, _, stride = convolution_case(*case)
     expected = reference.conv2d(x, w, None, stride)
@@ -238,11 +241,13 @@ def assert_pooling_is_equation_4(x, size, stride):
 
 
 @pytest.mark.parametrize(("shape", "size", "stride"), POOLINGS)
+# proves eq. (4)
 def test_pooling_is_equation_4(shape, size, stride):
     assert_pooling_is_equation_4(random(*shape), size, stride)
 
 
 @pytest.mark.parametrize(("shape", "size", "stride"), POOLINGS)
+# proves eq. (4)
 def test_of_tied_maxima_the_first_takes_all(shape, size, stride):
     assert_pooling_is_equation_4(rng().integers(0, 2, shape).astype(float), size, stride)
     assert_pooling_is_equation_4(np.full(shape, -np.inf), size, stride)
@@ -268,7 +273,7 @@ def test_nan_is_a_maximum_and_the_last_of_several(shape, size, stride):
 )
 def test_the_place_of_a_maximum_by_hand(window, taken):
     window = np.array(window, dtype=float)
-    assert reference.place_of_maximum(window) == taken
+    assert reference.argmax_position(window) == taken
     _, gradient, delta = pooled(window[None, :, :, None], (2, 2), (2, 2))
     expected = np.zeros((2, 2))
     expected[taken] = delta.item()
@@ -286,6 +291,7 @@ def test_places_that_no_pooling_window_reaches_get_an_exact_zero():
 # ------------------------------------------------------------------------------------- Flatten, (5)
 
 
+# proves eq. (5)
 def test_flatten_is_equation_5_and_its_gradient_the_way_back():
     x, delta = random(2, 3, 4, 5), random(2, 60, seed=1)
     ours = image(x)
@@ -311,6 +317,7 @@ def test_other_orders_than_equation_5_are_noticed():
 # ------------------------------------------------------------------------------- Dense, (6) to (8)
 
 
+# proves eq. (6), (7), (8)
 def test_dense_is_equations_6_and_17_and_its_gradients_7_8_and_17():
     x, w, b, delta = random(3, 5), random(5, 4, seed=1), random(4, seed=2), random(3, 4, seed=3)
     ours = tensor(x), tensor(w.T), tensor(b)
@@ -329,6 +336,7 @@ Z = np.array([-2.0, -1e-300, -5e-324, -0.0, 0.0, 5e-324, 1e-300, 3.0])  # 5e-324
 
 
 @pytest.mark.parametrize("subgradient", [0, 0.5, 1])
+# proves eq. (9), (10)
 def test_relu_is_equation_9_and_its_gradient_10(subgradient):
     delta, z = random(8), tensor(Z)
     output = functional.relu(z, subgradient=subgradient)
@@ -349,6 +357,7 @@ def test_the_subgradient_is_one_half_unless_told():
 # ------------------------------------------------------------------------------ Softmax, (11) and (12)
 
 
+# proves eq. (11), (12)
 def test_softmax_is_equation_11_and_its_jacobian_12():
     z, delta = 3 * random(3, 4), random(3, 4, seed=1)
     ours = tensor(z)
@@ -370,6 +379,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)
+# proves eq. (13), (14), (15)
 def test_cross_entropy_is_equations_13_and_14_and_its_gradient_15(y):
     z, delta = 3 * random(3, 4), random(3, seed=1)
     ours, target = tensor(z), torch.from_numpy(y)
@@ -401,6 +411,7 @@ def test_all_lines_of_equation_15_agree_but_the_last_needs_targets_that_sum_to_1
     assert (np.abs(x - y - gradient).max() <= ROUNDING) == np.allclose(sums, 1)
 
 
+# proves eq. (13), (14)
 def test_the_misprints_of_equations_13_and_14_are_noticed():
     z, y = 3 * np.abs(random(3, 4)), TARGETS["sum 1"]
     cost = functional.softmax_cross_entropy(tensor(z), torch.from_numpy(y)).item()
@@ -542,6 +553,7 @@ Y = np.array([[0, 0, 1], [0.2, 0.5, 0.3]])
 
 
 @pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+# proves eq. (16), (17), (22), (23)
 def test_the_network_and_its_gradients_are_equations_16_to_23(options):
     model, x = network(**options), random(2, 20, 18, 2)
     results = ours(model, x, Y)
@@ -566,10 +578,11 @@ def test_the_network_agrees_where_most_of_z_is_exactly_zero(subgradient):
     assert_same(results, expected(model, x, Y, subgradient=subgradient))
 
 
+# proves eq. (23)
 def test_the_maximum_is_taken_after_the_relu():
     """F∘P∘R and F∘R∘P have the same values, but other gradients where a window holds nothing above 0."""
     z = np.array([[-1.0, 0], [-2, 0]])[None, :, :, None]
-    document_gradient = reference_network.activation_gradient("FPR", np.ones((1, 1)), z)
+    document_gradient = reference_network.activation_backward("FPR", np.ones((1, 1)), z)
     for first, second, agrees in (
         (functional.relu, functional.max_pool2d, True),
         (functional.max_pool2d, functional.relu, False),
@@ -591,6 +604,7 @@ POSITION_BIASES = [(8, 8, 2), (2, 3, 3), (4,), (3,)]
 
 
 @pytest.mark.parametrize("bias_shapes", [CHANNEL_BIASES, POSITION_BIASES], ids=["channels", "positions"])
+# proves eq. (18)
 def test_the_recursion_agrees_with_finite_differences_of_each_examples_cost(bias_shapes):
     """The first lines of (18) and (21), Δb = −η ∂J^b/∂b and Δw = −η ∂J^b/∂w, for every weight and bias."""
     weights, biases, x, y = small_network(bias_shapes)
@@ -621,6 +635,7 @@ def test_a_bias_for_every_position_moves_by_delta_itself():
             close(step, delta if step.shape == delta.shape else delta.sum((1, 2)))
 
 
+# proves eq. (19)
 def test_the_last_delta_is_minus_eta_times_softmax_less_target():
     """Section 4.2's δ³ = −η(x⁴ − y), which (19) comes to when the targets sum to 1."""
     weights, biases, x, _ = small_network(CHANNEL_BIASES)

@@ -1,7 +1,7 @@
 """Promise: first and second derivatives, backward and forward, equal finite differences, for every option.
 
-gradcheck lets an error of 1e-4 pass; ``test_equations.py`` and ``test_native.py`` hold the same derivatives against
-exact oracles. What is shown here is that every mode of differentiation leads to the same formulas.
+gradcheck accepts an error of 1e-4; ``test_equations.py`` and ``test_native.py`` compare the same derivatives with
+exact ones. The tests here show that every mode of differentiation uses the same formulas.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import manualgrad as mg
-from tests.operations import OPERATIONS, Operation, names
+from tests.operations import SMALL_OPERATIONS, SmallOperation, operation_id
 
-every_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=names)
+every_operation = pytest.mark.parametrize("operation", SMALL_OPERATIONS, ids=operation_id)
 
 
 @every_operation
-def test_first_derivatives_in_every_mode(operation: Operation, device):
+def test_first_derivatives_in_every_mode(operation: SmallOperation, device):
     assert gradcheck(
         operation.function,
         operation.inputs(device=device),
@@ -29,7 +29,7 @@ def test_first_derivatives_in_every_mode(operation: Operation, device):
 
 
 @every_operation
-def test_second_derivatives_in_every_mode(operation: Operation, device):
+def test_second_derivatives_in_every_mode(operation: SmallOperation, device):
     assert gradgradcheck(
         operation.function,
         operation.inputs(device=device),
@@ -40,19 +40,19 @@ def test_second_derivatives_in_every_mode(operation: Operation, device):
 
 
 @every_operation
-def test_only_the_gradients_asked_for_are_computed(operation: Operation, device):
+def test_only_required_gradients_are_computed(operation: SmallOperation, device):
     inputs = operation.inputs(device=device)
-    for asked in range(len(inputs)):
-        given = [tensor.detach().requires_grad_(n == asked) for n, tensor in enumerate(inputs)]
-        output = operation.function(*given)
-        upstream = torch.randn_like(output)
-        output.backward(upstream)
-        wanted = torch.autograd.grad(operation.function(*inputs), inputs[asked], upstream)[0]
-        assert torch.equal(given[asked].grad, wanted)
-        assert all(tensor.grad is None for n, tensor in enumerate(given) if n != asked)
+    for index in range(len(inputs)):
+        leaves = [tensor.detach().requires_grad_(n == index) for n, tensor in enumerate(inputs)]
+        output = operation.function(*leaves)
+        grad_output = torch.randn_like(output)
+        output.backward(grad_output)
+        (expected,) = torch.autograd.grad(operation.function(*inputs), inputs[index], grad_output)
+        assert torch.equal(leaves[index].grad, expected)
+        assert all(tensor.grad is None for n, tensor in enumerate(leaves) if n != index)
 
 
-def test_a_wrong_gradient_is_noticed():
+def test_gradcheck_rejects_a_wrong_gradient():
     class Wrong(torch.autograd.Function):
         @staticmethod
         def forward(x):
@@ -71,18 +71,18 @@ def test_a_wrong_gradient_is_noticed():
 
 
 def graph_nodes(output):
-    """Every node of the graph behind ``output``."""
-    seen, waiting = set(), [output.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [parent for parent, _ in node.next_functions]
-    return seen
+    """All nodes of the autograd graph of ``output``."""
+    visited, stack = set(), [output.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in visited:
+            visited.add(node)
+            stack += [parent for parent, _ in node.next_functions]
+    return visited
 
 
-# What torch's own engine may differentiate: views, copies, casts, and the sums and products that join our Functions.
-JOINTS = {
+# Nodes that PyTorch may differentiate: views, copies, casts, and the sums and products that join our Functions.
+NATIVE_NODES = {
     "torch::autograd::AccumulateGrad",
     "CloneBackward0", "ToCopyBackward0", "TBackward0", "TransposeBackward0", "PermuteBackward0",
     "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ExpandBackward0", "SqueezeBackward0",
@@ -91,7 +91,7 @@ JOINTS = {
 
 
 @every_operation
-def test_the_graph_of_a_first_derivative_is_ours(operation: Operation, device):
+def test_the_graph_of_a_first_derivative_has_our_functions_only(operation: SmallOperation, device):
     inputs = operation.inputs(device=device)
     output = operation.function(*inputs)
     gradients = torch.autograd.grad(output, inputs, torch.ones_like(output), create_graph=True)
@@ -102,9 +102,8 @@ def test_the_graph_of_a_first_derivative_is_ours(operation: Operation, device):
             "CrossEntropyJvpFunction", "CrossEntropyGradTargetFunction", "ProductFunction", "ScaleRowsFunction",
             "SumLastFunction", "RepeatLastFunction"}  # fmt: skip
     for result in (output, *gradients):
-        names = {node.name() for node in graph_nodes(result)} if result.grad_fn else set()
-        strangers = {name for name in names if name not in JOINTS and name.removesuffix("Backward") not in ours}
-        assert not strangers
+        if result.grad_fn:
+            assert {node.name().removesuffix("Backward") for node in graph_nodes(result)} <= NATIVE_NODES | ours
 
 
 def test_a_third_derivative():

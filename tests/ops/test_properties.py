@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import manualgrad
-from tests.conftest import there_and_back
+from tests.conftest import run_forward_backward
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # natively a copy; not our concern
 
@@ -109,7 +109,7 @@ def assert_native_bits(
             drawn.append(data.draw(whole_numbers(tuple(output.shape), output.dtype)))
         return drawn[0]
 
-    results, expected = there_and_back(ours, inputs, gradient), there_and_back(native, inputs, gradient)
+    results, expected = run_forward_backward(ours, inputs, gradient), run_forward_backward(native, inputs, gradient)
     assert results.keys() == expected.keys()
     for name, value in expected.items():
         assert results[name].dtype == value.dtype, name
@@ -191,7 +191,7 @@ def test_cross_entropy_is_native(cost: tuple[Any, ...], data: st.DataObject) -> 
     z, labels, options = cost
     g = data.draw(whole_numbers(tuple(F.cross_entropy(z, labels, **options).shape), z.dtype))
     ours, native = (
-        there_and_back(lambda z, function=function: function(z, labels, **options), [z], lambda _: g)
+        run_forward_backward(lambda z, function=function: function(z, labels, **options), [z], lambda _: g)
         for function in (manualgrad.softmax_cross_entropy, F.cross_entropy)
     )
     tolerance = 1e-5 if z.dtype == torch.float32 else 1e-12
@@ -211,7 +211,7 @@ def test_gradients_of_convolution_are_its_adjoints(convolution: tuple[Any, Any],
         drawn.append(data.draw(whole_numbers(tuple(output.shape), output.dtype)))
         return drawn[0]
 
-    ours = there_and_back(lambda x, w: manualgrad.conv2d(x, w, **options), [x, w], gradient)
+    ours = run_forward_backward(lambda x, w: manualgrad.conv2d(x, w, **options), [x, w], gradient)
     product = (ours["output"] * drawn[0]).sum()
     assert product == (x * ours["gradient 0"]).sum()
     assert product == (w * ours["gradient 1"]).sum()
@@ -228,7 +228,7 @@ def test_gradient_of_pooling_is_its_adjoint(pooling: tuple[Tensor, Any], data: s
         products.append((output * g).sum())
         return g
 
-    ours = there_and_back(lambda x: manualgrad.max_pool2d(x, **options), [x], gradient)
+    ours = run_forward_backward(lambda x: manualgrad.max_pool2d(x, **options), [x], gradient)
     assert products[0] == (x * ours["gradient 0"]).sum()
 
 
@@ -243,7 +243,7 @@ def test_unpooling_preserves_the_sum(pooling: tuple[Tensor, Any], data: st.DataO
         sums.append(g.sum())
         return g
 
-    ours = there_and_back(lambda x: manualgrad.max_pool2d(x, **options), [x], gradient)
+    ours = run_forward_backward(lambda x: manualgrad.max_pool2d(x, **options), [x], gradient)
     assert ours["gradient 0"].sum() == sums[0]
 
 
@@ -261,7 +261,7 @@ def logits(draw: st.DrawFn, least: int = 1) -> Tensor:
 def test_softmax_sums_to_1_and_its_gradient_to_0(z: Tensor) -> None:
     """To 1e-15 a term: at most 6 numbers up to 1 are added. (12) sums to 0 over j, the shift's derivative."""
     g = torch.arange(1.0, 1 + z.numel(), dtype=z.dtype).view_as(z)
-    ours = there_and_back(manualgrad.softmax, [z], lambda _: g)
+    ours = run_forward_backward(manualgrad.softmax, [z], lambda _: g)
     assert (ours["output"] >= 0).all()
     torch.testing.assert_close(ours["output"].sum(-1), z.new_ones(len(z)), rtol=0, atol=6e-15)
     assert (ours["gradient 0"].sum(-1).abs() <= 6e-15 * g.max()).all()
@@ -274,7 +274,7 @@ def test_shift_changes_neither_softmax_nor_cost(data: st.DataObject) -> None:
     shift = data.draw(st.integers(-(2**40), 2**40))
     y = manualgrad.softmax(z.flip(1))
     for function in (manualgrad.softmax, lambda z: manualgrad.softmax_cross_entropy(z, y, reduction="none")):
-        one, other = (there_and_back(function, [x], torch.ones_like) for x in (z, z + shift))
+        one, other = (run_forward_backward(function, [x], torch.ones_like) for x in (z, z + shift))
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 

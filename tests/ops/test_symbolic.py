@@ -20,7 +20,8 @@ import sympy as sp
 import torch
 
 from manualgrad import DocumentCNN, backprop, functional
-from manualgrad.ops import conv2d, conv2d_geometry
+from manualgrad.ops import conv2d
+from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.relu import relu_backward
 from manualgrad.ops.softmax import softmax_backward, softmax_backward_apply, softmax_forward
 from manualgrad.ops.softmax_cross_entropy import (
@@ -115,7 +116,7 @@ STRIDE = s1, s2 = 2, 3
 P, Q = 2, 1
 X, W = symbols("x", 6, 6, 2), symbols("w", P + 1, Q + 1, 2, 2)
 DELTA = symbols("δ", 2, 2, 2)
-GEOMETRY = conv2d_geometry.Geometry(Windows((P + 1, Q + 1), STRIDE), X.shape[:2])
+GEOMETRY = Conv2dGeometry(Windows((P + 1, Q + 1), STRIDE), X.shape[:2])
 
 
 def C(x, w):
@@ -146,10 +147,12 @@ def dC_dw(x):
     )
 
 
+# proves eq. (2)
 def test_equation_2_is_the_derivative_of_1():
     assert identical(jacobian(C(X, W), X), dC_dx(W))
 
 
+# proves eq. (3)
 def test_equation_3_is_the_derivative_of_1():
     assert identical(jacobian(C(X, W), W), dC_dw(X))
 
@@ -173,7 +176,7 @@ def code_of_2_and_3(point, geometry=GEOMETRY):
 def test_the_code_of_1_2_and_3_is_exactly_the_derivative_that_sympy_finds():
     """Of whole numbers, all different, (2) and (3) pick one each: an equal table means the same picks everywhere."""
     point = whole_point(X, W)
-    z = conv2d.convolution(tensor(X, point).unsqueeze(0), tensor(W, point), None, GEOMETRY)[0]
+    z = conv2d.conv2d_forward(tensor(X, point).unsqueeze(0), tensor(W, point), None, GEOMETRY)[0]
     for_x, for_w = code_of_2_and_3(point)
     assert np.array_equal(z, numbers(C(X, W), point))
     assert np.array_equal(for_x, numbers(jacobian(C(X, W), X), point))
@@ -182,7 +185,7 @@ def test_the_code_of_1_2_and_3_is_exactly_the_derivative_that_sympy_finds():
 
 def test_the_code_of_a_correlation_is_refuted():
     point = whole_point(X, W)
-    for_x, for_w = code_of_2_and_3(point, conv2d_geometry.Geometry(GEOMETRY.windows, GEOMETRY.size, flip=False))
+    for_x, for_w = code_of_2_and_3(point, Conv2dGeometry(GEOMETRY.windows, GEOMETRY.input_size, flip_kernel=False))
     assert not np.array_equal(for_x, numbers(jacobian(C(X, W), X), point))
     assert not np.array_equal(for_w, numbers(jacobian(C(X, W), W), point))
 
@@ -235,6 +238,7 @@ def pulled(delta, factor):
     return np.tensordot(delta, factor, axes=delta.ndim)
 
 
+# proves second derivatives of the convolution
 def test_each_of_the_three_convolutions_has_the_other_two_for_derivatives():
     """The second derivatives: of X(δ, w), the sum of (2), along δ and w, and of W(δ, x), the sum of (3), along δ and
     x. v stands for what is pulled back, x-shaped or w-shaped."""
@@ -267,10 +271,12 @@ def dD_dw(x, outputs):
     return table((outputs, len(x), outputs), lambda j, c, k: x[c] * kronecker(j, k))
 
 
+# proves eq. (7)
 def test_equation_7_is_the_derivative_of_6():
     assert identical(jacobian(D(XD, WD), XD), dD_dx(WD))
 
 
+# proves eq. (8)
 def test_equation_8_is_the_derivative_of_6():
     assert identical(jacobian(D(XD, WD), WD), dD_dw(XD, 2))
 
@@ -336,10 +342,12 @@ def dR_dz(z):
     return table((len(z), len(z)), entry)
 
 
+# proves eq. (10)
 def test_equation_10_is_the_derivative_of_9_away_from_zero():
     assert identical(jacobian(R(Z), Z), dR_dz(Z))
 
 
+# proves eq. (10)
 def test_at_zero_equation_10_is_the_mean_of_the_two_one_sided_derivatives():
     h = sp.Symbol("h", positive=True)
     above, below, here = R([h])[0], R([-h])[0], R([sp.Integer(0)])[0]
@@ -386,10 +394,12 @@ def dS_dz(s):
     return table((len(s), len(s)), lambda i, j: s[i] * (1 - s[j]) if i == j else -s[i] * s[j])
 
 
+# proves eq. (12)
 def test_equation_12_is_the_derivative_of_11():
     assert identical(jacobian(S(ZS), ZS), dS_dz(S(ZS)))
 
 
+# proves eq. (11)
 def test_softmax_does_not_change_with_a_shift_of_z():
     """Why the code may take max z off every z."""
     shift = sp.Symbol("m")
@@ -410,6 +420,7 @@ def test_the_code_of_12_is_the_derivative_that_sympy_finds():
     close(ours, numbers(jacobian(S(ZS), ZS), point))
 
 
+# proves second derivatives of softmax
 def test_the_second_derivative_of_softmax():
     """B_i = S_i (g_i − Σ_k g_k S_k) along S, for any s: it need not sum to 1 there."""
     s = symbols("s", 3)
@@ -470,12 +481,14 @@ def lines_of_15(x, y):
     ]
 
 
+# proves eq. (15)
 def test_equation_15_is_the_derivative_of_14_for_targets_of_any_sum():
     derivative = jacobian(J(ZS, Y), ZS)
     for line in lines_of_15(S(ZS), Y)[:-1]:
         assert identical(derivative, line)
 
 
+# proves eq. (15)
 def test_the_last_line_of_15_holds_where_the_targets_sum_to_1_and_only_there():
     derivative, last = jacobian(J(ZS, Y), ZS), lines_of_15(S(ZS), Y)[-1]
     assert identical([e.subs(SUM_1) for e in derivative], [e.subs(SUM_1) for e in last])
@@ -503,6 +516,7 @@ def test_equations_13_and_15_of_two_examples_carry_one_over_b():
     close(gradient, numbers(by_hand, point))
 
 
+# proves second derivatives of the cost
 def test_the_second_derivatives_of_the_cost():
     """A(v, z, y) = Σ_k v_k (τ S_k − y_k), the change of J towards v, along z and along y; and J along y."""
     s, tau = S(ZS), sum(Y)
@@ -666,6 +680,7 @@ def test_the_maxima_at_the_point_come_from_the_places_named():
     assert exact == [e.xreplace(POINT) for e in smooth_max(z0(X0, W0, B0))]
 
 
+# proves eq. (19), (20), (21)
 def test_a_full_step_of_the_recursion_is_minus_eta_times_the_derivative_of_the_cost():
     """Identically in x⁰, w⁰, b⁰, w¹, b¹, y and η, wherever the maxima have their places as at POINT."""
     z_0, x_1, z_1, cost = network(smooth_max)
@@ -674,6 +689,7 @@ def test_a_full_step_of_the_recursion_is_minus_eta_times_the_derivative_of_the_c
         assert same_quotients(steps[name], expected, z_1), name
 
 
+# proves eq. (18)
 def test_delta_itself_is_minus_eta_times_the_derivative_of_the_cost_by_z():
     """(18): δ^l = −η ∂J^b/∂z^l, with z^l as symbols of their own and all that lies above written out."""
     z, u = symbols("z", 2, 6), symbols("ζ", 2)
@@ -697,7 +713,7 @@ def test_with_the_maxima_written_as_maxima_the_derivatives_are_the_same_at_the_p
 def tiny_model():
     """The same network as a DocumentCNN, at POINT."""
     model = DocumentCNN(1, (3, 7), channels=(1,), kernel_size=2, hidden=(), classes=2, dtype=torch.float64)
-    convolution, dense = model.weighted()
+    convolution, dense = model.layers_with_weights()
     with torch.no_grad():
         convolution.weight.copy_(tensor(W0, POINT)[None, None])
         convolution.bias.copy_(tensor(np.array([B0]), POINT))
@@ -725,7 +741,7 @@ def test_the_engine_gives_the_same_of_the_tiny_network():
     model, x, y = tiny_model()
     model.cost(x, y).backward()
     expected, eta = by_sympy(cost), float(POINT[ETA])
-    convolution, dense = model.weighted()
+    convolution, dense = model.layers_with_weights()
     close(-eta * convolution.weight.grad[0, 0], numbers(expected["Δw0"], POINT))
     close(-eta * convolution.bias.grad.view(()), numbers(expected["Δb0"], POINT))
     close(-eta * dense.weight.grad.t(), numbers(expected["Δw1"], POINT))

@@ -1,4 +1,4 @@
-"""train.py within the process of the tests, and digits that it finds without a network."""
+"""train.py in the process of the tests, and a small dataset that it loads without a network."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from manualgrad import data
 
 
 def idx(values: torch.Tensor, kind: bytes) -> bytes:
-    """An IDX file of unsigned bytes."""
+    """Content of an IDX file of unsigned bytes; ``kind`` is the number of dimensions as a byte."""
     sizes = b"".join(size.to_bytes(4, "big") for size in values.shape)
     return b"\0\0\x08" + kind + sizes + values.to(torch.uint8).numpy().tobytes()
 
 
 def write_digits(folder: Path) -> Path:
-    """A part of the bundled sample as files of Fashion-MNIST, whose raw files have no published md5: no network."""
+    """Write a part of the bundled sample as files of Fashion-MNIST, whose raw files have no published MD5."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     sample = data.bundled_sample()
@@ -31,9 +31,9 @@ def write_digits(folder: Path) -> Path:
 
 
 def train(*arguments: object, allocator_tuning: bool = False) -> SimpleNamespace:
-    """What the command line does, in this process: starting another takes seconds.
+    """Run train.py in this process, since starting another process takes seconds.
 
-    The allocator is this process's own, and there is no way back: other tests look at its memory.
+    The allocator is not tuned by default: that cannot be undone, and other tests measure this process's memory.
     """
     if not allocator_tuning:
         arguments = (*arguments, "--no-allocator-tuning")
@@ -41,6 +41,6 @@ def train(*arguments: object, allocator_tuning: bool = False) -> SimpleNamespace
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:
             code = command.main([str(argument) for argument in arguments])
-        except SystemExit as ending:
-            code = ending.code
+        except SystemExit as system_exit:
+            code = system_exit.code
     return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())

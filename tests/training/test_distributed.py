@@ -1,4 +1,4 @@
-"""Promise: several processes train the network that one would, and the loss of one loses no more than a few steps."""
+"""Promise: several processes train the same network as one, and losing a process costs no more than a few steps."""
 
 from __future__ import annotations
 
@@ -21,125 +21,126 @@ from torch import distributed as dist
 
 import manualgrad as mg
 from manualgrad import data
-from manualgrad.training.distributed import ALONE, Processes, joined
-from manualgrad.training.meeting import meet
-from manualgrad.training.steps import examine, minibatches, normalised
+from manualgrad.training.batches import minibatches, normalize
+from manualgrad.training.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
+from manualgrad.training.evaluation import evaluate
+from manualgrad.training.rendezvous import rendezvous
 from tests.training.command_line import train
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-@pytest.mark.parametrize("images", [1, 3, 12, 50])
-def test_shares_have_every_image_once(count, images):
-    split = data.Split(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), torch.arange(images))
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("num_images", [1, 3, 12, 50])
+def test_shards_have_every_image_once(world_size, num_images):
+    split = data.Split(torch.zeros(num_images, 1, 1, 1, dtype=torch.uint8), torch.arange(num_images))
     dataset = replace(data.bundled_sample(), train=split)
-    order = torch.randperm(images, generator=torch.Generator().manual_seed(1))
+    indices = torch.randperm(num_images, generator=torch.Generator().manual_seed(1))
 
-    def labels_of(processes: Processes) -> list[torch.Tensor]:
-        return [labels for _, labels in minibatches(dataset, order, 8, share=processes.share)]
+    def labels_of(distributed: DistributedContext) -> list[torch.Tensor]:
+        return [labels for _, labels in minibatches(dataset, indices, 8, shard=distributed.shard)]
 
-    shares = [labels_of(Processes(rank, count)) for rank in range(count)]
-    for batch, *parts in zip(labels_of(ALONE), *shares, strict=True):
-        assert torch.equal(torch.cat(parts), batch)
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    labels_by_rank = [labels_of(DistributedContext(rank, world_size)) for rank in range(world_size)]
+    for batch, *shards in zip(labels_of(SINGLE_PROCESS), *labels_by_rank, strict=True):
+        assert torch.equal(torch.cat(shards), batch)
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-def test_one_and_many_end_with_the_same_parameters():
-    """2 and 4 processes over gloo, and 2 whose run 4 take up; both engines, float64, 50 steps, to 1e-12."""
+def test_all_world_sizes_end_with_the_same_parameters():
+    """2 and 4 processes over gloo, and 4 that resume a run of 2; both engines, float64, 50 steps, to 1e-12."""
     result = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "one_and_many.py")],
+        [sys.executable, str(ROOT / "scripts" / "compare_world_sizes.py")],
         capture_output=True, text=True, timeout=500, check=False, env=ENVIRONMENT,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    line = r"(\w+) +(2|4|2, then 4) processes .* moved by up to ([\d.]+), and differ by at most (\S+)"
-    found = re.findall(line, result.stdout)
-    assert [(engine, counts) for engine, counts, *_ in found] == [
-        (engine, counts) for engine in ("autograd", "document") for counts in ("2", "4", "2, then 4")
+    line = r"(\w+) +(2|4|2, then 4) and 1 processes, .* changed by up to ([\d.]+) and differ by at most (\S+)"
+    rows = re.findall(line, result.stdout)
+    assert [(engine, world_sizes) for engine, world_sizes, *_ in rows] == [
+        (engine, world_sizes) for engine in ("autograd", "document") for world_sizes in ("2", "4", "2, then 4")
     ]
-    assert all(float(moved) > 0.1 and float(difference) <= 1e-12 for _, _, moved, difference in found)
+    assert all(float(change) > 0.1 and float(difference) <= 1e-12 for _, _, change, difference in rows)
 
 
-def test_unequal_shares_have_to_be_weighed():
-    """The mean of the shares' means is another gradient: what the comparison above would notice."""
+def test_shards_of_unequal_size_need_weights():
+    """The mean of the shards' mean gradients is another gradient, so the comparison above can fail."""
     dataset = data.bundled_sample().limited(31)
-    x, labels = normalised(dataset.train.images, dataset, torch.float64), dataset.train.labels
+    x, labels = normalize(dataset.train.images, dataset, torch.float64), dataset.train.labels
     model = mg.DocumentCNN(dtype=torch.float64)
 
-    def gradient(part: torch.Tensor) -> torch.Tensor:
-        (found,) = torch.autograd.grad(model.cost(x[part], labels[part]), [model.dense3.bias])
-        return found
+    def gradient(indices: torch.Tensor) -> torch.Tensor:
+        (grad,) = torch.autograd.grad(model.cost(x[indices], labels[indices]), [model.dense3.bias])
+        return grad
 
-    parts = [Processes(rank, 4).share(torch.arange(31)) for rank in range(4)]
-    whole = gradient(torch.arange(31))
-    weighed = sum(gradient(part) * len(part) / 31 for part in parts)
-    assert (weighed - whole).abs().max() < 1e-15
-    assert (sum(map(gradient, parts)) / 4 - whole).abs().max() > 1e-4
+    shards = [DistributedContext(rank, 4).shard(torch.arange(31)) for rank in range(4)]
+    expected = gradient(torch.arange(31))
+    weighted_mean = sum(gradient(shard) * len(shard) / 31 for shard in shards)
+    assert (weighted_mean - expected).abs().max() < 1e-15
+    assert (sum(map(gradient, shards)) / 4 - expected).abs().max() > 1e-4
 
 
-def test_alone_nothing_is_joined(monkeypatch):
+def test_without_torchrun_there_is_no_process_group(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    with joined(cuda=False) as processes:
-        assert processes is ALONE and not torch.distributed.is_initialized()
-    assert processes.from_first(lambda: 3) == processes.one_after_the_other(lambda: 3) == 3
+    with init_distributed(cuda=False) as distributed:
+        assert distributed is SINGLE_PROCESS and not torch.distributed.is_initialized()
+    assert distributed.run_on_rank0(lambda: 3) == distributed.run_local_rank0_first(lambda: 3) == 3
 
 
-def test_half_an_environment_is_explained(monkeypatch, tmp_path):
-    """Some schedulers set WORLD_SIZE for everything that they start."""
+def test_an_incomplete_torchrun_environment_is_an_error(monkeypatch, tmp_path):
+    """Some job schedulers set WORLD_SIZE for all processes."""
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     result = train("--out", tmp_path)
     assert result.returncode == 2
-    assert "MASTER_ADDR" in result.stderr and "start them with torchrun" in result.stderr
+    assert "MASTER_ADDR" in result.stderr and "start several processes with torchrun" in result.stderr
 
 
-def test_parts_of_the_test_images_make_the_whole_verdict(monkeypatch):
-    """Each process fills in its part of the predictions, and the sum over processes is all of them."""
+def test_the_evaluations_of_all_shards_sum_to_the_whole_result(monkeypatch):
+    """Each rank fills in the predictions of its shard, and the sum over all ranks has all predictions."""
     dataset, model = data.bundled_sample().limited(10), mg.DocumentCNN()
     split = dataset.test.first(301)
-    alone = examine(model, split, dataset)
-    monkeypatch.setattr(Processes, "add_up", lambda self, tensor: tensor)
-    parts = [examine(model, split, dataset, Processes(rank, 4)) for rank in range(4)]
-    assert torch.equal(sum(part.predicted for part in parts), alone.predicted)
-    assert sum(part.cost for part in parts) == pytest.approx(alone.cost, rel=1e-6)
+    expected = evaluate(model, split, dataset)
+    monkeypatch.setattr(DistributedContext, "all_reduce_sum", lambda self, tensor: tensor)
+    shards = [evaluate(model, split, dataset, DistributedContext(rank, 4)) for rank in range(4)]
+    assert torch.equal(sum(shard.predicted for shard in shards), expected.predicted)
+    assert sum(shard.loss for shard in shards) == pytest.approx(expected.loss, rel=1e-6)
 
 
-def test_whoever_comes_early_does_not_meet_the_dead():
-    """Of an earlier start, with the same ranks, the store still holds everything."""
+def test_an_early_rank_does_not_connect_to_an_earlier_start():
+    """The store still has all keys that the same ranks set in the earlier start."""
     store = dist.HashStore()
     with ThreadPoolExecutor(3) as threads:
-        earlier = [threads.submit(meet, store, rank, 3, timedelta(seconds=20)) for rank in range(3)]
-        earlier[0].result().set("who", "the dead")
-        assert [one.result().get("who") for one in earlier] == [b"the dead"] * 3
-        others = [threads.submit(meet, store, rank, 3, timedelta(seconds=20)) for rank in (1, 2)]
+        earlier = [threads.submit(rendezvous, store, rank, 3, timedelta(seconds=20)) for rank in range(3)]
+        earlier[0].result().set("start", "earlier")
+        assert [future.result().get("start") for future in earlier] == [b"earlier"] * 3
+        others = [threads.submit(rendezvous, store, rank, 3, timedelta(seconds=20)) for rank in (1, 2)]
         time.sleep(0.3)
-        assert not any(one.done() for one in others)
-        first = meet(store, 0, 3, timedelta(seconds=20))
-        first.set("who", "the living")
-        assert [one.result().get("who") for one in others] == [b"the living"] * 2
-    with pytest.raises(dist.DistStoreError, match="met no process 0"):
-        meet(store, 1, 3, timedelta(seconds=0.2))
+        assert not any(future.done() for future in others)
+        rank0 = rendezvous(store, 0, 3, timedelta(seconds=20))
+        rank0.set("start", "current")
+        assert [future.result().get("start") for future in others] == [b"current"] * 2
+    with pytest.raises(dist.DistStoreError, match="no answer from rank 0"):
+        rendezvous(store, 1, 3, timedelta(seconds=0.2))
 
 
 def children(parent: int) -> Iterator[tuple[int, dict[str, str]]]:
-    """The processes that ``parent`` started, with their environments."""
+    """Yield the process ids of the children of ``parent``, with their environments."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             after_name = status.read_text().rpartition(")")[2].split()
             variables = (status.parent / "environ").read_text().split("\0")
-        except OSError:  # it has ended in the meantime
+        except OSError:  # the process has ended
             continue
         if int(after_name[1]) == parent:
             yield int(status.parent.name), dict(pair.split("=", 1) for pair in variables if "=" in pair)
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds torchrun's processes under Linux's /proc")
-def test_a_lost_process_ends_the_run_and_torchrun_takes_it_up(digits, tmp_path, request):
+def test_a_lost_process_ends_the_run_and_torchrun_resumes_it(digits, tmp_path, request):
     common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--limit", 600, "--batch-size", 15, "--epochs", 2,
               "--schedule", "constant", "--learning-rate", 0.01)  # fmt: skip
-    out = tmp_path / "many"
+    out = tmp_path / "ddp"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1",
         str(ROOT / "train.py"), *map(str, common), "--out", str(out), "--checkpoint-every", "5", "--resume", "auto",
@@ -156,23 +157,23 @@ def test_a_lost_process_ends_the_run_and_torchrun_takes_it_up(digits, tmp_path, 
     os.kill(victim, signal.SIGKILL)
     assert torchrun.wait(timeout=300) == 0, (tmp_path / "stderr").read_text()
 
-    said, complained = (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text()
-    assert "train.py: process 0 of 2 lost another one" in complained
-    assert "is safe; --resume auto goes on from there" in complained
-    assert said.count("shared by 2 processes") == 2, "of each start, one process speaks"
-    assert said.count("test images are right") == 1
+    printed, errors = (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text()
+    assert "train.py: rank 0 of 2 lost the connection to another rank" in errors
+    assert "is complete: continue from it with --resume auto" in errors
+    assert printed.count("on 2 processes") == 2, "only rank 0 of each start prints"
+    assert printed.count("test images are misclassified") == 1
     steps = [json.loads(line)["step"] for line in lines.read_text().splitlines() if '"event"' not in line]
-    assert list(dict.fromkeys(steps)) == list(range(1, 81)), "every step has its line"
-    taken_up = int(re.search(r"resume  after step (\d+) of 80", said)[1])
-    assert taken_up >= 5
+    assert list(dict.fromkeys(steps)) == list(range(1, 81)), "every step has a line"
+    resumed_at = int(re.search(r"resume  after step (\d+) of 80", printed)[1])
+    assert resumed_at >= 5
 
-    # What two processes began, one takes up: here at the last checkpoint but one, and against one from the start.
+    # One process resumes the run of two processes from the last checkpoint but one.
     checkpoint = sorted((out / "checkpoints").iterdir())[-2]
-    assert train(*common, "--out", tmp_path / "one", "--resume", checkpoint).returncode == 0
-    assert train(*common, "--out", tmp_path / "alone").returncode == 0
-    many, one, alone = (
-        torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("many", "one", "alone")
+    assert train(*common, "--out", tmp_path / "resumed", "--resume", checkpoint).returncode == 0
+    assert train(*common, "--out", tmp_path / "single").returncode == 0
+    two_processes, resumed, single = (
+        torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("ddp", "resumed", "single")
     )
-    for name in alone:  # sums of float32 in another order; a batch twice or left out moves weights by 1e-4 and more
-        torch.testing.assert_close(many[name], alone[name], rtol=0, atol=2e-6)
-        torch.testing.assert_close(one[name], alone[name], rtol=0, atol=2e-6)
+    for name in single:  # float32 sums in another order; a repeated or missing batch changes weights by 1e-4 and more
+        torch.testing.assert_close(two_processes[name], single[name], rtol=0, atol=2e-6)
+        torch.testing.assert_close(resumed[name], single[name], rtol=0, atol=2e-6)

@@ -1,4 +1,4 @@
-"""Promise: the command trains on real digits, the same each time, writes what it says, and explains wrong use."""
+"""Promise: train.py learns real digits, gives the same weights each time, writes all results, and explains errors."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from matplotlib.image import imread
 import manualgrad as mg
 import train as command
 from manualgrad import data
-from manualgrad.training import allocator, recipes, steps
-from manualgrad.training.epochs import Epochs
-from manualgrad.training.run import ENGINES, Run
-from manualgrad.training.steps import OPTIMIZERS, SCHEDULES, examine, minibatches, normalised, step_sizes
+from manualgrad.training import allocator, batches, recipes
+from manualgrad.training.batches import minibatches, normalize
+from manualgrad.training.epochs import EpochLayout
+from manualgrad.training.evaluation import evaluate
+from manualgrad.training.optimizers import OPTIMIZERS, SCHEDULES, make_lr_scheduler
+from manualgrad.training.run import ENGINES, TrainingRun
 from tests.training.command_line import train
 
 ROOT = Path(__file__).parents[2]
@@ -34,17 +36,19 @@ def run(digits, tmp_path_factory) -> tuple[SimpleNamespace, Path]:
     return train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", out, *QUICK), out
 
 
-def test_it_learns_and_says_so(run):
+def test_it_learns_and_prints_the_accuracy(run):
     result, out = run
     assert result.returncode == 0, result.stderr
-    accuracy = float(re.search(r"^([\d.]+) % of the 300 test images are right", result.stdout, re.M)[1])
+    accuracy = float(
+        re.search(r"^test accuracy ([\d.]+) %: \d+ of 300 test images are misclassified", result.stdout, re.M)[1]
+    )
     assert accuracy > 50, "after 40 steps; guessing gives 10"
     assert "fashion-mnist, first 640 training images" in result.stdout
     assert str(out) in result.stdout
     assert "Traceback" not in result.stderr
 
 
-def test_metrics_name_the_data_and_hold_every_step(run):
+def test_metrics_name_the_dataset_and_have_every_step(run):
     metrics = json.loads((run[1] / "metrics.json").read_text())
     assert metrics["dataset"] == "fashion-mnist, first 640 training images"
     assert metrics["source"].startswith("files under")
@@ -58,29 +62,29 @@ def test_metrics_name_the_data_and_hold_every_step(run):
     assert metrics["options"]["seed"] == 0
 
 
-def test_weights_give_the_accuracy_that_was_reported(run, digits):
+def test_the_weights_give_the_reported_accuracy(run, digits):
     _, out = run
     model = mg.DocumentCNN()
     model.load_state_dict(torch.load(out / "weights.pt", weights_only=True))
     dataset = data.load("fashion-mnist", digits).limited(640)
     metrics = json.loads((out / "metrics.json").read_text())
-    assert examine(model, dataset.test, dataset).accuracy == pytest.approx(metrics["test_accuracy"])
+    assert evaluate(model, dataset.test, dataset).accuracy == pytest.approx(metrics["test_accuracy"])
 
 
 @pytest.mark.parametrize("name", ["curves", "confusion", "kernels", "mistakes"])
-def test_pictures_show_something(run, name):
-    picture = imread(run[1] / f"{name}.png")
-    assert min(picture.shape[:2]) > 100
-    assert picture[..., :3].std() > 0.02, "a blank page has none"
+def test_plots_are_not_blank(run, name):
+    image = imread(run[1] / f"{name}.png")
+    assert min(image.shape[:2]) > 100
+    assert image[..., :3].std() > 0.02, "a blank image has no variation"
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run, digits, tmp_path):
+def test_the_weights_depend_on_the_seed_alone(run, digits, tmp_path):
     common = ("--dataset", "fashion-mnist", "--data-dir", digits, *QUICK)
-    for seed, same in ((0, True), (1, False)):
+    for seed, is_equal in ((0, True), (1, False)):
         assert train(*common, "--out", tmp_path / str(seed), "--seed", seed).returncode == 0
         again = torch.load(tmp_path / str(seed) / "weights.pt", weights_only=True)
         before = torch.load(run[1] / "weights.pt", weights_only=True)
-        assert all(torch.equal(again[name], before[name]) for name in before) == same
+        assert all(torch.equal(again[name], before[name]) for name in before) == is_equal
 
 
 def test_both_engines_give_the_same_weights(run, digits, tmp_path):
@@ -103,7 +107,7 @@ def fast(digits, tmp_path_factory) -> tuple[SimpleNamespace, dict]:
     return train(*arguments), json.loads((out / "metrics.json").read_text())
 
 
-def test_the_fast_recipe_is_what_its_name_stands_for(fast):
+def test_the_fast_recipe_sets_its_options(fast):
     result, metrics = fast
     assert result.returncode == 0, result.stderr
     recipe = recipes.RECIPES["fast"]
@@ -112,23 +116,22 @@ def test_the_fast_recipe_is_what_its_name_stands_for(fast):
     assert {name: options[name] for name in asdict(recipe)} == {**asdict(recipe), "learning_rate": None}
     assert options["recipe"] == "fast"
     assert f"learning rate {recipe.learning_rate}" in result.stdout
-    assert len(metrics["losses"]) == Epochs(640, recipe.batch_size, recipe.epochs, recipe.shares).steps
+    assert len(metrics["losses"]) == EpochLayout(640, recipe.batch_size, recipe.epochs, recipe.shares).num_steps
     assert metrics["test_accuracy"] > 50, "guessing gives 10"
 
 
-def test_what_the_clock_counts_is_printed(fast):
-    assert re.search(
-        r"^clock   counts all of every step: .*\n +It does not count: .*compiling.*tests", fast[0].stdout, re.M
-    )
+def test_what_the_seconds_of_training_include_is_printed(fast):
+    note = r'^clock   "s of training" includes, .*\n.* It does not include: .*compilation.*\n.*evaluation'
+    assert re.search(note, fast[0].stdout, re.M)
 
 
 @pytest.fixture
 def no_results(monkeypatch) -> None:
-    """Pictures take seconds, and most of what follows is about what is said before."""
+    """Skip writing the results, whose plots take seconds."""
     monkeypatch.setattr(command, "write_results", lambda *_: None)
 
 
-def test_what_is_given_wins_over_the_recipe_and_is_said(digits, tmp_path, no_results):
+def test_given_options_override_the_recipe_and_are_printed(digits, tmp_path, no_results):
     common = (
         "--dataset",
         "fashion-mnist",
@@ -145,23 +148,25 @@ def test_what_is_given_wins_over_the_recipe_and_is_said(digits, tmp_path, no_res
                    "--batch-size", 20, "--learning-rate", 0.01, "--schedule", "constant",
                    "--shares", 1, "--average", 0, "--crop", 28)  # fmt: skip
     assert result.returncode == 0, result.stderr
-    said = (
+    changed = (
         "channels [3, 4], hidden [7], epochs 1, batch size 20, learning rate 0.01, schedule constant, "
         "shares [1.0], average 0.0, crop 28, engine autograd"
     )
-    assert f"recipe  fast, but {said}\n" in result.stdout
-    assert "4: 1 epoch of 64 images, batch 20\n        sgd, constant schedule, learning rate 0.01" in result.stdout
-    sizes = (3 * 5 * 5 + 3) + (4 * 3 * 5 * 5 + 4) + (7 * 4 * 4 * 4 + 7) + (10 * 7 + 10)
-    assert f"DocumentCNN, {sizes} parameters" in result.stdout
+    assert f"recipe  fast, but with {changed}\n" in result.stdout
+    assert (
+        "4: 1 epoch of 64 images, batch size 20\n        sgd, constant schedule, learning rate 0.01" in result.stdout
+    )
+    num_parameters = (3 * 5 * 5 + 3) + (4 * 3 * 5 * 5 + 4) + (7 * 4 * 4 * 4 + 7) + (10 * 7 + 10)
+    assert f"DocumentCNN, {num_parameters} parameters" in result.stdout
 
 
-def test_an_option_equal_to_the_recipes_is_no_difference():
-    options = command.arguments(["--recipe", "fast", "--channels", "16", "32", "--engine", "document"])
-    assert recipes.described(options) == "fast"
-    assert recipes.described(command.arguments(["--hidden"])) == "standard, but hidden []"
+def test_an_option_with_the_value_of_the_recipe_is_not_printed():
+    options = command.parse_arguments(["--recipe", "fast", "--channels", "16", "32", "--engine", "document"])
+    assert recipes.describe(options) == "fast"
+    assert recipes.describe(command.parse_arguments(["--hidden"])) == "standard, but with hidden []"
 
 
-def test_a_recipes_learning_rate_is_for_sgd_alone(digits, tmp_path, no_results):
+def test_the_learning_rate_of_a_recipe_applies_to_sgd_only(digits, tmp_path, no_results):
     result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--limit", 32,
                    "--epochs", 1, "--recipe", "fast", "--optimizer", "adam")  # fmt: skip
     assert "adam, linear schedule, learning rate 0.001\n" in result.stdout
@@ -172,76 +177,76 @@ def test_a_checkpoint_of_another_recipe_is_refused(digits, tmp_path, no_results)
     assert train(*common, "--recipe", "fast", "--checkpoint-every", 1).returncode == 0
     result = train(*common, "--resume", "auto")
     assert result.returncode == 2
-    assert "architecture is" in result.stderr
+    assert "architecture:" in result.stderr
     again = train(*common, "--recipe", "fast", "--resume", "auto")
     assert again.returncode == 0
-    assert "clock" not in again.stdout, "nothing is trained, and nothing warmed up for"
+    assert "clock" not in again.stdout, "a finished run takes no warm-up step"
 
 
-def test_an_image_has_no_larger_middle(digits, tmp_path):
+def test_a_crop_larger_than_the_images_is_an_error(digits, tmp_path):
     result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--crop", 29)
     assert result.returncode == 2
-    assert "--crop 29: an image has 28x28 pixels, of which the middle 29x29 are no part" in result.stderr
+    assert "--crop 29: expected a side from 1 to 28 for images of 28x28, got 29" in result.stderr
 
 
-def test_layers_that_do_not_fit_the_images_are_named(digits, tmp_path):
+def test_layers_that_do_not_fit_the_images_are_reported(digits, tmp_path):
     result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--channels", 4, 4, 4, 4)
     assert result.returncode == 2
-    assert "leaves nothing" in result.stderr
+    assert "leave no output" in result.stderr
 
 
-def begun(digits: Path, engine: str) -> Run:
+def make_run(digits: Path, engine: str) -> TrainingRun:
     torch.manual_seed(0)
     model = mg.DocumentCNN(channels=(2, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     dataset = data.load("fashion-mnist", digits).limited(32)
-    return Run(model, optimizer, step_sizes("one-cycle", optimizer, 4), dataset,
-               epochs=Epochs(32, batch_size=8, count=1), seed=0, engine=engine)  # fmt: skip
+    return TrainingRun(model, optimizer, make_lr_scheduler("one-cycle", optimizer, 4), dataset,
+               epochs=EpochLayout(32, batch_size=8, num_epochs=1), seed=0, engine=engine)  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_step_normalises_the_bytes_that_the_data_lies_in(engine, digits, monkeypatch):
-    seen, run = [], begun(digits, engine)
+def test_a_step_normalizes_the_uint8_images_in_the_order_of_the_seed(engine, digits, monkeypatch):
+    inputs, run = [], make_run(digits, engine)
     assert run.dataset.train.images.dtype == torch.uint8
-    find_gradients = run.find_gradients
-    monkeypatch.setattr(run, "find_gradients", lambda x, *rest: (seen.append(x), find_gradients(x, *rest))[1])
+    compute_gradients = run.compute_gradients
+    monkeypatch.setattr(run, "compute_gradients", lambda x, *rest: (inputs.append(x), compute_gradients(x, *rest))[1])
     for _ in range(4):
-        run.take_step()
-    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
-    for x, images in zip(seen, run.dataset.train.images[order].split(8), strict=True):
+        run.train_step()
+    indices = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    for x, images in zip(inputs, run.dataset.train.images[indices].split(8), strict=True):
         expected = (images.double() / 255 - run.dataset.mean) / run.dataset.std
-        torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=1e-6)  # a float32 has 24 bits
+        torch.testing.assert_close(x.double(), expected, rtol=1e-6, atol=1e-6)  # float32 has 24 bits
 
 
-def test_warming_up_changes_nothing(digits):
+def test_the_warmup_step_changes_nothing(digits):
     for engine in ENGINES:
-        warm, cold = begun(digits, engine), begun(digits, engine)
+        warm, cold = make_run(digits, engine), make_run(digits, engine)
         seconds = warm.seconds
-        warm.warm_up()
-        assert (warm.step, warm.seconds, warm.costs) == (0, seconds, [])
-        assert [warm.take_step().cost for _ in range(4)] == [cold.take_step().cost for _ in range(4)]
+        warm.run_warmup_step()
+        assert (warm.step, warm.seconds, warm.losses) == (0, seconds, [])
+        assert [warm.train_step().loss for _ in range(4)] == [cold.train_step().loss for _ in range(4)]
         assert all(map(torch.equal, warm.model.parameters(), cold.model.parameters()))
 
 
-def test_the_allocator_is_tuned_unless_it_is_told_not_to(digits, tmp_path, monkeypatch, no_results):
-    monkeypatch.setattr(allocator, "tune", lambda: allocator.Tuning(True, "as the test says"))
+def test_the_allocator_is_tuned_unless_the_option_disables_it(digits, tmp_path, monkeypatch, no_results):
+    monkeypatch.setattr(allocator, "tune", lambda: allocator.Tuning(True, "description of the test"))
     common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--limit", 32, "--epochs", 1, "--out", tmp_path)
-    assert "memory  as the test says\n" in train(*common, allocator_tuning=True).stdout
+    assert "memory  description of the test\n" in train(*common, allocator_tuning=True).stdout
     assert "memory" not in train(*common).stdout
 
 
-# ------------------------------------------------------------------------------------------- how it goes wrong
+# ------------------------------------------------------------------------------------------- errors
 
 
 def test_a_missed_target_exits_with_1_and_a_reached_one_with_0(digits, tmp_path):
     common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--limit", 64, "--epochs", 1, "--out", tmp_path)
     missed = train(*common, "--target-accuracy", 100)
     assert missed.returncode == 1
-    assert "the target of 100.0 % is missed" in missed.stderr
+    assert "% is below the target of 100.0 %" in missed.stderr
     assert train(*common, "--target-accuracy", 1.1).returncode == 0
 
 
-def test_without_a_network_the_sample_is_used_and_named_everywhere(tmp_path):
+def test_without_a_network_the_sample_is_used_and_named(tmp_path):
     offline = "import socket\ndef getaddrinfo(*_, **__): raise socket.gaierror('offline')\n"
     (tmp_path / "sitecustomize.py").write_text(offline + "socket.getaddrinfo = getaddrinfo\n")
     arguments = ["--data-dir", "none", "--out", "out", "--limit", "320", "--epochs", "1"]
@@ -256,7 +261,7 @@ def test_without_a_network_the_sample_is_used_and_named_everywhere(tmp_path):
     assert not (tmp_path / "none" / "MNIST").exists()
 
 
-WRONG = {
+INVALID = {
     "unknown dataset": (("--dataset", "minst"), "invalid choice: 'minst'"),
     "unknown optimizer": (("--optimizer", "sdg"), "invalid choice: 'sdg'"),
     "unknown schedule": (("--schedule", "cosinus"), "invalid choice: 'cosinus'"),
@@ -265,31 +270,37 @@ WRONG = {
     "no epochs": (("--epochs", "0"), "expected a whole number, at least 1, got '0'"),
     "half an epoch": (("--epochs", "0.5"), "expected a whole number, at least 1, got '0.5'"),
     "empty batches": (("--batch-size", "-4"), "expected a whole number, at least 1, at most 1000000000, got '-4'"),
-    "shares of nothing": (("--shares", "0.5", "0"), "expected a number, at least 0.001, at most 1, got '0'"),
-    "a mean of too much": (("--average", "1.5"), "expected a number, at least 0, at most 1, got '1.5'"),
-    "no limit": (("--limit", "0"), "expected a whole number, at least 1, got '0'"),
+    "a share of 0": (("--shares", "0.5", "0"), "expected a number, at least 0.001, at most 1, got '0'"),
+    "an average over too many steps": (
+        ("--average", "1.5"),
+        "expected a number, at least 0, at most 1, got '1.5'",
+    ),
+    "a limit of 0": (("--limit", "0"), "expected a whole number, at least 1, got '0'"),
     "a negative rate": (("--learning-rate", "-1"), "expected a number, at least 0, got '-1'"),
-    "an endless rate": (("--learning-rate", "nan"), "expected a number, at least 0, got 'nan'"),
-    "a share for percent": (("--target-accuracy", "0.992"), "expected percent, such as 99.2, got '0.992'"),
+    "a rate that is not a number": (("--learning-rate", "nan"), "expected a number, at least 0, got 'nan'"),
+    "no percentage": (
+        ("--target-accuracy", "0.992"),
+        "expected a percentage, such as 99.2, got '0.992'",
+    ),
     "a seed beyond 64 bits": (("--seed", str(2**70)), "at most 9223372036854775807"),
-    "a seed that is none": (
+    "a seed that is not a number": (
         ("--seed", "x"),
         "expected a whole number, at least 0, at most 9223372036854775807, got 'x'",
     ),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_use_gets_one_message_and_exit_code_2(case, tmp_path):
-    arguments, words = WRONG[case]
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_options_give_one_message_and_exit_code_2(case, tmp_path):
+    arguments, message = INVALID[case]
     result = train(*arguments, "--out", tmp_path / "out")
     assert result.returncode == 2
-    assert words in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "out").exists(), "nothing is begun"
+    assert not (tmp_path / "out").exists(), "nothing is written"
 
 
-def test_damaged_missing_and_unwritable_files_are_named(digits, tmp_path):
+def test_damaged_missing_and_unwritable_files_are_reported(digits, tmp_path):
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     files = sorted((digits / "FashionMNIST" / "raw").iterdir())
@@ -302,74 +313,74 @@ def test_damaged_missing_and_unwritable_files_are_named(digits, tmp_path):
     missing = train(*common)
     (tmp_path / "file").write_text("")
     unwritable = train(*common[:4], "--out", tmp_path / "file")
-    for result, words in ((truncated, "is truncated"), (missing, "missing"), (unwritable, "cannot be written to")):
+    for result, message in ((truncated, "is truncated"), (missing, "missing"), (unwritable, "cannot be written to")):
         assert result.returncode == 2
-        assert words in result.stderr
+        assert message in result.stderr
         assert "Traceback" not in result.stderr
     assert str(raw / files[0].name) in truncated.stderr
     assert str(raw / files[0].name) in missing.stderr
 
 
-def test_a_diverging_run_says_so_and_leaves_no_results(digits, tmp_path):
+def test_a_diverging_run_is_reported_and_writes_no_results(digits, tmp_path):
     common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path / "out", *QUICK)
     result = train(*common, "--learning-rate", "1e30")
     assert result.returncode == 1
-    assert re.search(r"the cost is (nan|inf) at step \d+ of epoch 1: .* smaller --learning-rate", result.stderr)
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"], "what it did until then"
+    assert re.search(r"the loss is (nan|inf) at step \d+ of epoch 1; .* smaller --learning-rate", result.stderr)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"], "the metrics up to then"
 
 
-def test_an_interrupted_run_says_so_and_leaves_no_results(digits, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_reported_and_writes_no_results(digits, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "examine", interrupt)
+    monkeypatch.setattr(command, "evaluate", interrupt)
     result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path / "out", *QUICK)
     assert result.returncode == 130
-    assert "interrupted before its results were complete" in result.stderr
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"], "what it did until then"
+    assert "interrupted before all results were written" in result.stderr
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"], "the metrics up to then"
 
 
-def test_a_folder_where_a_result_would_go_is_named_before_any_work(digits, tmp_path):
+def test_a_folder_with_the_name_of_a_result_is_an_error_before_the_first_step(digits, tmp_path):
     (tmp_path / "weights.pt").mkdir()
     result = train("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path)
     assert result.returncode == 2
-    assert "holds a folder weights.pt" in result.stderr
+    assert "contains a folder named weights.pt" in result.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what a machine without CUDA says")
-def test_cuda_where_there_is_none(tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_a_cuda_device_is_an_error(tmp_path):
     result = train("--device", "cuda", "--out", tmp_path / "out")
     assert result.returncode == 2
     assert "finds no CUDA device" in result.stderr
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimizer_lowers_the_cost(name):
+def test_every_optimizer_lowers_the_loss(name):
     sample = data.bundled_sample().limited(64)
     torch.manual_seed(0)
     model = mg.DocumentCNN()
     optimizer = OPTIMIZERS[name](model.parameters())
-    x, labels = normalised(sample.train.images, sample), sample.train.labels
-    costs = []
+    x, labels = normalize(sample.train.images, sample), sample.train.labels
+    losses = []
     for _ in range(6):
         optimizer.zero_grad()
-        cost = model.cost(x, labels)
-        cost.backward()
+        loss = model.cost(x, labels)
+        loss.backward()
         optimizer.step()
-        costs.append(cost.item())
-    assert costs[-1] < costs[0]
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules(name):
+def test_schedules_start_peak_and_end_at_their_rates(name):
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.2)
-    schedule = step_sizes(name, optimizer, 100)
+    scheduler = make_lr_scheduler(name, optimizer, 100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        scheduler.step()
     assert max(rates) == pytest.approx(0.2)
     if name == "constant":
         assert set(rates) == {0.2}
@@ -378,26 +389,26 @@ def test_schedules(name):
         assert rates[0] == pytest.approx(0.2 if name == "cosine" else 0.2 / 25)
 
 
-@pytest.mark.parametrize("steps_in_all", range(4, 16))
-def test_a_short_linear_schedule_rises_and_falls(steps_in_all):
+@pytest.mark.parametrize("num_steps", range(4, 16))
+def test_a_short_linear_schedule_rises_and_falls(num_steps):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
-    schedule, rates = step_sizes("linear", optimizer, steps_in_all), []
-    for _ in range(steps_in_all):
+    scheduler, rates = make_lr_scheduler("linear", optimizer, num_steps), []
+    for _ in range(num_steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        schedule.step()
+        scheduler.step()
     assert rates[0] == pytest.approx(0.2 / 25) and rates[-1] == pytest.approx(0.4 * 0.2)
     assert max(rates) <= 0.2 + 1e-12 and max(rates) > 0.15
 
 
-def test_minibatches_show_every_image_in_the_order_that_is_given(monkeypatch):
+def test_minibatches_have_every_image_in_the_given_order(monkeypatch):
     images = torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1)
     dataset = replace(data.bundled_sample(), train=data.Split(images, torch.arange(10)))
-    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
-    for gathered, first in ((1024, 0), (8, 0), (1, 0), (8, 1)):
-        monkeypatch.setattr(steps, "GATHERED", gathered)
-        batches = list(minibatches(dataset, order, 4, dtype=torch.float64, first=first))
-        assert [len(labels) for _, labels in batches] == [4, 4, 2][first:]
-        assert torch.equal(torch.cat([labels for _, labels in batches]), order[4 * first :])
-        for x, labels in batches:
-            assert torch.equal(x, normalised(images[labels], dataset, torch.float64))
+    indices = torch.randperm(10, generator=torch.Generator().manual_seed(3))
+    for gather_size, first in ((1024, 0), (8, 0), (1, 0), (8, 1)):
+        monkeypatch.setattr(batches, "GATHER_SIZE", gather_size)
+        yielded = list(minibatches(dataset, indices, 4, dtype=torch.float64, first=first))
+        assert [len(labels) for _, labels in yielded] == [4, 4, 2][first:]
+        assert torch.equal(torch.cat([labels for _, labels in yielded]), indices[4 * first :])
+        for x, labels in yielded:
+            assert torch.equal(x, normalize(images[labels], dataset, torch.float64))

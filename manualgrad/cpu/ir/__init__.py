@@ -1,1 +1,1 @@
-"""The language that kernels are written in: LLVM values with Python operators, vectors of floats, tiles."""
+"""The language that kernels are written in: LLVM values with Python's operators, vectors of floats, tiles."""

@@ -1,29 +1,36 @@
-"""Work cut into shares for slots, and into tiles that the registers hold."""
+"""Ranges of work: those of a task, and tiles of a size that registers hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import SimpleNamespace
 
-from manualgrad.cpu.ir.values import Value
-from manualgrad.cpu.ir.vectors import Emitter
+from llvmlite import ir
 
-
-def share(emit: Emitter, a: SimpleNamespace) -> tuple[Value, Value]:
-    """The first row of this slot, and the first after it: of ``a.rows``, each slot has ``a.share``."""
-    start = a.slot * a.share
-    return start, emit.select(start + a.share < a.rows, start + a.share, a.rows)
+from manualgrad.cpu.ir.values import FLOAT, Value
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
 
 
-def tiles(emit: Emitter, start: Value, end: Value, most: int) -> Iterator[tuple[Value, int]]:
-    """Covers the numbers from ``start`` to ``end`` by ``most`` at a time and then by 1: (first, how many)."""
-    whole = emit.select(start < end, end - (end - start) % most, start)
-    for size, first, after in ((most, start, whole), (1, whole, end)):
-        with emit.loop(first, after, size) as at:
-            yield at, size
+def task_range(emit: Emitter, a: Arguments, count: Value) -> tuple[Value, Value]:
+    """Start and stop of this task's part of ``range(count)``, of which each task has ``a.share`` numbers."""
+    start = a.task * a.share
+    return start, emit.select(start + a.share < count, start + a.share, count)
 
 
-def clear(emit: Emitter, address: Value, floats: Value) -> None:
-    """Zeros, a whole number of vectors of them."""
-    with emit.loop(0, floats, emit.lanes) as n:
-        emit.store(emit.number(emit.floats, 0), address + n * 4)
+def tiles(emit: Emitter, start: Value, stop: Value, size: int) -> Iterator[tuple[Value, int]]:
+    """Cover ``range(start, stop)`` with tiles of ``size`` and then of 1: the first number and the size of each."""
+    full = emit.select(start < stop, stop - (stop - start) % size, start)
+    for tile, first, end in ((size, start, full), (1, full, stop)):
+        with emit.loop(first, end, tile) as n:
+            yield n, tile
+
+
+def float_tiles(emit: Emitter, start: Value, stop: Value) -> Iterator[tuple[Value, ir.Type]]:
+    """Cover ``range(start, stop)`` with vectors and then single floats: the first number and the type of each."""
+    for n, size in tiles(emit, start, stop, emit.lanes):
+        yield n, emit.float_vector if size == emit.lanes else FLOAT
+
+
+def clear(emit: Emitter, address: Value, numel: Value) -> None:
+    """Fill ``numel`` floats with zeros; ``numel`` must be a multiple of the lanes."""
+    with emit.loop(0, numel, emit.lanes) as n:
+        emit.store(emit.constant(emit.float_vector, 0), address + n * 4)

@@ -1,1 +1,1 @@
-"""One kernel per file; each computes the formula that its docstring states."""
+"""The kernels, one per file or two that share their loops; each computes the formula that its docstring states."""

@@ -1,141 +1,153 @@
-"""The derivatives of P(R(C(x, w) + b)) from the codes that the forward kernel left, for (1) with stride 1, windows of
-2×2.
+"""The gradients of P(R(C(x, w) + b)) from the pooling indices of the forward kernel, for (1) with stride 1 and
+windows of 2×2.
 
-    δ_ijk  = g_ijk R'_ijk, sent by P⁻¹ to one place of its window                    (4), (10)
+    δ_ijk  = g_ijk R'_ijk, sent by P⁻¹ to one position of its window                  (4), (10)
     Δb_k   = Σ_ij δ_ijk                                                              (17)
-    Δw_pqrk = Σ_ij δ_ijk x_(s+p)(t+q)r, (s, t) being the place that δ_ijk is sent to (3)
+    Δw_pqrk = Σ_ij δ_ijk x_(s+p)(t+q)r, (s, t) being the position that δ_ijk is sent to (3)
     Δx_(s+p)(t+q)r = Σ_ijk δ_ijk w_(P−p)(Q−q)rk                                      (2)
 
-P⁻¹(g) is never written down, and only live places are multiplied: one in four at most. Here w is [k][p][q][r], and Δw
-too, both already flipped: Δw_pqrk is that of w_(P−p)(Q−q)rk. The two sums are ``conv_pool_grad_weight.py``
-and ``conv_pool_grad_input.py``.
+P⁻¹(g) is not stored. Each window has one position at most where its gradient, ``grad_z``, is not 0, and only this
+position is multiplied. ``conv_pool_grad_weight.py`` and ``conv_pool_grad_input.py`` compute the last two sums. The
+packed weight and its gradient are flipped: Δw_pqrk is stored where the packed weight has w_(P−p)(Q−q)rk.
 
-Not multiplying by 0 is not the same where x or w is infinite or NaN: the formula makes NaN of it. ``odd`` tells.
+A skipped product of 0 differs from the formula if x or w is infinite or NaN, since 0·∞ is NaN: ``nonfinite`` reports
+it. A task computes ``share`` images, with sums, flags and scratch memory of its own.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-from manualgrad.cpu.ir.tiles import clear
+from manualgrad.cpu.ir.tiles import clear, task_range
 from manualgrad.cpu.ir.values import FLOAT, INT32, Value
-from manualgrad.cpu.ir.vectors import Emitter
-from manualgrad.cpu.kernels.conv_pool_grad_input import inputs
-from manualgrad.cpu.kernels.conv_pool_grad_weight import FEW_COLUMNS, SLACK, weights_of_few, weights_of_many
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.kernels.conv_pool_grad_input import grad_input
+from manualgrad.cpu.kernels.conv_pool_grad_weight import (
+    KERNEL_COLUMNS_PER_TILE,
+    READ_SLACK,
+    grad_weight_over_inputs,
+    grad_weight_over_outputs,
+)
 
-TOGETHER = 2  # images, whose sums of Δw are added at once
+IMAGES_PER_BLOCK = 2  # images that the weight gradient sums at once
 ARGUMENTS = (
-    "*x",  # [image][height][width][channels]; for few channels [image][channels][height][width]
-    "*w",  # [outputs][kernel_rows][run], where run counts (q, r) with r up to x_channels
-    "*g",  # [image][rows][columns][outputs]
-    "*code",  # the same, bytes
-    "*dx",  # [image][height][width][x_channels]
-    "*dw",  # [slot] of Δw's sums: [outputs][kernel_rows][run], or [channels][kernel_rows][few_run][outputs]
-    "*db",  # [slot][outputs]
-    "*odd",  # [slot] floats, NaN where something is not finite
-    "*scratch",  # [slot][scratch_bytes]
+    "*x",  # (N, H, W, x_channels); if vectorizes_outputs, (N, x_channels, H, W)
+    "*weight",  # (C_out, kH, kW·C_in), flipped
+    "*grad_out",  # (N, H_out, W_out, C_out)
+    "*pool_index",  # the same, bytes
+    "*grad_input",  # (N, H, W, C_in)
+    "*grad_weight",  # (tasks, C_out, kH, kW·x_channels); if vectorizes_outputs, (tasks, C_in, kH, padded kW, C_out)
+    "*grad_bias",  # (tasks, C_out)
+    "*nonfinite",  # (tasks): 0, or NaN if a number that is multiplied is not finite
+    "*scratch",  # (tasks, scratch_bytes)
     "scratch_bytes",
-    "images",
-    "share",  # how many of them a slot computes
+    "batch_size",
+    "share",  # images per task
     "height",
     "width",
-    "channels",  # of x, a multiple of the lanes unless they are few
-    "x_channels",  # of w and dx, a multiple of the lanes
-    "kernel_rows",
-    "kernel_columns",
-    "outputs",  # a multiple of the lanes
-    "rows",
-    "columns",
-    "for_x",
-    "for_w",
-    "few",
-    "zero_code",  # ZERO, or a number that is no code where R'(0) = 0
+    "x_channels",  # channels of x in memory: C_in as below, or not padded if vectorizes_outputs
+    "in_channels_padded",  # C_in of weight and grad_input, a multiple of the lanes
+    "kernel_height",
+    "kernel_width",
+    "out_channels",  # a multiple of the lanes
+    "out_height",
+    "out_width",
+    "needs_grad_input",
+    "needs_grad_weight",
+    "vectorizes_outputs",  # 1 if vectors of the weight gradient run over output channels, 0 if over kW·C_in
+    "at_zero_index",  # AT_ZERO, or no pooling index if R'(0) = 0
     "subgradient.0",
 )
 
 
-def scratch_bytes(cells: int, outputs: int, image: int) -> int:
-    """What a slot needs for the parts that ``_lay_out`` names, in whole cache lines."""
-    return -(-(cells * (TOGETHER * (5 * outputs + 8) + 32) + 16 * outputs + 4 * (image + SLACK)) // 64) * 64
+def backward_scratch_bytes(windows: int, out_channels: int, image_numel: int) -> int:
+    """Scratch bytes of a task for the buffers in ``_derive_sizes``, rounded up to cache lines."""
+    per_window = IMAGES_PER_BLOCK * (5 * out_channels + 8) + 32
+    return -(-(windows * per_window + 16 * out_channels + 4 * (image_numel + READ_SLACK)) // 64) * 64
 
 
-def backward(emit: Emitter) -> None:
-    """One slot's share of the images."""
-    a = emit.named(ARGUMENTS)
-    _lay_out(emit, a)
-    slot_w = emit.select(a.few == 1, a.few_weights, a.many_weights)
-    a.dw, a.db, a.odd = a.dw + a.slot * slot_w * 4, a.db + a.slot * a.outputs * 4, a.odd + a.slot * 4
-    clear(emit, a.dw, emit.select(a.for_w == 1, slot_w, slot_w * 0))
-    clear(emit, a.db, a.outputs)
-    emit.store(emit.number(FLOAT, 0), a.odd)
-    with emit.when(a.for_x == 1):
-        _look_at(emit, a.odd, a.w, a.outputs * a.kernel_rows * a.x_run)
-    first, end = a.slot * a.share, a.slot * a.share + a.share
-    end = emit.select(end < a.images, end, a.images)
-    with emit.loop(first, end, TOGETHER) as n:
-        after = emit.select(n + TOGETHER < end, n + TOGETHER, end)
-        with emit.loop(n, after) as image:
-            _deltas(emit, a, image, image - n)
-        with emit.when(a.for_w == 1):
-            _look_at(emit, a.odd, a.x + n * a.image * 4, (after - n) * a.image)
-            with emit.when(a.few == 1), emit.loop(n, after) as image:
-                weights_of_few(emit, a, image, image - n)
-            with emit.when(a.few == 0):
-                weights_of_many(emit, a, n, after - n)
-        with emit.when(a.for_x == 1), emit.loop(n, after) as image:
-            inputs(emit, a, image, image - n)
+def conv_pool_backward(emit: Emitter) -> None:
+    """Compute the gradients of this task's images."""
+    a = emit.load_arguments(ARGUMENTS)
+    _derive_sizes(emit, a)
+    weight_numel = emit.select(a.vectorizes_outputs == 1, a.numel_over_outputs, a.numel_over_inputs)
+    a.grad_weight = a.grad_weight + a.task * weight_numel * 4
+    a.grad_bias, a.nonfinite = a.grad_bias + a.task * a.out_channels * 4, a.nonfinite + a.task * 4
+    clear(emit, a.grad_weight, emit.select(a.needs_grad_weight == 1, weight_numel, weight_numel * 0))
+    clear(emit, a.grad_bias, a.out_channels)
+    emit.store(emit.constant(FLOAT, 0), a.nonfinite)
+    with emit.if_then(a.needs_grad_input == 1):
+        _accumulate_nonfinite(emit, a.nonfinite, a.weight, a.out_channels * a.kernel_height * a.weight_row_numel)
+    start, stop = task_range(emit, a, a.batch_size)
+    with emit.loop(start, stop, IMAGES_PER_BLOCK) as first:
+        end = emit.select(first + IMAGES_PER_BLOCK < stop, first + IMAGES_PER_BLOCK, stop)
+        with emit.loop(first, end) as image:
+            _grad_z(emit, a, image, image - first)
+        with emit.if_then(a.needs_grad_weight == 1):
+            _accumulate_nonfinite(emit, a.nonfinite, a.x + first * a.image_numel * 4, (end - first) * a.image_numel)
+            with emit.if_then(a.vectorizes_outputs == 1), emit.loop(first, end) as image:
+                grad_weight_over_outputs(emit, a, image, image - first)
+            with emit.if_then(a.vectorizes_outputs == 0):
+                grad_weight_over_inputs(emit, a, first, end - first)
+        with emit.if_then(a.needs_grad_input == 1), emit.loop(first, end) as image:
+            grad_input(emit, a, image, image - first)
 
 
-def _lay_out(emit: Emitter, a: SimpleNamespace) -> None:
-    """What follows from the arguments: sizes in floats, distances in bytes, and the parts of this slot's scratch."""
-    a.cells = a.rows * a.columns
-    a.image = a.height * a.width * a.channels
-    a.run, a.x_run = a.kernel_columns * a.channels, a.kernel_columns * a.x_channels
-    a.few_run = (a.kernel_columns + (FEW_COLUMNS - 1)) // FEW_COLUMNS * FEW_COLUMNS
-    a.many_weights = a.outputs * a.kernel_rows * a.run
-    a.few_weights = a.channels * a.kernel_rows * a.few_run * a.outputs
-    a.delta = a.scratch + a.slot * a.scratch_bytes  # floats: δ of each cell and k
-    a.cell_at = a.delta + a.cells * a.outputs * (4 * TOGETHER)  # bytes from the first image to each cell
-    a.live_at = a.cell_at + a.cells * (
-        8 * TOGETHER
-    )  # bits: of each cell and place, for each k whether it is live there
-    a.cells_live_at = a.live_at + a.cells * 32  # bits: of each place and k, for some cells whether it is live there
-    a.copy = a.cells_live_at + a.outputs * 16  # floats: an image
-    a.place = a.copy + (a.image + SLACK) * 4  # bytes: where in its window each δ goes; 4 where nowhere
+def _derive_sizes(emit: Emitter, a: Arguments) -> None:
+    """Derive sizes from the arguments, and the addresses of the buffers in this task's scratch memory."""
+    a.windows = a.out_height * a.out_width
+    a.image_numel = a.height * a.width * a.x_channels
+    a.x_row_numel, a.weight_row_numel = a.kernel_width * a.x_channels, a.kernel_width * a.in_channels_padded
+    tile = KERNEL_COLUMNS_PER_TILE
+    a.padded_kernel_width = (a.kernel_width + (tile - 1)) // tile * tile
+    a.numel_over_inputs = a.out_channels * a.kernel_height * a.x_row_numel
+    a.numel_over_outputs = a.x_channels * a.kernel_height * a.padded_kernel_width * a.out_channels
+    # floats (images of a block, windows, C_out)
+    a.grad_z = a.scratch + a.task * a.scratch_bytes
+    # integers (images of a block, windows): bytes from the first image to the window's first x
+    a.window_offsets = a.grad_z + a.windows * a.out_channels * (4 * IMAGES_PER_BLOCK)
+    # integers (windows, 4 positions): one bit per output channel, 1 if grad_z goes to that position
+    a.channel_masks = a.window_offsets + a.windows * (8 * IMAGES_PER_BLOCK)
+    # integers of 4 bytes (4 positions, C_out): one bit per window, 1 if grad_z goes to that position
+    a.window_masks = a.channel_masks + a.windows * 32
+    # floats: an image and READ_SLACK
+    a.image_copy = a.window_masks + a.out_channels * 16
+    # bytes (images of a block, windows, C_out): the position that grad_z goes to, 4 if to none
+    a.positions = a.image_copy + (a.image_numel + READ_SLACK) * 4
 
 
-def _look_at(emit: Emitter, odd: Value, address: Value, floats: Value) -> None:
-    """Makes ``odd`` NaN if one of the floats is not finite: only then is 0 times it not 0."""
-    zero, step = emit.number(emit.floats, 0), 4 * emit.lanes
-    found = [emit.variable(zero) for _ in range(4)]  # one alone would wait for itself
-    whole = floats - floats % step
-    with emit.loop(0, whole, step) as n:
-        for place, part in enumerate(found):
-            floats_here = emit.load(address + n * 4 + emit.bytes_of_vector * place, emit.floats)
-            part.set(emit.fma(floats_here, zero, part.get()))
-    rest = emit.variable(emit.load(odd, FLOAT))
-    for part in found:
-        rest.add(emit.sum_lanes(part.get()))
-    with emit.loop(whole, floats) as n:
-        rest.add(emit.load(address + n * 4, FLOAT) * 0)
-    emit.store(rest.get(), odd)
+def _accumulate_nonfinite(emit: Emitter, nonfinite: Value, address: Value, numel: Value) -> None:
+    """Set ``nonfinite`` to NaN if one of the floats is infinite or NaN: 0 times any other float is 0."""
+    zero, step = emit.constant(emit.float_vector, 0), 4 * emit.lanes
+    sums = [emit.variable(zero) for _ in range(4)]  # four chains of additions, to hide the latency of one
+    full = numel - numel % step
+    with emit.loop(0, full, step) as n:
+        for i, vector_sum in enumerate(sums):
+            vector = emit.load(address + n * 4 + emit.vector_bytes * i, emit.float_vector)
+            vector_sum.set(emit.fma(vector, zero, vector_sum.get()))
+    total = emit.variable(emit.load(nonfinite, FLOAT))
+    for vector_sum in sums:
+        total.add(emit.reduce_add(vector_sum.get()))
+    with emit.loop(full, numel) as n:
+        total.add(emit.load(address + n * 4, FLOAT) * 0)
+    emit.store(total.get(), nonfinite)
 
 
-def _deltas(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
-    """δ of one image and the place in its window that each goes to, into the scratch as its image ``n``; and Δb."""
-    at, to = image * a.cells * a.outputs, n * a.cells * a.outputs
-    nothing, nowhere = emit.number(emit.floats, 0), emit.number(emit.ints, 4)
-    half, zero_code = emit.every_lane(a.subgradient), emit.every_lane(emit.narrowed(a.zero_code, INT32))
-    with emit.loop(0, a.outputs, emit.lanes) as k:
-        total = emit.variable(emit.load(a.db + k * 4, emit.floats))
-        with emit.loop(0, a.cells) as cell:
-            here = cell * a.outputs + k
-            g = emit.load(a.g + (at + here) * 4, emit.floats)
-            code = emit.widened(emit.load(a.code + (at + here), emit.bytes), emit.ints)
-            alive, zero = code < 4, code == zero_code
-            delta = emit.select(alive, g, emit.select(zero, g * half, nothing))  # eq. (10)
-            place = emit.select(alive, code, emit.select(zero, emit.number(emit.ints, 0), nowhere))
-            emit.store(delta, a.delta + (to + here) * 4)
-            emit.store(emit.narrowed(place, emit.bytes), a.place + (to + here))
-            total.add(delta)  # eq. (17)
-        emit.store(total.get(), a.db + k * 4)
+def _grad_z(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
+    """Store grad_z and its positions for one image, the block's number ``n``; add grad_z to the bias gradient."""
+    image_offset, block_offset = image * a.windows * a.out_channels, n * a.windows * a.out_channels
+    zero, no_position = emit.constant(emit.float_vector, 0), emit.constant(emit.int_vector, 4)
+    subgradient, at_zero_index = emit.splat(a.subgradient), emit.splat(emit.trunc(a.at_zero_index, INT32))
+    with emit.loop(0, a.out_channels, emit.lanes) as c_out:
+        total = emit.variable(emit.load(a.grad_bias + c_out * 4, emit.float_vector))
+        with emit.loop(0, a.windows) as window:
+            offset = window * a.out_channels + c_out
+            grad_out = emit.load(a.grad_out + (image_offset + offset) * 4, emit.float_vector)
+            index_bytes = emit.load(a.pool_index + (image_offset + offset), emit.byte_vector)
+            pool_index = emit.zext(index_bytes, emit.int_vector)
+            is_active, at_zero = pool_index < 4, pool_index == at_zero_index
+            grad_z = emit.select(is_active, grad_out, emit.select(at_zero, grad_out * subgradient, zero))  # eq. (10)
+            first_or_none = emit.select(at_zero, emit.constant(emit.int_vector, 0), no_position)
+            position = emit.select(is_active, pool_index, first_or_none)
+            emit.store(grad_z, a.grad_z + (block_offset + offset) * 4)
+            emit.store(emit.trunc(position, emit.byte_vector), a.positions + (block_offset + offset))
+            total.add(grad_z)  # eq. (17)
+        emit.store(total.get(), a.grad_bias + c_out * 4)

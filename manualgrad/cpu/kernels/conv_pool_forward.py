@@ -1,124 +1,127 @@
-"""P(R(C(x, w) + b)) and its codes, as ``ops/conv_relu_pool.py`` defines them, for (1) with stride 1 and 2×2 windows.
+"""P(R(C(x, w) + b)) and its pooling indices, as ``ops/conv_relu_pool.py`` defines them, for (1) with stride 1 and
+windows of 2×2.
 
     z_ijk    = b_k + Σ_pqr x_(i+p)(j+q)r w_(P−p)(Q−q)rk                          (1), (17)
     out_ijk  = max(0, z_(2i)(2j)k, z_(2i)(2j+1)k, z_(2i+1)(2j)k, z_(2i+1)(2j+1)k)    (4), (9)
 
-z is never written down. One tile holds the four z of ``cells`` neighbouring windows for ``groups`` vectors of output
-channels k in registers: each weight that is loaded serves every window, each x every k. In memory r follows on q, so
-Σ_qr for one p is one run through x, and one through w, which comes as [p][q][r][k], already flipped.
+z is not stored. The registers hold one tile: the four z of some neighbouring windows, for one or two vectors of
+output channels. Each loaded weight is used for all windows of the tile, each loaded x for all its output channels.
+
+A kernel row is one run of kW·C_in floats in x. A task computes ``share`` rows of windows.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
+from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import INT64, Value, Variable
-from manualgrad.cpu.ir.vectors import Emitter
-from manualgrad.cpu.pool_index import DEAD, ZERO
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.pool_index import AT_ZERO, INACTIVE
 
-SUMMED = 128  # products at most that are added one after the other, or so many as one p has
+BLOCK_K = 128  # products that are summed before they are added to z, or one kernel row if C_in·kW is larger
 
 ARGUMENTS = (
-    "*x",  # [image][height][width][channels]
-    "*w",  # [kernel_rows][run][outputs], where run counts (q, r)
-    "*b",  # [outputs]
-    "*out",  # [image][rows][columns][outputs]
-    "*code",  # the same, bytes
-    "pooled_rows",  # of all images together
-    "share",  # how many of them a slot computes
+    "*x",  # (N, H, W, C_in)
+    "*weight",  # (kH, kW·C_in, C_out), flipped
+    "*bias",  # (C_out)
+    "*out",  # (N, H_out, W_out, C_out)
+    "*pool_index",  # the same, bytes
+    "num_rows",  # N·H_out
+    "share",  # rows of windows per task
     "height",
     "width",
-    "channels",
-    "kernel_rows",
-    "run",
-    "outputs",  # a multiple of the lanes
-    "rows",
-    "columns",
+    "in_channels",
+    "kernel_height",
+    "kernel_row_numel",  # kW·C_in
+    "out_channels",  # a multiple of the lanes
+    "out_height",
+    "out_width",
 )
 
 
-def forward(emit: Emitter) -> None:
-    """One slot's share of the pooled rows."""
-    a = emit.named(ARGUMENTS)
-    first = a.slot * a.share
-    end = first + a.share
-    wide, narrow = (2, 4) if emit.lanes == 16 else (1, 2)  # cells of a tile: so many that the registers just hold it
-    with emit.loop(first, emit.select(end < a.pooled_rows, end, a.pooled_rows)) as n:
-        top = (n // a.rows) * a.height + (n % a.rows) * 2
-        x, done = a.x + top * a.width * a.channels * 4, n * a.columns
-        pairs = a.outputs // (2 * emit.lanes) * 2 * emit.lanes
-        with emit.loop(0, pairs, 2 * emit.lanes) as k:
-            _row(emit, a, x, done, k, groups=2, most=wide)
-        with emit.loop(pairs, a.outputs, emit.lanes) as k:
-            _row(emit, a, x, done, k, groups=1, most=narrow)
+def conv_pool_forward(emit: Emitter) -> None:
+    """Compute this task's rows of windows."""
+    a = emit.load_arguments(ARGUMENTS)
+    wide, narrow = (2, 4) if emit.lanes == 16 else (1, 2)  # windows of a tile: as many as the registers hold
+    with emit.loop(*task_range(emit, a, a.num_rows)) as row:
+        first_x_row = (row // a.out_height) * a.height + (row % a.out_height) * 2
+        x, window = a.x + first_x_row * a.width * a.in_channels * 4, row * a.out_width
+        paired = a.out_channels // (2 * emit.lanes) * 2 * emit.lanes
+        with emit.loop(0, paired, 2 * emit.lanes) as c_out:
+            _row(emit, a, x, window, c_out, vectors=2, tile_windows=wide)
+        with emit.loop(paired, a.out_channels, emit.lanes) as c_out:
+            _row(emit, a, x, window, c_out, vectors=1, tile_windows=narrow)
 
 
-def _row(emit: Emitter, a: SimpleNamespace, x: Value, done: Value, k: Value, groups: int, most: int) -> None:
-    """All windows of one row, for the output channels from k; ``done`` windows came before."""
-    at = emit.number(k.raw.type, 0)
-    for cells in dict.fromkeys((most, 1)):
-        end = a.columns - a.columns % cells
-        with emit.loop(at, end, cells) as j:
-            _tile(emit, a, x + j * a.channels * 8, (done + j) * a.outputs + k, k, groups, cells)
-        at = end
+def _row(emit: Emitter, a: Arguments, x: Value, window: Value, c_out: Value, vectors: int, tile_windows: int) -> None:
+    """Compute a row of windows, the first of which is number ``window``, for ``vectors`` of output channels."""
+    start = emit.constant(c_out.raw.type, 0)
+    for windows in dict.fromkeys((tile_windows, 1)):
+        stop = a.out_width - a.out_width % windows
+        with emit.loop(start, stop, windows) as w_out:
+            out_offset = (window + w_out) * a.out_channels + c_out
+            _tile(emit, a, x + w_out * a.in_channels * 8, out_offset, c_out, vectors, windows)
+        start = stop
 
 
-def _tile(emit: Emitter, a: SimpleNamespace, x: Value, to: Value, k: Value, groups: int, cells: int) -> None:
-    """``cells`` windows, of which the first begins at ``x``, for ``groups`` vectors of channels from k."""
-    biases = [emit.load(a.b + k * 4 + g * emit.bytes_of_vector, emit.floats) for g in range(groups)]
-    z = [[[emit.variable(bias) for bias in biases] for _place in range(4)] for _cell in range(cells)]
-    every = [variable for of_cell in z for of_place in of_cell for variable in of_place]
-    lines = emit.select(a.run < SUMMED, emit.number(INT64, SUMMED) // a.run, emit.number(INT64, 1))
-    with emit.each_part(a.kernel_rows, lines) as (p, after), emit.each_part(a.run, SUMMED) as (qr, end):
-        before = [variable.get() for variable in every]  # set aside; a sum of sums rounds less than one long sum
-        for variable in every:
-            variable.set(emit.number(emit.floats, 0))
-        _sums(emit, a, x, k, (p, after), (qr, end), z)
-        for variable, others in zip(every, before, strict=True):
-            variable.add(others)
-    for cell in range(cells):
-        for g in range(groups):
-            out, code = maximum(emit, [z[cell][place][g].get() for place in range(4)])
-            where = to + a.outputs * cell + g * emit.lanes
-            emit.store(out, a.out + where * 4)
-            emit.store(emit.narrowed(code, emit.bytes), a.code + where)
+def _tile(emit: Emitter, a: Arguments, x: Value, out_offset: Value, c_out: Value, vectors: int, windows: int) -> None:
+    """Compute ``windows`` neighbours, the first of which begins at ``x``, for ``vectors`` of output channels."""
+    biases = [emit.load(a.bias + c_out * 4 + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
+    z = [[[emit.variable(bias) for bias in biases] for _position in range(4)] for _window in range(windows)]
+    variables = [variable for of_window in z for of_position in of_window for variable in of_position]
+    one_row = emit.constant(INT64, 1)
+    rows = emit.select(a.kernel_row_numel < BLOCK_K, emit.constant(INT64, BLOCK_K) // a.kernel_row_numel, one_row)
+    with (
+        emit.block_loop(a.kernel_height, rows) as kernel_rows,
+        emit.block_loop(a.kernel_row_numel, BLOCK_K) as row_numbers,
+    ):
+        totals = [variable.get() for variable in variables]  # a sum of blocks rounds less than one long sum
+        for variable in variables:
+            variable.set(emit.constant(emit.float_vector, 0))
+        _add_products(emit, a, x, c_out, kernel_rows, row_numbers, z)
+        for variable, total in zip(variables, totals, strict=True):
+            variable.add(total)
+    for window in range(windows):
+        for v in range(vectors):
+            out, pool_index = relu_max(emit, [z[window][position][v].get() for position in range(4)])
+            offset = out_offset + a.out_channels * window + v * emit.lanes
+            emit.store(out, a.out + offset * 4)
+            emit.store(emit.trunc(pool_index, emit.byte_vector), a.pool_index + offset)
 
 
-def _sums(
+def _add_products(
     emit: Emitter,
-    a: SimpleNamespace,
+    a: Arguments,
     x: Value,
-    k: Value,
-    lines: tuple[Value, Value],
-    run: tuple[Value, Value],
-    z: list,
+    c_out: Value,
+    kernel_rows: tuple[Value, Value],
+    row_numbers: tuple[Value, Value],
+    z: list[list[list[Variable]]],
 ) -> None:
-    """Adds to each z the products of some p and (q, r)."""
-    pixel, line, cells, groups = a.channels * 4, a.width * a.channels * 4, len(z), len(z[0][0])
-    with emit.loop(*lines) as p, emit.loop(*run) as qr:
-        upper = x + p * line + qr * 4
-        lower = upper + line
-        w = a.w + ((p * a.run + qr) * a.outputs + k) * 4
-        weights = [emit.load(w + g * emit.bytes_of_vector, emit.floats) for g in range(groups)]
-        for column in range(2 * cells):
-            for row, place in enumerate((upper, lower)):
-                value = emit.broadcast(place + pixel * column)
-                for g in range(groups):
-                    _accumulate(emit, z[column // 2][2 * row + column % 2][g], value, weights[g])  # eq. (1)
+    """Add to each z the products of some kernel rows, and of some of the kW·C_in numbers in each."""
+    pixel_bytes, row_bytes = a.in_channels * 4, a.width * a.in_channels * 4
+    windows, vectors = len(z), len(z[0][0])
+    with emit.loop(*kernel_rows) as kh, emit.loop(*row_numbers) as n:
+        upper = x + kh * row_bytes + n * 4
+        lower = upper + row_bytes
+        weight = a.weight + ((kh * a.kernel_row_numel + n) * a.out_channels + c_out) * 4
+        weights = [emit.load(weight + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
+        for column in range(2 * windows):
+            for row, address in enumerate((upper, lower)):
+                value = emit.load_splat(address + pixel_bytes * column)
+                for v in range(vectors):
+                    total = z[column // 2][2 * row + column % 2][v]
+                    total.set(emit.fma(value, weights[v], total.get()))  # eq. (1)
 
 
-def _accumulate(emit: Emitter, total: Variable, a: Value, b: Value) -> None:
-    total.set(emit.fma(a, b, total.get()))
-
-
-def maximum(emit: Emitter, z: list[Value]) -> tuple[Value, Value]:
-    """The largest of four, or +0, and its code: the first of equals, the last of NaN."""
-    best, code = z[0], emit.number(emit.ints, 0)
+def relu_max(emit: Emitter, z: list[Value]) -> tuple[Value, Value]:
+    """Return the maximum of four z and 0, and its pooling index: the first of equals, the last of several NaNs."""
+    largest, position = z[0], emit.constant(emit.int_vector, 0)
     for n in (1, 2, 3):
-        wins = (z[n] > best) | z[n].is_nan()
-        best = emit.select(wins, z[n], best)  # eq. (4)
-        code = emit.select(wins, emit.number(emit.ints, n), code)
-    alive = (best > 0) | best.is_nan()
-    nothing = emit.select(z[0] == 0, emit.number(emit.ints, ZERO), emit.number(emit.ints, DEAD))
-    zero = emit.number(emit.floats, 0)
-    return emit.select(alive, best, zero), emit.select(alive, code, nothing)  # eq. (9)
+        is_larger = (z[n] > largest) | z[n].is_nan()
+        largest = emit.select(is_larger, z[n], largest)  # eq. (4)
+        position = emit.select(is_larger, emit.constant(emit.int_vector, n), position)
+    is_active = (largest > 0) | largest.is_nan()
+    at_zero, inactive = emit.constant(emit.int_vector, AT_ZERO), emit.constant(emit.int_vector, INACTIVE)
+    not_positive = emit.select(z[0] == 0, at_zero, inactive)
+    zero = emit.constant(emit.float_vector, 0)
+    return emit.select(is_active, largest, zero), emit.select(is_active, position, not_positive)  # eq. (9)

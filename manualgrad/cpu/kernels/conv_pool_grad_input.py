@@ -1,71 +1,79 @@
-"""Δx of P(R(C(x, w) + b)), for ``conv_pool_backward.py``, which has laid out what is read here.
+"""The gradient of P(R(C(x, w) + b)) with respect to x, for ``conv_pool_backward.py``, which prepares its arguments.
 
     Δx_(s+p)(t+q)r = Σ_ijk δ_ijk w_(P−p)(Q−q)rk                                      (2)
 
-where δ_ijk is sent to the place (s, t): for each cell and place, a bit for each k says whether it is live there.
+where δ_ijk is sent to the position (s, t) of its window. For each window and position, a mask has one bit per output
+channel, 1 if its δ is sent there. The registers hold the sums of a tile of kernel rows and columns, for one vector of
+input channels.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from manualgrad.cpu.ir.tiles import clear, tiles
 from manualgrad.cpu.ir.values import BYTE, INT64, Value
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
 
-OUTPUTS_AT_ONCE = 32  # whose weights stay in the nearest cache while all windows add them to Δx; at most 64
-TILE = 2, 5  # kernel rows and columns that Δx takes from them at once
-
-
-def inputs(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
-    """Δx of one image, from some k at a time, whose weights for the rows and columns of a tile then stay near."""
-    line = a.width * a.x_channels * 4
-    dx = a.dx + image * a.height * line
-    clear(emit, dx, a.height * a.width * a.x_channels)
-    with emit.loop(0, a.outputs, OUTPUTS_AT_ONCE) as k:
-        here = n * a.cells * a.outputs + k
-        _find_live(emit, a, here, a.outputs - k)
-        for p, rows in tiles(emit, emit.number(INT64, 0), a.kernel_rows, TILE[0]):
-            for q, columns in tiles(emit, emit.number(INT64, 0), a.kernel_columns, TILE[1]):
-                with emit.loop(0, a.x_channels, emit.lanes) as r:
-                    w = a.w + ((k * a.kernel_rows + p) * a.x_run + q * a.x_channels + r) * 4
-                    to = dx + p * line + (q * a.x_channels + r) * 4
-                    _input_tiles(emit, a, (rows, columns), a.delta + here * 4, w, to)
+CHANNELS_PER_BLOCK = 32  # output channels whose weights stay in the L1 cache while all windows use them; at most 64
+TILE = 2, 5  # kernel rows and columns
 
 
-def _find_live(emit: Emitter, a: SimpleNamespace, here: Value, left: Value) -> None:
-    """For each cell and place the bits of those k, from the first at ``here``, that are live there."""
-    most = emit.number(INT64, OUTPUTS_AT_ONCE)
-    with emit.loop(0, a.cells) as cell, emit.loop(0, 4) as place:
-        bits = emit.variable(emit.number(INT64, 0))
-        with emit.loop(0, emit.select(left < most, left, most), emit.lanes) as lane:
-            places = emit.load(a.place + here + cell * a.outputs + lane, emit.bytes)
-            live = places == emit.every_lane(emit.narrowed(place, BYTE))
-            bits.set(bits.get() | (emit.bits(live) << lane))
-        emit.store(bits.get(), a.live_at + (cell * 4 + place) * 8)
+def grad_input(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
+    """Compute the input gradient of one image, the block's number ``n``, one block of output channels at a time."""
+    row_bytes = a.width * a.in_channels_padded * 4
+    image_grad = a.grad_input + image * a.height * row_bytes
+    clear(emit, image_grad, a.height * a.width * a.in_channels_padded)
+    zero = emit.constant(INT64, 0)
+    with emit.loop(0, a.out_channels, CHANNELS_PER_BLOCK) as c_out:
+        offset = n * a.windows * a.out_channels + c_out
+        _store_channel_masks(emit, a, offset, a.out_channels - c_out)
+        for kh, rows in tiles(emit, zero, a.kernel_height, TILE[0]):
+            for kw, columns in tiles(emit, zero, a.kernel_width, TILE[1]):
+                with emit.loop(0, a.in_channels_padded, emit.lanes) as c_in:
+                    row = (c_out * a.kernel_height + kh) * a.weight_row_numel
+                    weight = a.weight + (row + kw * a.in_channels_padded + c_in) * 4
+                    target = image_grad + kh * row_bytes + (kw * a.in_channels_padded + c_in) * 4
+                    _add_tile(emit, a, (rows, columns), a.grad_z + offset * 4, weight, target)
 
 
-def _input_tiles(emit: Emitter, a: SimpleNamespace, tile: tuple[int, int], delta: Value, w: Value, to: Value) -> None:
-    """Adds, for every cell, Σ δ_k w over the live k, for a tile of p and q and one vector of r: what goes to the two
-    places side by side overlaps but for a column, and is added up before it is written."""
+def _store_channel_masks(emit: Emitter, a: Arguments, offset: Value, channels_left: Value) -> None:
+    """Store, for each window and position, the mask of a block of output channels, the first of which is at
+    ``offset``."""
+    most = emit.constant(INT64, CHANNELS_PER_BLOCK)
+    with emit.loop(0, a.windows) as window, emit.loop(0, 4) as position:
+        mask = emit.variable(emit.constant(INT64, 0))
+        with emit.loop(0, emit.select(channels_left < most, channels_left, most), emit.lanes) as c_out:
+            positions = emit.load(a.positions + offset + window * a.out_channels + c_out, emit.byte_vector)
+            is_here = positions == emit.splat(emit.trunc(position, BYTE))
+            mask.set(mask.get() | (emit.bitmask(is_here) << c_out))
+        emit.store(mask.get(), a.channel_masks + (window * 4 + position) * 8)
+
+
+def _add_tile(
+    emit: Emitter, a: Arguments, tile: tuple[int, int], grad_z: Value, weight: Value, target: Value
+) -> None:
+    """Add grad_z times weight to ``target``, for all windows, a tile of the kernel and a vector of input channels.
+
+    A window has two positions in a row. Their tiles overlap in all columns but one, and are summed before the
+    store."""
     rows, columns = tile
-    pixel, line = a.x_channels * 4, a.width * a.x_channels * 4
-    with emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
-        cell = i * a.columns + j
+    pixel_bytes, row_bytes = a.in_channels_padded * 4, a.width * a.in_channels_padded * 4
+    with emit.loop(0, a.out_height) as h_out, emit.loop(0, a.out_width) as w_out:
+        window = h_out * a.out_width + w_out
         for s in range(2):
-            totals = [[emit.variable(emit.number(emit.floats, 0)) for _ in range(columns + 1)] for _ in range(rows)]
+            zero = emit.constant(emit.float_vector, 0)
+            totals = [[emit.variable(zero) for _ in range(columns + 1)] for _ in range(rows)]
             for t in range(2):
-                bits = emit.load(a.live_at + (cell * 4 + (2 * s + t)) * 8, INT64)
-                with emit.each_bit(bits) as k:
-                    factor = emit.broadcast(delta + (cell * a.outputs + k) * 4)
-                    source = w + k * a.kernel_rows * a.x_run * 4
-                    for p in range(rows):
-                        for q in range(columns):
-                            weight = emit.load(source + a.x_run * (4 * p) + pixel * q, emit.floats)
-                            total = totals[p][q + t]
-                            total.set(emit.fma(weight, factor, total.get()))  # eq. (2)
-            corner = to + (i * 2 + s) * line + j * 2 * pixel
-            for p in range(rows):
-                for q in range(columns + 1):
-                    address = corner + line * p + pixel * q
-                    emit.store(emit.load(address, emit.floats) + totals[p][q].get(), address)
+                mask = emit.load(a.channel_masks + (window * 4 + (2 * s + t)) * 8, INT64)
+                with emit.bit_loop(mask) as c_out:
+                    factor = emit.load_splat(grad_z + (window * a.out_channels + c_out) * 4)
+                    channel_weight = weight + c_out * a.kernel_height * a.weight_row_numel * 4
+                    for kh in range(rows):
+                        for kw in range(columns):
+                            address = channel_weight + a.weight_row_numel * (4 * kh) + pixel_bytes * kw
+                            total = totals[kh][kw + t]
+                            total.set(emit.fma(emit.load(address, emit.float_vector), factor, total.get()))  # eq. (2)
+            corner = target + (h_out * 2 + s) * row_bytes + w_out * 2 * pixel_bytes
+            for kh in range(rows):
+                for kw in range(columns + 1):
+                    address = corner + row_bytes * kh + pixel_bytes * kw
+                    emit.store(emit.load(address, emit.float_vector) + totals[kh][kw].get(), address)

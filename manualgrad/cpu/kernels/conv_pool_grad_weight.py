@@ -1,133 +1,144 @@
-"""Δw of P(R(C(x, w) + b)), for ``conv_pool_backward.py``, which has laid out what is read here.
+"""The gradient of P(R(C(x, w) + b)) with respect to w, for ``conv_pool_backward.py``, which prepares its arguments.
 
-    Δw_pqrk = Σ_ij δ_ijk x_(s+p)(t+q)r, (s, t) being the place that δ_ijk is sent to (3)
+    Δw_pqrk = Σ_ij δ_ijk x_(s+p)(t+q)r, (s, t) being the position that δ_ijk is sent to (3)
 
-For each k and place bits say in which cells it is live (``weights_of_many``). Where x has few channels r, a vector of
-k picks from the 2×2 shifted images instead (``weights_of_few``).
+``grad_weight_over_inputs`` has vectors of kW·C_in numbers. For each output channel and position, a mask has one bit
+per window, 1 if its δ is sent there. With few input channels most lanes would be unused: then
+``grad_weight_over_outputs`` has vectors of output channels, and each lane looks up x at the position of its own δ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
 
-FEW_COLUMNS = 5  # kernel columns that ``weights_of_few`` sums at once
-CELLS = 32  # whose bits a lane holds
-SLACK = 8  # floats beyond an image that it may read
+KERNEL_COLUMNS_PER_TILE = 5  # kernel columns that ``grad_weight_over_outputs`` sums at once
+WINDOWS_PER_MASK = 32  # bits of a lane
+READ_SLACK = 8  # floats behind an image that ``grad_weight_over_outputs`` may read
 
 
-def _tiles(emit: Emitter, rows: Value, run: Value, most: tuple[int, int]) -> Iterator[tuple[Value, Value, int, int]]:
-    """Covers rows × run floats by tiles: (first row, first float, rows, vectors), as large as ``most`` and then of
-    1."""
-    vector = emit.lanes
-    for height in dict.fromkeys((most[0], 1)):
-        whole = rows - rows % most[0]
-        with emit.loop(0 if height == most[0] else whole, whole if height == most[0] else rows, height) as p:
-            for width in dict.fromkeys((most[1], 1)):
-                full = run - run % (most[1] * vector)
-                start, stop = (0, full) if width == most[1] else (full, run)
-                with emit.loop(start, stop, width * vector) as v:
-                    yield p, v, height, width
+def grad_weight_over_inputs(emit: Emitter, a: Arguments, first: Value, images: Value) -> None:
+    """Add the weight gradient of a block of images, for a mask of windows at a time, tile by tile."""
+    pixel_bytes, row_bytes = a.x_channels * 4, a.width * a.x_channels * 4
+    x = a.x + first * a.image_numel * 4
+    with emit.loop(0, images) as n, emit.loop(0, a.out_height) as h_out, emit.loop(0, a.out_width) as w_out:
+        offset = n * a.image_numel * 4 + h_out * 2 * row_bytes + w_out * 2 * pixel_bytes
+        emit.store(offset, a.window_offsets + ((n * a.out_height + h_out) * a.out_width + w_out) * 8)
+    with emit.block_loop(images * a.windows, WINDOWS_PER_MASK) as (start, stop):
+        _store_window_masks(emit, a, start, stop)
+        with emit.loop(0, a.out_channels) as c_out:
+            for kh, n, *tile in _tiles(emit, a.kernel_height, a.x_row_numel, _largest_tile(emit)):
+
+                def products(add: Callable[[Value, Value], None], x: Value = x + kh * row_bytes + n * 4) -> None:
+                    for position in range(4):
+                        x_position = x + row_bytes * (position // 2) + pixel_bytes * (position % 2)
+                        mask = emit.load(a.window_masks + (a.out_channels * position + c_out) * 4, INT32)
+                        with emit.bit_loop(emit.zext(mask, INT64)) as bit:
+                            grad_z = emit.load_splat(a.grad_z + ((start + bit) * a.out_channels + c_out) * 4)
+                            add(
+                                grad_z, x_position + emit.load(a.window_offsets + (start + bit) * 8, INT64)
+                            )  # eq. (3)
+
+                target = a.grad_weight + ((c_out * a.kernel_height + kh) * a.x_row_numel + n) * 4
+                _add_tile(emit, (tile[0], tile[1]), target, a.x_row_numel * 4, products, row_bytes)
+
+
+def _store_window_masks(emit: Emitter, a: Arguments, start: Value, stop: Value) -> None:
+    """Store, for each position and output channel, the mask of the windows from ``start`` to ``stop``, at most 32."""
+    zero = emit.constant(emit.int_vector, 0)
+    with emit.loop(0, a.out_channels, emit.lanes) as c_out:
+        masks = [emit.variable(zero) for _ in range(4)]
+        bit = emit.variable(emit.constant(emit.int_vector, 1))
+        with emit.loop(start, stop) as window:
+            positions = emit.load(a.positions + window * a.out_channels + c_out, emit.byte_vector)
+            for position, mask in enumerate(masks):
+                mask.set(mask.get() | emit.select(positions == position, bit.get(), zero))
+            bit.set(bit.get() << 1)
+        for position, mask in enumerate(masks):
+            emit.store(mask.get(), a.window_masks + (a.out_channels * position + c_out) * 4)
+
+
+def _tiles(
+    emit: Emitter, rows: Value, row_numel: Value, largest: tuple[int, int]
+) -> Iterator[tuple[Value, Value, int, int]]:
+    """Cover rows × row_numel floats with tiles of ``largest`` rows and vectors, and then of 1: the first row and
+    float of each tile, and its size."""
+    for height in dict.fromkeys((largest[0], 1)):
+        full_rows = rows - rows % largest[0]
+        first, end = (0, full_rows) if height == largest[0] else (full_rows, rows)
+        with emit.loop(first, end, height) as row:
+            for width in dict.fromkeys((largest[1], 1)):
+                full = row_numel - row_numel % (largest[1] * emit.lanes)
+                start, stop = (0, full) if width == largest[1] else (full, row_numel)
+                with emit.loop(start, stop, width * emit.lanes) as n:
+                    yield row, n, height, width
 
 
 def _largest_tile(emit: Emitter) -> tuple[int, int]:
-    """Rows and vectors that the registers hold: 25 of 32, or 10 of 16."""
+    """Rows and vectors of the largest tile: 25 of 32 registers, or 10 of 16."""
     return (5, 5) if emit.lanes == 16 else (5, 2)
 
 
-def _tile_sum(
-    emit: Emitter, tile: tuple[int, int], to: Value, line: Value,
-    terms: Callable[[Callable[[Value, Value], None]], None], step: Value,
+def _add_tile(
+    emit: Emitter, tile: tuple[int, int], target: Value, target_row_bytes: Value,
+    products: Callable[[Callable[[Value, Value], None]], None], x_row_bytes: Value,
 ) -> None:  # fmt: skip
-    """Adds Σ s·v to a tile that begins at ``to`` and has rows ``line`` bytes apart; ``terms`` calls what it is given
-    with each s, in every lane, and with the address of v, whose rows are ``step`` bytes apart."""
-    places = [(r, c * emit.bytes_of_vector) for r in range(tile[0]) for c in range(tile[1])]
-    totals = [emit.variable(emit.number(emit.floats, 0)) for _ in places]
+    """Add a sum of products to the tile at ``target``.
 
-    def add(s: Value, v: Value) -> None:
-        for total, (r, c) in zip(totals, places, strict=True):
-            total.set(emit.fma(emit.load(v + step * r + c, emit.floats), s, total.get()))
+    ``products`` calls its argument with each factor, in every lane, and with the address of the tile of x that it
+    multiplies."""
+    elements = [(row, column * emit.vector_bytes) for row in range(tile[0]) for column in range(tile[1])]
+    totals = [emit.variable(emit.constant(emit.float_vector, 0)) for _ in elements]
 
-    terms(add)
-    for total, (r, c) in zip(totals, places, strict=True):
-        address = to + line * r + c
-        emit.store(emit.load(address, emit.floats) + total.get(), address)  # a sum of sums rounds less
+    def add(factor: Value, x: Value) -> None:
+        for total, (row, offset) in zip(totals, elements, strict=True):
+            vector = emit.load(x + x_row_bytes * row + offset, emit.float_vector)
+            total.set(emit.fma(vector, factor, total.get()))
 
-
-def weights_of_many(emit: Emitter, a: SimpleNamespace, first: Value, images: Value) -> None:
-    """Δw from some images: for each k Σ δ x over the places where it is live, some cells at a time, tile by tile."""
-    pixel, line = a.channels * 4, a.width * a.channels * 4
-    x = a.x + first * a.image * 4
-    with emit.loop(0, images) as n, emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
-        offset = n * a.image * 4 + i * 2 * line + j * 2 * pixel
-        emit.store(offset, a.cell_at + ((n * a.rows + i) * a.columns + j) * 8)
-    with emit.each_part(images * a.cells, CELLS) as (start, end):
-        _find_live(emit, a, start, end)
-        with emit.loop(0, a.outputs) as k:
-            for p, v, *tile in _tiles(emit, a.kernel_rows, a.run, _largest_tile(emit)):
-
-                def terms(add, source=x + p * line + v * 4):
-                    for place in range(4):
-                        there = source + line * (place // 2) + pixel * (place % 2)
-                        bits = emit.load(a.cells_live_at + (a.outputs * place + k) * 4, INT32)
-                        with emit.each_bit(emit.widened(bits, INT64)) as n:
-                            delta = emit.broadcast(a.delta + ((start + n) * a.outputs + k) * 4)
-                            add(delta, there + emit.load(a.cell_at + (start + n) * 8, INT64))  # eq. (3)
-
-                to = a.dw + ((k * a.kernel_rows + p) * a.run + v) * 4
-                _tile_sum(emit, tile, to, a.run * 4, terms, line)
+    products(add)
+    for total, (row, offset) in zip(totals, elements, strict=True):
+        address = target + target_row_bytes * row + offset
+        emit.store(emit.load(address, emit.float_vector) + total.get(), address)  # a sum of sums rounds less
 
 
-def _find_live(emit: Emitter, a: SimpleNamespace, start: Value, end: Value) -> None:
-    """For each place and k a bit for each of some cells, 32 at most: whether k is live there."""
-    nothing = emit.number(emit.ints, 0)
-    with emit.loop(0, a.outputs, emit.lanes) as k:
-        live = [emit.variable(nothing) for _ in range(4)]
-        bit = emit.variable(emit.number(emit.ints, 1))
-        with emit.loop(start, end) as cell:
-            goes_to = emit.load(a.place + cell * a.outputs + k, emit.bytes)
-            for place, bits in enumerate(live):
-                bits.set(bits.get() | emit.select(goes_to == place, bit.get(), nothing))
-            bit.set(bit.get() << 1)
-        for place, bits in enumerate(live):
-            emit.store(bits.get(), a.cells_live_at + (a.outputs * place + k) * 4)
+def grad_weight_over_outputs(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
+    """Add the weight gradient of one image, the block's number ``n``, for a tile of the kernel at a time."""
+    channel_numel = a.height * a.width
+    x = emit.variable(a.x + image * a.image_numel * 4)
+    with emit.if_then(image == a.batch_size - 1):  # no memory need follow the last image: its copy has READ_SLACK
+        with emit.loop(0, a.image_numel) as i:
+            emit.store(emit.load(x.get() + i * 4, FLOAT), a.image_copy + i * 4)
+        x.set(a.image_copy)
+    tile_rows = 5 if emit.lanes == 16 else 1
+    with emit.loop(0, a.x_channels) as c_in, emit.loop(0, a.padded_kernel_width, KERNEL_COLUMNS_PER_TILE) as kw:
+        for rows in dict.fromkeys((tile_rows, 1)):
+            full = a.kernel_height - a.kernel_height % tile_rows
+            bounds = (emit.constant(INT64, 0), full) if rows == tile_rows else (full, a.kernel_height)
+            with emit.loop(*bounds, rows) as kh, emit.loop(0, a.out_channels, emit.lanes) as c_out:
+                row = (c_in * a.kernel_height + kh) * a.padded_kernel_width
+                target = a.grad_weight + ((row + kw) * a.out_channels + c_out) * 4
+                source = x.get() + (c_in * channel_numel + kh * a.width + kw) * 4
+                _add_lookup_tile(emit, a, rows, target, source, n * a.windows * a.out_channels + c_out)
 
 
-def weights_of_few(emit: Emitter, a: SimpleNamespace, image: Value, n: Value) -> None:
-    """Δw from one image: a vector of δ_k times the x that each of its lanes picks by its own place in the window."""
-    plane = a.height * a.width
-    x = emit.variable(a.x + image * a.image * 4)
-    with emit.when(image == a.images - 1):  # behind the last there is nothing: a copy has slack behind it
-        with emit.loop(0, a.image) as f:
-            emit.store(emit.load(x.get() + f * 4, FLOAT), a.copy + f * 4)
-        x.set(a.copy)
-    most = 5 if emit.lanes == 16 else 1
-    with emit.loop(0, a.channels) as r, emit.loop(0, a.few_run, FEW_COLUMNS) as q:
-        for height in dict.fromkeys((most, 1)):
-            whole = a.kernel_rows - a.kernel_rows % most
-            bounds = (emit.number(INT64, 0), whole) if height == most else (whole, a.kernel_rows)
-            with emit.loop(*bounds, height) as p, emit.loop(0, a.outputs, emit.lanes) as k:
-                to = a.dw + (((r * a.kernel_rows + p) * a.few_run + q) * a.outputs + k) * 4
-                source = x.get() + (r * plane + p * a.width + q) * 4
-                _few_tile(emit, a, height, to, source, n * a.cells * a.outputs + k)
-
-
-def _few_tile(emit: Emitter, a: SimpleNamespace, height: int, to: Value, source: Value, delta: Value) -> None:
-    places = [(p, q) for p in range(height) for q in range(FEW_COLUMNS)]
-    addresses = [to + (a.few_run * p + q) * a.outputs * 4 for p, q in places]
-    totals = [emit.variable(emit.number(emit.floats, 0)) for _ in places]
-    line = a.width * 4
-    with emit.loop(0, a.rows) as i, emit.loop(0, a.columns) as j:
-        here = delta + (i * a.columns + j) * a.outputs
-        value = emit.load(a.delta + here * 4, emit.floats)
-        place = emit.widened(emit.load(a.place + here, emit.bytes), emit.ints)
-        right, lower = place & 1, place > 1
-        x = source + (i * 2 * a.width + j * 2) * 4
-        for total, (p, q) in zip(totals, places, strict=True):
-            top = x + line * p
-            total.set(emit.fma(emit.pick(top, top + line, right + q, lower), value, total.get()))  # eq. (3)
+def _add_lookup_tile(emit: Emitter, a: Arguments, rows: int, target: Value, x: Value, offset: Value) -> None:
+    """Add grad_z times x to ``target``, for all windows, some kernel rows, and one vector of output channels, whose
+    grad_z begin at ``offset``."""
+    elements = [(kh, kw) for kh in range(rows) for kw in range(KERNEL_COLUMNS_PER_TILE)]
+    addresses = [target + (a.padded_kernel_width * kh + kw) * a.out_channels * 4 for kh, kw in elements]
+    totals = [emit.variable(emit.constant(emit.float_vector, 0)) for _ in elements]
+    row_bytes = a.width * 4
+    with emit.loop(0, a.out_height) as h_out, emit.loop(0, a.out_width) as w_out:
+        window = offset + (h_out * a.out_width + w_out) * a.out_channels
+        grad_z = emit.load(a.grad_z + window * 4, emit.float_vector)
+        position = emit.zext(emit.load(a.positions + window, emit.byte_vector), emit.int_vector)
+        column, is_lower = position & 1, position > 1
+        corner = x + (h_out * 2 * a.width + w_out * 2) * 4
+        for total, (kh, kw) in zip(totals, elements, strict=True):
+            upper = corner + row_bytes * kh
+            values = emit.permute(upper, upper + row_bytes, column + kw, is_lower)
+            total.set(emit.fma(values, grad_z, total.get()))  # eq. (3)
     for total, address in zip(totals, addresses, strict=True):
-        emit.store(emit.load(address, emit.floats) + total.get(), address)
+        emit.store(emit.load(address, emit.float_vector) + total.get(), address)

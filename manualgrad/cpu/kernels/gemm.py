@@ -1,4 +1,4 @@
-"""Products of matrices for the dense layer, in two kernels: rows with rows, and rows with columns.
+"""Matrix products of the dense layer, in two kernels.
 
     out_bj = b_j + Σ_i x_bi w_ji          ``gemm_nt``: D of (6) with (17), w being (J, I) as a layer has it
     out_ri = Σ_n s_rn v_ni                ``gemm_strided``, which is
@@ -7,100 +7,105 @@
         ∂J/∂w_ji = Σ_b g_bj x_bi          (8) for s = gᵀ and v = x
         ∂J/∂b_j  = Σ_b g_bj               (17) for s = 1 and v = g
 
-Sums stay in registers for a tile of the result, and of many terms they are sums of sums, which rounds less.
+The registers hold the sums of a tile of the result. ``gemm_nt`` has one sum per lane, and adds the lanes at the end.
+``gemm_strided`` adds its sums to the result after every BLOCK_K terms, since a sum of sums rounds less. A task
+computes ``share`` rows of the result.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from llvmlite import ir
 
-from manualgrad.cpu.ir.tiles import share, tiles
+from manualgrad.cpu.ir.tiles import task_range, tiles
 from manualgrad.cpu.ir.values import FLOAT, INT64, Value
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
 
-SUMMED = 128  # terms at most that are added one after the other
-ROW_PRODUCTS = (
-    "*x",  # [row][inputs]
-    "*w",  # [output][inputs]
-    "*b",  # [output]
-    "*out",  # [row][outputs]
+BLOCK_K = 128
+GEMM_NT_ARGUMENTS = (
+    "*x",  # (rows, in_features)
+    "*weight",  # (out_features, in_features)
+    "*bias",  # (out_features)
+    "*out",  # (rows, out_features)
     "rows",
-    "share",  # how many of them a slot computes
-    "inputs",
-    "outputs",
+    "share",  # rows per task
+    "in_features",
+    "out_features",
 )
-COLUMN_PRODUCTS = (
-    "*s",  # where r and n are 0
-    "step_r",  # floats in s from one r to the next
-    "step_n",  # and from one n
-    "*v",  # [n][columns]
-    "*out",  # [row][columns]
+GEMM_STRIDED_ARGUMENTS = (
+    "*lhs",  # (rows, inner_size), of any strides
+    "row_stride",  # of lhs, in floats
+    "inner_stride",  # of lhs, in floats
+    "*rhs",  # (inner_size, columns)
+    "*out",  # (rows, columns)
     "rows",
-    "share",  # how many of them a slot computes
-    "terms",  # how many n there are
+    "share",  # rows per task
+    "inner_size",
     "columns",
 )
 
 
 def gemm_nt(emit: Emitter) -> None:
-    """One slot's share of the rows."""
-    a = emit.named(ROW_PRODUCTS)
-    most = (4, 6) if emit.lanes == 16 else (2, 4)  # rows and outputs: as many as the registers hold
-    for j, outputs in tiles(emit, emit.number(INT64, 0), a.outputs, most[1]):
-        for row, rows in tiles(emit, *share(emit, a), most[0]):
-            _row_tile(emit, a, row, j, rows, outputs)
+    """Compute this task's rows of x·weightᵀ + bias."""
+    a = emit.load_arguments(GEMM_NT_ARGUMENTS)
+    tile_rows, tile_columns = (4, 6) if emit.lanes == 16 else (2, 4)  # as many as the registers hold
+    for column, columns in tiles(emit, emit.constant(INT64, 0), a.out_features, tile_columns):
+        for row, rows in tiles(emit, *task_range(emit, a, a.rows), tile_rows):
+            _nt_tile(emit, a, row, column, rows, columns)
 
 
-def _row_tile(emit: Emitter, a: SimpleNamespace, row: Value, j: Value, rows: int, outputs: int) -> None:
-    places = [(r, o) for r in range(rows) for o in range(outputs)]
-    x, w = a.x + row * a.inputs * 4, a.w + j * a.inputs * 4
-    whole = a.inputs - a.inputs % emit.lanes
-    sums = [emit.load(a.b + (j + o) * 4, FLOAT) for _, o in places]  # eq. (17)
-    for type_, start, end, step in ((emit.floats, 0, whole, emit.lanes), (FLOAT, whole, a.inputs, 1)):
-        totals = [emit.variable(emit.number(type_, 0)) for _ in places]
-        with emit.loop(start, end, step) as i:
-            xs = [emit.load(x + (a.inputs * r + i) * 4, type_) for r in range(rows)]
-            ws = [emit.load(w + (a.inputs * o + i) * 4, type_) for o in range(outputs)]
-            for total, (r, o) in zip(totals, places, strict=True):
-                total.set(emit.fma(xs[r], ws[o], total.get()))  # eq. (6)
-        found = [total.get() if type_ is FLOAT else emit.sum_lanes(total.get()) for total in totals]
-        sums = [before + value for before, value in zip(sums, found, strict=True)]
-    for value, (r, o) in zip(sums, places, strict=True):
-        emit.store(value, a.out + ((row + r) * a.outputs + j + o) * 4)
+def _nt_tile(emit: Emitter, a: Arguments, row: Value, column: Value, rows: int, columns: int) -> None:
+    elements = [(r, c) for r in range(rows) for c in range(columns)]
+    x, weight = a.x + row * a.in_features * 4, a.weight + column * a.in_features * 4
+    full = a.in_features - a.in_features % emit.lanes
+    totals = [emit.load(a.bias + (column + c) * 4, FLOAT) for _, c in elements]  # eq. (17)
+    for type_, start, stop, step in ((emit.float_vector, 0, full, emit.lanes), (FLOAT, full, a.in_features, 1)):
+        sums = [emit.variable(emit.constant(type_, 0)) for _ in elements]
+        with emit.loop(start, stop, step) as i:
+            xs = [emit.load(x + (a.in_features * r + i) * 4, type_) for r in range(rows)]
+            weights = [emit.load(weight + (a.in_features * c + i) * 4, type_) for c in range(columns)]
+            for element_sum, (r, c) in zip(sums, elements, strict=True):
+                element_sum.set(emit.fma(xs[r], weights[c], element_sum.get()))  # eq. (6)
+        values = [s.get() if type_ is FLOAT else emit.reduce_add(s.get()) for s in sums]
+        totals = [total + value for total, value in zip(totals, values, strict=True)]
+    for total, (r, c) in zip(totals, elements, strict=True):
+        emit.store(total, a.out + ((row + r) * a.out_features + column + c) * 4)
 
 
 def gemm_strided(emit: Emitter) -> None:
-    """One slot's share of the rows."""
-    a = emit.named(COLUMN_PRODUCTS)
-    rows, vectors = (8, 3) if emit.lanes == 16 else (4, 3)  # as many as the registers hold
-    wide, whole = (a.columns - a.columns % (n * emit.lanes) for n in (vectors, 1))
-    parts = ((0, wide, vectors, emit.floats), (wide, whole, 1, emit.floats), (whole, a.columns, 1, FLOAT))
-    for start, end, width, type_ in parts:
-        step = width * emit.lanes if type_ is emit.floats else 1
-        with emit.loop(start, end, step) as column:
-            for row, height in tiles(emit, *share(emit, a), rows):
-                _column_tile(emit, a, row, column, (height, width), type_)
+    """Compute this task's rows of lhs·rhs."""
+    a = emit.load_arguments(GEMM_STRIDED_ARGUMENTS)
+    tile_rows, tile_vectors = (8, 3) if emit.lanes == 16 else (4, 3)  # as many as the registers hold
+    wide_end, vector_end = (a.columns - a.columns % (vectors * emit.lanes) for vectors in (tile_vectors, 1))
+    for start, stop, vectors, type_ in (
+        (0, wide_end, tile_vectors, emit.float_vector),
+        (wide_end, vector_end, 1, emit.float_vector),
+        (vector_end, a.columns, 1, FLOAT),
+    ):
+        step = vectors * emit.lanes if type_ is emit.float_vector else 1
+        with emit.loop(start, stop, step) as column:
+            for row, rows in tiles(emit, *task_range(emit, a, a.rows), tile_rows):
+                _strided_tile(emit, a, row, column, (rows, vectors), type_)
 
 
-def _column_tile(
-    emit: Emitter, a: SimpleNamespace, row: Value, column: Value, tile: tuple[int, int], type_: ir.Type
+def _strided_tile(
+    emit: Emitter, a: Arguments, row: Value, column: Value, tile: tuple[int, int], type_: ir.Type
 ) -> None:
-    places = [(r, c * emit.bytes_of_vector) for r in range(tile[0]) for c in range(tile[1])]
-    totals = [emit.variable(emit.number(type_, 0)) for _ in places]
-    outs = [a.out + ((row + r) * a.columns + column) * 4 + c for r, c in places]
+    rows, vectors = tile
+    elements = [(r, v * emit.vector_bytes) for r in range(rows) for v in range(vectors)]
+    totals = [emit.variable(emit.constant(type_, 0)) for _ in elements]
+    outs = [a.out + ((row + r) * a.columns + column) * 4 + offset for r, offset in elements]
     for out in outs:
-        emit.store(emit.number(type_, 0), out)
-    with emit.each_part(a.terms, SUMMED) as part:
+        emit.store(emit.constant(type_, 0), out)
+    with emit.block_loop(a.inner_size, BLOCK_K) as block:
         for total in totals:
-            total.set(emit.number(type_, 0))
-        with emit.loop(*part) as n:
-            s, v = a.s + (n * a.step_n + row * a.step_r) * 4, a.v + (n * a.columns + column) * 4
-            factors = [emit.load(s + a.step_r * (4 * r), FLOAT) for r in range(tile[0])]
-            factors = factors if type_ is FLOAT else [emit.every_lane(factor) for factor in factors]
-            vectors = [emit.load(v + c * emit.bytes_of_vector, type_) for c in range(tile[1])]
-            for n, total in enumerate(totals):
-                total.set(emit.fma(factors[n // tile[1]], vectors[n % tile[1]], total.get()))  # eq. (7), (8)
+            total.set(emit.constant(type_, 0))
+        with emit.loop(*block) as n:
+            lhs = a.lhs + (n * a.inner_stride + row * a.row_stride) * 4
+            rhs = a.rhs + (n * a.columns + column) * 4
+            factors = [emit.load(lhs + a.row_stride * (4 * r), FLOAT) for r in range(rows)]
+            factors = factors if type_ is FLOAT else [emit.splat(factor) for factor in factors]
+            values = [emit.load(rhs + v * emit.vector_bytes, type_) for v in range(vectors)]
+            for i, total in enumerate(totals):
+                total.set(emit.fma(factors[i // vectors], values[i % vectors], total.get()))  # eq. (7), (8)
         for total, out in zip(totals, outs, strict=True):
             emit.store(emit.load(out, type_) + total.get(), out)

@@ -1,86 +1,85 @@
-"""Weights between the order that people see, (K, R, P+1, Q+1), and those that the kernels read and write."""
+"""Convolution weights between PyTorch's order (C_out, C_in, kH, kW) and the packed orders of the conv_pool kernels.
+
+``pack_weight`` copies a weight into a packed order. ``unpack_reduce_grads`` sums packed weight gradients, and bias
+gradients, over the tasks of ``conv_pool_backward``, and stores the sums in PyTorch's order. A task converts ``share``
+output channels.
+
+A packed order is given by strides. Those of kH and kW are negative if the kernel is flipped.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 
+from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import FLOAT, Value
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
 
 ARGUMENTS = (
-    "*seen",  # [k][r][p][q], dense
-    "*other",  # where k, r, p and q are all 0
-    "outputs",
-    "share",  # how many k a slot moves
-    "channels",
-    "kernel_rows",
-    "kernel_columns",
-    "step_k",  # bytes in ``other`` from one k to the next, negative where it counts down
-    "step_r",
-    "step_p",
-    "step_q",
-    "slots",  # how many sums there are of each weight
-    "step_slot",  # bytes from one to the next
-    "*bias",  # [k]
-    "*bias_sums",  # [slot][bias_step]
-    "bias_step",
+    "*weight",  # (C_out, C_in, kH, kW), contiguous; the weight or its gradient
+    "*packed",  # its first element (0, 0, 0, 0)
+    "out_channels",
+    "share",  # output channels per task
+    "in_channels",
+    "kernel_height",
+    "kernel_width",
+    "c_out_stride",  # of packed, in bytes
+    "c_in_stride",
+    "kh_stride",
+    "kw_stride",
+    "num_sums",  # packed gradients, one from each task of conv_pool_backward
+    "sum_stride",  # bytes from one to the next
+    "*grad_bias",  # (C_out)
+    "*bias_sums",  # (num_sums, bias_stride)
+    "bias_stride",
 )
 
 
-@contextmanager
-def _share(emit: Emitter, a: SimpleNamespace) -> Iterator[Value]:
-    """Every k of this slot's share."""
-    end = a.slot * a.share + a.share
-    with emit.loop(a.slot * a.share, emit.select(end < a.outputs, end, a.outputs)) as k:
-        yield k
+def _weight_addresses(emit: Emitter, a: Arguments) -> Iterator[tuple[Value, Value]]:
+    """The addresses, unpacked and packed, of every weight in this task's share.
 
-
-def _each(emit: Emitter, a: SimpleNamespace) -> Iterator[tuple[Value, Value]]:
-    """The two addresses of every weight in this slot's share, neighbours in ``other`` one after the other: those of
-    k, or else of r."""
-    rows, columns = a.kernel_rows, a.kernel_columns
+    The innermost loop runs over neighbours in the packed order: output channels, or else input channels."""
     with (
-        emit.when(a.step_k == 4),
-        emit.loop(0, a.channels) as r,
-        emit.loop(0, rows) as p,
-        emit.loop(0, columns) as q,
-        _share(emit, a) as k,
+        emit.if_then(a.c_out_stride == 4),
+        emit.loop(0, a.in_channels) as c_in,
+        emit.loop(0, a.kernel_height) as kh,
+        emit.loop(0, a.kernel_width) as kw,
+        emit.loop(*task_range(emit, a, a.out_channels)) as c_out,
     ):
-        yield _addresses(a, k, r, p, q)
+        yield _element_addresses(a, c_out, c_in, kh, kw)
     with (
-        emit.when(a.step_k > 4),
-        _share(emit, a) as k,
-        emit.loop(0, rows) as p,
-        emit.loop(0, columns) as q,
-        emit.loop(0, a.channels) as r,
+        emit.if_then(a.c_out_stride > 4),
+        emit.loop(*task_range(emit, a, a.out_channels)) as c_out,
+        emit.loop(0, a.kernel_height) as kh,
+        emit.loop(0, a.kernel_width) as kw,
+        emit.loop(0, a.in_channels) as c_in,
     ):
-        yield _addresses(a, k, r, p, q)
+        yield _element_addresses(a, c_out, c_in, kh, kw)
 
 
-def _addresses(a: SimpleNamespace, k: Value, r: Value, p: Value, q: Value) -> tuple[Value, Value]:
-    seen = ((k * a.channels + r) * a.kernel_rows + p) * a.kernel_columns + q
-    return a.seen + seen * 4, a.other + k * a.step_k + r * a.step_r + p * a.step_p + q * a.step_q
+def _element_addresses(a: Arguments, c_out: Value, c_in: Value, kh: Value, kw: Value) -> tuple[Value, Value]:
+    n = ((c_out * a.in_channels + c_in) * a.kernel_height + kh) * a.kernel_width + kw
+    packed = a.packed + c_out * a.c_out_stride + c_in * a.c_in_stride + kh * a.kh_stride + kw * a.kw_stride
+    return a.weight + n * 4, packed
 
 
-def arrange(emit: Emitter) -> None:
-    """Into the kernels' order."""
-    for seen, other in _each(emit, emit.named(ARGUMENTS)):
-        emit.store(emit.load(seen, FLOAT), other)
+def pack_weight(emit: Emitter) -> None:
+    """Copy this task's weights into the packed order."""
+    for unpacked, packed in _weight_addresses(emit, emit.load_arguments(ARGUMENTS)):
+        emit.store(emit.load(unpacked, FLOAT), packed)
 
 
-def collect(emit: Emitter) -> None:
-    """Out of the kernels' order, the sum of what all slots found; and that of the biases' sums."""
-    a = emit.named(ARGUMENTS)
+def unpack_reduce_grads(emit: Emitter) -> None:
+    """Sum this task's part of the packed weight gradients and of the bias gradients."""
+    a = emit.load_arguments(ARGUMENTS)
 
-    def total(address: Value, step: Value) -> Value:
-        found = emit.variable(emit.load(address, FLOAT))
-        with emit.loop(1, a.slots) as slot:
-            found.add(emit.load(address + slot * step, FLOAT))
-        return found.get()
+    def reduce(address: Value, stride: Value) -> Value:
+        total = emit.variable(emit.load(address, FLOAT))
+        with emit.loop(1, a.num_sums) as n:
+            total.add(emit.load(address + n * stride, FLOAT))
+        return total.get()
 
-    for seen, other in _each(emit, a):
-        emit.store(total(other, a.step_slot), seen)
-    with _share(emit, a) as k:
-        emit.store(total(a.bias_sums + k * 4, a.bias_step * 4), a.bias + k * 4)
+    for unpacked, packed in _weight_addresses(emit, a):
+        emit.store(reduce(packed, a.sum_stride), unpacked)
+    with emit.loop(*task_range(emit, a, a.out_channels)) as c_out:
+        emit.store(reduce(a.bias_sums + c_out * 4, a.bias_stride * 4), a.grad_bias + c_out * 4)

@@ -1,113 +1,87 @@
-"""Softmax and its cross-entropy for a few rows of classes, and y from labels: loops instead of a dozen operators
-each.
+"""Softmax, cross-entropy and its gradient of a few rows of logits, in two kernels.
 
     S_i       = e^{z_i − max z} / Σ_k e^{z_k − max z}                              (11)
     J^b       = −Σ_i y_i (z_i − max z − log Σ_k e^{z_k − max z}), y_i = 0 adding 0    (14)
     ∂J^b/∂z_j = g (S_j Σ_k y_k − y_j), and 0 for an example without a target          (15)
+    J         = Σ_b J^b, the 1/B being part of y                                      (13)
 
-One number after the other: for more of them than ``small_kernels.py`` lets through, operators on vectors are faster.
+The loops compute one number at a time: above the size that ``small_kernels.py`` accepts, PyTorch's vectorised
+operators are faster. A task of ``softmax_cross_entropy`` computes ``share`` rows.
 """
 
 from __future__ import annotations
 
-from manualgrad.cpu.ir.tiles import share
+from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import DOUBLE, FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Emitter
 
-ROWS = (
-    "*z",  # [row][class]
-    "*y",  # the same; not read where neither a cost nor a gradient is asked for
-    "*g",  # [row], g_step floats apart
-    "g_step",
-    "*s",  # [row][class]
-    "*cost",  # [row]
-    "*dz",  # [row][class]
+ARGUMENTS = (
+    "*logits",  # (rows, classes)
+    "*targets",  # the same, as probabilities; not read if neither needs_loss nor needs_grad
+    "*grad_out",  # (rows), of any stride
+    "grad_out_stride",  # in floats; 0 if one number serves all rows
+    "*probs",  # (rows, classes)
+    "*losses",  # (rows)
+    "*grad_logits",  # (rows, classes)
     "rows",
-    "share",  # how many of them a slot computes
+    "share",  # rows per task
     "classes",
-    "costs",  # 1 where J is asked for
-    "gradients",  # 1 where ∂J/∂z is
+    "needs_loss",
+    "needs_grad",
 )
-SUMS = ("*cost", "*sum", "rows")
-TARGETS = (
-    "*labels",  # [row], whole numbers of 8 bytes
-    "*y",  # [row][class]
-    "*counts",  # two whole numbers: the rows that count, and those whose label is no class
-    "rows",
-    "share",  # how many of them a slot writes; it counts all
-    "classes",
-    "ignored",  # the label of rows that do not count
-    "mean",  # 1 where y is divided by the number of rows that count
-)
+SUM_ARGUMENTS = ("*losses", "*total", "rows")
 
 
-def class_rows(emit: Emitter) -> None:
-    """Of a slot's rows S, and what is asked for of J^b, whose 1/B is part of y, and of ∂J/∂z."""
-    a = emit.named(ROWS)
-    with emit.loop(*share(emit, a)) as row:
-        z, y, s, dz = (address + row * a.classes * 4 for address in (a.z, a.y, a.s, a.dz))
-        largest = emit.variable(emit.load(z, FLOAT))
+def softmax_cross_entropy(emit: Emitter) -> None:
+    """Compute this task's rows: probabilities, and the loss and its gradient if needed."""
+    a = emit.load_arguments(ARGUMENTS)
+    with emit.loop(*task_range(emit, a, a.rows)) as row:
+        logits, targets, probs, grad_logits = (
+            address + row * a.classes * 4 for address in (a.logits, a.targets, a.probs, a.grad_logits)
+        )
+        largest = emit.variable(emit.load(logits, FLOAT))
         with emit.loop(1, a.classes) as c:
-            value = emit.load(z + c * 4, FLOAT)
-            wins = (value > largest.get()) | value.is_nan()
-            largest.set(emit.select(wins, value, largest.get()))
-        exponentials = emit.variable(emit.number(FLOAT, 0))
+            logit = emit.load(logits + c * 4, FLOAT)
+            is_larger = (logit > largest.get()) | logit.is_nan()
+            largest.set(emit.select(is_larger, logit, largest.get()))
+        exp_sum = emit.variable(emit.constant(FLOAT, 0))
         with emit.loop(0, a.classes) as c:
-            e = emit.exp(emit.load(z + c * 4, FLOAT) - largest.get())
-            emit.store(e, s + c * 4)
-            exponentials.add(e)
+            exp = emit.exp(emit.load(logits + c * 4, FLOAT) - largest.get())
+            emit.store(exp, probs + c * 4)
+            exp_sum.add(exp)
         with emit.loop(0, a.classes) as c:
-            emit.store(emit.load(s + c * 4, FLOAT) / exponentials.get(), s + c * 4)  # eq. (11)
-        with emit.when(a.costs == 1):
-            log, cost = emit.log(exponentials.get()), emit.variable(emit.number(FLOAT, 0))
+            emit.store(emit.load(probs + c * 4, FLOAT) / exp_sum.get(), probs + c * 4)  # eq. (11)
+        with emit.if_then(a.needs_loss == 1):
+            log_sum, loss = emit.log(exp_sum.get()), emit.variable(emit.constant(FLOAT, 0))
             with emit.loop(0, a.classes) as c:
-                target, value = emit.load(y + c * 4, FLOAT), emit.load(z + c * 4, FLOAT)
-                term = target * (value - largest.get() - log)
-                cost.set(cost.get() - emit.select(target == 0, emit.number(FLOAT, 0), term))  # eq. (14)
-            emit.store(cost.get(), a.cost + row * 4)
-        with emit.when(a.gradients == 1):
-            _gradient(emit, emit.load(a.g + row * a.g_step * 4, FLOAT), y, s, dz, a.classes)
+                target, logit = emit.load(targets + c * 4, FLOAT), emit.load(logits + c * 4, FLOAT)
+                term = target * (logit - largest.get() - log_sum)
+                loss.set(loss.get() - emit.select(target == 0, emit.constant(FLOAT, 0), term))  # eq. (14)
+            emit.store(loss.get(), a.losses + row * 4)
+        with emit.if_then(a.needs_grad == 1):
+            grad_out = emit.load(a.grad_out + row * a.grad_out_stride * 4, FLOAT)
+            _row_grad(emit, grad_out, targets, probs, grad_logits, a.classes)
 
 
-def cost_sum(emit: Emitter) -> None:
-    """J, by the first slot: the sum of all J^b."""
-    a = emit.named(SUMS)
-    with emit.when(a.slot == 0):
-        total = emit.variable(emit.number(DOUBLE, 0))
+def _row_grad(
+    emit: Emitter, grad_out: Value, targets: Value, probs: Value, grad_logits: Value, classes: Value
+) -> None:
+    target_sum, num_targets = emit.variable(emit.constant(FLOAT, 0)), emit.variable(emit.constant(INT64, 0))
+    with emit.loop(0, classes) as c:
+        target = emit.load(targets + c * 4, FLOAT)
+        target_sum.add(target)
+        num_targets.add(emit.select(target == 0, emit.constant(INT64, 0), emit.constant(INT64, 1)))
+    grad_out = emit.select(num_targets.get() == 0, emit.constant(FLOAT, 0), grad_out)
+    with emit.loop(0, classes) as c:
+        difference = emit.load(probs + c * 4, FLOAT) * target_sum.get() - emit.load(targets + c * 4, FLOAT)
+        emit.store(grad_out * difference, grad_logits + c * 4)  # eq. (15)
+
+
+def sum_losses(emit: Emitter) -> None:
+    """Sum the losses of all rows in double precision, in task 0."""
+    a = emit.load_arguments(SUM_ARGUMENTS)
+    with emit.if_then(a.task == 0):
+        total = emit.variable(emit.constant(DOUBLE, 0))
         with emit.loop(0, a.rows) as row:
-            total.set(total.get() + emit.double_of(emit.load(a.cost + row * 4, FLOAT)))  # eq. (13)
-        emit.store(emit.rounded(total.get()), a.sum)
-
-
-def _gradient(emit: Emitter, g: Value, y: Value, s: Value, dz: Value, classes: Value) -> None:
-    total, targets = emit.variable(emit.number(FLOAT, 0)), emit.variable(emit.number(INT64, 0))
-    with emit.loop(0, classes) as c:
-        target = emit.load(y + c * 4, FLOAT)
-        total.add(target)
-        targets.add(emit.select(target == 0, emit.number(INT64, 0), emit.number(INT64, 1)))
-    g = emit.select(targets.get() == 0, emit.number(FLOAT, 0), g)
-    with emit.loop(0, classes) as c:
-        both = emit.load(s + c * 4, FLOAT) * total.get() - emit.load(y + c * 4, FLOAT)
-        emit.store(g * both, dz + c * 4)  # eq. (15)
-
-
-def targets(emit: Emitter) -> None:
-    """y: 1, or 1/B of (13), at each row's label, 0 elsewhere."""
-    a = emit.named(TARGETS)
-    one, none = emit.number(INT64, 1), emit.number(INT64, 0)
-    counted, outside = emit.variable(none), emit.variable(none)
-    with emit.loop(0, a.rows) as row:
-        label = emit.load(a.labels + row * 8, INT64)
-        counts = emit.select(label == a.ignored, none, one)
-        counted.add(counts)
-        # a negative label, seen as a number without a sign, is larger than any class
-        outside.add(emit.select(label.below(a.classes), none, counts))
-    weight = emit.select(a.mean == 1, emit.number(FLOAT, 1) / emit.float_of(counted.get()), emit.number(FLOAT, 1))
-    with emit.loop(*share(emit, a)) as row:
-        label = emit.load(a.labels + row * 8, INT64)
-        counts = emit.select(label == a.ignored, emit.number(FLOAT, 0), weight)
-        with emit.loop(0, a.classes) as c:
-            emit.store(emit.select(label == c, counts, emit.number(FLOAT, 0)), a.y + (row * a.classes + c) * 4)
-    with emit.when(a.slot == 0):
-        emit.store(counted.get(), a.counts)
-        emit.store(outside.get(), a.counts + 8)
+            total.set(total.get() + emit.fpext(emit.load(a.losses + row * 4, FLOAT)))  # eq. (13)
+        emit.store(emit.fptrunc(total.get()), a.total)

@@ -1,0 +1,111 @@
+"""The comparison of one case: every output and gradient, in every dtype, memory layout and kind of data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from compare.case import Case
+from compare.gradients.case_runner import CaseRunner, ComparedTensors
+from compare.gradients.diagnosis.diagnose import NativeOracle, diagnose
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.measure import REFUSED, WRONG, Row
+from compare.gradients.variants import DATA, DTYPES, Variant, variants
+from compare.gradients.zeros_and_ties import count_zeros_and_ties
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of comparing one case.
+
+    Attributes:
+        rows: one for each output and gradient of each variant.
+        findings: descriptions of what is wrong, the most informative first; empty if nothing is.
+        census: for each kind of data, counts of exact zeros, ties and so on.
+        examples: for every quantity, ours and the oracle: in the first variant where it is wrong, otherwise in
+            contiguous float32.
+    """
+
+    case: Case
+    rows: tuple[Row, ...]
+    findings: tuple[Finding, ...]
+    census: dict[str, dict[str, int]]
+    examples: dict[str, ComparedTensors] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """True if every difference is within the tolerance or explained by a convention."""
+        return not self.findings
+
+    def wrong(self) -> list[Row]:
+        """Rows whose status is "wrong"."""
+        return [row for row in self.rows if row.status == WRONG]
+
+    def explained(self) -> dict[str, int]:
+        """Number of elements that each convention explains, over all variants."""
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            for name, count in row.explained.items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
+
+    def __str__(self) -> str:
+        compared = [row for row in self.rows if row.status != REFUSED]
+        if self.ok:
+            lines = [f"{self.case.name}: {len(compared)} comparisons, none is wrong"]
+            worst = max(compared, key=lambda row: row.tolerance_used, default=None)
+            if worst is not None:
+                used = f"{100 * worst.tolerance_used:.0f} % of the tolerance"
+                lines.append(f"  largest error: {used}, in {worst.quantity}, {worst.variant}")
+        else:
+            lines = [f"{self.case.name}: {len(self.wrong())} of {len(compared)} comparisons are wrong"]
+            lines += [f"  {line}" for finding in self.findings for line in str(finding).splitlines()]
+        lines += [
+            f"  {count} elements differ from native and follow the convention {name!r}"
+            for name, count in self.explained().items()
+        ]
+        return "\n".join(lines)
+
+
+def compare(
+    case: Case,
+    *,
+    dtypes: Iterable[torch.dtype] = DTYPES,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Any = None,
+) -> Comparison:
+    """Run ``case.ours`` and ``case.native`` in every variant, and describe the kind of every mistake.
+
+    Args:
+        progress: a tqdm bar, or anything with its ``update`` method, which is called once.
+
+    Raises:
+        CaseError: ``native`` raises in float64, or the case has no floating-point input or output.
+    """
+    runner = CaseRunner(case, device, seed)
+    rows: list[Row] = []
+    for variant in variants(tuple(dtypes), device, case.whole_numbers):
+        if runner.has_layouts_of(variant):
+            rows += runner.rows(variant)
+    native = NativeOracle(case.native, runner.native_rerunner, seed)
+    findings = diagnose(runner.mismatches, rows, runner.find_side_effects(), native)
+    kinds_of_data = DATA if case.whole_numbers else DATA[:1]
+    census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
+    if progress is not None:
+        progress.update(1)
+    return Comparison(case, tuple(rows), tuple(findings), census, runner.examples)
+
+
+def assert_matches(case: Case, **options: Any) -> None:
+    """Assert in a test that :func:`compare` finds nothing wrong; ``options`` are its keyword arguments.
+
+    Raises:
+        AssertionError: something is wrong; the message lists the findings.
+    """
+    comparison = compare(case, **options)
+    if not comparison.ok:
+        raise AssertionError(str(comparison))

@@ -1,0 +1,206 @@
+"""The diagnosis: the kind of mistake in every wrong output and gradient, and the evidence for it.
+
+First, the variants in which a quantity is wrong are compared. If it is correct in float64 with contiguous tensors,
+the dtype or layout in which it is wrong is the finding. Otherwise one variant's tensors are examined. Patterns are
+tried from the special to the general: the whole tensor transformed, scaled or replaced; the locations of wrong
+elements; the terms of the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+
+from compare.gradients.diagnosis import locations
+from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.input_uses import find_missing_uses
+from compare.gradients.diagnosis.mismatch import NO_GRADIENT, NO_OUTPUT, WRONG_DTYPE, Mismatch, RerunNative
+from compare.gradients.diagnosis.missing_terms import find_missing_term
+from compare.gradients.diagnosis.whole_tensor import find_whole_tensor_patterns
+from compare.gradients.measure import REFUSED, WRONG, Row
+from compare.gradients.run_variant import OUTPUT
+from compare.gradients.variants import Variant
+
+
+@dataclass(frozen=True)
+class NativeOracle:
+    """The native function, and a way to rerun it in float64 on a variant's values with other incoming gradients."""
+
+    function: Callable[..., Any]
+    rerunner: Callable[[Variant], RerunNative]
+    seed: int
+
+
+def diagnose(
+    mismatches: Sequence[Mismatch],
+    rows: Sequence[Row],
+    side_effects: dict[str, str],
+    native: NativeOracle,
+) -> list[Finding]:
+    """Return the side effects, then one finding for each wrong quantity, outputs before gradients.
+
+    Args:
+        mismatches: every wrong quantity in every variant where it is wrong.
+        rows: the rows of all quantities in all variants.
+        side_effects: kind of finding for each modified argument and each result that is not repeatable.
+    """
+    quantities = dict.fromkeys(mismatch.quantity for mismatch in mismatches)
+    findings = [
+        _diagnose_quantity([m for m in mismatches if m.quantity == quantity], rows, native) for quantity in quantities
+    ]
+    findings.sort(key=lambda f: not f.quantity.startswith(OUTPUT))
+    if any(kind.startswith("changes") for kind in side_effects.values()):
+        # An in-place change gives other values where elements share memory; that is no second mistake.
+        findings = [f for f in findings if f.kind not in ("only in one layout", "only in one dtype")]
+    findings = [f for f in findings if side_effects.get(f.quantity) != "not repeatable"]
+    for name, kind in side_effects.items():
+        statement = {
+            "changes its input": f"the function modifies its argument {name} in place",
+            "changes the incoming gradient": f"backward modifies {name} in place",
+            "not repeatable": "a second call with the same arguments returns different values",
+        }[kind]
+        findings.insert(0, Finding(kind, name.removeprefix("the "), statement))
+    return findings
+
+
+def _diagnose_quantity(mismatches: list[Mismatch], rows: Sequence[Row], native: NativeOracle) -> Finding:
+    quantity = mismatches[0].quantity
+    compared = [row for row in rows if row.status != REFUSED]
+    tested_dtypes = {row.variant.dtype for row in compared if row.quantity == quantity or quantity == "backward"}
+    wrong = {row.variant for row in rows if row.status == WRONG and row.quantity == quantity}
+    wrong_dtypes = {v.dtype for v in wrong}
+    plain = next((m for m in mismatches if m.variant == Variant(device=m.variant.device)), None)
+    if (
+        plain is not None
+        and wrong_dtypes == {torch.float64}
+        and len(tested_dtypes) > 1
+        and _has_float32_errors(plain)
+    ):
+        statement = "is wrong only in float64, where its errors are those of float32"
+        return Finding("only in one dtype", quantity, statement, locations.worst_example(plain))
+    if plain is not None:
+        return _first_pattern(plain, native)
+    mismatch = mismatches[0]
+    if torch.float64 not in wrong_dtypes and torch.float64 in tested_dtypes:
+        return _dtype_finding(mismatch, wrong, rows)
+    if all(v.data == "whole numbers" for v in wrong):
+        return _whole_numbers_finding(mismatch, native)
+    return _layout_finding(mismatch, wrong, native)
+
+
+def _has_float32_errors(mismatch: Mismatch) -> bool:
+    """Return True if most elements are wrong, and each by a few rounding errors of float32."""
+    if mismatch.message or not mismatch.ours.isfinite().all():
+        return False
+    error, norm = float((mismatch.ours - mismatch.oracle).norm()), float(mismatch.oracle.norm())
+    wrong_fraction = float(mismatch.wrong.double().mean())
+    return wrong_fraction > 0.25 and error < 16 * torch.finfo(torch.float32).eps * norm
+
+
+def _dtype_finding(mismatch: Mismatch, wrong: set[Variant], rows: Sequence[Row]) -> Finding:
+    names = sorted({str(v.dtype).removeprefix("torch.") for v in wrong})
+    row = next(r for r in rows if r.quantity == mismatch.quantity and r.variant == mismatch.variant)
+    statement = f"is wrong only in {' and '.join(names)}"
+    if mismatch.message:
+        return Finding("only in one dtype", mismatch.quantity, statement, mismatch.message)
+    evidence = f"in {mismatch.variant}: error {row.error:.3g}, native error {row.native_error:.3g}"
+    evidence += f", tolerance {row.tolerance:.3g}"
+    if row.by_norm or not mismatch.ours.isfinite().all():
+        evidence += f"; {locations.worst_example(mismatch)}"
+    elif names != ["float32"] and row.tolerance_used < 50:
+        evidence += "; if a ReLU or a maximum follows a sum inside the function, set kinks=True in the case"
+    return Finding("only in one dtype", mismatch.quantity, statement, evidence)
+
+
+def _layout_finding(mismatch: Mismatch, wrong: set[Variant], native: NativeOracle) -> Finding:
+    layouts = []
+    for v in wrong:
+        if v.layout != "contiguous":
+            layouts.append(f"{v.layout} inputs")
+        if v.gradient_layout != "contiguous":
+            layouts.append(f"{v.gradient_layout} incoming gradients")
+    statement = f"is wrong only with {' and '.join(dict.fromkeys(sorted(layouts)))}"
+    if mismatch.message:
+        return Finding("only in one layout", mismatch.quantity, statement, mismatch.message)
+    pattern = _first_pattern(mismatch, native)
+    evidence = f"in {mismatch.variant}: {pattern.statement}" + (f"; {pattern.evidence}" if pattern.evidence else "")
+    return Finding("only in one layout", mismatch.quantity, statement, evidence)
+
+
+def _whole_numbers_finding(mismatch: Mismatch, native: NativeOracle) -> Finding:
+    """Correct for random inputs, wrong for whole numbers: the cause is zeros or ties, in an input or inside."""
+    if mismatch.message:
+        return _first_pattern(mismatch, native)
+    for finding in locations.find_zeros_and_ties(mismatch):
+        return finding
+    if (~mismatch.ours.isfinite() & mismatch.oracle.isfinite()).any():
+        return next(locations.find_nonfinite(mismatch))
+    kind = "only at zeros" if locations.output_has_zeros(mismatch) else "only at ties"
+    statement = "is wrong only for inputs rounded to whole numbers, where intermediate values are 0 or equal"
+    return Finding(kind, mismatch.quantity, statement, locations.worst_example(mismatch))
+
+
+def _first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
+    """Finding of the first pattern that fits a mismatch."""
+    if mismatch.message:
+        return _finding_without_numbers(mismatch)
+    finding = next(_patterns(mismatch, native), None)
+    if finding is None:
+        n, total = int(mismatch.wrong.sum()), mismatch.wrong.numel()
+        cosine = torch.nn.functional.cosine_similarity(mismatch.ours.flatten(), mismatch.oracle.flatten(), 0)
+        statement = f"{n} of {total} elements are wrong{locations.wrong_slices(mismatch)}"
+        evidence = f"cosine similarity {float(cosine):.6f}; {locations.worst_example(mismatch)}"
+        finding = Finding("unknown", mismatch.quantity, statement, evidence)
+    if mismatch.is_output:
+        return Finding("wrong output", mismatch.quantity, finding.statement, finding.evidence)
+    return finding
+
+
+def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
+    """Special patterns before general ones, and those that cost a few native runs before those that cost hundreds."""
+    rerun_native, seed = native.rerunner(mismatch.variant), native.seed
+    return chain(
+        locations.find_zero(mismatch) if not mismatch.ours.any() else (),
+        locations.find_nonfinite(mismatch),
+        find_whole_tensor_patterns(mismatch, rerun_native, seed),
+        locations.find_zeros_and_ties(mismatch),
+        locations.find_few_elements(mismatch, most=3),  # before borders: so few elements do not show a border
+        locations.find_borders(mismatch),
+        locations.find_few_elements(mismatch),
+        locations.find_zero(mismatch),
+        find_missing_contributions(mismatch, rerun_native, seed),
+        find_missing_uses(mismatch, native.function, seed),
+        find_missing_term(mismatch, seed),
+        find_overwritten_contributions(mismatch, rerun_native, seed),
+    )
+
+
+def _finding_without_numbers(mismatch: Mismatch) -> Finding:
+    """Finding for a missing gradient, another shape or dtype, or an exception."""
+    quantity, message = mismatch.quantity, mismatch.message
+    if message in (NO_GRADIENT, NO_OUTPUT):
+        return Finding("none", quantity, message)
+    if mismatch.ours is not None and mismatch.oracle is not None and mismatch.ours.shape != mismatch.oracle.shape:
+        ours, oracle = mismatch.ours.double().cpu(), mismatch.oracle.double().cpu()
+        evidence = f"got shape {tuple(ours.shape)}, expected {tuple(oracle.shape)}"
+        kind, statement = "wrong shape", "has another shape than native's"
+        if not mismatch.is_output:
+            close = lambda a, b: a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-12)  # noqa: E731
+            unsummed = [d for d in range(ours.dim()) if close(ours.sum(d), oracle)]
+            if oracle.dim() and any(close(ours, reduced) for reduced in (oracle.sum(0), oracle.mean(0))):
+                kind, statement = "summed over the batch", "is summed or averaged over dimension 0"
+            elif unsummed:
+                kind, statement = "not summed over the batch", f"is not summed over dimension {unsummed[0]}"
+            elif oracle.dim() > 1 and close(ours, oracle.mT):
+                kind, statement = "transposed", "is transposed"
+        return Finding(kind, quantity, statement, evidence)
+    if message.startswith(WRONG_DTYPE):
+        return Finding("wrong output", quantity, message)
+    if mismatch.run.error is None:
+        return Finding("raises", quantity, message)
+    return Finding("raises", quantity, "an exception is raised", message)

@@ -1,0 +1,57 @@
+"""Findings: the kind of a mistake, the quantity that it affects, and the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Every kind of mistake that a finding can name, and its meaning.
+KINDS = {
+    "constant factor": "the expected gradient times a number",
+    "transposed": "two dimensions of the gradient, or of a tensor it was computed from, are exchanged",
+    "flipped": "rows, columns or both of the gradient, or of a tensor it was computed from, are in reverse order",
+    "shifted": "the expected elements at shifted indices",
+    "permuted": "the expected slices in another order",
+    "summed over the batch": "every example has the same gradient, such as the sum, instead of its own",
+    "not summed over the batch": "the gradient of one example, or the unsummed gradients, instead of the sum",
+    "missing term": "one or more terms of the sum are missing, or there is one too many",
+    "ignores the incoming gradient": "correct only if the incoming gradient is all ones",
+    "passes the incoming gradient through": "the incoming gradient is returned unchanged",
+    "swapped": "the gradient of another input",
+    "zero": "zero where a nonzero value is expected",
+    "none": "no gradient is returned",
+    "not finite": "NaN or infinite where a finite value is expected",
+    "only at zeros": "wrong only where a value is exactly 0; the derivative there is a convention",
+    "only at ties": "wrong only where values are equal; the derivative there is a convention",
+    "only at borders": "wrong only in the first or last rows or columns",
+    "only in one dtype": "wrong in one or two dtypes, correct in another",
+    "only in one layout": "correct for contiguous tensors, wrong in another memory layout",
+    "wrong output": "the output of forward is wrong",
+    "changes its input": "an argument is modified in place",
+    "changes the incoming gradient": "backward modifies the incoming gradient, which other nodes may still need",
+    "not repeatable": "a second call with the same arguments returns different values",
+    "raises": "an exception is raised",
+    "wrong shape": "an output or a gradient has another shape than native's",
+    "few elements": "wrong in a few elements, without a pattern",
+    "unknown": "no pattern fits",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One mistake.
+
+    Attributes:
+        kind: one of :data:`KINDS`.
+        quantity: the affected output or gradient, or the modified argument.
+        statement: the mistake in words.
+        evidence: what was measured.
+    """
+
+    kind: str
+    quantity: str
+    statement: str
+    evidence: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.quantity}: {self.statement} [{self.kind}]"
+        return f"{text}\n  {self.evidence}" if self.evidence else text

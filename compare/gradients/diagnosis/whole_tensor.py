@@ -1,0 +1,209 @@
+"""Patterns of the whole tensor: the expected gradient scaled, transposed, flipped, moved, permuted or replaced."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from compare.case import CaseError
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.mismatch import Incoming, Mismatch, RerunNative, equal_up_to_rounding
+from compare.gradients.diagnosis.wording import dimension_name, format_number
+from compare.gradients.run_variant import OUTPUT
+
+MAX_LISTED = 12  # slices of a permutation in one sentence
+
+
+def find_whole_tensor_patterns(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
+    """Every pattern that explains all of the mismatch; the most special first."""
+    yield from find_replaced(mismatch, rerun_native, seed)
+    yield from find_factor(mismatch)
+    yield from find_transposed_or_flipped(mismatch)
+    yield from find_same_in_every_example(mismatch)
+    yield from find_permuted(mismatch)
+    yield from find_shifted(mismatch)
+    yield from find_changed_operand(mismatch, rerun_native, seed)
+
+
+def find_replaced(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
+    """The incoming gradient, the gradient of another input, or that for an incoming gradient of ones."""
+    if mismatch.is_output:
+        return
+    values = rerun_native(mismatch.incoming(seed))
+    incoming = mismatch.incoming(seed)(0, values.get(OUTPUT))
+    if mismatch.ours.shape == incoming.shape and mismatch.equals(incoming):
+        statement = "equals the incoming gradient, unchanged"
+        yield Finding("passes the incoming gradient through", mismatch.quantity, statement)
+    for_ones = rerun_native(lambda n, output: torch.ones_like(output))
+    if mismatch.equals(for_ones.get(mismatch.quantity)):
+        statement = "equals the gradient computed with an incoming gradient of all ones"
+        yield Finding("ignores the incoming gradient", mismatch.quantity, statement)
+    for name, other in values.items():
+        if name.startswith("gradient") and name != mismatch.quantity and mismatch.equals(other):
+            yield Finding("swapped", mismatch.quantity, f"equals the {name}")
+
+
+def find_factor(mismatch: Mismatch) -> Iterator[Finding]:
+    """The expected tensor times a number. For a single nonzero element only well-known factors count."""
+    ours, oracle = mismatch.ours, mismatch.oracle
+    square = float((oracle * oracle).sum())
+    if not square or not ours.isfinite().all():
+        return
+    factor = float((ours * oracle).sum()) / square
+    if not mismatch.equals(factor * oracle):
+        return
+    cause = _cause_of_factor(factor, mismatch)
+    if oracle.count_nonzero() > 1 or cause:
+        statement = f"equals {format_number(factor)} times the expected {mismatch.noun}"
+        statement += f" ({cause})" if cause else ""
+        yield Finding("constant factor", mismatch.quantity, statement, f"factor by least squares: {factor:.9g}")
+
+
+def _cause_of_factor(factor: float, mismatch: Mismatch) -> str:
+    """The usual cause of a factor: the sign, a 2, the batch size; "" if there is none."""
+    causes = {
+        -1.0: "wrong sign",
+        2.0: "doubled",
+        0.5: "halved",
+        -2.0: "wrong sign, doubled",
+        -0.5: "wrong sign, halved",
+    }
+    output = mismatch.run.values.get(OUTPUT)
+    if output is not None and output.numel() > 1:
+        causes.setdefault(float(output.numel()), f"{output.numel()} is the number of output elements")
+        causes.setdefault(1 / output.numel(), f"1/{output.numel()}, one over the number of output elements")
+    batch = mismatch.batch_size
+    if batch > 1:  # the most frequent cause, so it is named even for a batch of 2
+        causes[float(batch)] = f"B = {batch}, the batch size"
+        causes[1 / batch] = f"1/{batch} = 1/B, one over the batch size"
+    return next((cause for value, cause in causes.items() if abs(factor - value) <= 1e-6 * abs(value)), "")
+
+
+def find_transposed_or_flipped(mismatch: Mismatch) -> Iterator[Finding]:
+    """The expected tensor transposed or flipped."""
+    for description, kind, transform in transposes_and_flips(mismatch.oracle):
+        transformed = transform(mismatch.oracle)
+        if mismatch.equals(transformed) and not equal_up_to_rounding(transformed, mismatch.oracle):
+            yield Finding(kind, mismatch.quantity, f"equals the expected {mismatch.noun} {description}")
+
+
+def transposes_and_flips(tensor: Tensor) -> Iterator[tuple[str, str, Callable[[Tensor], Tensor]]]:
+    """(description, kind, function) of each exchange of two equal dimensions and each flip of rows or columns."""
+    dims = tensor.dim()
+    for a, b in itertools.combinations(range(dims), 2):
+        if tensor.shape[a] == tensor.shape[b] > 1:
+            description = f"transposed ({dimension_name(tensor, a)} and {dimension_name(tensor, b)} exchanged)"
+            yield description, "transposed", lambda t, a=a, b=b: t.transpose(a, b)
+    if dims > 1:
+        for flipped in ((dims - 2, dims - 1), (dims - 2,), (dims - 1,)):
+            if all(tensor.shape[d] > 1 for d in flipped):
+                names = " and ".join(dimension_name(tensor, d) for d in flipped)
+                yield f"flipped ({names} in reverse order)", "flipped", lambda t, flipped=flipped: t.flip(flipped)
+    elif dims == 1 and len(tensor) > 1:
+        yield "flipped (last element first)", "flipped", lambda t: t.flip(0)
+
+
+def find_same_in_every_example(mismatch: Mismatch) -> Iterator[Finding]:
+    """The same in every example: the sum, the mean, or the gradient of one example."""
+    ours, oracle = mismatch.ours, mismatch.oracle
+    if oracle.dim() < 1 or len(oracle) < 2:
+        return
+    is_batch = len(oracle) == mismatch.batch_size
+    slices = "examples" if is_batch else "slices"
+    values = {f"the sum over all {slices}": oracle.sum(0), f"the mean over all {slices}": oracle.mean(0)}
+    values |= {f"the {mismatch.noun} of {slices[:-1]} {n}": oracle[n] for n in (0, len(oracle) - 1)}
+    for description, value in values.items():
+        if mismatch.equals(value.expand_as(ours)) and not equal_up_to_rounding(value.expand_as(oracle), oracle):
+            if is_batch:
+                statement = f"every example has {description} instead of its own {mismatch.noun}"
+                yield Finding("summed over the batch", mismatch.quantity, statement)
+            else:  # dimension 0 is not the batch; that of a parameter, say
+                statement = f"every slice along dimension 0 has {description}"
+                yield Finding("unknown", mismatch.quantity, statement)
+
+
+def find_permuted(mismatch: Mismatch) -> Iterator[Finding]:
+    """The expected slices along one dimension in another order."""
+    ours, oracle = mismatch.ours, mismatch.oracle
+    for dim in range(oracle.dim()):
+        size = oracle.shape[dim]
+        if not 2 <= size <= 256 or (oracle.numel() == size and size < 4):
+            continue
+        a, b = (t.transpose(0, dim).reshape(size, -1) for t in (ours, oracle))
+        order = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+        indices = order.tolist()
+        if indices == list(range(size)) or sorted(indices) != list(range(size)):
+            continue
+        if mismatch.equals(oracle.index_select(dim, order)):
+            listed = ", ".join(map(str, indices[:MAX_LISTED])) + (", …" if size > MAX_LISTED else "")
+            slices = dimension_name(oracle, dim)
+            slices = f"slices along {slices}" if slices.startswith("dimension") else slices
+            statement = f"equals the expected {mismatch.noun} with its {slices} in the order {listed}"
+            yield Finding("permuted", mismatch.quantity, statement)
+
+
+def find_shifted(mismatch: Mismatch) -> Iterator[Finding]:
+    """The expected elements shifted by one or two; the elements that the shift leaves free may be anything."""
+    ours, oracle = mismatch.ours, mismatch.oracle
+    dims = oracle.dim()
+    shifts = [{dim: s} for dim in range(dims) for s in (1, -1, 2, -2)]
+    if dims > 1:
+        shifts += [{dims - 2: s, dims - 1: t} for s in (1, -1) for t in (1, -1)]
+    for shift in shifts:
+        source, target, unshifted = oracle, ours, oracle
+        for dim, s in shift.items():
+            length = oracle.shape[dim] - abs(s)
+            if length < 2:
+                break
+            source = source.narrow(dim, max(0, -s), length)
+            target = target.narrow(dim, max(0, s), length)
+            unshifted = unshifted.narrow(dim, max(0, s), length)
+        else:
+            if (
+                source.count_nonzero() > 3
+                and equal_up_to_rounding(target, source, 4 * mismatch.tolerance)
+                and not equal_up_to_rounding(unshifted, source)
+            ):
+                amount = " and ".join(f"{s:+d} along {dimension_name(oracle, dim)}" for dim, s in shift.items())
+                statement = f"equals the expected {mismatch.noun} shifted by {amount}"
+                yield Finding("shifted", mismatch.quantity, statement)
+
+
+def find_changed_operand(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
+    """The gradient for another input, or an incoming gradient, transposed or flipped, or for an input of all ones."""
+    incoming = mismatch.incoming(seed)
+    for name, value in mismatch.inputs.items():
+        if name == mismatch.input_name or not value.is_floating_point():
+            continue
+        for description, kind, transform in transposes_and_flips(value):
+            changed = {name: transform(value).contiguous()}
+            if mismatch.equals(_gradient_for(mismatch, rerun_native, incoming, changed)):
+                yield Finding(
+                    kind, mismatch.quantity, f"equals the {mismatch.noun} computed with {name} {description}"
+                )
+        if mismatch.equals(_gradient_for(mismatch, rerun_native, incoming, {name: torch.ones_like(value)})):
+            statement = f"equals the {mismatch.noun} computed with {name} = 1; the factor {name} is missing"
+            yield Finding("missing term", mismatch.quantity, statement)
+    output = mismatch.run.values.get(OUTPUT)
+    if output is None or not output.is_floating_point():
+        return
+    for description, kind, transform in transposes_and_flips(output):
+
+        def transformed(n: int, output: Tensor, transform: Callable[[Tensor], Tensor] = transform) -> Tensor:
+            return transform(incoming(n, output)) if n == 0 else incoming(n, output)
+
+        if mismatch.equals(_gradient_for(mismatch, rerun_native, transformed, {})):
+            statement = f"equals the {mismatch.noun} computed with the incoming gradient {description}"
+            yield Finding(kind, mismatch.quantity, statement)
+
+
+def _gradient_for(
+    mismatch: Mismatch, rerun_native: RerunNative, incoming: Incoming, changed_inputs: dict[str, Tensor]
+) -> Tensor | None:
+    try:
+        return rerun_native(incoming, {**mismatch.inputs, **changed_inputs}).get(mismatch.quantity)
+    except CaseError:  # native may reject a transposed input; then it explains nothing
+        return None

@@ -1,0 +1,46 @@
+"""Words for dimensions, slices and numbers in the sentences of findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+MAX_LISTED = 8  # indices or numbers in one sentence
+
+
+def dimension_name(tensor: Tensor, dim: int) -> str:
+    """Name of a dimension: "rows" and "columns" are the last two, "channels" is dimension 1 of four."""
+    if tensor.dim() > 1 and dim == tensor.dim() - 1:
+        return "columns"
+    if tensor.dim() > 1 and dim == tensor.dim() - 2:
+        return "rows"
+    if tensor.dim() == 4 and dim == 1:
+        return "channels"
+    return f"dimension {dim}"
+
+
+def slice_names(dimension: str, indices: Sequence[int]) -> str:
+    """Names of slices: "row 3", "columns 0, 2", "slices 0, 1 along dimension 2"."""
+    numbers = ", ".join(map(str, indices[:MAX_LISTED])) + (", …" if len(indices) > MAX_LISTED else "")
+    if dimension.startswith("dimension"):
+        return f"{'slice' if len(indices) == 1 else 'slices'} {numbers} along {dimension}"
+    return f"{dimension.removesuffix('s') if len(indices) == 1 else dimension} {numbers}"
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Join words as in "rows, columns and channels"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def got_and_expected(index: Sequence[int], ours: float, oracle: float) -> str:
+    """The element at ``index``, ours and expected, with as many digits as it takes to tell the two apart."""
+    for digits in range(6, 18):
+        if f"{ours:.{digits}g}" != f"{oracle:.{digits}g}":
+            break
+    return f"at {list(index)}: got {ours:.{digits}g}, expected {oracle:.{digits}g}"
+
+
+def format_number(value: float) -> str:
+    """A number as a person writes it: -1, 2, 0.3333."""
+    return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.6g}"

@@ -1,0 +1,110 @@
+"""Dtypes, memory layouts and kinds of data in which a case is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "channels_last", "transposed", "expanded")
+DATA = ("drawn", "whole numbers")  # as the case draws its inputs; and the same rounded to whole numbers
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Dtype, memory layouts, data and device of one run.
+
+    ``layout`` is the memory layout of the inputs, ``gradient_layout`` that of the incoming gradients.
+    """
+
+    dtype: torch.dtype = torch.float64
+    layout: str = "contiguous"
+    gradient_layout: str = "contiguous"
+    data: str = "drawn"
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        words = [str(self.dtype).removeprefix("torch.")]
+        if self.layout != "contiguous":
+            words.append(f"{self.layout} inputs")
+        if self.gradient_layout != "contiguous":
+            words.append(f"{self.gradient_layout} incoming gradient")
+        if self.data != "drawn":
+            words.append(self.data)
+        if self.device != "cpu":
+            words.append(self.device)
+        return ", ".join(words)
+
+
+def variants(
+    dtypes: tuple[torch.dtype, ...] = DTYPES, device: str = "cpu", whole_numbers: bool = True
+) -> Iterator[Variant]:
+    """Variants of every dtype: contiguous tensors first, then one other layout at a time.
+
+    A mistake that shows in a single variant can then be attributed to that dtype or layout.
+    """
+    for dtype in dtypes:
+        for data in DATA if whole_numbers else DATA[:1]:
+            yield Variant(dtype, data=data, device=device)
+        for layout in LAYOUTS[1:]:
+            yield Variant(dtype, layout, device=device)
+            yield Variant(dtype, gradient_layout=layout, device=device)
+
+
+def round_inputs(inputs: dict[str, Tensor], variant: Variant) -> dict[str, Tensor]:
+    """Round the inputs to the variant's dtype and data, and return them in float64, contiguous.
+
+    Every run of the variant starts from exactly these values. In the "expanded" layout the first input with rows has
+    the same values in every row. The other inputs keep their rows: with equal rows everywhere too many terms cancel.
+    """
+    first = next((name for name, value in inputs.items() if value.is_floating_point() and value.dim() > 1), None)
+    return {name: _round_input(value, variant, is_first=name == first) for name, value in inputs.items()}
+
+
+def _round_input(tensor: Tensor, variant: Variant, *, is_first: bool) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor.to(variant.device)
+    tensor = tensor.to(device=variant.device, dtype=torch.float64)
+    if variant.data == "whole numbers":
+        tensor = (2 * tensor).round()
+    if variant.layout == "expanded" and is_first:
+        tensor = tensor[:1].expand_as(tensor)
+    return tensor.to(variant.dtype).double().contiguous()
+
+
+def to_layout(tensor: Tensor, layout: str) -> Tensor:
+    """Copy the values into another memory layout; a layout that the shape cannot have leaves them contiguous.
+
+    "expanded" makes the first dimension's stride 0 if all rows are equal, as :func:`round_inputs` makes them.
+    """
+    if layout == "channels_last" and tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed" and tensor.dim() > 1:
+        return tensor.mT.contiguous().mT
+    if layout == "expanded" and tensor.dim() > 1 and len(tensor) > 1 and bool((tensor == tensor[:1]).all()):
+        return tensor[:1].clone().expand_as(tensor)  # one row of memory, as Tensor.expand makes it
+    return tensor.contiguous()
+
+
+def incoming_gradient(output: Tensor, variant: Variant, seed: int) -> Tensor:
+    """Draw the gradient that backward receives for ``output``: float64, rounded to the variant's dtype.
+
+    For the gradient layout "expanded" all elements are one number, as in the backward of ``sum``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    if variant.data == "whole numbers":
+        values = (2 * values).round()
+    if variant.gradient_layout == "expanded":
+        values = torch.full_like(values, 0.75)
+    return values.to(variant.dtype).double().to(variant.device)
+
+
+def gradient_to_layout(gradient: Tensor, layout: str) -> Tensor:
+    """Copy the incoming gradient into a memory layout; "expanded" gives every dimension the stride 0."""
+    if layout == "expanded" and gradient.numel():
+        return gradient.flatten()[0].clone().expand(gradient.shape)
+    return to_layout(gradient, layout)

@@ -1,0 +1,40 @@
+"""Allocation of everything that kernels write: they access no other memory, except the tensors that they read.
+
+``tests/cpu/guard_pages.py`` replaces these functions to detect accesses out of bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CACHE_LINE_BYTES = 64
+
+
+def new(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) -> Tensor:
+    """Return a contiguous tensor on the CPU, not initialised unless ``zeros``."""
+    factory = torch.zeros if zeros else torch.empty
+    return factory(shape, dtype=dtype, device="cpu")  # whatever the default device is
+
+
+def new_like(t: Tensor) -> Tensor:
+    """Return a tensor with the shape, strides and dtype of ``t``, which has no gaps in memory; not initialised."""
+    return torch.empty_like(t, requires_grad=False)
+
+
+def buffer_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
+    """Lay out buffers of ``sizes`` bytes in one workspace, each from a cache line of its own.
+
+    Returns the offset of each buffer and the size of the workspace, in bytes."""
+    offsets, end = [], 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+    return offsets, end
+
+
+def new_workspace(nbytes: int, _offsets: Sequence[int], _sizes: Sequence[int]) -> Tensor:
+    """Return a workspace for buffers laid out by :func:`buffer_offsets`, (nbytes,) uint8, not initialised."""
+    return new(nbytes, dtype=torch.uint8)

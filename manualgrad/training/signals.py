@@ -1,0 +1,45 @@
+"""Signal handling: SIGINT or SIGTERM stops a run between two steps; a second SIGINT stops it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+class SignalHandler:
+    """Context manager that records SIGINT and SIGTERM instead of acting on them.
+
+    The exit code of a process that stops because of signal n is 128 + n: 130 for SIGINT, 143 for SIGTERM.
+
+    After the first signal, SIGINT gets the system's default action: it ends the process at once, even inside a call
+    in which Python runs no handlers, such as waiting for another rank.
+
+    Args:
+        silent: print nothing when a signal arrives.
+
+    Attributes:
+        received: number of the first signal that arrived, or 0.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.received, self._silent = 0, silent
+
+    def __enter__(self) -> SignalHandler:
+        self._previous = {number: signal.signal(number, self._record) for number in HANDLED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self._silent:  # os.write, since the signal may have interrupted a write to sys.stderr
+            name = signal.Signals(number).name
+            os.write(
+                2, f"\n{name}: stopping after this step and saving a checkpoint; Ctrl-C now stops at once\n".encode()
+            )
