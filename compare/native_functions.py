@@ -1,7 +1,4 @@
-"""PyTorch's functions in our conventions, for the table in ``operations.py``.
-
-The tests and reports compare our values and gradients with these.
-"""
+"""PyTorch's functions in our conventions, with which tests and reports compare values and gradients of ours."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def with_default_target(cross_entropy: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``cross_entropy`` of two more options: without a target it takes class indices, ``weighted`` gives weights."""
+    """Make ``target`` optional, with class indices as its default, and add the option ``weighted``: class weights."""
 
     def call(input: Tensor, target: Tensor | None = None, *, weighted: bool = False, **options: Any) -> Tensor:
         classes = input.shape[1 if input.dim() > 1 else 0]

@@ -28,7 +28,8 @@ class Operation:
         untied: finite differences need inputs of which no two, and none and 0, are close.
         kinks: a ReLU or maximum follows a sum inside; see :class:`compare.Case`.
         scale: standard deviation of the first tensor in reports.
-        target: kind of the second tensor, if it is a target. For "labels", class indices, options give no shape.
+        target: kind of the second tensor, if it is a target. "labels" are class indices, for which options give no
+            shape: ``ours`` and ``native`` take default labels if they get none.
         combined_with: sets of keyword arguments. The native tests run each option with each of these sets, unless the
             option itself sets one of the arguments.
         longest_sum: from the shapes of the tensors, the number of terms in the longest sum of a result or gradient.

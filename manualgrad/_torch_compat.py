@@ -93,8 +93,8 @@ def set_child_modules(module: nn.Module, children: dict[str, nn.Module | None]) 
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The dict of a module's own parameters. Without it a weight that a hook computes, as pruning does, would pass for
-    a parameter."""
+    """The dict of a module's own parameters. Without it a weight that a hook computes, as pruning does, would pass
+    for a parameter."""
     return module._parameters
 
 

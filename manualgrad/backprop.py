@@ -2,7 +2,7 @@ r"""Backpropagation as in section 4 of the formula sheet (docs/equations.md): th
 
     x^l = σ^{l−1}(z^{l−1})                                                       (16)
     z^l = f^l(x^l, w^l) + b^l                                                    (17)
-    δ^{L−1} = −η ∂J/∂z^{L−1} = −η (x^L − y)                                      (15), (19)
+    δ^{L−1} = −η ∂J/∂z^{L−1} = −η (x^L Σ_k y_k − y)                              (15), (19)
     δ^{l−1} = δ^l ∂f^l/∂x^l ∂σ^{l−1}/∂z^{l−1}                                    (20)
     Δw^l = δ^l ∂f^l/∂w^l                                                         (21)
     Δb^l = δ^l, summed over what b^l was broadcast over                          (18)
@@ -10,11 +10,14 @@ r"""Backpropagation as in section 4 of the formula sheet (docs/equations.md): th
 f^l is C or D, and σ is P∘R, F∘P∘R, R or S, as in (23). −η is part of δ, so an update adds Δw and Δb to w and b. The
 factors ∂f/∂x, ∂f/∂w and ∂σ/∂z are the functions that the layers' ``backward`` calls too.
 
-All of these belong to one example, the superscript b. :func:`per_example` computes them for each example.
-:func:`backpropagate` computes what an update needs, their mean over the batch: y has the factor 1/B of (13).
+All are quantities of one example. The formula sheet marks that by a superscript b, left out here.
+:func:`per_example` computes them for each example. :func:`backpropagate` computes the mean of Δw and Δb over the
+batch, which an update needs: its y has the factor 1/B of (13), and so has every δ.
 
-In the code, ``grad_output``, ``grad_x``, ``grad_w`` and ``grad_b`` are gradients of J times −η, as δ is. Images are
-NHWC, as the formula sheet has them; functions named ``conv_relu_pool`` take NCHW.
+In the code, ``grad_output``, ``grad_x``, ``grad_w`` and ``grad_b`` are gradients of J times −η, as δ is.
+``grad_output`` belongs to z^l of a dense layer, where it is δ^l, and to the pooled output of a convolution. Images
+are NHWC, as the formula sheet has them. NCHW are the arguments and results of functions named ``conv_relu_pool`` and
+``relu_pool``, pool indices, and ``grad_output`` of a convolution.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_co
 from manualgrad.ops.dense import dense_forward
 from manualgrad.ops.flatten import ImageSize, flatten_forward, unflatten_forward
 from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw, to_oihw
-from manualgrad.ops.precision import autocast_is_on
+from manualgrad.ops.precision import is_autocast_enabled
 from manualgrad.ops.relu import relu_backward, relu_forward
 from manualgrad.ops.relu_pool import relu_pool_backward
 from manualgrad.ops.softmax import softmax_forward
@@ -48,13 +51,15 @@ from manualgrad.ops.targets import target_distribution
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """f^l = C with its operands in forward.
+    """A convolution, f^l = C, with its inputs and what its forward saved.
+
+    w and b are the parameters of the model, no copies: after an update they hold the new values.
 
     Attributes:
         x: x^l, (N, H, W, C_in).
         w: w^l, (kH, kW, C_in, C_out).
         b: b^l, (C_out,).
-        geometry: stride, padding and sizes of the convolution and of its pooling.
+        geometry: stride, padding and sizes of the convolution and of its pooling, and R'(0).
         pool_index: (N, C_out, H_out, W_out) uint8: the position of each pooling window's maximum and R' there, as
             ``ops/relu_pool.py`` encodes them.
     """
@@ -68,13 +73,13 @@ class ConvLayer:
     @cached_property
     @torch.no_grad()
     def z(self) -> Tensor:
-        """z^l, computed when it is first read: backward needs only the pool index."""
+        """z^l, computed from x, w and b when it is first read: backward needs only the pool index."""
         return conv2d_forward(self.x, self.w, self.b, self.geometry.convolution)  # eq. (17), f = C
 
 
 @dataclass(frozen=True)
 class DenseLayer:
-    """f^l = D with its operands in forward.
+    """A dense layer, f^l = D, with its inputs. w and b are the parameters of the model, no copies.
 
     Attributes:
         x: x^l, (N, in_features).
@@ -89,7 +94,7 @@ class DenseLayer:
     @cached_property
     @torch.no_grad()
     def z(self) -> Tensor:
-        """z^l, (N, out_features)."""
+        """z^l, (N, out_features), computed from x, w and b when it is first read."""
         return dense_forward(self.x, self.w, self.b)  # eq. (17), f = D
 
 
@@ -102,10 +107,10 @@ class Updates:
 
     Attributes:
         probabilities: x^L, (N, classes).
-        cost: J, (), or of each example J^b, (N,).
-        weights: Δw^l for l = 0 to L − 1, in the shape of the model's weight, or of each example, (N, ...).
+        cost: J, (); from :func:`per_example` J^b, (N,).
+        weights: Δw^l for l = 0 to L − 1, in the shape of the model's weight; from :func:`per_example` (N, ...).
         biases: Δb^l, likewise.
-        layers: f^l and its operands for l = 0 to L − 1.
+        layers: f^l and its inputs for l = 0 to L − 1.
         deltas: δ^l for l = 0 to L − 1, in the shape of z^l.
     """
 
@@ -130,7 +135,7 @@ class Updates:
 
 @torch.no_grad()
 def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
-    """Every layer with its operands, and x^L, the probabilities, (N, classes), of x^0 = ``x``, (N, C_in, H, W)."""
+    """Every layer with its inputs, and x^L, the probabilities, (N, classes), of x^0 = ``x``, (N, C_in, H, W)."""
     convs, dense_layers = _split(model)
     layers: list[Layer] = []
     x = from_nchw(x)
@@ -142,7 +147,7 @@ def forward(model: DocumentCNN, x: Tensor) -> tuple[list[Layer], Tensor]:
     x = flatten_forward(x)  # eq. (16), σ = F∘P∘R
     for dense in dense_layers:
         layers.append(DenseLayer(x, dense.weight.t(), dense.bias))
-        x = relu_forward(layers[-1].z)  # eq. (16), σ = R
+        x = relu_forward(layers[-1].z)  # eq. (16), σ = R; unused after the last layer, where σ = S
     return layers, softmax_forward(layers[-1].z, -1)  # eq. (16), σ = S
 
 
@@ -162,19 +167,19 @@ def _geometry(model: DocumentCNN, conv: Conv2d, x: Tensor) -> ConvReLUPoolGeomet
 
 @torch.no_grad()
 def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0) -> Updates:
-    """Δw and Δb that lower J by gradient descent: the mean over the batch.
+    """Δw and Δb that lower J by gradient descent: their mean over the batch.
 
     Args:
         x: images, (N, C_in, H, W).
-        target: class indices (N,) or probabilities (N, classes).
+        target: class indices (N,), of which −100 leaves an example out, or probabilities (N, classes).
         eta: learning rate η. With −1, Δw and Δb are the gradients ∂J/∂w and ∂J/∂b.
 
     Raises:
         TypeError, ValueError, IndexError: targets that :func:`manualgrad.functional.softmax_cross_entropy` refuses.
     """
-    by_plan = _backpropagate_by_plan(model, x, target, eta)
-    if by_plan is not None:
-        return by_plan
+    updates = _backpropagate_by_plan(model, x, target, eta)
+    if updates is not None:
+        return updates
     layers, probabilities = forward(model, x)
     logits = layers[-1].z
     distribution = target_distribution(logits, target, None, -100, "mean", 0.0)
@@ -190,11 +195,11 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
         grad_outputs.insert(0, grad_output)
         if isinstance(layer, DenseLayer):
             grad_x = dense_forward(grad_output, layer.w.t(), None)  # eq. (20), ∂D/∂x
-            weights.insert(0, dense_forward(grad_output.t(), layer.x, None))  # eq. (21), ∂D/∂w
+            weights.insert(0, dense_forward(grad_output.t(), layer.x, None))  # eq. (21), ∂D/∂w: a matrix product
             biases.insert(0, grad_bias(grad_output))  # eq. (18)
         else:
             operands = grad_output, to_nchw(layer.x), to_oihw(layer.w), layer.pool_index, layer.geometry
-            needed = (l > 0, True, True)  # of the gradients of x, w and b; P⁻¹ and ∂R/∂z of eq. (20) come first
+            needed = (l > 0, True, True)  # which of grad_x, grad_w and grad_b; P⁻¹ and ∂R/∂z of eq. (20) come first
             grads = conv_relu_pool_backward(*operands, needed)  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w
             grad_x, grad_w, grad_b = cast("tuple[Tensor, Tensor, Tensor]", grads)
             weights.insert(0, grad_w)
@@ -208,8 +213,9 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
 def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0) -> Updates:
     """The quantities with the superscript b: δ^{lb}, Δw^{lb} and Δb^{lb} of every example.
 
-    Arguments and errors are those of :func:`backpropagate`. The first dimension of every tensor is N, and the mean
-    over it is what :func:`backpropagate` returns. There is no loop over the batch: the sum over b is left out.
+    Arguments and errors are those of :func:`backpropagate`. ``cost``, ``weights`` and ``biases`` have a first
+    dimension N; if no example is left out, their mean over it is what :func:`backpropagate` returns. ``deltas`` lack
+    the factor 1/N that those of :func:`backpropagate` have. There is no loop over the examples.
     """
     layers, probabilities = forward(model, x)
     logits = layers[-1].z
@@ -240,7 +246,7 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
 
 
 def _grad_output(layer: Layer, grad_x: Tensor, subgradient: float) -> Tensor:
-    """From ``grad_x``, −η ∂J/∂x^{l+1}, to δ^l of a dense layer, or to the gradient of a convolution's pooled output.
+    """δ^l of a dense layer, or the gradient of a convolution's pooled output, from ``grad_x`` = −η ∂J/∂x^{l+1}.
 
     P⁻¹ and ∂R/∂z of a convolution are for :func:`_delta`, or part of ``conv_relu_pool_backward``.
     """
@@ -274,7 +280,10 @@ def apply(model: DocumentCNN, updates: Updates) -> None:
 
 @torch.no_grad()
 def descend(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Updates:
-    """A step of gradient descent: :func:`backpropagate` and :func:`apply`, by one program if a plan exists."""
+    """A step of gradient descent: :func:`backpropagate` and :func:`apply`.
+
+    If a plan supports the model and x (``network/guards.py``), one call of compiled kernels computes both.
+    """
     updates = _backpropagate_by_plan(model, x, target, eta, update=True)
     if updates is None:
         updates = backpropagate(model, x, target, eta)
@@ -282,18 +291,23 @@ def descend(model: DocumentCNN, x: Tensor, target: Tensor, eta: float) -> Update
     return updates
 
 
-# ------------------------------------------------------------------------------------ the same, by a plan
+# ------------------------------------------------------------------- the same, computed by a compiled plan
 
 
 def _backpropagate_by_plan(
     model: DocumentCNN, x: Tensor, target: Tensor, eta: float, *, update: bool = False
 ) -> Updates | None:
-    """:func:`backpropagate` by one program of kernels, and with ``update`` :func:`apply` too.
+    """:func:`backpropagate`, and with ``update`` :func:`apply` too, as one call of compiled kernels.
 
-    None if the model or x has no plan, the target is no tensor of class indices, or the plan cannot compute the
-    result: see :meth:`manualgrad.network.plan.Plan.loss_and_grads`.
+    None if no plan supports the model and x, the target is not a tensor of class indices, autocast is on, or
+    :meth:`manualgrad.network.plan.Plan.loss_and_grads` returns None.
     """
-    if not isinstance(x, Tensor) or not isinstance(target, Tensor) or target.is_floating_point() or autocast_is_on(x):
+    if (
+        not isinstance(x, Tensor)
+        or not isinstance(target, Tensor)
+        or target.is_floating_point()
+        or is_autocast_enabled(x)
+    ):
         return None
     plan_and_parameters = guards.find_plan(model, x)
     if plan_and_parameters is None:
@@ -316,4 +330,5 @@ def _backpropagate_by_plan(
             layers.append(DenseLayer(x_l, dense.weight.t(), dense.bias))
         return layers, grad_outputs
 
-    return Updates(result.probabilities, result.loss, result.steps[::2], result.steps[1::2], layers_and_grad_outputs)
+    weights, biases = result.steps[::2], result.steps[1::2]  # in the order of the parameters: w0, b0, w1, b1, ...
+    return Updates(result.probabilities, result.loss, weights, biases, layers_and_grad_outputs)

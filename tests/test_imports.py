@@ -44,7 +44,7 @@ def part_of(path: Path) -> str:
 
 
 def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that can run, those inside functions too; ``if TYPE_CHECKING:`` is for type checkers alone."""
+    """Yield every node that can run, inside functions too, without the bodies of ``if TYPE_CHECKING:``."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             continue

@@ -15,7 +15,7 @@ from compare.speed.memory import JSON_KEYS as MEMORY_JSON_KEYS
 from compare.speed.memory import SavedBytes
 from compare.speed.results import STEP, MemoryRow, SpeedComparison, TimingRow
 
-ALLOCATORS = {"tuned": "allocator tuned on both sides", "default": "default allocator on both sides"}
+ALLOCATORS = {"tuned": "allocator tuned on both sides", "default": "default allocator"}
 SUMMARIES = (
     (OURS, "tuned", f"{OURS}, allocator tuned on both sides"),
     (RECURSION, "tuned", f"{RECURSION}, allocator tuned on both sides"),

@@ -1,4 +1,4 @@
-"""Models of ``torch.nn`` with our layers in them, and back: see docs/any-model.md."""
+"""Conversion of models between the layers of ``torch.nn`` and ours: see docs/any-model.md."""
 
 from manualgrad.interop.from_torch import from_torch
 from manualgrad.interop.report import Left, Replaced, Report

@@ -1,4 +1,4 @@
-"""``from_torch``: a copy of a model in which native layers are replaced by ours, one by one."""
+"""``from_torch``: a copy of a model in which layers of ``torch.nn`` (native layers) are replaced by ours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNTERPARTS: dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]] = {
     nn.Softmax: (layers.Softmax, {}),
     nn.CrossEntropyLoss: (ours.SoftmaxCrossEntropyLoss, {}),
 }
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 ModuleTypes = Collection[type[nn.Module]]
 
@@ -66,25 +66,27 @@ def from_torch(
     subclasses: ModuleTypes = (),
     report: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
-    """Copy ``module`` and replace every native layer in the copy that we have by ours, with PyTorch's conventions.
+    """Return a copy of ``module`` in which manualgrad's layers replace those of ``torch.nn``, where they exist.
 
-    We have ``Conv2d`` (any ``padding_mode``; the kernel is not flipped), ``MaxPool2d``, ``ReLU`` (``inplace`` too;
-    the derivative at 0 is 0), ``Linear``, ``Softmax``, ``CrossEntropyLoss`` and ``Flatten`` (in PyTorch's order).
+    They have PyTorch's conventions. There are counterparts of ``Conv2d`` (any ``padding_mode``; the kernel is not
+    flipped), ``MaxPool2d``, ``ReLU`` (``inplace`` too; the derivative at 0 is 0), ``Linear``, ``Softmax``,
+    ``CrossEntropyLoss`` and ``Flatten`` (in PyTorch's order).
 
     Parameters and buffers keep their names, so state dicts load in both directions. Shared layers and tied weights
     stay shared. Training mode, dtype, device, memory format, ``requires_grad``, hooks and attributes are kept.
 
-    A layer of another type stays native. So does a subclass, a parametrized or pruned layer, one whose forward was
-    replaced, and one of a dtype that we do not support. The report gives the reasons.
+    A layer of another type stays native. So does a subclass that ``subclasses`` does not list, a parametrized or
+    pruned layer, one whose forward was replaced, one with an empty or unusual weight or an unsupported dtype, and
+    ``Softmax(dim=None)``. The report gives the reason for each.
 
     Args:
         module: any module; it is not changed.
         copy_parameters: True copies parameters; False gives the copy the same parameter objects. Buffers are always
             copied.
         functional: also replace calls such as ``F.relu`` and ``torch.flatten`` inside the ``forward`` of each module
-            that ``torch.fx`` can trace. Numbers and flags that such a forward reads from its module keep the values
-            that they have now, except ``training``: the forward is traced in both modes.
-        subclasses: subclasses of native layers that are replaced like the layers that they extend.
+            that ``torch.fx`` can trace. Python values that such a forward reads from its module are fixed at
+            tracing, except ``training``: the forward is traced in both modes.
+        subclasses: subclasses of native layers to replace as well, as if they were their base class.
         report: also return a :class:`~manualgrad.interop.report.Report`.
 
     Returns:
@@ -92,8 +94,9 @@ def from_torch(
 
     Raises:
         TypeError: ``module`` is not a module.
-        ValueError: a lazy layer has no parameters yet; a class in ``subclasses`` has a ``forward`` of its own;
-            without a report, ``functional=True`` meets a forward that cannot be traced.
+        ValueError: a lazy layer is uninitialized; a class in ``subclasses`` extends no layer that manualgrad
+            implements, or overrides ``forward``, ``_conv_forward`` or ``__call__``; a forward cannot be traced, with
+            ``functional=True`` and ``report=False``.
     """
     for subclass in subclasses:
         _check_subclass(subclass)
@@ -104,32 +107,35 @@ def from_torch(
         untraced = replace_functional_calls(converted, full_report)
         if untraced and not report:
             raise ValueError(
-                "from_torch: functional=True, but not every forward can be traced; report=True accepts that and "
-                "lists them:\n" + "\n".join(f"  {entry}" for entry in untraced)
+                "from_torch: functional=True, but not every forward can be traced; pass report=True to leave these "
+                "as they are and list them:\n" + "\n".join(f"  {entry}" for entry in untraced)
             )
     return (converted, full_report) if report else converted
 
 
 def _convert_layer(name: str, layer: nn.Module, subclasses: ModuleTypes, report: Report) -> None:
-    """Make ``layer`` ours by changing its class, which keeps all references to it and all of its attributes."""
+    """Replace ``layer`` in place by setting its ``__class__``, or add the reason why not to ``report``.
+
+    References to the layer and its attributes are kept.
+    """
     kind = type(layer)
     native = kind if kind in COUNTERPARTS else next((base for base in kind.__mro__ if base in COUNTERPARTS), None)
     if native is None:
-        if _is_native_layer(name, layer):
+        if _is_unsupported_leaf(name, layer):
             report.left.append(Left(name, type_name(kind), "manualgrad has no such layer"))
         return
     reason = _reason_to_keep(layer, native, kind in subclasses)
     if reason:
         report.left.append(Left(name, type_name(kind), reason))
         return
-    replacement, more_attributes = COUNTERPARTS[native]
+    replacement, extra_attributes = COUNTERPARTS[native]
     layer.__class__ = replacement
-    vars(layer).update(more_attributes)
+    vars(layer).update(extra_attributes)
     report.replaced.append(Replaced(name, type_name(kind), type_name(replacement)))
 
 
-def _is_native_layer(name: str, layer: nn.Module) -> bool:
-    """Return False for containers, our layers and parts of a parametrization."""
+def _is_unsupported_leaf(name: str, layer: nn.Module) -> bool:
+    """Return True for a module without children that is no container, not ours and no part of a parametrization."""
     in_parametrization = ".parametrizations." in f".{name}."
     is_ours = type(layer).__module__.startswith("manualgrad.")
     return not (in_parametrization or is_ours or isinstance(layer, CONTAINERS) or any(layer.children()))
@@ -149,12 +155,12 @@ def _reason_to_keep(layer: nn.Module, native: type[nn.Module], is_listed_subclas
             return "its weight is not a parameter but computed by a hook, as pruning and weight_norm do"
         if type(weight) is not nn.Parameter or weight.layout != torch.strided:
             return f"its weight is a {type(weight).__name__} of layout {weight.layout}"
-        if weight.dtype not in DTYPES:
+        if weight.dtype not in SUPPORTED_DTYPES:
             return f"its weight is of {weight.dtype}"
         if weight.numel() == 0 and native is nn.Conv2d:
             return "its weight is empty"
     if native is nn.Softmax and layer.dim is None:
-        return "dim=None, which is deprecated: the number of dimensions decides about the dimension"
+        return "dim=None is deprecated: the dimension would depend on the number of dimensions of the input"
     return None
 
 

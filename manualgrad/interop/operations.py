@@ -1,7 +1,7 @@
-"""The functions of ``torch.nn.functional`` that we have, with PyTorch's names, arguments and conventions.
+"""Replacements for functions of ``torch`` and ``torch.nn.functional``, with PyTorch's names and conventions.
 
-They also do what PyTorch's functions do besides the mathematics. Outputs have the same memory layout, so that a
-``view`` works and dropout draws the same mask. In-place functions change the tensor itself.
+Outputs have the memory format that PyTorch's have: a ``view`` of the output, or the mask that a later dropout draws,
+depends on it. In-place functions change the tensor itself. At the end are padding and the memory formats.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """``torch.flatten``, which computes nothing: in the order of the dimensions, and a view if memory allows it."""
+    """``torch.flatten``: channels, rows, columns; a view if the strides allow it."""
     return input.flatten(start_dim, end_dim)
 
 
@@ -120,7 +120,7 @@ def cross_entropy(
 
 
 def pad2d(input: Tensor, padding: Sequence[int], mode: str) -> Tensor:
-    """``F.pad`` with ``mode`` "reflect", "replicate" or "circular", which repeat rows and columns of the image.
+    """``F.pad`` in the modes that fill the border from the image, for ``padding_mode`` of ``Conv2d``.
 
     Args:
         input: (..., H, W).
@@ -128,13 +128,13 @@ def pad2d(input: Tensor, padding: Sequence[int], mode: str) -> Tensor:
         mode: "reflect", "replicate" or "circular".
 
     Raises:
-        ValueError: ``mode`` cannot pad an image of this size by so much.
+        ValueError: the padding is too large for the image: "reflect" allows size − 1, "circular" allows size.
     """
     left, right, top, bottom = padding
     channels_last = mode != "circular" and is_channels_last(input)  # PyTorch's circular padding is always contiguous
     for dim, before, after in ((-2, top, bottom), (-1, left, right)):
         size = input.shape[dim]
-        limit = {"reflect": size - 1, "circular": size}.get(mode, max(before, after))
+        limit = {"reflect": size - 1, "circular": size}.get(mode, max(before, after))  # "replicate" has no limit
         if max(before, after) > limit:
             raise ValueError(
                 f"conv2d: padding_mode={mode!r} can pad a dimension of size {size} by at most {limit}, "
@@ -142,7 +142,7 @@ def pad2d(input: Tensor, padding: Sequence[int], mode: str) -> Tensor:
             )
         index = torch.arange(-before, size + after, device=input.device)
         if mode == "reflect":
-            index = (size - 1) - ((size - 1) - index.abs()).abs()
+            index = (size - 1) - ((size - 1) - index.abs()).abs()  # mirrored at 0, then at size − 1
         elif mode == "circular":
             index = index % size
         else:
@@ -152,19 +152,20 @@ def pad2d(input: Tensor, padding: Sequence[int], mode: str) -> Tensor:
 
 
 def to_contiguous(x: Tensor) -> Tensor:
-    """``x.contiguous()`` with contiguous strides also where sizes of 1 leave them open.
+    """``x`` contiguous, with the default strides of its shape in dimensions of size 1 too.
 
-    A tensor of one channel or of 1x1 images is contiguous and channels_last at once, and its strides may be those of
-    channels_last.
+    A tensor with one channel or with 1x1 images counts as contiguous and as channels_last. ``x.contiguous()`` would
+    leave the strides that it has.
     """
     x = x.contiguous()
     return x.flatten().view(x.shape) if 1 in x.shape else x
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Return True if PyTorch's layers treat ``x`` (N, C, H, W) as channels_last: strides grow from C over W, H to N.
+    """Return True if PyTorch's layers treat ``x`` (N, C, H, W) as channels_last: strides increase from C to W, H, N.
 
-    This is PyTorch's rule for the strides of sizes 1 too, and decides the memory format of a layer's output.
+    The comparison is that of ATen's ``is_channels_last_strides_2d``, dimensions of size 1 included, by which PyTorch
+    chooses the memory format of a layer's output.
     """
     if x.dim() != 4 or x.stride(1) == 0 or 0 in x.shape:
         return False

@@ -23,7 +23,7 @@ from manualgrad.cpu.tensor_checks import in_plain_eager_mode
 from manualgrad.network.plan import Plan, get_plan
 from manualgrad.network.plan_builder import NetworkSpec
 from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
-from manualgrad.ops.precision import autocast_is_on
+from manualgrad.ops.precision import is_autocast_enabled
 
 if TYPE_CHECKING:
     from manualgrad.models import DocumentCNN
@@ -71,7 +71,7 @@ def wants_all_parameter_grads_or_none(x: Tensor, parameters: list[Tensor]) -> bo
 
     False in forward mode and under autocast.
     """
-    if is_forward_mode_active() or autocast_is_on(x):
+    if is_forward_mode_active() or is_autocast_enabled(x):
         return False
     return not torch.is_grad_enabled() or (not x.requires_grad and all(p.requires_grad for p in parameters))
 

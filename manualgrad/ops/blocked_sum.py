@@ -1,8 +1,8 @@
-"""Matrix products with long sums, computed in blocks: a sum of partial sums rounds less than one long sum.
+"""Batched matrix products; for float32 on the CPU the sum is split into blocks, which has a smaller rounding error.
 
-If n terms are added one after another, each addition rounds the partial sum. For independent terms, the mean square
-of the error, relative to that of the sum, is n/2 times that of a single rounding. With n/m blocks of m terms it is
-m/2 times that within the blocks, and n/2m times where the blocks are added. The total is least for m = √n.
+The sum of a matrix product has K terms. Added one after another, they round K times: if they are independent, the
+mean squared relative error is K/2 times that of a single rounding. In blocks of m terms it is m/2 times that inside
+the blocks plus K/(2m) times that where the blocks are added. The total is least for m = √K.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu.tensor_checks import is_plain_tensor
-from manualgrad.ops.precision import autocast_lower
+from manualgrad.ops.precision import cast_to_autocast_dtype
 
-# Approximate length m of a block. Below n = 2,048 blocks of 32 round less, but a product takes up to 12 % longer.
+# Approximate length m of a block. For K < 2,048 blocks of 32 have a smaller error, but take up to 12 % longer.
 BLOCK_K = 64
 
 
 def blocked_bmm_sum(a: Iterable[Tensor], b: Iterable[Tensor], c: Tensor | None = None) -> Tensor:
-    """Σ_n a_n b_n + c for pairs of batches of matrices: each a (G, M, K), b (G, K, N), c (G, 1, N) to (G, M, N).
+    """Σ_i a_i b_i + c: a_i (G, M, K), b_i (G, K, N) and c (G, 1, N); the result is (G, M, N).
 
-    float32 on the CPU is computed in blocks. Otherwise each product is one: 16-bit numbers would be rounded to 16
-    bits after each block, float64 has enough digits, and on a GPU each block would be one more kernel launch.
+    Only float32 on the CPU is split into blocks. Every other product is a single block: 16-bit numbers would be
+    rounded to 16 bits after each block, float64 has enough digits, and on a GPU each block would be one more kernel
+    launch.
     """
     z = None
-    for a_n, b_n in zip(a, b, strict=True):
-        for a_block, b_block in _blocks(*autocast_lower(a_n, b_n)):
+    for a_i, b_i in zip(a, b, strict=True):
+        for a_block, b_block in _blocks(*cast_to_autocast_dtype(a_i, b_i)):
             if z is not None:
-                z = add_product(z, a_block, b_block)
+                z = add_product_(z, a_block, b_block)
             elif c is None:
                 z = torch.bmm(a_block, b_block)
             else:
-                z = torch.baddbmm(*autocast_lower(c), a_block, b_block)
+                z = torch.baddbmm(*cast_to_autocast_dtype(c), a_block, b_block)
     if z is None:
         raise ValueError("blocked_bmm_sum: expected at least one pair of matrices, got none")
     return z
@@ -45,17 +46,17 @@ def blocked_bmm(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     return blocked_bmm_sum([a], [b], c)
 
 
-def add_product(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """z + a b, computed in place: z (G, M, N), which may be a view, a (G, M, K), b (G, K, N)."""
-    a, b = autocast_lower(a, b)  # autocast casts the operands of bmm, but not those of the in-place baddbmm_
+def add_product_(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add a b to z in place and return z: z (G, M, N), which may be a view, a (G, M, K), b (G, K, N)."""
+    a, b = cast_to_autocast_dtype(a, b)  # autocast casts the operands of bmm, but not those of the in-place baddbmm_
     if is_plain_tensor(z):
         return z.baddbmm_(a, b)
-    return z.add_(torch.bmm(a, b))  # vmap has no rule for baddbmm_
+    return z.add_(torch.bmm(a, b))  # traced, or batched by vmap, which has no rule for baddbmm_
 
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of blocks of ``a`` and ``b``, split along the dimension that is summed over."""
-    n = a.shape[2]
+    depth = a.shape[2]  # K
     is_blocked = a.dtype == torch.float32 and a.device.type == "cpu"
-    length = math.ceil(n / max(1, round(n / BLOCK_K))) if is_blocked else n
+    length = math.ceil(depth / max(1, round(depth / BLOCK_K))) if is_blocked else depth
     return zip(torch.split(a, max(length, 1), 2), torch.split(b, max(length, 1), 1), strict=True)

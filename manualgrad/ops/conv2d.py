@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.ops import checks
-from manualgrad.ops.blocked_sum import add_product, blocked_bmm_sum
+from manualgrad.ops.blocked_sum import add_product_, blocked_bmm_sum
 from manualgrad.ops.conv2d_gemm import (
     gemm_lead_dims,
     gemm_to_weight,
@@ -36,7 +36,7 @@ from manualgrad.ops.conv2d_gemm import (
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
 from manualgrad.ops.layout import as_contiguous_nhwc, as_non_view, from_nchw, from_oihw, to_nchw, to_oihw
 from manualgrad.ops.linear_maps import Apply, bilinear
-from manualgrad.ops.precision import accumulation_dtype, autocast_lower
+from manualgrad.ops.precision import accumulation_dtype, cast_to_autocast_dtype
 from manualgrad.ops.windows import col2im, crop
 
 # ----------------------------------------------------------------------------------------------- formulas
@@ -67,7 +67,7 @@ def conv2d_grad_input(g: Tensor, w: Tensor, geometry: Conv2dGeometry) -> Tensor:
     if others:
         columns = torch.constant_pad_nd(columns, (0, 0, 0, batch * image_rows * out_width - columns.shape[1]))
     for block, matrix in enumerate(others, start=1):
-        add_product(kernel_row_block(columns, block, batch, geometry), g, matrix)  # eq. (2)
+        add_product_(kernel_row_block(columns, block, batch, geometry), g, matrix)  # eq. (2)
     lead = gemm_lead_dims(batch, image_rows, window, geometry)
     columns = columns.view(groups, *lead, out_width, window.kernel_size[0], kernel_width, group_channels)
     columns = swap_batch_rows(columns.permute(1, 2, 3, 4, 5, 0, 6), window, geometry)
@@ -194,7 +194,7 @@ def conv2d(
     """
     checks.require_images("conv2d", input)
     checks.require_tensor("conv2d", "weight", weight)
-    input, weight, bias = autocast_lower(input, weight, bias)
+    input, weight, bias = cast_to_autocast_dtype(input, weight, bias)
     checks.require_floating("conv2d", input=input, weight=weight, bias=bias)
     geometry = make_conv2d_geometry(input, weight, bias, stride, padding, dilation, groups, flip_kernel)
     if input.dim() == 3:

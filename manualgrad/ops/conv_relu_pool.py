@@ -19,7 +19,7 @@ from manualgrad.ops.conv_relu_pool_dispatch import conv_relu_pool_backward, conv
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
 from manualgrad.ops.differentiable import autograd_inactive, differentiable, save_for_derivatives, sum_present
 from manualgrad.ops.layout import as_non_view
-from manualgrad.ops.precision import autocast_lower
+from manualgrad.ops.precision import cast_to_autocast_dtype
 from manualgrad.ops.relu_pool import relu_pool_backward_apply, relu_pool_jvp_apply
 
 
@@ -102,7 +102,7 @@ def conv2d_relu_max_pool2d(
     checks.require_images("conv2d", input)
     checks.require_tensor("conv2d", "weight", weight)
     checks.require_fraction("relu", "subgradient", subgradient)
-    input, weight, bias = autocast_lower(input, weight, bias)
+    input, weight, bias = cast_to_autocast_dtype(input, weight, bias)
     checks.require_floating("conv2d", input=input, weight=weight, bias=bias)
     geometry = make_conv_relu_pool_geometry(input, weight, bias, stride, padding, flip_kernel, subgradient)
     if input.dim() == 3:

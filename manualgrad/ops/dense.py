@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualgrad.ops import checks
 from manualgrad.ops.linear_maps import bilinear
-from manualgrad.ops.precision import autocast_lower
+from manualgrad.ops.precision import cast_to_autocast_dtype
 
 # ----------------------------------------------------------------------------------------------- formulas
 
@@ -74,7 +74,7 @@ def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     checks.require_tensor("dense", "input", input)
     checks.require_tensor("dense", "weight", weight)
-    input, weight, bias = autocast_lower(input, weight, bias)
+    input, weight, bias = cast_to_autocast_dtype(input, weight, bias)
     checks.require_floating("dense", input=input, weight=weight, bias=bias)
     if weight.dim() not in (1, 2):
         raise ValueError(

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from manualgrad._torch_compat import is_forward_mode_active
 from manualgrad.cpu import small_kernels
 from manualgrad.cpu.tensor_checks import supports_tensors
-from manualgrad.ops.precision import autocast_float32
+from manualgrad.ops.precision import cast_to_float32_under_autocast
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_apply, cross_entropy_backward_apply
 from manualgrad.ops.targets import Reduction, target_distribution
 
@@ -89,7 +89,7 @@ def softmax_cross_entropy(
     )
     if is_default and (loss := _kernel_loss(input, target, ignore_index, reduction == "mean")) is not None:
         return loss
-    logits = autocast_float32(input) if isinstance(input, Tensor) else input
+    logits = cast_to_float32_under_autocast(input) if isinstance(input, Tensor) else input
     distribution = target_distribution(logits, target, weight, ignore_index, reduction, label_smoothing)
     y = distribution.y
     z = logits.to(y.dtype)

@@ -12,37 +12,39 @@ from torch import Tensor
 
 
 @overload
-def autocast_lower(a: Tensor, /) -> tuple[Tensor]: ...
+def cast_to_autocast_dtype(a: Tensor, /) -> tuple[Tensor]: ...
 @overload
-def autocast_lower(a: Tensor, b: Tensor, /) -> tuple[Tensor, Tensor]: ...
+def cast_to_autocast_dtype(a: Tensor, b: Tensor, /) -> tuple[Tensor, Tensor]: ...
 @overload
-def autocast_lower(input: Tensor, weight: Tensor, bias: Tensor | None, /) -> tuple[Tensor, Tensor, Tensor | None]: ...
-def autocast_lower(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def cast_to_autocast_dtype(
+    input: Tensor, weight: Tensor, bias: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
+def cast_to_autocast_dtype(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Cast the operands of a product (convolution, dense) to autocast's dtype if autocast is on, as PyTorch does."""
-    device = tensors[0].device.type  # type: ignore[union-attr]  # the overloads above: the first is a tensor
-    if not _is_autocast_on(device):
+    device_type = tensors[0].device.type  # type: ignore[union-attr]  # the overloads above: the first is a tensor
+    if not _is_enabled_for(device_type):
         return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(tensor if tensor is None or not _is_cast(tensor) else tensor.to(dtype) for tensor in tensors)
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(tensor if tensor is None or not _is_eligible(tensor) else tensor.to(dtype) for tensor in tensors)
 
 
-def autocast_float32(tensor: Tensor) -> Tensor:
+def cast_to_float32_under_autocast(tensor: Tensor) -> Tensor:
     """Cast the operand of an exponential (softmax, cross-entropy) to float32 if autocast is on, as PyTorch does."""
-    if _is_autocast_on(tensor.device.type) and _is_cast(tensor):
+    if _is_enabled_for(tensor.device.type) and _is_eligible(tensor):
         return tensor.float()
     return tensor
 
 
-def autocast_is_on(tensor: Tensor) -> bool:
+def is_autocast_enabled(tensor: Tensor) -> bool:
     """Return True if ``torch.autocast`` is on for the device of ``tensor``."""
-    return _is_autocast_on(tensor.device.type)
+    return _is_enabled_for(tensor.device.type)
 
 
-def _is_autocast_on(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def _is_enabled_for(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
-def _is_cast(tensor: Tensor) -> bool:
+def _is_eligible(tensor: Tensor) -> bool:
     """Return True for the dtypes that autocast casts: floating point, but not float64."""
     return tensor.is_floating_point() and tensor.dtype != torch.float64
 

@@ -22,7 +22,7 @@ from torch.autograd import Function
 from manualgrad.cpu import small_kernels
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable, outer_forward_mode, save_for_derivatives, sum_present
-from manualgrad.ops.precision import accumulation_dtype, autocast_float32
+from manualgrad.ops.precision import accumulation_dtype, cast_to_float32_under_autocast
 from manualgrad.ops.products import difference, product_apply
 
 # ----------------------------------------------------------------------------------------------- formulas
@@ -145,7 +145,7 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:
     checks.require_floating("softmax", input=input)
     dim = checks.as_dim("softmax", input, dim)
     if input.device.type != "cpu":  # on the CPU autocast does not change softmax
-        input = autocast_float32(input)
+        input = cast_to_float32_under_autocast(input)
     if input.numel() == 0:
         return input.clone()  # amax of no elements would raise
     return softmax_apply(input.to(accumulation_dtype(input.dtype)), dim).to(input.dtype)

@@ -378,7 +378,7 @@ def test_a_wrong_file_exits_with_1_and_names_the_mistake(tmp_path):
         (("gradients", "--seeds", "0"), None, "expected a whole number above 0"),
         (("gradients", "--dtype", "float8"), None, "invalid choice: 'float8'"),
         (("everything",), None, "invalid choice: 'everything'"),
-        (("training", "--data-dir", __file__), None, "is a file; expected a folder"),
+        (("training", "--data-dir", __file__), None, "expected a folder for the data, got a file"),
         (
             ("gradients",),
             "case = compare.Case('a', torch.exp, lambda x: x @ x, lambda: torch.randn(3, 2))",

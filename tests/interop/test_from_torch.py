@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 import manualgrad as mg
 from manualgrad.interop import layers, operations
 from tests.conftest import run_forward_backward
-from tests.ops.test_purity import Watcher
+from tests.ops.test_purity import OperatorRecorder
 
 CHANNELS_LAST = torch.channels_last
 # For float64 values of about 10, whose terms are added in another order.
@@ -369,9 +369,9 @@ def test_no_native_layer_runs_in_a_converted_one() -> None:
     loss = nn.CrossEntropyLoss()
     x, labels = torch.randn(2, 2, 6, 6), torch.tensor([0, 1])
     for convert, forbidden in ((mg.from_torch, False), (lambda module: module, True)):
-        with Watcher() as watcher:
+        with OperatorRecorder() as recorder:
             convert(loss)(convert(native)(x), labels).backward()
-        assert bool(watcher.forbidden()) == forbidden
+        assert bool(recorder.forbidden()) == forbidden
 
 
 # ------------------------------------------------------------------------------------- layers left, and refused

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import manualgrad as mg
 from manualgrad.interop import operations
 from tests.interop.test_from_torch import CLOSE, run, seeded
-from tests.ops.test_purity import Watcher
+from tests.ops.test_purity import OperatorRecorder
 
 IMAGE = (2, 4, 6, 6)
 
@@ -68,9 +68,9 @@ def test_a_call_is_replaced_by_ours(call: Callable) -> None:
     ours, report = mg.from_torch(native, functional=True, report=True)
     assert [entry.name for entry in report.replaced] == ["conv", "fc", ""] and not report.left
     x = torch.randn(IMAGE, dtype=torch.float64)
-    with Watcher() as watcher:
+    with OperatorRecorder() as recorder:
         results = run(ours, x)
-    assert not watcher.forbidden()
+    assert not recorder.forbidden()
     torch.testing.assert_close(results, run(native, x), **CLOSE)
     assert isinstance(ours, Calling) and list(ours.state_dict()) == list(native.state_dict())
     assert type(mg.to_torch(ours)) is Calling
@@ -123,9 +123,9 @@ def test_a_traced_model_can_be_copied_pickled_and_converted_back() -> None:
         assert torch.equal(copied(x), copy.deepcopy(ours).eval()(x))
     back = mg.to_torch(ours)
     assert type(back[0]) is Net
-    with Watcher() as watcher:
+    with OperatorRecorder() as recorder:
         back(x)
-    assert watcher.forbidden()
+    assert recorder.forbidden()
 
 
 def test_hooks_names_and_other_forwards_are_kept() -> None:

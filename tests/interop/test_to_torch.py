@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import manualgrad as mg
 from tests.interop.test_from_torch import CLOSE, run
-from tests.ops.test_purity import Watcher
+from tests.ops.test_purity import OperatorRecorder
 
 IMAGE = (2, 4, 7, 6)
 LAYERS = {
@@ -80,9 +80,9 @@ def test_any_subgradient_makes_every_layer_native() -> None:
     converted_back = mg.from_torch(converted)
     x = torch.randn(3, 1, 16, 16)
     torch.testing.assert_close(converted_back(x), model(x))
-    with Watcher() as watcher:
+    with OperatorRecorder() as recorder:
         converted_back(x).sum().backward()
-    assert not watcher.forbidden()
+    assert not recorder.forbidden()
 
 
 def test_a_fused_layer_outside_document_cnn_becomes_three() -> None:

@@ -1,4 +1,4 @@
-"""What native PyTorch accepts is accepted, with native results, and what it refuses is refused."""
+"""Promise: calls that PyTorch accepts are accepted and give its results; calls that it refuses are refused."""
 
 from __future__ import annotations
 

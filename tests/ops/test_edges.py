@@ -1,4 +1,4 @@
-"""NaN, infinities, -0, empty batches, huge logits, unreached rows, odd layouts, in-place changes: all as native."""
+"""Edge cases as in PyTorch: NaN, infinities, -0, empty batches, huge logits, memory layouts, in-place changes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def whole_numbers(*shape: int) -> Tensor:
 def assert_native(
     ours: Callable[..., Any], native: Callable[..., Any], *inputs: Tensor, g: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """That values and gradients are native ones, NaN for NaN; returns them."""
+    """Assert that values and gradients equal native ones, NaN included, and return them."""
     results = [
         run_forward_backward(function, inputs, lambda output: torch.ones_like(output) if g is None else g)
         for function in (ours, native)
@@ -51,8 +51,8 @@ CONVOLUTIONS = {
 @SPECIAL
 @pytest.mark.parametrize("where", ["input", "zero kernel", "kernel", "bias", "gradient"])
 @pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_convolution_spreads_what_native_spreads(special: float, where: str, options: dict[str, Any]) -> None:
-    """Zeros of the padding and of the kernel meet an infinity, and make NaN, exactly where they natively do."""
+def test_convolution_propagates_special_numbers(special: float, where: str, options: dict[str, Any]) -> None:
+    """0 · ∞ = NaN, with zeros of the padding or of the kernel, appears exactly where it does natively."""
     x, w, b = whole_numbers(1, 2, 6, 5), whole_numbers(2, 2, 3, 3), whole_numbers(2)
     g = whole_numbers(*F.conv2d(x, w, **options).shape)
     if where == "zero kernel":
@@ -63,7 +63,7 @@ def test_convolution_spreads_what_native_spreads(special: float, where: str, opt
 
 @SPECIAL
 @pytest.mark.parametrize("where", [0, 1, 2, 3], ids=["input", "weight", "bias", "gradient"])
-def test_dense_spreads_what_native_spreads(special: float, where: int) -> None:
+def test_dense_propagates_special_numbers(special: float, where: int) -> None:
     x, w, b, g = tensors = whole_numbers(4, 3), whole_numbers(2, 3), whole_numbers(2), whole_numbers(4, 2)
     tensors[where].view(-1)[1] = special
     assert_native(manualgrad.dense, F.linear, x, w, b, g=g)
@@ -93,7 +93,7 @@ POOLINGS = {
 @pytest.mark.parametrize("values", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("options", POOLINGS.values(), ids=POOLINGS)
 def test_pooling_chooses_among_special_values_as_native(values: list[float], options: tuple[Any, ...]) -> None:
-    """Of values, places, and gradients; of several NaN the last counts."""
+    """Values, indices and gradients are native ones; of several NaN the last is the maximum."""
     x = torch.tensor(values).view(1, 1, 2, 2).repeat(1, 2, 3, 3)
     g = torch.arange(1.0, 1 + F.max_pool2d(x, *options).numel()).view_as(F.max_pool2d(x, *options))
     ours = assert_native(
@@ -105,8 +105,8 @@ def test_pooling_chooses_among_special_values_as_native(values: list[float], opt
     assert torch.equal(ours["output"].signbit(), F.max_pool2d(x, *options).signbit())
 
 
-def test_windows_of_padding_alone_have_no_gradient_to_give() -> None:
-    """A dilated window may step over a small image. Natively backward then writes out of bounds, and may crash."""
+def test_windows_of_padding_only_send_no_gradient() -> None:
+    """A dilated window can skip a small image. PyTorch's backward then writes out of bounds and may crash."""
     x = whole_numbers(1, 2, 2, 2)
     ours = run_forward_backward(lambda x: manualgrad.max_pool2d(x, 2, 1, 1, 3), [x], torch.ones_like)
     assert torch.equal(ours["output"], F.max_pool2d(x, 2, 1, 1, 3))
@@ -114,7 +114,7 @@ def test_windows_of_padding_alone_have_no_gradient_to_give() -> None:
     assert not ours["gradient 0"].any()
 
 
-def test_kernel_on_padding_alone_gives_the_bias() -> None:
+def test_kernel_on_padding_only_gives_the_bias() -> None:
     x, w, b = whole_numbers(1, 2, 2, 2), whole_numbers(3, 2, 1, 1), whole_numbers(3)
     ours = assert_native(lambda *t: conv2d(*t, padding=2), lambda *t: F.conv2d(*t, padding=2), x, w, b)
     assert torch.equal(ours["output"][0, :, 0, 0], b)
@@ -128,14 +128,14 @@ ACTIVATIONS = {
 
 @pytest.mark.parametrize("subgradient", ACTIVATIONS)
 def test_relu_has_native_values_and_gradients_of_special_numbers(subgradient: float) -> None:
-    """An infinite or NaN gradient meets a derivative of 0 and makes 0, not NaN."""
+    """An infinite or NaN gradient times a derivative of 0 is 0, not NaN."""
     numbers = torch.tensor([NAN, INF, -INF, 0, -0.0, 1, -1])
     x, g = torch.cartesian_prod(numbers, numbers).unbind(1)
     assert_native(lambda x: manualgrad.relu(x, subgradient=subgradient), ACTIVATIONS[subgradient], x, g=g)
 
 
 @pytest.mark.parametrize("special", [NAN, INF])
-def test_pooling_gives_an_infinite_gradient_to_one_place_and_0_to_others(special: float) -> None:
+def test_pooling_sends_an_infinite_gradient_to_one_pixel_and_0_to_others(special: float) -> None:
     x = torch.tensor([[[[1.0, 2], [4, 3]]]])
     ours = assert_native(manualgrad.max_pool2d, lambda x: F.max_pool2d(x, 2), x, g=torch.full((1, 1, 1, 1), special))
     expected = torch.tensor([[[[0.0, 0], [special, 0]]]])
@@ -187,7 +187,7 @@ def test_cross_entropy_of_huge_logits_is_exact(scale: float) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 2, 3])], ids=["plain", "weighted"])
 def test_batch_of_ignored_examples_is_native(reduction: str, weight: Tensor | None, smoothing: float) -> None:
-    """Its mean is NaN, and its gradient 0."""
+    """The mean over no examples is NaN, and its gradient is 0."""
     y = torch.tensor([-100, -100])
     options = {"weight": weight, "reduction": reduction, "label_smoothing": smoothing}
     assert_native(
@@ -240,19 +240,19 @@ def test_empty_batch_gives_empty_results_and_zero_weight_gradients(case: tuple[A
     assert not any(gradient.any() for gradient in gradients)
 
 
-def test_one_place_of_one_example() -> None:
-    one, two = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64), torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
-    ours = assert_native(conv2d, F.conv2d, one, two, torch.ones(1, dtype=torch.float64))
+def test_one_pixel_of_one_example() -> None:
+    x, w = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64), torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
+    ours = assert_native(conv2d, F.conv2d, x, w, torch.ones(1, dtype=torch.float64))
     assert [value.item() for value in ours.values()] == [7, 2, 3, 1]
-    assert_native(lambda x: manualgrad.max_pool2d(x, 1), lambda x: F.max_pool2d(x, 1), one)
-    assert_native(manualgrad.flatten, lambda x: x.flatten(1), one)
+    assert_native(lambda x: manualgrad.max_pool2d(x, 1), lambda x: F.max_pool2d(x, 1), x)
+    assert_native(manualgrad.flatten, lambda x: x.flatten(1), x)
 
 
 @pytest.mark.parametrize("g", [1.0, INF, NAN])
 def test_rows_and_columns_that_no_window_reaches_get_0(g: float) -> None:
-    """Whatever the gradient, and a NaN of theirs reaches no value."""
+    """The gradient is 0 even for g = ∞ or NaN, and a NaN in such a row changes no value."""
     x = torch.ones(1, 2, 8, 9)
-    x[:, :, [2, 6, 7]], x[..., [3, 4, 8]] = NAN, NAN  # kernels of 2x3, strides (4, 5), see rows 0, 1, 4, 5
+    x[:, :, [2, 6, 7]], x[..., [3, 4, 8]] = NAN, NAN  # kernels of 2x3 with strides (4, 5) cover rows 0, 1, 4, 5
     for function, inputs in (
         (lambda x, w: conv2d(x, w, stride=(4, 5)), (x, torch.ones(3, 2, 2, 3))),
         (lambda x: manualgrad.max_pool2d(x, (2, 3), (4, 5)), (x,)),
@@ -266,26 +266,26 @@ def test_rows_and_columns_that_no_window_reaches_get_0(g: float) -> None:
 
 
 @pytest.mark.parametrize("kernel", [(17, 17), (1, 300), (16, 16), (257, 1)], ids=str)
-@pytest.mark.parametrize("at", ["first", "255", "256", "last"])
-def test_pooling_window_of_many_places_finds_each(kernel: tuple[int, int], at: str) -> None:
-    """More than 256 places do not fit into one byte."""
-    places = kernel[0] * kernel[1]
-    place = {"first": 0, "255": 255, "256": min(256, places - 1), "last": places - 1}[at]
+@pytest.mark.parametrize("position", ["first", "255", "256", "last"])
+def test_pooling_window_of_many_pixels_finds_each(kernel: tuple[int, int], position: str) -> None:
+    """An index above 255 does not fit into one byte."""
+    count = kernel[0] * kernel[1]
+    index = {"first": 0, "255": 255, "256": min(256, count - 1), "last": count - 1}[position]
     x = torch.zeros(1, 1, *kernel)
-    x.view(-1)[place] = 5
+    x.view(-1)[index] = 5
     ours = assert_native(
         lambda x: manualgrad.max_pool2d(x, kernel, return_indices=True),
         lambda x: F.max_pool2d(x, kernel, return_indices=True),
         x,
     )
-    assert ours["output 1"].item() == place
+    assert ours["output 1"].item() == index
     assert torch.equal(ours["gradient 0"], x / 5)
 
 
 # --------------------------------------------------------------------------------------------- layouts
 
 
-def every_second(x: Tensor) -> Tensor:
+def with_gaps(x: Tensor) -> Tensor:
     wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), NAN)
     wide[..., ::2] = x
     return wide[..., ::2]
@@ -295,7 +295,7 @@ LAYOUTS = {
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
     "transposed": lambda x: x.mT.contiguous().mT if x.dim() > 1 else x,
     "reversed dimensions": lambda x: x.permute(*range(x.dim())[::-1]).contiguous().permute(*range(x.dim())[::-1]),
-    "gaps in memory": lambda x: every_second(x) if x.dim() else x,
+    "gaps in memory": lambda x: with_gaps(x) if x.dim() else x,
     "an offset": lambda x: torch.cat([torch.full((1,), NAN), x.flatten()])[1:].view_as(x),
     "one row expanded": lambda x: x[:1].expand_as(x) if x.dim() else x,
     "one number expanded": lambda x: torch.tensor(2.0).expand_as(x),
@@ -328,15 +328,15 @@ OPERATIONS: dict[str, tuple[Any, ...]] = {
         (2, 3, 4, 5),
     ),
 }
-each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+every_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 
 
-@each_operation
+@every_operation
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_layout_of_inputs_and_gradient_changes_nothing(
     operation: tuple[Any, ...], layout: Callable[[Tensor], Tensor]
 ) -> None:
-    """Whole numbers, so sums and maxima are exact; softmax and its cost are not, and close."""
+    """Sums and maxima of whole numbers are exact; softmax and its loss are compared to a tolerance."""
     ours, native, *shapes = operation
     inputs = [layout(whole_numbers(*shape)) for shape in shapes]
     g = layout(whole_numbers(*native(*inputs).shape))
@@ -349,20 +349,20 @@ def test_layout_of_inputs_and_gradient_changes_nothing(
 # --------------------------------------------------------------------------------------------- in-place
 
 
-@each_operation
-def test_inputs_and_gradient_are_left_as_they_were(operation: tuple[Any, ...]) -> None:
+@every_operation
+def test_inputs_and_gradient_are_not_modified(operation: tuple[Any, ...]) -> None:
     ours, native, *shapes = operation
     inputs = [whole_numbers(*shape) for shape in shapes]
     g = whole_numbers(*native(*inputs).shape)
-    before = [x.clone() for x in (*inputs, g)]
+    copies = [x.clone() for x in (*inputs, g)]
     run_forward_backward(ours, inputs, lambda _: g)
-    assert all(torch.equal(x, old) for x, old in zip((*inputs, g), before, strict=True))
+    assert all(torch.equal(x, copy) for x, copy in zip((*inputs, g), copies, strict=True))
 
 
 X, W, B = (4, 2, 5, 6), (4, 2, 3, 2), (4,)
 LABELS = torch.tensor([0, 2, 1, 1])
-# the function, its inputs' shapes, which of them ask for a gradient, and which is then changed in place
-NEEDED = {
+# function, shapes of its inputs, indices of the inputs that require a gradient, index of the tensor changed in place
+NEEDED_BY_BACKWARD = {
     "conv2d: input for the kernel's gradient": (conv2d, (X, W, B), (1,), 0),
     "conv2d: kernel for the input's gradient": (conv2d, (X, W, B), (0,), 1),
     "dense: input for the weight's gradient": (manualgrad.dense, ((4, 5), (3, 5), (3,)), (1,), 0),
@@ -382,7 +382,7 @@ NEEDED = {
         0,
     ),
 }
-NOT_NEEDED = {
+NOT_NEEDED_BY_BACKWARD = {
     "conv2d: input for its own gradient": (conv2d, (X, W, B), (0,), 0),
     "conv2d: kernel for its own gradient": (conv2d, (X, W, B), (1,), 1),
     "conv2d: bias": (conv2d, (X, W, B), (0, 1, 2), 2),
@@ -406,37 +406,37 @@ NOT_NEEDED = {
 }
 
 
-def changed_in_place(
+def gradients_after_change(
     function: Callable[..., Tensor],
     shapes: tuple[Any, ...],
-    wanted: tuple[int, ...],
+    requiring_grad: tuple[int, ...],
     changed: int | str,
     change: bool,
 ) -> list[Tensor]:
-    """Gradients of the ``wanted`` inputs, where something has been changed between forward and backward.
+    """Gradients of the inputs ``requiring_grad``; ``changed`` is changed in place between forward and backward.
 
-    Each leaf is doubled first, since a leaf that asks for a gradient may not be changed in place.
+    Inputs are the doubled leaves, since a leaf that requires a gradient must not be changed in place.
     """
     torch.manual_seed(1)
-    leaves = [whole_numbers(*shape).requires_grad_(n in wanted) for n, shape in enumerate(shapes)]
+    leaves = [whole_numbers(*shape).requires_grad_(n in requiring_grad) for n, shape in enumerate(shapes)]
     inputs = [leaf * 2 for leaf in leaves]
     output = function(*inputs)
     if change:
         with torch.no_grad() if changed != "output" else torch.enable_grad():
             (output if changed == "output" else inputs[changed]).add_(1)
     output.sum().backward()
-    return [leaves[n].grad for n in wanted]
+    return [leaves[n].grad for n in requiring_grad]
 
 
-@pytest.mark.parametrize("case", NEEDED.values(), ids=NEEDED)
+@pytest.mark.parametrize("case", NEEDED_BY_BACKWARD.values(), ids=NEEDED_BY_BACKWARD)
 def test_in_place_change_of_what_backward_needs_raises(case: tuple[Any, ...]) -> None:
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        changed_in_place(*case, change=True)
+        gradients_after_change(*case, change=True)
 
 
-@pytest.mark.parametrize("case", NOT_NEEDED.values(), ids=NOT_NEEDED)
+@pytest.mark.parametrize("case", NOT_NEEDED_BY_BACKWARD.values(), ids=NOT_NEEDED_BY_BACKWARD)
 def test_in_place_change_of_what_backward_does_not_need_is_harmless(case: tuple[Any, ...]) -> None:
-    changed, unchanged = (changed_in_place(*case, change=change) for change in (True, False))
+    changed, unchanged = (gradients_after_change(*case, change=change) for change in (True, False))
     assert all(torch.equal(a, b) for a, b in zip(changed, unchanged, strict=True))
     assert any(gradient.any() for gradient in changed)
 

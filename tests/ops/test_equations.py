@@ -1,8 +1,8 @@
-"""Every equation, (1) to (23), is cited by the code that computes it, and what that code computes is the equation.
+"""The code that computes an equation, (1) to (23), cites it and equals it.
 
-``manualgrad.reference`` writes the document's sums out in loops. Three things are held against each other here:
-the layers against those loops, the loops' derivatives against finite differences of the loops' values, and both
-against the document's misprints, which must be noticed.
+``manualgrad.reference`` has the sums of the formula sheet (docs/equations.md) in nested loops. The layers are
+compared with these loops, the loops' derivatives with finite differences of the loops' values, and both with
+misprints of the formula sheet, which must be noticed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from manualgrad.reference import operations as reference
 
 PACKAGE = Path(reference.__file__).parents[1]
 
-# Two orders of summing N products differ by at most 2Nε times the sum of their sizes, ε = 1.1e-16. Here N is 36 at
-# most, of products below 1, and up to 646 in the networks, where the sizes add up to less than 3: 4e-13, even if all
-# roundings went the same way (measured: 2e-15). A wrong index, sign or factor is off by many orders more.
+# Sums of N products in two orders differ by at most 2Nε times the sum of the absolute values, ε = 1.1e-16. Here N is
+# at most 36, of products below 1, and up to 646 in the networks, where the absolute values sum to less than 3: 4e-13
+# in the worst case (measured: 2e-15). The error of a wrong index, sign or factor is orders of magnitude larger.
 ROUNDING = 1e-12
 
-# A central difference is off by h² f‴/6 and by ε f/h. With h = 1e-5 and f and f‴ up to 10, each is 2e-10 at most
+# The error of a central difference is h² f‴/6 + ε f/h. With h = 1e-5 and f and f‴ up to 10, each is 2e-10 at most
 # (measured: 6e-11).
 STEP, DIFFERENCE = 1e-5, 1e-9
 
@@ -41,12 +41,12 @@ def rng(seed=0):
 
 
 def random(*shape, seed=0):
-    """Values between −1 and 1, no two alike, so that no two indices can be exchanged unnoticed."""
+    """Random values between −1 and 1, all different, so that an exchange of two indices is noticed."""
     return rng(seed).uniform(-1, 1, shape)
 
 
 def distinct(*shape, seed=0):
-    """Values at least 0.01 from each other and from 0: no tie, and no kink, comes within reach of a difference."""
+    """Values at least 0.01 from each other and from 0, so that no finite difference crosses a tie or a kink."""
     count = int(np.prod(shape))
     return (rng(seed).permutation(np.arange(count) - count // 2).reshape(shape) + 0.5) / 50
 
@@ -56,27 +56,27 @@ def tensor(array):
 
 
 def image(array):
-    """The document's (B, H, W, R) as PyTorch's (B, R, H, W)."""
+    """The formula sheet's (N, H, W, C) as PyTorch's (N, C, H, W)."""
     return torch.from_numpy(array.transpose(0, 3, 1, 2).copy()).requires_grad_()
 
 
 def kernel(array):
-    """The document's (P+1, Q+1, R, K) as PyTorch's (K, R, P+1, Q+1)."""
+    """The formula sheet's (kH, kW, C_in, C_out) as PyTorch's (C_out, C_in, kH, kW)."""
     return torch.from_numpy(array.transpose(3, 2, 0, 1).copy()).requires_grad_()
 
 
-def document(values):
-    """A tensor in the document's layout: images (B, H, W, R), all else as it is."""
+def sheet(values):
+    """A tensor in the formula sheet's layout: images as (N, H, W, C), other tensors unchanged."""
     values = values.detach()
     return (values.permute(0, 2, 3, 1) if values.dim() == 4 else values).numpy()
 
 
-def document_kernel(values):
+def sheet_kernel(values):
     return values.detach().permute(2, 3, 1, 0).numpy()
 
 
 def gradients(output, delta, *inputs):
-    """Σ δ ∂output/∂input for each input; δ has the document's layout."""
+    """Σ δ ∂output/∂input for each input; δ has the formula sheet's layout."""
     delta = image(delta) if delta.ndim == 4 else tensor(delta)
     return torch.autograd.grad(output, inputs, delta.detach())
 
@@ -88,7 +88,7 @@ def close(ours, expected, within=ROUNDING):
 
 
 def differences(function, x):
-    """∂f/∂x by central differences: ``function`` turns x into one number."""
+    """∂f/∂x by central differences, where f = ``function`` returns one number."""
     slope = np.zeros(x.shape)
     for index in np.ndindex(x.shape):
         ends = []
@@ -120,7 +120,7 @@ CITED_BY = {
     15: ["ops/softmax_cross_entropy.py", "reference/operations.py"],
     16: ["backprop.py", "models.py", "reference/network.py"],
     17: ["ops/bias.py", "ops/conv2d.py", "ops/dense.py", "models.py", "reference/operations.py"],
-    18: ["backprop.py", "reference/network.py"],  # (18) to (21) are the engine's work where there is one
+    18: ["backprop.py", "reference/network.py"],  # elsewhere autograd's engine computes (18) to (21)
     19: ["backprop.py", "reference/network.py"],
     20: ["backprop.py", "reference/network.py"],
     21: ["backprop.py", "reference/network.py"],
@@ -130,7 +130,7 @@ CITED_BY = {
 
 
 def citations(source):
-    """The equations in comments, such as "# eq. (1), (17)", that end a line of code."""
+    """Equations cited in comments at the end of a line of code, such as "# eq. (1), (17)"."""
     comments = re.findall(r"^ *[^\s#].*#(.*\beq\. \(.*)$", source, re.MULTILINE)
     return {int(number) for comment in comments for number in re.findall(r"\((\d+)\)", comment)}
 
@@ -146,7 +146,7 @@ def test_equations_1_to_23_and_no_others_are_cited():
     assert set().union(*(citations(file.read_text(encoding="utf-8")) for file in files)) == set(CITED_BY)
 
 
-def test_a_citation_must_stand_behind_code():
+def test_a_citation_must_follow_code():
     assert citations("x = y  # eq. (1), (17)\n    return z  # the 1/B of eq. (13)\n") == {1, 13, 17}
     assert citations("# eq. (1)\n    # eq. (2)\nequation (3)\n") == set()
 
@@ -174,7 +174,7 @@ CONVOLUTIONS = [
 
 
 def convolution_case(x_shape, w_shape, stride):
-    """x, w, b, δ, and the stride."""
+    """x, w, b, δ and the stride."""
     x, w, b = random(*x_shape, seed=1), random(*w_shape, seed=2), random(w_shape[3], seed=3)
     return x, w, b, random(*reference.conv2d(x, w, b, stride).shape, seed=4), stride
 
@@ -183,8 +183,8 @@ def convolution_case(x_shape, w_shape, stride):
 # proves eq. (1)
 def test_convolution_is_equations_1_and_17(case):
     x, w, b, _, stride = convolution_case(*case)
-    close(document(functional.conv2d(image(x), kernel(w), None, stride)), reference.conv2d(x, w, None, stride))
-    close(document(functional.conv2d(image(x), kernel(w), tensor(b), stride)), reference.conv2d(x, w, b, stride))
+    close(sheet(functional.conv2d(image(x), kernel(w), None, stride)), reference.conv2d(x, w, None, stride))
+    close(sheet(functional.conv2d(image(x), kernel(w), tensor(b), stride)), reference.conv2d(x, w, b, stride))
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
@@ -192,10 +192,10 @@ def test_convolution_is_equations_1_and_17(case):
 def test_convolution_gradients_are_equations_2_3_and_17(case):
     x, w, b, delta, stride = convolution_case(*case)
     ours = image(x), kernel(w), tensor(b)
-    for_x, for_w, for_b = gradients(functional.conv2d(*ours, stride), delta, *ours)
-    close(document(for_x), reference.conv2d_grad_input(delta, w, x.shape, stride))
-    close(document_kernel(for_w), reference.conv2d_grad_weight(delta, x, w.shape, stride))
-    close(document(for_b), reference.grad_bias(delta, b.shape))
+    grad_x, grad_w, grad_b = gradients(functional.conv2d(*ours, stride), delta, *ours)
+    close(sheet(grad_x), reference.conv2d_grad_input(delta, w, x.shape, stride))
+    close(sheet_kernel(grad_w), reference.conv2d_grad_weight(delta, x, w.shape, stride))
+    close(sheet(grad_b), reference.grad_bias(delta, b.shape))
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
@@ -203,7 +203,7 @@ def test_convolution_gradients_are_equations_2_3_and_17(case):
 def test_the_kernel_is_flipped_by_default_and_a_correlation_is_noticed(case):
     x, w, _, _, stride = convolution_case(*case)
     expected = reference.conv2d(x, w, None, stride)
-    correlation = document(functional.conv2d(image(x), kernel(w), None, stride, flip_kernel=False))
+    correlation = sheet(functional.conv2d(image(x), kernel(w), None, stride, flip_kernel=False))
     assert np.abs(correlation - expected).max() > 0.1
     close(correlation, reference.conv2d(x, w[::-1, ::-1], None, stride))
     for axis in (0, 1):  # flipped in one direction alone is noticed too
@@ -216,22 +216,22 @@ def test_rows_and_columns_that_no_window_reaches_get_an_exact_zero():
     (gradient,) = gradients(functional.conv2d(ours, kernel(w), None, stride), delta, ours)
     reached = np.zeros(x.shape, dtype=bool)
     reached[np.ix_(range(2), range(9), [0, 1, 3, 4, 6, 7])] = True
-    assert_array_equal(document(gradient) != 0, reached)
+    assert_array_equal(sheet(gradient) != 0, reached)
     assert_array_equal(reference.conv2d_grad_input(delta, w, x.shape, stride) != 0, reached)
 
 
 # --------------------------------------------------------------------------------- Max-pooling, (4)
 
-# (x, size, stride): the document's windows; overlapping ones, not square; windows with gaps between them.
+# (x, size, stride): the formula sheet's windows; overlapping ones, not square; windows with gaps between them.
 POOLINGS = [((2, 7, 8, 3), (2, 2), (2, 2)), ((2, 7, 6, 2), (3, 2), (2, 1)), ((2, 8, 9, 2), (2, 2), (3, 4))]
 
 
 def pooled(x, size, stride):
-    """Our P(x) and P⁻¹(δ), and δ."""
+    """P(x) and P⁻¹(δ) of the layer, and δ."""
     ours = image(x)
     output = functional.max_pool2d(ours, size, stride)
-    delta = random(*document(output).shape, seed=5)
-    return document(output), document(gradients(output, delta, ours)[0]), delta
+    delta = random(*sheet(output).shape, seed=5)
+    return sheet(output), sheet(gradients(output, delta, ours)[0]), delta
 
 
 def assert_pooling_is_equation_4(x, size, stride):
@@ -248,20 +248,20 @@ def test_pooling_is_equation_4(shape, size, stride):
 
 @pytest.mark.parametrize(("shape", "size", "stride"), POOLINGS)
 # proves eq. (4)
-def test_of_tied_maxima_the_first_takes_all(shape, size, stride):
+def test_the_first_of_tied_maxima_receives_the_gradient(shape, size, stride):
     assert_pooling_is_equation_4(rng().integers(0, 2, shape).astype(float), size, stride)
     assert_pooling_is_equation_4(np.full(shape, -np.inf), size, stride)
 
 
 @pytest.mark.parametrize(("shape", "size", "stride"), POOLINGS)
-def test_nan_is_a_maximum_and_the_last_of_several(shape, size, stride):
+def test_nan_is_a_maximum_and_the_last_nan_receives_the_gradient(shape, size, stride):
     x = random(*shape)
     x[rng(1).uniform(size=shape) < 0.3] = np.nan
     assert_pooling_is_equation_4(x, size, stride)
 
 
 @pytest.mark.parametrize(
-    ("window", "taken"),
+    ("window", "index"),
     [
         ([[3, 1], [3, 3]], (0, 0)),
         ([[1, 3], [3, 2]], (0, 1)),
@@ -271,16 +271,16 @@ def test_nan_is_a_maximum_and_the_last_of_several(shape, size, stride):
         ([[-0.0, 0.0], [0.0, -0.0]], (0, 0)),
     ],
 )
-def test_the_place_of_a_maximum_by_hand(window, taken):
+def test_the_index_of_a_maximum_by_hand(window, index):
     window = np.array(window, dtype=float)
-    assert reference.argmax_position(window) == taken
+    assert reference.argmax_position(window) == index
     _, gradient, delta = pooled(window[None, :, :, None], (2, 2), (2, 2))
     expected = np.zeros((2, 2))
-    expected[taken] = delta.item()
+    expected[index] = delta.item()
     assert_array_equal(gradient[0, :, :, 0], expected)
 
 
-def test_places_that_no_pooling_window_reaches_get_an_exact_zero():
+def test_pixels_that_no_pooling_window_reaches_get_an_exact_zero():
     shape, size, stride = POOLINGS[2]  # rows 0, 1, 3, 4, 6, 7 and columns 0, 1, 4, 5 are reached
     _, gradient, _ = pooled(random(*shape), size, stride)
     assert gradient.any()
@@ -292,24 +292,24 @@ def test_places_that_no_pooling_window_reaches_get_an_exact_zero():
 
 
 # proves eq. (5)
-def test_flatten_is_equation_5_and_its_gradient_the_way_back():
+def test_flatten_is_equation_5_and_its_gradient_the_inverse():
     x, delta = random(2, 3, 4, 5), random(2, 60, seed=1)
     ours = image(x)
     output = functional.flatten(ours)
-    assert_array_equal(document(output), reference.flatten(x))
-    assert_array_equal(document(gradients(output, delta, ours)[0]), reference.unflatten(delta, (3, 4, 5)))
+    assert_array_equal(sheet(output), reference.flatten(x))
+    assert_array_equal(sheet(gradients(output, delta, ours)[0]), reference.unflatten(delta, (3, 4, 5)))
     assert_array_equal(reference.unflatten(reference.flatten(x), (3, 4, 5)), x)
 
 
 def test_the_misprint_of_equation_5_is_no_permutation():
-    places = list(itertools.product(range(3), range(4), range(5)))
-    assert len({i * 4 * 5 + j * 5 + k for i, j, k in places}) == 60
-    assert len({i * 4 * 5 + i * 5 + k for i, j, k in places}) < 60
+    indices = list(itertools.product(range(3), range(4), range(5)))
+    assert len({i * 4 * 5 + j * 5 + k for i, j, k in indices}) == 60
+    assert len({i * 4 * 5 + i * 5 + k for i, j, k in indices}) < 60
 
 
 def test_other_orders_than_equation_5_are_noticed():
     x = random(2, 3, 4, 5)
-    ours = document(functional.flatten(image(x)))
+    ours = sheet(functional.flatten(image(x)))
     for axes in itertools.permutations((1, 2, 3)):
         assert np.array_equal(ours, x.transpose(0, *axes).reshape(2, 60)) == (axes == (1, 2, 3))
 
@@ -322,17 +322,17 @@ def test_dense_is_equations_6_and_17_and_its_gradients_7_8_and_17():
     x, w, b, delta = random(3, 5), random(5, 4, seed=1), random(4, seed=2), random(3, 4, seed=3)
     ours = tensor(x), tensor(w.T), tensor(b)
     output = functional.dense(*ours)
-    for_x, for_w, for_b = gradients(output, delta, *ours)
-    close(document(functional.dense(*ours[:2])), reference.dense(x, w))
-    close(document(output), reference.dense(x, w, b))
-    close(document(for_x), reference.dense_grad_input(delta, w))
-    close(document(for_w).T, reference.dense_grad_weight(delta, x))
-    close(document(for_b), reference.grad_bias(delta, b.shape))
+    grad_x, grad_w, grad_b = gradients(output, delta, *ours)
+    close(sheet(functional.dense(*ours[:2])), reference.dense(x, w))
+    close(sheet(output), reference.dense(x, w, b))
+    close(sheet(grad_x), reference.dense_grad_input(delta, w))
+    close(sheet(grad_w).T, reference.dense_grad_weight(delta, x))
+    close(sheet(grad_b), reference.grad_bias(delta, b.shape))
 
 
 # --------------------------------------------------------------------------------- ReLU, (9) and (10)
 
-Z = np.array([-2.0, -1e-300, -5e-324, -0.0, 0.0, 5e-324, 1e-300, 3.0])  # 5e-324 is the least above 0
+Z = np.array([-2.0, -1e-300, -5e-324, -0.0, 0.0, 5e-324, 1e-300, 3.0])  # 5e-324 is the smallest positive number
 
 
 @pytest.mark.parametrize("subgradient", [0, 0.5, 1])
@@ -341,17 +341,17 @@ def test_relu_is_equation_9_and_its_gradient_10(subgradient):
     delta, z = random(8), tensor(Z)
     output = functional.relu(z, subgradient=subgradient)
     (gradient,) = gradients(output, delta, z)
-    assert_array_equal(document(output), [0, 0, 0, 0, 0, 5e-324, 1e-300, 3])
-    assert_array_equal(document(output), reference.relu(Z))
-    assert_array_equal(document(gradient), delta * ([0] * 3 + [subgradient] * 2 + [1] * 3))
-    assert_array_equal(document(gradient), reference.relu_backward(delta, Z, subgradient))
+    assert_array_equal(sheet(output), [0, 0, 0, 0, 0, 5e-324, 1e-300, 3])
+    assert_array_equal(sheet(output), reference.relu(Z))
+    assert_array_equal(sheet(gradient), delta * ([0] * 3 + [subgradient] * 2 + [1] * 3))
+    assert_array_equal(sheet(gradient), reference.relu_backward(delta, Z, subgradient))
 
 
-def test_the_subgradient_is_one_half_unless_told():
+def test_the_subgradient_is_one_half_by_default():
     z = tensor(Z)
     (gradient,) = gradients(functional.relu(z), np.ones(8), z)
-    assert_array_equal(document(gradient), [0, 0, 0, 0.5, 0.5, 1, 1, 1])
-    assert_array_equal(reference.relu_backward(np.ones(8), Z), document(gradient))
+    assert_array_equal(sheet(gradient), [0, 0, 0, 0.5, 0.5, 1, 1, 1])
+    assert_array_equal(reference.relu_backward(np.ones(8), Z), sheet(gradient))
 
 
 # ------------------------------------------------------------------------------ Softmax, (11) and (12)
@@ -363,9 +363,9 @@ def test_softmax_is_equation_11_and_its_jacobian_12():
     ours = tensor(z)
     output = functional.softmax(ours)
     jacobians = [torch.autograd.functional.jacobian(functional.softmax, row).numpy() for row in ours.detach()]
-    close(document(output), reference.softmax(z))
+    close(sheet(output), reference.softmax(z))
     close(np.stack(jacobians), reference.softmax_jacobian(z))
-    close(document(gradients(output, delta, ours)[0]), reference.softmax_backward(delta, z))
+    close(sheet(gradients(output, delta, ours)[0]), reference.softmax_backward(delta, z))
 
 
 # ------------------------------------------------------------------------ Cross-entropy, (13) to (15)
@@ -383,21 +383,21 @@ TARGETS = {
 def test_cross_entropy_is_equations_13_and_14_and_its_gradient_15(y):
     z, delta = 3 * random(3, 4), random(3, seed=1)
     ours, target = tensor(z), torch.from_numpy(y)
-    each = functional.softmax_cross_entropy(ours, target, reduction="none")
+    losses = functional.softmax_cross_entropy(ours, target, reduction="none")
     mean = functional.softmax_cross_entropy(ours, target)
-    close(document(each), reference.example_costs(z, y))
-    close(document(mean), np.asarray(reference.cost(z, y)))
+    close(sheet(losses), reference.example_costs(z, y))
+    close(sheet(mean), np.asarray(reference.cost(z, y)))
     expected = reference.example_costs_gradient(z, y)
-    close(document(gradients(each, delta, ours)[0]), delta[:, None] * expected)
-    close(document(torch.autograd.grad(mean, ours)[0]), expected / 3)
+    close(sheet(gradients(losses, delta, ours)[0]), delta[:, None] * expected)
+    close(sheet(torch.autograd.grad(mean, ours)[0]), expected / 3)
 
 
 def test_class_indices_are_targets_of_one_class():
     z = tensor(3 * random(3, 4))
     cost = functional.softmax_cross_entropy(z, torch.tensor([2, 0, 3]))
     y = TARGETS["one class"]
-    close(document(cost), np.asarray(reference.cost(document(z), y)))
-    close(document(torch.autograd.grad(cost, z)[0]), reference.example_costs_gradient(document(z), y) / 3)
+    close(sheet(cost), np.asarray(reference.cost(sheet(z), y)))
+    close(sheet(torch.autograd.grad(cost, z)[0]), reference.example_costs_gradient(sheet(z), y) / 3)
 
 
 @pytest.mark.parametrize("y", TARGETS.values(), ids=TARGETS)
@@ -463,9 +463,9 @@ def test_dense_reference_agrees_with_finite_differences():
     close(reference.grad_bias(delta, b.shape), differences(lambda b: total(x, w, b), b), DIFFERENCE)
 
 
-def test_relu_reference_agrees_with_finite_differences_also_at_zero():
+def test_relu_reference_agrees_with_finite_differences_even_at_zero():
     z, delta = distinct(4, 5), random(4, 5)
-    z[1] = 0  # where a central difference is the mean of both sides: the document's ½
+    z[1] = 0  # where a central difference is the mean of both sides: the formula sheet's ½
     numeric = differences(lambda z: (delta * reference.relu(z)).sum(), z)
     close(reference.relu_backward(delta, z), numeric, DIFFERENCE)
 
@@ -483,7 +483,7 @@ def test_softmax_and_cost_references_agree_with_finite_differences():
 
 ETA = 0.3
 
-# For images of 20×18 with 2 channels; the first is the document's own case, L = 4 as in (22).
+# For images of 20×18 with 2 channels; the first is the formula sheet's network, L = 4 as in (22).
 NETWORKS = {
     "L = 4": {"channels": (2, 3), "kernel_size": (3, 2), "hidden": (4,)},
     "L = 4, 5x5": {"channels": (2, 3), "kernel_size": 5, "hidden": (4,)},
@@ -492,43 +492,43 @@ NETWORKS = {
 }
 
 
-def document_weight(weight):
-    return document_kernel(weight) if weight.dim() == 4 else weight.detach().numpy().T
+def sheet_weight(weight):
+    return sheet_kernel(weight) if weight.dim() == 4 else weight.detach().numpy().T
 
 
-def stages(model):
-    """The layers that have a weight: one for each l."""
+def weighted_layers(model):
+    """Layers with a weight, one for each l."""
     return [layer for layer in model.children() if hasattr(layer, "weight")]
 
 
 def ours(model, x, y):
-    """What DocumentCNN and autograd make of (16) to (23); δ and Δ have −η in them, and δ belongs to J^b, not to J."""
+    """The quantities of (16) to (23) by DocumentCNN and autograd. δ and Δ contain −η; δ is that of J^b, not of J."""
     xs, zs = [], []
 
-    def keep(layer, inputs, output):
+    def record(layer, inputs, output):
         xs.append(*inputs)
         zs.append(output)
 
-    for layer in stages(model):
-        layer.register_forward_hook(keep)
+    for layer in weighted_layers(model):
+        layer.register_forward_hook(record)
     cost = model.cost(image(x), torch.from_numpy(y))
     xs.append(functional.softmax(zs[-1]))
     deltas = torch.autograd.grad(cost, zs, retain_graph=True)
     cost.backward()
     return {
-        "J": [document(cost)],
-        "x": [document(x) for x in xs],
-        "z": [document(z) for z in zs],
-        "δ": [-ETA * len(y) * document(delta) for delta in deltas],
-        "Δw": [-ETA * document_weight(layer.weight.grad) for layer in stages(model)],
-        "Δb": [-ETA * document(layer.bias.grad) for layer in stages(model)],
+        "J": [sheet(cost)],
+        "x": [sheet(x) for x in xs],
+        "z": [sheet(z) for z in zs],
+        "δ": [-ETA * len(y) * sheet(delta) for delta in deltas],
+        "Δw": [-ETA * sheet_weight(layer.weight.grad) for layer in weighted_layers(model)],
+        "Δb": [-ETA * sheet(layer.bias.grad) for layer in weighted_layers(model)],
     }
 
 
 def expected(model, x, y, stride=(1, 1), subgradient=0.5):
-    """The same, as the reference has it."""
-    weights = [document_weight(layer.weight) for layer in stages(model)]
-    biases = [document(layer.bias) for layer in stages(model)]
+    """The quantities of (16) to (23) by the reference."""
+    weights = [sheet_weight(layer.weight) for layer in weighted_layers(model)]
+    biases = [sheet(layer.bias) for layer in weighted_layers(model)]
     zs, xs = reference_network.forward(x, weights, biases, stride)
     deltas, *steps = reference_network.backpropagate(zs, xs, y, weights, biases, ETA, stride, subgradient)
     weight_steps, bias_steps = map(reference_network.batch_mean, steps)
@@ -539,13 +539,13 @@ def expected(model, x, y, stride=(1, 1), subgradient=0.5):
 def assert_same(ours, expected):
     assert ours.keys() == expected.keys()
     for name in expected:
-        for one, other in zip(ours[name], expected[name], strict=True):
-            close(one, other)
+        for result, reference_result in zip(ours[name], expected[name], strict=True):
+            close(result, reference_result)
 
 
 def network(**options):
     torch.manual_seed(0)
-    # layer by layer, so that every z and x can be seen; test_conv_relu_pool.py shows that fused is the same
+    # Layer by layer, so that hooks see every z and x; test_conv_relu_pool.py shows that fused layers are equal.
     return DocumentCNN(2, (20, 18), classes=3, dtype=torch.float64, fused=False, **options)
 
 
@@ -562,7 +562,7 @@ def test_the_network_and_its_gradients_are_equations_16_to_23(options):
 
 
 def black_background():
-    """A patch of random values on zeros, as digits are: with zero biases, most z are exact zeros, and ties."""
+    """Images with a random patch on zeros, like digits. With zero biases most z are exact zeros and tied."""
     x = np.zeros((2, 20, 18, 2))
     x[:, 7:12, 8:13] = random(2, 5, 5, 2)
     return x
@@ -571,7 +571,7 @@ def black_background():
 @pytest.mark.parametrize("subgradient", [0, 0.5, 1])
 def test_the_network_agrees_where_most_of_z_is_exactly_zero(subgradient):
     model, x = network(**NETWORKS["L = 4"], subgradient=subgradient), black_background()
-    for layer in stages(model):
+    for layer in weighted_layers(model):
         torch.nn.init.zeros_(layer.bias)
     results = ours(model, x, Y)
     assert np.mean(results["z"][0] == 0) > 0.5
@@ -580,16 +580,16 @@ def test_the_network_agrees_where_most_of_z_is_exactly_zero(subgradient):
 
 # proves eq. (23)
 def test_the_maximum_is_taken_after_the_relu():
-    """F∘P∘R and F∘R∘P have the same values, but other gradients where a window holds nothing above 0."""
+    """F∘P∘R and F∘R∘P have equal values, but different gradients in a window without a positive number."""
     z = np.array([[-1.0, 0], [-2, 0]])[None, :, :, None]
-    document_gradient = reference_network.activation_backward("FPR", np.ones((1, 1)), z)
+    sheet_gradient = reference_network.activation_backward("FPR", np.ones((1, 1)), z)
     for first, second, agrees in (
         (functional.relu, functional.max_pool2d, True),
         (functional.max_pool2d, functional.relu, False),
     ):
         ours = image(z)
         (gradient,) = gradients(functional.flatten(second(first(ours))), np.ones((1, 1)), ours)
-        assert np.array_equal(document(gradient), document_gradient) == agrees
+        assert np.array_equal(sheet(gradient), sheet_gradient) == agrees
 
 
 def small_network(bias_shapes):
@@ -606,7 +606,7 @@ POSITION_BIASES = [(8, 8, 2), (2, 3, 3), (4,), (3,)]
 @pytest.mark.parametrize("bias_shapes", [CHANNEL_BIASES, POSITION_BIASES], ids=["channels", "positions"])
 # proves eq. (18)
 def test_the_recursion_agrees_with_finite_differences_of_each_examples_cost(bias_shapes):
-    """The first lines of (18) and (21), Δb = −η ∂J^b/∂b and Δw = −η ∂J^b/∂w, for every weight and bias."""
+    """Δb = −η ∂J^b/∂b and Δw = −η ∂J^b/∂w, the first lines of (18) and (21), hold for every weight and bias."""
     weights, biases, x, y = small_network(bias_shapes)
     _, *steps = reference_network.backpropagate(
         *reference_network.forward(x, weights, biases), y, weights, biases, ETA
@@ -616,17 +616,17 @@ def test_the_recursion_agrees_with_finite_differences_of_each_examples_cost(bias
             for b in range(2):
 
                 def example_cost(moved, n=n, b=b, parameters=parameters):
-                    """J^b with one parameter moved."""
-                    kept, parameters[n] = parameters[n], moved
+                    """J^b with parameter n replaced by ``moved``."""
+                    original, parameters[n] = parameters[n], moved
                     zs, _ = reference_network.forward(x[b : b + 1], weights, biases)
-                    parameters[n] = kept
+                    parameters[n] = original
                     return reference.cost(zs[-1], y[b : b + 1])
 
                 close(parameter_steps[n][b], -ETA * differences(example_cost, parameter), DIFFERENCE)
 
 
 def test_a_bias_for_every_position_moves_by_delta_itself():
-    """Equation (18) to the letter, Δb^l = δ^l; a bias for each channel moves by its sum."""
+    """Equation (18) is Δb^l = δ^l for a bias of every position; for a bias of every channel δ^l is summed."""
     for bias_shapes in (POSITION_BIASES, CHANNEL_BIASES):
         weights, biases, x, y = small_network(bias_shapes)
         states = reference_network.forward(x, weights, biases)
@@ -637,7 +637,7 @@ def test_a_bias_for_every_position_moves_by_delta_itself():
 
 # proves eq. (19)
 def test_the_last_delta_is_minus_eta_times_softmax_less_target():
-    """Section 4.2's δ³ = −η(x⁴ − y), which (19) comes to when the targets sum to 1."""
+    """(19) is section 4.2's δ³ = −η(x⁴ − y) if the targets sum to 1."""
     weights, biases, x, _ = small_network(CHANNEL_BIASES)
     zs, xs = reference_network.forward(x, weights, biases)
     deltas, _, _ = reference_network.backpropagate(zs, xs, Y, weights, biases, ETA)

@@ -71,7 +71,7 @@ def test_gradcheck_rejects_a_wrong_gradient():
 
 
 def graph_nodes(output):
-    """All nodes of the autograd graph of ``output``."""
+    """Set of the nodes of the autograd graph of ``output``."""
     visited, stack = set(), [output.grad_fn]
     while stack:
         node = stack.pop()

@@ -36,7 +36,7 @@ def combinations(option: Option) -> list[Option]:
     ]
 
 
-WIDE = list({option.title: option for each in OPTIONS if each.wide for option in combinations(each)}.values())
+WIDE = list({case.title: case for option in OPTIONS if option.wide for case in combinations(option)}.values())
 EXACT = [option for option in WIDE if option.operation.exact]
 SELECTIONS = [  # results are chosen or moved, and never added up
     option

@@ -1,7 +1,7 @@
-"""Hypothesis draws shapes, strides, paddings, dilations, groups, dtypes and memory layouts.
+"""Properties for all shapes, strides, paddings, dilations, groups, dtypes and memory layouts, drawn by Hypothesis.
 
-All inputs are small whole numbers, so that convolution, pooling and dense layers are exact, and equal to native ones
-bit for bit, whatever the order of summation; softmax and its cost are checked by what must hold for any logits.
+All inputs are small whole numbers, so convolution, pooling and dense layers are exact and equal native ones bit for
+bit, whatever the order of summation. Softmax and its loss are checked by properties of any logits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 import manualgrad
 from tests.conftest import run_forward_backward
 
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # natively a copy; not our concern
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same'")  # a warning of PyTorch's layer
 
 settings.register_profile("local", deadline=None, max_examples=100)
 settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True, database=None)
@@ -35,33 +35,33 @@ SEEDS = st.integers(0, 2**31)
 
 @st.composite
 def whole_numbers(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """-3 to 3 of a drawn memory layout: dimensions in any order, with gaps, or one of them expanded.
+    """Whole numbers from -3 to 3 in any memory layout: permuted dimensions, gaps, or one dimension expanded.
 
-    Hypothesis draws a seed and not each number: a failure shrinks to a small shape, which is what tells the most.
+    Hypothesis draws a seed and not each number, so that a failure shrinks to a small shape.
     """
     generator = torch.Generator().manual_seed(draw(SEEDS))
     x = torch.randint(-3, 4, shape, generator=generator).to(dtype)
     order = draw(st.permutations(range(len(shape))))
     x = x.permute(order).contiguous().permute([order.index(dim) for dim in range(len(shape))])
-    how = draw(st.sampled_from(["as it is", "gaps", "expanded"])) if shape else "as it is"
-    if how == "gaps":
+    layout = draw(st.sampled_from(["permuted", "gaps", "expanded"])) if shape else "permuted"
+    if layout == "gaps":
         return torch.stack([x, x + 99], -1)[..., 0]
-    if how == "expanded":
+    if layout == "expanded":
         dim = draw(st.integers(0, len(shape) - 1))
         return x.narrow(dim, 0, min(1, shape[dim])).expand(shape)
     return x
 
 
-def pairs(least: int, most: int) -> st.SearchStrategy[tuple[int, int]]:
-    number = st.sampled_from(range(least, most + 1))  # evenly, where integers() prefers the ends
+def pairs(minimum: int, maximum: int) -> st.SearchStrategy[tuple[int, int]]:
+    number = st.sampled_from(range(minimum, maximum + 1))  # uniform, where integers() prefers the bounds
     return st.tuples(number, number)
 
 
 @st.composite
 def convolutions(draw: st.DrawFn) -> tuple[list[Tensor], dict[str, Any]]:
-    """Input, weight and perhaps bias, and options under which the kernel fits."""
+    """[input, weight] or [input, weight, bias], and options with which the kernel fits."""
     dtype, kernel, dilation = draw(DTYPES), draw(pairs(1, 3)), draw(pairs(1, 3))
-    groups, r, k = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    groups, group_in, group_out = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     span = [d * (n - 1) + 1 for n, d in zip(kernel, dilation, strict=True)]
     padding = draw(st.sampled_from(["pair", "number", "same", "same", "valid"]))
     padding = {"pair": draw(pairs(0, 3)), "number": draw(st.integers(0, 2))}.get(padding, padding)
@@ -70,18 +70,18 @@ def convolutions(draw: st.DrawFn) -> tuple[list[Tensor], dict[str, Any]]:
     border = (border, border) if isinstance(border, int) else border
     size = [max(1, n - 2 * b) + draw(st.integers(0, 5)) for n, b in zip(span, border, strict=True)]
     batch = draw(st.one_of(st.just(()), st.tuples(st.integers(0, 3))))
-    shapes = [(*batch, groups * r, *size), (groups * k, r, *kernel)]
+    shapes = [(*batch, groups * group_in, *size), (groups * group_out, group_in, *kernel)]
     if draw(st.booleans()):
-        shapes.append((groups * k,))
+        shapes.append((groups * group_out,))
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return [draw(whole_numbers(shape, dtype)) for shape in shapes], options
 
 
 @st.composite
 def poolings(draw: st.DrawFn, dtypes: st.SearchStrategy[torch.dtype] = DTYPES) -> tuple[Tensor, dict[str, Any]]:
-    """An input, and options under which each window sees a place of it.
+    """An input, and options with which each window contains a pixel of the input.
 
-    It does where the image is at least as large as the dilation; where it does not, native backward may crash.
+    It does if the image is at least as large as the dilation. Otherwise PyTorch's backward may crash.
     """
     kernel, stride, dilation = draw(pairs(1, 4)), draw(pairs(1, 4)), draw(pairs(1, 3))
     padding = tuple(draw(st.integers(0, n // 2)) for n in kernel)
@@ -101,7 +101,7 @@ SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 def assert_native_bits(
     data: st.DataObject, ours: Callable[..., Any], native: Callable[..., Any], inputs: list[Tensor]
 ) -> None:
-    """Equal outputs and gradients for an output gradient of any layout."""
+    """Assert that outputs and gradients are equal bit for bit, for an output gradient of any layout."""
     drawn: list[Tensor] = []
 
     def gradient(output: Tensor) -> Tensor:
@@ -152,10 +152,10 @@ def test_dense_is_native(
 
 
 @given(SHAPES, ALL_DTYPES, st.sampled_from([0, 0.5]), st.data())
-def test_relu_is_native(shape: tuple[int, ...], dtype: torch.dtype, at_zero: float, data: st.DataObject) -> None:
-    native = {0: F.relu, 0.5: lambda x: torch.maximum(x, torch.zeros_like(x))}[at_zero]
+def test_relu_is_native(shape: tuple[int, ...], dtype: torch.dtype, subgradient: float, data: st.DataObject) -> None:
+    native = {0: F.relu, 0.5: lambda x: torch.maximum(x, torch.zeros_like(x))}[subgradient]
     x = data.draw(whole_numbers(shape, dtype))
-    assert_native_bits(data, lambda x: manualgrad.relu(x, subgradient=at_zero), native, [x])
+    assert_native_bits(data, lambda x: manualgrad.relu(x, subgradient=subgradient), native, [x])
 
 
 @given(st.tuples(st.integers(0, 3), *[st.integers(1, 4)] * 3), ALL_DTYPES, st.data())
@@ -167,13 +167,13 @@ def test_flatten_is_native_after_a_permutation(
 
 
 @st.composite
-def costs(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Logits, labels, and options."""
+def cross_entropy_arguments(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Logits, labels and options."""
     classes, batch = draw(st.integers(1, 5)), draw(st.integers(1, 4))
-    places = draw(st.lists(st.integers(1, 3), max_size=2))
-    z = draw(whole_numbers((batch, classes, *places), draw(DTYPES)))
+    extra_dims = draw(st.lists(st.integers(1, 3), max_size=2))
+    z = draw(whole_numbers((batch, classes, *extra_dims), draw(DTYPES)))
     generator = torch.Generator().manual_seed(draw(SEEDS))
-    labels = torch.randint(classes, (batch, *places), generator=generator)
+    labels = torch.randint(classes, (batch, *extra_dims), generator=generator)
     weight = torch.rand(classes, generator=generator).to(z) + 0.1 if draw(st.booleans()) else None
     options = {
         "weight": weight,
@@ -185,10 +185,10 @@ def costs(draw: st.DrawFn) -> tuple[Tensor, Tensor, dict[str, Any]]:
     return z, labels, options
 
 
-@given(costs(), st.data())
-def test_cross_entropy_is_native(cost: tuple[Any, ...], data: st.DataObject) -> None:
-    """To 1e-5 in float32 and 1e-12 in float64: some 40 terms of order 1, each rounded to 1e-7 or 1e-16 of itself."""
-    z, labels, options = cost
+@given(cross_entropy_arguments(), st.data())
+def test_cross_entropy_is_native(arguments: tuple[Any, ...], data: st.DataObject) -> None:
+    """The tolerance is 1e-5 in float32, 1e-12 in float64: about 40 terms of order 1, errors of 1e-7 and 1e-16."""
+    z, labels, options = arguments
     g = data.draw(whole_numbers(tuple(F.cross_entropy(z, labels, **options).shape), z.dtype))
     ours, native = (
         run_forward_backward(lambda z, function=function: function(z, labels, **options), [z], lambda _: g)
@@ -203,7 +203,7 @@ def test_cross_entropy_is_native(cost: tuple[Any, ...], data: st.DataObject) -> 
 
 @given(convolutions(), st.data())
 def test_gradients_of_convolution_are_its_adjoints(convolution: tuple[Any, Any], data: st.DataObject) -> None:
-    """<C(x, w), g> = <x, X(g, w)> = <w, W(g, x)>, exactly; X and W are (2) and (3) summed."""
+    """<C(x, w), g> = <x, X(g, w)> = <w, W(g, x)> exactly, where X and W are the sums of (2) and (3)."""
     (x, w, *_), options = convolution
     drawn = []
 
@@ -219,7 +219,7 @@ def test_gradients_of_convolution_are_its_adjoints(convolution: tuple[Any, Any],
 
 @given(poolings(), st.data())
 def test_gradient_of_pooling_is_its_adjoint(pooling: tuple[Tensor, Any], data: st.DataObject) -> None:
-    """<P(x), g> = <x, P⁻¹(g)>: the maximum is where its gradient goes."""
+    """<P(x), g> = <x, P⁻¹(g)>: P⁻¹ sends the gradient to the pixel of the maximum."""
     x, options = pooling
     products = []
 
@@ -234,7 +234,7 @@ def test_gradient_of_pooling_is_its_adjoint(pooling: tuple[Tensor, Any], data: s
 
 @given(poolings(), st.data())
 def test_unpooling_preserves_the_sum(pooling: tuple[Tensor, Any], data: st.DataObject) -> None:
-    """Each δ goes to one place, so nothing is lost and nothing doubled, also where windows overlap."""
+    """Each δ is sent to one pixel, so the sum of the gradient is the sum of δ, even if windows overlap."""
     x, options = pooling
     sums = []
 
@@ -247,19 +247,19 @@ def test_unpooling_preserves_the_sum(pooling: tuple[Tensor, Any], data: st.DataO
     assert ours["gradient 0"].sum() == sums[0]
 
 
-# --------------------------------------------------------------------------------- softmax and its cost
+# --------------------------------------------------------------------------------- softmax and its loss
 
 
 @st.composite
-def logits(draw: st.DrawFn, least: int = 1) -> Tensor:
-    """Of any scale up to where float64 itself ends, and any layout."""
-    shape = draw(st.tuples(st.integers(1, 3), st.integers(least, 6)))
+def logits(draw: st.DrawFn, min_classes: int = 1) -> Tensor:
+    """Logits of any scale up to the range of float64, in any memory layout."""
+    shape = draw(st.tuples(st.integers(1, 3), st.integers(min_classes, 6)))
     return draw(whole_numbers(shape, torch.float64)) * draw(st.sampled_from([0.1, 1.0, 300.0, 1e300]))
 
 
 @given(logits())
 def test_softmax_sums_to_1_and_its_gradient_to_0(z: Tensor) -> None:
-    """To 1e-15 a term: at most 6 numbers up to 1 are added. (12) sums to 0 over j, the shift's derivative."""
+    """The tolerance is 1e-15 for each of at most 6 terms up to 1. (12) sums to 0 over j: a shift changes nothing."""
     g = torch.arange(1.0, 1 + z.numel(), dtype=z.dtype).view_as(z)
     ours = run_forward_backward(manualgrad.softmax, [z], lambda _: g)
     assert (ours["output"] >= 0).all()
@@ -268,28 +268,28 @@ def test_softmax_sums_to_1_and_its_gradient_to_0(z: Tensor) -> None:
 
 
 @given(st.data())
-def test_shift_changes_neither_softmax_nor_cost(data: st.DataObject) -> None:
-    """Bit for bit, since both see z − max z alone, and of whole numbers that is exact."""
+def test_shift_changes_neither_softmax_nor_loss(data: st.DataObject) -> None:
+    """Results are equal bit for bit: both depend on z − max z, which is exact for whole numbers."""
     z = data.draw(whole_numbers(data.draw(st.tuples(st.integers(1, 3), st.integers(1, 6))), torch.float64))
     shift = data.draw(st.integers(-(2**40), 2**40))
     y = manualgrad.softmax(z.flip(1))
     for function in (manualgrad.softmax, lambda z: manualgrad.softmax_cross_entropy(z, y, reduction="none")):
-        one, other = (run_forward_backward(function, [x], torch.ones_like) for x in (z, z + shift))
-        assert all(torch.equal(one[name], other[name]) for name in one)
+        original, shifted = (run_forward_backward(function, [x], torch.ones_like) for x in (z, z + shift))
+        assert all(torch.equal(original[name], shifted[name]) for name in original)
 
 
 @given(logits(), SEEDS)
-def test_cost_of_probabilities_is_never_negative(z: Tensor, seed: int) -> None:
-    """−Σ y log S, where no S is above 1; and at least the entropy of y, which it is where S = y.
+def test_loss_of_probabilities_is_never_negative(z: Tensor, seed: int) -> None:
+    """The loss −Σ y log S is at least the entropy of y, and equals it for S = y.
 
-    To 1e-12: log S is rounded to 2e-16 of up to log 1e5, in six terms.
+    The tolerance is 1e-12: log S, up to log 1e5, has a relative error of 2e-16 in each of six terms.
     """
     generator = torch.Generator().manual_seed(seed)
     y = torch.rand(z.shape, generator=generator, dtype=z.dtype) + 1e-5
     y = y / y.sum(-1, keepdim=True)
-    cost = manualgrad.softmax_cross_entropy(z, y, reduction="none")
-    assert (cost >= 0).all()
-    cross_entropy_apply = -(y * y.log()).sum(-1)
-    assert (cost >= cross_entropy_apply - 1e-12).all()
-    least = manualgrad.softmax_cross_entropy(y.log(), y, reduction="none")
-    torch.testing.assert_close(least, cross_entropy_apply, rtol=0, atol=1e-12)
+    loss = manualgrad.softmax_cross_entropy(z, y, reduction="none")
+    assert (loss >= 0).all()
+    entropy = -(y * y.log()).sum(-1)
+    assert (loss >= entropy - 1e-12).all()
+    minimum = manualgrad.softmax_cross_entropy(y.log(), y, reduction="none")
+    torch.testing.assert_close(minimum, entropy, rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Promise: no layer of PyTorch's own runs inside one of ours: not forward, backward, twice backward or in jvp."""
+"""Promise: no layer of PyTorch runs inside one of ours, neither in forward, backward, double backward nor jvp."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ FORBIDDEN = re.compile(
 )
 
 
-class Watcher(TorchDispatchMode):
-    """Notes the name of every operator that reaches the dispatcher."""
+class OperatorRecorder(TorchDispatchMode):
+    """Record the name of every operator that reaches the dispatcher."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[str] = set()
+        self.operators: set[str] = set()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        self.seen.add(operator._schema.name)
+        self.operators.add(operator._schema.name)
         return operator(*args, **(kwargs or {}))
 
     def forbidden(self) -> set[str]:
-        return {name for name in self.seen if FORBIDDEN.search(name.split("::")[1])}
+        return {name for name in self.operators if FORBIDDEN.search(name.split("::")[1])}
 
 
 def run_every_mode(function, inputs) -> None:
-    """Forward, backward, backward of backward, and forward mode."""
+    """Run forward, backward, double backward and forward mode."""
     output = function(*inputs)
     gradients = torch.autograd.grad(output, inputs, torch.ones_like(output), create_graph=True)
     loss = sum((gradient * gradient).sum() for gradient in gradients)
@@ -52,19 +52,19 @@ def run_every_mode(function, inputs) -> None:
 @pytest.mark.parametrize("operation", SMALL_OPERATIONS, ids=operation_id)
 def test_no_native_layer_runs_in_ours(operation: SmallOperation, dtype, device):
     inputs = operation.inputs(dtype, device)
-    with Watcher() as watcher:
+    with OperatorRecorder() as recorder:
         run_every_mode(operation.function, inputs)
-    assert watcher.seen, "the watcher saw nothing at all"
-    assert not watcher.forbidden()
+    assert recorder.operators, "no operator was recorded"
+    assert not recorder.forbidden()
 
 
 def test_no_native_layer_runs_in_the_network(device):
     model = mg.DocumentCNN(image_size=16, channels=(2, 3), hidden=(5,), device=device)
-    with Watcher() as watcher:
+    with OperatorRecorder() as recorder:
         model.cost(torch.randn(4, 1, 16, 16, device=device), torch.arange(4, device=device)).backward()
         model.probabilities(torch.randn(4, 1, 16, 16, device=device))
-    assert len(watcher.seen) > 10
-    assert not watcher.forbidden()
+    assert len(recorder.operators) > 10
+    assert not recorder.forbidden()
 
 
 NATIVE = {
@@ -81,13 +81,13 @@ NATIVE = {
 
 @pytest.mark.parametrize("name", NATIVE)
 @pytest.mark.filterwarnings("ignore:Implicit dimension choice")
-def test_the_watcher_notices(name):
-    native, part = NATIVE[name]
+def test_a_native_layer_is_noticed(name):
+    native, operator_part = NATIVE[name]
     x = torch.randn(2, 2, 4, 4, requires_grad=True)
-    with Watcher() as forward:
+    with OperatorRecorder() as forward:
         output = native(x)
-    assert any(part in seen for seen in forward.forbidden())
-    with Watcher() as backward:
+    assert any(operator_part in operator for operator in forward.forbidden())
+    with OperatorRecorder() as backward:
         output.sum().backward()
     assert backward.forbidden()
 
@@ -95,8 +95,8 @@ def test_the_watcher_notices(name):
 FORBIDDEN_CALLS = {"torch.autograd.grad", "torch.nn.grad", "torch.func.", "torch.nn.functional", "torch.enable_grad"}
 
 
-def calls_in(source: str) -> set[str]:
-    """Dotted names used in ``source``, imports written out: ``F.relu`` after ``import ... as F`` is torch's."""
+def dotted_names(source: str) -> set[str]:
+    """Dotted names used in ``source``, with aliases resolved: ``F.relu`` is ``torch.nn.functional.relu``."""
     tree = ast.parse(source)
     aliases = {}
     for node in ast.walk(tree):
@@ -112,8 +112,8 @@ def calls_in(source: str) -> set[str]:
     return used
 
 
-def offences(source: str) -> set[str]:
-    return {name for name in calls_in(source) if any(name.startswith(bad) for bad in FORBIDDEN_CALLS)}
+def forbidden_names(source: str) -> set[str]:
+    return {name for name in dotted_names(source) if any(name.startswith(bad) for bad in FORBIDDEN_CALLS)}
 
 
 SOURCES = sorted(
@@ -122,8 +122,8 @@ SOURCES = sorted(
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(Path(mg.__file__).parent).as_posix())
-def test_no_source_asks_autograd_for_a_gradient(path):
-    assert not offences(path.read_text())
+def test_no_source_uses_autograd_or_native_layers(path):
+    assert not forbidden_names(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -136,5 +136,5 @@ def test_no_source_asks_autograd_for_a_gradient(path):
         "from torch.func import vjp",
     ],
 )
-def test_the_source_check_notices(line):
-    assert offences(line)
+def test_a_forbidden_name_is_noticed(line):
+    assert forbidden_names(line)

@@ -1,12 +1,11 @@
-"""SymPy differentiates the document's definitions, and what comes out is the hand-derived formula, identically.
+"""SymPy's derivatives of the definitions are identical to the hand-derived formulas.
 
-Every definition here is the document's literal sum over indices, of symbols in place of numbers; every formula is
-taken from the document, a function of its indices. A proof holds for all values of its symbols, at one size. Three
-kinds of test stand side by side:
+Definitions and formulas are those of the formula sheet (docs/equations.md): sums over indices, with symbols in place
+of numbers. A proof holds for all values of its symbols, at one size. There are three kinds of test:
 
-- the formula is the derivative of its definition, symbol for symbol;
-- the code in ``manualgrad.ops`` gives what SymPy's derivative is at a point of whole or rational numbers;
-- a wrong formula, and code told to do something else, is refuted by naming a point where the two differ.
+- a formula is the derivative of its definition, identically;
+- the code in ``manualgrad.ops`` equals SymPy's derivative at a point of whole or rational numbers;
+- a wrong formula, or the code with another option, is refuted by a point where the two differ.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from manualgrad.ops.softmax_cross_entropy import (
 )
 from manualgrad.ops.windows import Windows
 
-# Of numbers near 1, softmax's few operations and sums of at most 12 products are off by some 1e-15 (measured: 2e-16).
-# Where all numbers are whole, nothing is rounded and equality is asked for.
+# For numbers near 1 the error of softmax and of sums of at most 12 products is about 1e-15 (measured: 2e-16). Whole
+# numbers are not rounded, so their tests require equality.
 ROUNDING = 1e-12
 
 
@@ -41,7 +40,7 @@ ROUNDING = 1e-12
 
 
 def symbols(name, *shape, **assumptions):
-    """An array of symbols, each named by its index."""
+    """Array of symbols, each named by its index."""
     array = np.empty(shape, dtype=object)
     for index in np.ndindex(shape):
         array[index] = sp.Symbol(f"{name}_{','.join(map(str, index))}", **assumptions)
@@ -49,7 +48,7 @@ def symbols(name, *shape, **assumptions):
 
 
 def table(shape, entry):
-    """The array whose entry at every index is ``entry(*index)``."""
+    """Array with the entry ``entry(*index)`` at every index."""
     array = np.empty(shape, dtype=object)
     for index in np.ndindex(shape):
         array[index] = entry(*index)
@@ -57,7 +56,7 @@ def table(shape, entry):
 
 
 def jacobian(outputs, inputs):
-    """∂output/∂input by SymPy: the output's indices, then the input's."""
+    """∂output/∂input by SymPy, indexed by the output's indices and then the input's."""
     outputs, inputs = np.asarray(outputs, dtype=object), np.asarray(inputs, dtype=object)
     return table(
         outputs.shape + inputs.shape,
@@ -70,23 +69,23 @@ def kronecker(i, j):
 
 
 def is_zero(expression):
-    """Identically: for all values of the symbols."""
+    """Return True if ``expression`` is 0 for all values of its symbols."""
     return sp.expand(expression) == 0 or sp.simplify(expression) == 0
 
 
-def identical(one, other):
-    assert np.shape(one) == np.shape(other)
-    return all(is_zero(a - b) for a, b in zip(np.ravel(one), np.ravel(other), strict=True))
+def is_identical(a, b):
+    assert np.shape(a) == np.shape(b)
+    return all(is_zero(x - y) for x, y in zip(np.ravel(a), np.ravel(b), strict=True))
 
 
-def some_point(*arrays):
-    """A rational number for every symbol, no two alike, negative where the symbol is declared so."""
-    found = [symbol for array in arrays for symbol in np.ravel(array)]
-    return {s: sp.Rational(7 * n + 3, 11) * (-1 if s.is_negative else 1) for n, s in enumerate(found)}
+def rational_point(*arrays):
+    """Different rational numbers for all symbols, negative for symbols declared negative."""
+    variables = [symbol for array in arrays for symbol in np.ravel(array)]
+    return {s: sp.Rational(7 * n + 3, 11) * (-1 if s.is_negative else 1) for n, s in enumerate(variables)}
 
 
 def numbers(array, point):
-    """The float64 nearest to each expression at a point."""
+    """Value of each expression at a point, rounded to float64."""
     values = [float(sp.N(sp.sympify(e).xreplace(point), 30)) for e in np.ravel(array)]
     return np.array(values).reshape(np.shape(array))
 
@@ -95,11 +94,11 @@ def tensor(array, point):
     return torch.from_numpy(numbers(array, point))
 
 
-def refuted(one, other, *variables):
-    """True if the two differ by more than rounding at a point, which disproves that they are identical."""
-    assert np.shape(one) == np.shape(other)
-    point = some_point(*variables)
-    return np.abs(numbers(one, point) - numbers(other, point)).max() > 1e-3
+def is_refuted(a, b, *variables):
+    """Return True if the two differ by more than rounding at a point, which disproves that they are identical."""
+    assert np.shape(a) == np.shape(b)
+    point = rational_point(*variables)
+    return np.abs(numbers(a, point) - numbers(b, point)).max() > 1e-3
 
 
 def close(ours, expected, within=ROUNDING):
@@ -110,8 +109,8 @@ def close(ours, expected, within=ROUNDING):
 
 # ------------------------------------------------------------------------- 2D convolution, (1) to (3)
 
-# The kernel has 3 rows and 2 columns, the strides are 2 and 3: windows overlap along the rows, and between them along
-# the columns there is a gap. No window reaches row 5 or columns 2 and 5.
+# The kernel has 3 rows and 2 columns, the strides are 2 and 3: windows overlap along the rows and have gaps along the
+# columns. No window reaches row 5 or columns 2 and 5.
 STRIDE = s1, s2 = 2, 3
 P, Q = 2, 1
 X, W = symbols("x", 6, 6, 2), symbols("w", P + 1, Q + 1, 2, 2)
@@ -120,7 +119,7 @@ GEOMETRY = Conv2dGeometry(Windows((P + 1, Q + 1), STRIDE), X.shape[:2])
 
 
 def C(x, w):
-    """(1)."""
+    """C of equation (1)."""
     return table(
         DELTA.shape,
         lambda i, j, k: sum(
@@ -130,7 +129,7 @@ def C(x, w):
 
 
 def dC_dx(w):
-    """(2), with 0 where an index of w is out of range."""
+    """∂C/∂x of equation (2), 0 where an index of w is out of range."""
 
     def entry(i, j, k, t, u, v):
         row, column = P + s1 * i - t, Q + s2 * j - u
@@ -140,7 +139,7 @@ def dC_dx(w):
 
 
 def dC_dw(x):
-    """(3)."""
+    """∂C/∂w of equation (3)."""
     return table(
         DELTA.shape + W.shape,
         lambda i, j, k, c, t, u, v: x[s1 * i + P - c, s2 * j + Q - t, u] * kronecker(k, v),
@@ -149,45 +148,47 @@ def dC_dw(x):
 
 # proves eq. (2)
 def test_equation_2_is_the_derivative_of_1():
-    assert identical(jacobian(C(X, W), X), dC_dx(W))
+    assert is_identical(jacobian(C(X, W), X), dC_dx(W))
 
 
 # proves eq. (3)
 def test_equation_3_is_the_derivative_of_1():
-    assert identical(jacobian(C(X, W), W), dC_dw(X))
+    assert is_identical(jacobian(C(X, W), W), dC_dw(X))
 
 
 def whole_point(*arrays):
-    """1, 2, 3, ... for the symbols: whole numbers have no rounding, and no two can be taken for each other."""
+    """1, 2, 3, ... for the symbols: whole numbers, which are not rounded, all different."""
     return {s: sp.Integer(n) for n, s in enumerate((s for a in arrays for s in a.ravel()), start=1)}
 
 
-def code_of_2_and_3(point, geometry=GEOMETRY):
-    """∂C/∂x and ∂C/∂w by the code: one example for each output, its δ 1 there and 0 elsewhere."""
+def derivatives_by_code(point, geometry=GEOMETRY):
+    """∂C/∂x and ∂C/∂w by the code, with one example for each output, whose δ is 1 there and 0 elsewhere."""
     n = DELTA.size
     delta = torch.eye(n, dtype=torch.float64).view(n, *DELTA.shape)
     x, w = tensor(X, point).expand(n, *X.shape), tensor(W, point)
-    for_x = conv2d.conv2d_grad_input(delta, w, geometry)
-    for_w = torch.stack([conv2d.conv2d_grad_weight(delta[b : b + 1], x[b : b + 1], geometry) for b in range(n)])
-    assert torch.equal(conv2d.conv2d_grad_weight(delta, x, geometry), for_w.sum(0))
-    return for_x.numpy().reshape(DELTA.shape + X.shape), for_w.numpy().reshape(DELTA.shape + W.shape)
+    grad_x = conv2d.conv2d_grad_input(delta, w, geometry)
+    grad_w = torch.stack([conv2d.conv2d_grad_weight(delta[b : b + 1], x[b : b + 1], geometry) for b in range(n)])
+    assert torch.equal(conv2d.conv2d_grad_weight(delta, x, geometry), grad_w.sum(0))
+    return grad_x.numpy().reshape(DELTA.shape + X.shape), grad_w.numpy().reshape(DELTA.shape + W.shape)
 
 
 def test_the_code_of_1_2_and_3_is_exactly_the_derivative_that_sympy_finds():
-    """Of whole numbers, all different, (2) and (3) pick one each: an equal table means the same picks everywhere."""
+    """(2) and (3) select entries. All numbers differ, so equal tables mean that the same entries are selected."""
     point = whole_point(X, W)
     z = conv2d.conv2d_forward(tensor(X, point).unsqueeze(0), tensor(W, point), None, GEOMETRY)[0]
-    for_x, for_w = code_of_2_and_3(point)
+    dC_dx_code, dC_dw_code = derivatives_by_code(point)
     assert np.array_equal(z, numbers(C(X, W), point))
-    assert np.array_equal(for_x, numbers(jacobian(C(X, W), X), point))
-    assert np.array_equal(for_w, numbers(jacobian(C(X, W), W), point))
+    assert np.array_equal(dC_dx_code, numbers(jacobian(C(X, W), X), point))
+    assert np.array_equal(dC_dw_code, numbers(jacobian(C(X, W), W), point))
 
 
 def test_the_code_of_a_correlation_is_refuted():
     point = whole_point(X, W)
-    for_x, for_w = code_of_2_and_3(point, Conv2dGeometry(GEOMETRY.windows, GEOMETRY.input_size, flip_kernel=False))
-    assert not np.array_equal(for_x, numbers(jacobian(C(X, W), X), point))
-    assert not np.array_equal(for_w, numbers(jacobian(C(X, W), W), point))
+    dC_dx_code, dC_dw_code = derivatives_by_code(
+        point, Conv2dGeometry(GEOMETRY.windows, GEOMETRY.input_size, flip_kernel=False)
+    )
+    assert not np.array_equal(dC_dx_code, numbers(jacobian(C(X, W), X), point))
+    assert not np.array_equal(dC_dw_code, numbers(jacobian(C(X, W), W), point))
 
 
 WRONG_2 = {
@@ -222,33 +223,33 @@ WRONG_3 = {
 @pytest.mark.parametrize("wrong", WRONG_2.values(), ids=WRONG_2)
 def test_a_wrong_equation_2_is_refuted(wrong):
     derivative = jacobian(C(X, W), X)
-    assert not identical(derivative, wrong())
-    assert refuted(derivative, wrong(), X, W)
+    assert not is_identical(derivative, wrong())
+    assert is_refuted(derivative, wrong(), X, W)
 
 
 @pytest.mark.parametrize("wrong", WRONG_3.values(), ids=WRONG_3)
 def test_a_wrong_equation_3_is_refuted(wrong):
     derivative = jacobian(C(X, W), W)
-    assert not identical(derivative, wrong())
-    assert refuted(derivative, wrong(), X, W)
+    assert not is_identical(derivative, wrong())
+    assert is_refuted(derivative, wrong(), X, W)
 
 
-def pulled(delta, factor):
-    """Σ δ_n factor_nm: δ by the factor's first indices."""
-    return np.tensordot(delta, factor, axes=delta.ndim)
+def vjp(delta, jacobian_array):
+    """Σ_n δ_n J_nm of a Jacobian J, where n are the first indices."""
+    return np.tensordot(delta, jacobian_array, axes=delta.ndim)
 
 
 # proves second derivatives of the convolution
 def test_each_of_the_three_convolutions_has_the_other_two_for_derivatives():
-    """The second derivatives: of X(δ, w), the sum of (2), along δ and w, and of W(δ, x), the sum of (3), along δ and
-    x. v stands for what is pulled back, x-shaped or w-shaped."""
+    """The second derivatives are those of X(δ, w), the sum of (2), along δ and w, and of W(δ, x), the sum of (3),
+    along δ and x. v is the gradient of X, of x's shape, or of W, of w's shape."""
     vx, vw = symbols("v", *X.shape), symbols("v", *W.shape)
-    for_x, for_w = pulled(DELTA, dC_dx(W)), pulled(DELTA, dC_dw(X))
-    assert identical(jacobian(sum((vx * for_x).ravel()), DELTA), C(vx, W))
-    assert identical(jacobian(sum((vx * for_x).ravel()), W), pulled(DELTA, dC_dw(vx)))
-    assert identical(jacobian(sum((vw * for_w).ravel()), DELTA), C(X, vw))
-    assert identical(jacobian(sum((vw * for_w).ravel()), X), pulled(DELTA, dC_dx(vw)))
-    assert refuted(jacobian(sum((vx * for_x).ravel()), DELTA), C(vx, W[::-1, ::-1]), vx, W)
+    grad_x, grad_w = vjp(DELTA, dC_dx(W)), vjp(DELTA, dC_dw(X))
+    assert is_identical(jacobian(sum((vx * grad_x).ravel()), DELTA), C(vx, W))
+    assert is_identical(jacobian(sum((vx * grad_x).ravel()), W), vjp(DELTA, dC_dw(vx)))
+    assert is_identical(jacobian(sum((vw * grad_w).ravel()), DELTA), C(X, vw))
+    assert is_identical(jacobian(sum((vw * grad_w).ravel()), X), vjp(DELTA, dC_dx(vw)))
+    assert is_refuted(jacobian(sum((vx * grad_x).ravel()), DELTA), C(vx, W[::-1, ::-1]), vx, W)
 
 
 # ------------------------------------------------------------------------------- Dense, (6) to (8)
@@ -257,28 +258,28 @@ XD, WD = symbols("x", 3), symbols("w", 3, 2)
 
 
 def D(x, w):
-    """(6)."""
+    """D of equation (6)."""
     return table(w.shape[1:], lambda j: sum(x[i] * w[i, j] for i in range(len(x))))
 
 
 def dD_dx(w):
-    """(7)."""
+    """∂D/∂x of equation (7)."""
     return table((w.shape[1], w.shape[0]), lambda j, k: w[k, j])
 
 
 def dD_dw(x, outputs):
-    """(8)."""
+    """∂D/∂w of equation (8)."""
     return table((outputs, len(x), outputs), lambda j, c, k: x[c] * kronecker(j, k))
 
 
 # proves eq. (7)
 def test_equation_7_is_the_derivative_of_6():
-    assert identical(jacobian(D(XD, WD), XD), dD_dx(WD))
+    assert is_identical(jacobian(D(XD, WD), XD), dD_dx(WD))
 
 
 # proves eq. (8)
 def test_equation_8_is_the_derivative_of_6():
-    assert identical(jacobian(D(XD, WD), WD), dD_dw(XD, 2))
+    assert is_identical(jacobian(D(XD, WD), WD), dD_dw(XD, 2))
 
 
 def test_the_code_of_6_7_and_8_is_exactly_the_derivative_that_sympy_finds():
@@ -286,10 +287,10 @@ def test_the_code_of_6_7_and_8_is_exactly_the_derivative_that_sympy_finds():
     x = tensor(XD, point).unsqueeze(0).requires_grad_()
     w = tensor(WD, point).t().contiguous().requires_grad_()  # PyTorch's (out, in)
     z = functional.dense(x, w)[0]
-    pulls = [torch.autograd.grad(z[j], (x, w), retain_graph=True) for j in range(2)]
+    rows = [torch.autograd.grad(z[j], (x, w), retain_graph=True) for j in range(2)]
     assert np.array_equal(z.detach(), numbers(D(XD, WD), point))
-    assert np.array_equal(np.stack([for_x[0] for for_x, _ in pulls]), numbers(jacobian(D(XD, WD), XD), point))
-    assert np.array_equal(np.stack([for_w.t() for _, for_w in pulls]), numbers(jacobian(D(XD, WD), WD), point))
+    assert np.array_equal(np.stack([grad_x[0] for grad_x, _ in rows]), numbers(jacobian(D(XD, WD), XD), point))
+    assert np.array_equal(np.stack([grad_w.t() for _, grad_w in rows]), numbers(jacobian(D(XD, WD), WD), point))
 
 
 SQUARE = symbols("w", 3, 3)
@@ -309,15 +310,15 @@ WRONG_8 = {
 @pytest.mark.parametrize("wrong", WRONG_7.values(), ids=WRONG_7)
 def test_a_wrong_equation_7_is_refuted(wrong):
     derivative = jacobian(D(XD, SQUARE), XD)
-    assert not identical(derivative, wrong())
-    assert refuted(derivative, wrong(), XD, SQUARE)
+    assert not is_identical(derivative, wrong())
+    assert is_refuted(derivative, wrong(), XD, SQUARE)
 
 
 @pytest.mark.parametrize("wrong", WRONG_8.values(), ids=WRONG_8)
 def test_a_wrong_equation_8_is_refuted(wrong):
     derivative = jacobian(D(XD, SQUARE), SQUARE)
-    assert not identical(derivative, wrong())
-    assert refuted(derivative, wrong(), XD, SQUARE)
+    assert not is_identical(derivative, wrong())
+    assert is_refuted(derivative, wrong(), XD, SQUARE)
 
 
 # ------------------------------------------------------------------------------- ReLU, (9) and (10)
@@ -327,12 +328,12 @@ Z = np.array([ABOVE[0], BELOW[0], ABOVE[1], BELOW[1]])
 
 
 def R(z):
-    """(9)."""
+    """R of equation (9)."""
     return table(np.shape(z), lambda i: sp.Piecewise((z[i], z[i] >= 0), (0, z[i] < 0)))
 
 
 def dR_dz(z):
-    """(10), of symbols whose sign is known, and of numbers."""
+    """∂R/∂z of equation (10), for symbols of known sign and for numbers."""
 
     def entry(i, j):
         if z[i] > 0:
@@ -344,21 +345,21 @@ def dR_dz(z):
 
 # proves eq. (10)
 def test_equation_10_is_the_derivative_of_9_away_from_zero():
-    assert identical(jacobian(R(Z), Z), dR_dz(Z))
+    assert is_identical(jacobian(R(Z), Z), dR_dz(Z))
 
 
 # proves eq. (10)
 def test_at_zero_equation_10_is_the_mean_of_the_two_one_sided_derivatives():
     h = sp.Symbol("h", positive=True)
-    above, below, here = R([h])[0], R([-h])[0], R([sp.Integer(0)])[0]
-    right = sp.limit((above - here) / h, h, 0)
-    left = sp.limit((here - below) / h, h, 0)
+    above, below, at_zero = R([h])[0], R([-h])[0], R([sp.Integer(0)])[0]
+    right = sp.limit((above - at_zero) / h, h, 0)
+    left = sp.limit((at_zero - below) / h, h, 0)
     assert (right, left) == (1, 0)
     assert sp.limit((above - below) / (2 * h), h, 0) == (right + left) / 2 == dR_dz([sp.Integer(0)])[0, 0]
 
 
 def test_the_code_of_10_is_exactly_the_derivative_that_sympy_finds():
-    point = some_point(Z)
+    point = rational_point(Z)
     ours = relu_backward(torch.eye(4, dtype=torch.float64), tensor(Z, point), 0.5)
     assert np.array_equal(ours, numbers(jacobian(R(Z), Z), point))
     at_zero = relu_backward(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0.5)
@@ -375,8 +376,8 @@ WRONG_10 = {
 
 @pytest.mark.parametrize("wrong", WRONG_10.values(), ids=WRONG_10)
 def test_a_wrong_equation_10_is_refuted(wrong):
-    assert not identical(jacobian(R(Z), Z), wrong())
-    assert refuted(jacobian(R(Z), Z), wrong(), Z)
+    assert not is_identical(jacobian(R(Z), Z), wrong())
+    assert is_refuted(jacobian(R(Z), Z), wrong(), Z)
 
 
 # ---------------------------------------------------------------------------- Softmax, (11) and (12)
@@ -385,31 +386,31 @@ ZS, G, V = symbols("z", 3), symbols("g", 3), symbols("v", 3)
 
 
 def S(z):
-    """(11)."""
+    """S of equation (11)."""
     return table(np.shape(z), lambda i: sp.exp(z[i]) / sum(sp.exp(z[k]) for k in range(len(z))))
 
 
 def dS_dz(s):
-    """(12), of s = S(z)."""
+    """∂S/∂z of equation (12), from s = S(z)."""
     return table((len(s), len(s)), lambda i, j: s[i] * (1 - s[j]) if i == j else -s[i] * s[j])
 
 
 # proves eq. (12)
 def test_equation_12_is_the_derivative_of_11():
-    assert identical(jacobian(S(ZS), ZS), dS_dz(S(ZS)))
+    assert is_identical(jacobian(S(ZS), ZS), dS_dz(S(ZS)))
 
 
 # proves eq. (11)
 def test_softmax_does_not_change_with_a_shift_of_z():
-    """Why the code may take max z off every z."""
+    """S(z) = S(z − m), so the code may subtract max z."""
     shift = sp.Symbol("m")
-    assert identical(S(ZS - shift), S(ZS))
+    assert is_identical(S(ZS - shift), S(ZS))
 
 
 def softmax_point(*arrays):
-    """Small rational numbers, of both signs, so that no exponential is lost beside another."""
-    found = [symbol for array in arrays for symbol in np.ravel(array)]
-    return {s: sp.Rational((5 * n) % 7 - 3, 4) + sp.Rational(n, 50) for n, s in enumerate(found)}
+    """Small rational numbers of both signs, so that no exponential is negligible beside another."""
+    variables = [symbol for array in arrays for symbol in np.ravel(array)]
+    return {s: sp.Rational((5 * n) % 7 - 3, 4) + sp.Rational(n, 50) for n, s in enumerate(variables)}
 
 
 def test_the_code_of_12_is_the_derivative_that_sympy_finds():
@@ -422,18 +423,18 @@ def test_the_code_of_12_is_the_derivative_that_sympy_finds():
 
 # proves second derivatives of softmax
 def test_the_second_derivative_of_softmax():
-    """B_i = S_i (g_i − Σ_k g_k S_k) along S, for any s: it need not sum to 1 there."""
+    """The derivative of B_i = S_i (g_i − Σ_k g_k S_k) along S holds for any s, which need not sum to 1."""
     s = symbols("s", 3)
     b = table((3,), lambda i: s[i] * (G[i] - sum(G * s)))
-    assert identical(b, G @ dS_dz(s))
+    assert is_identical(b, G @ dS_dz(s))
     by_hand = table((3,), lambda j: V[j] * (G[j] - sum(G * s)) - G[j] * sum(V * s))
-    assert identical(jacobian(sum(V * b), s), by_hand)
+    assert is_identical(jacobian(sum(V * b), s), by_hand)
     point = softmax_point(s, G, V)
     v, g, ours = (tensor(array, point) for array in (V, G, s))
     ours.requires_grad_()
     (along_s,) = torch.autograd.grad(softmax_backward_apply(g, ours, -1), ours, v)
     close(along_s, numbers(by_hand, point))
-    assert refuted(jacobian(sum(V * b), s), table((3,), lambda j: V[j] * (G[j] - sum(G * s))), s, G, V)
+    assert is_refuted(jacobian(sum(V * b), s), table((3,), lambda j: V[j] * (G[j] - sum(G * s))), s, G, V)
 
 
 WRONG_12 = {
@@ -448,7 +449,7 @@ WRONG_12 = {
 def test_a_wrong_equation_12_is_refuted(wrong):
     point = softmax_point(ZS)
     derivative = jacobian(S(ZS), ZS)
-    assert not identical(derivative, wrong(S(ZS)))
+    assert not is_identical(derivative, wrong(S(ZS)))
     assert np.abs(numbers(derivative, point) - numbers(wrong(S(ZS)), point)).max() > 1e-3
 
 
@@ -459,14 +460,14 @@ SUM_1 = {Y[2]: 1 - Y[0] - Y[1]}
 
 
 def J(z, y):
-    """(14), of the softmax's output."""
+    """J^b of equation (14), with the softmax of z."""
     s = S(z)
     return sum(-y[i] * sp.log(s[i]) for i in range(len(z)))
 
 
 def lines_of_15(x, y):
-    """The lines of (15), each for every j; x = S(z). The second and third are the same with x written for S(z). The
-    fourth is printed with Σ over k ≠ j, but y_j x_j belongs to the sum too: it is over all k."""
+    """The lines of (15), each for every j, with x = S(z). The second and third are equal. The fourth is printed with
+    a sum over k ≠ j; here it is over all k, since y_j x_j belongs to it."""
     n = range(len(x))
     others = [[k for k in n if k != j] for j in n]
     jacobian_of_s = dS_dz(x)
@@ -485,31 +486,31 @@ def lines_of_15(x, y):
 def test_equation_15_is_the_derivative_of_14_for_targets_of_any_sum():
     derivative = jacobian(J(ZS, Y), ZS)
     for line in lines_of_15(S(ZS), Y)[:-1]:
-        assert identical(derivative, line)
+        assert is_identical(derivative, line)
 
 
 # proves eq. (15)
 def test_the_last_line_of_15_holds_where_the_targets_sum_to_1_and_only_there():
     derivative, last = jacobian(J(ZS, Y), ZS), lines_of_15(S(ZS), Y)[-1]
-    assert identical([e.subs(SUM_1) for e in derivative], [e.subs(SUM_1) for e in last])
-    assert identical(derivative - last, S(ZS) * (sum(Y) - 1))  # 0 only where the sum is 1, since S is not 0
+    assert is_identical([e.subs(SUM_1) for e in derivative], [e.subs(SUM_1) for e in last])
+    assert is_identical(derivative - last, S(ZS) * (sum(Y) - 1))  # 0 only where the sum is 1, since S is not 0
 
 
 def test_the_code_of_14_and_15_is_what_sympy_finds():
     point = softmax_point(ZS, Y)
     z, y = tensor(ZS, point), tensor(Y, point)
     assert abs(sum(y) - 1) > 0.1
-    one = torch.ones((), dtype=torch.float64)
+    g = torch.ones((), dtype=torch.float64)
     close(cross_entropy_forward(z, y, False), numbers(J(ZS, Y), point))
-    close(cross_entropy_backward(one, z, y), numbers(jacobian(J(ZS, Y), ZS), point))
-    close(cross_entropy_grad_target(one, z), numbers(jacobian(J(ZS, Y), Y), point))
+    close(cross_entropy_backward(g, z, y), numbers(jacobian(J(ZS, Y), ZS), point))
+    close(cross_entropy_grad_target(g, z), numbers(jacobian(J(ZS, Y), Y), point))
 
 
 def test_equations_13_and_15_of_two_examples_carry_one_over_b():
     z, y = symbols("z", 2, 3), symbols("y", 2, 3)
     mean = sum(J(z[b], y[b]) for b in range(2)) / sp.Integer(2)
     by_hand = table((2, 3), lambda b, j: (S(z[b])[j] * sum(y[b]) - y[b, j]) / 2)
-    assert identical(jacobian(mean, z), by_hand)
+    assert is_identical(jacobian(mean, z), by_hand)
     point = softmax_point(z, y)
     ours, target = tensor(z, point).requires_grad_(), tensor(y, point)
     (gradient,) = torch.autograd.grad(functional.softmax_cross_entropy(ours, target), ours)
@@ -518,20 +519,20 @@ def test_equations_13_and_15_of_two_examples_carry_one_over_b():
 
 # proves second derivatives of the cost
 def test_the_second_derivatives_of_the_cost():
-    """A(v, z, y) = Σ_k v_k (τ S_k − y_k), the change of J towards v, along z and along y; and J along y."""
+    """The derivatives of A(v, z, y) = Σ_k v_k (τ S_k − y_k), the tangent of J, along z and y, and of J along y."""
     s, tau = S(ZS), sum(Y)
-    change = sum(V[k] * (tau * s[k] - Y[k]) for k in range(3))
+    tangent = sum(V[k] * (tau * s[k] - Y[k]) for k in range(3))
     along_z = table((3,), lambda j: tau * s[j] * (V[j] - sum(V * s)))
     along_y = table((3,), lambda j: sum(V * s) - V[j])
-    assert identical(change, sum(V * jacobian(J(ZS, Y), ZS)))
-    assert identical(jacobian(change, ZS), along_z)
-    assert identical(jacobian(change, Y), along_y)
-    assert identical(jacobian(J(ZS, Y), Y), [-sp.log(s_i) for s_i in s])
+    assert is_identical(tangent, sum(V * jacobian(J(ZS, Y), ZS)))
+    assert is_identical(jacobian(tangent, ZS), along_z)
+    assert is_identical(jacobian(tangent, Y), along_y)
+    assert is_identical(jacobian(J(ZS, Y), Y), [-sp.log(s_i) for s_i in s])
     point = softmax_point(ZS, Y, V)
     v, z, y = (tensor(array, point) for array in (V, ZS, Y))
     ours = cross_entropy_jvp_apply(v, z.requires_grad_(), y.requires_grad_(), False)
     by_z, by_y = torch.autograd.grad(ours, (z, y))
-    close(ours.detach(), numbers(change, point))
+    close(ours.detach(), numbers(tangent, point))
     close(by_z, numbers(along_z, point))
     close(by_y, numbers(along_y, point))
 
@@ -551,17 +552,17 @@ WRONG_15 = {
 def test_a_wrong_equation_15_is_refuted(wrong):
     point = softmax_point(ZS, Y)
     derivative = jacobian(J(ZS, Y), ZS)
-    assert not identical(derivative, wrong(S(ZS)))
+    assert not is_identical(derivative, wrong(S(ZS)))
     assert np.abs(numbers(derivative, point) - numbers(wrong(S(ZS)), point)).max() > 1e-3
 
 
 # ------------------------------------------------------------------ The recursion, (16) to (21), L = 2
 
 # One channel, two classes: f⁰ = C with a 2×2 kernel and one bias, σ⁰ = F∘P∘R, f¹ = D, σ¹ = S, then J. The image is
-# 3×7, so that z⁰ is 2×6: three windows. At POINT the first window's maximum is positive and comes from its last
-# place, the second window has nothing above zero, and the third's maximum comes from its first place. No z⁰ is 0
-# there, and none of a positive window's equals another: hence in a neighbourhood of POINT every maximum keeps its
-# place, and J is a smooth function of all its symbols. It is that function which is differentiated.
+# 3×7, so that z⁰ is 2×6: three windows. At POINT the maximum of the first window is positive and its last entry, the
+# second window has no positive entry, and the maximum of the third is its first entry. No z⁰ is 0 there, and no two
+# entries of a window with a positive maximum are equal. So near POINT every maximum keeps its index, and J is a
+# smooth function of its symbols. SymPy differentiates that function.
 
 X0, W0, B0 = symbols("x", 3, 7), symbols("w", 2, 2), sp.Symbol("b")
 W1, B1, Y2 = symbols("u", 3, 2), symbols("c", 2), symbols("y", 2)
@@ -582,27 +583,27 @@ POINT = {
     for array, values in VALUES
     for symbol, value in zip(np.ravel(array), np.ravel(np.array(values, dtype=object)), strict=True)
 }
-PLACES = [(1, 1), None, (0, 0)]  # (p, q) of each window's maximum at POINT; None: nothing above zero
+MAXIMA = [(1, 1), None, (0, 0)]  # (p, q) of each window's maximum at POINT; None: no positive value
 
 
 def z0(x, w, b):
-    """(17), f⁰ = C of (1), s1 = s2 = 1."""
+    """z⁰ of equation (17) with f⁰ = C of (1), s1 = s2 = 1."""
     return table((2, 6), lambda i, j: sum(x[i + p, j + q] * w[1 - p, 1 - q] for p, q in np.ndindex(2, 2)) + b)
 
 
 def literal_max(z):
-    """(16), σ⁰ = F(P(R(z⁰))) with the maxima of (4) and (9) as they are defined."""
+    """x¹ of equation (16) with σ⁰ = F∘P∘R and the literal maxima of (4) and (9)."""
     return [sp.Max(*(sp.Max(z[p, 2 * j + q], 0) for p, q in np.ndindex(2, 2))) for j in range(3)]
 
 
 def smooth_max(z):
-    """The same near POINT, where the places of the maxima are known."""
-    return [sp.Integer(0) if place is None else z[place[0], 2 * j + place[1]] for j, place in enumerate(PLACES)]
+    """x¹ near POINT, where the indices of the maxima are known."""
+    return [sp.Integer(0) if index is None else z[index[0], 2 * j + index[1]] for j, index in enumerate(MAXIMA)]
 
 
 @cache
 def network(maximum):
-    """z⁰, x¹, z¹ and J^b, each written out down to the symbols."""
+    """z⁰, x¹, z¹ and J^b as expressions of the symbols."""
     z_0 = z0(X0, W0, B0)
     x_1 = maximum(z_0)
     z_1 = table((2,), lambda j: sum(x_1[i] * W1[i, j] for i in range(3)) + B1[j])  # (17), f¹ = D of (6)
@@ -610,7 +611,7 @@ def network(maximum):
 
 
 def recursion(z_0, x_1, z_1, *, wrong=""):
-    """δ¹, δ⁰, Δw¹, Δb¹, Δw⁰, Δb⁰ by (18) to (21), or with something wrong about them."""
+    """δ¹, δ⁰, Δw¹, Δb¹, Δw⁰, Δb⁰ by (18) to (21), or with the mistake ``wrong``."""
     s = S(z_1)
     targets = 1 if wrong == "last line of (15)" else sum(Y2)
     eta = ETA if wrong == "sign" else -ETA
@@ -620,13 +621,13 @@ def recursion(z_0, x_1, z_1, *, wrong=""):
         factor = W1.ravel().reshape(2, 3)
     delta_x = delta_1 @ factor  # (20), δ¹ ∂D/∂x¹
     delta_0 = np.full((2, 6), sp.Integer(0), dtype=object)
-    for j, place in enumerate(PLACES):  # P⁻¹ and ∂R/∂z: 1 where z is above 0, 0 where it is below
-        if place is not None:
-            p, q = place
+    for j, index in enumerate(MAXIMA):  # P⁻¹ and ∂R/∂z: 1 where z > 0, 0 where z < 0
+        if index is not None:
+            p, q = index
             delta_0[p, 2 * j + q] += delta_x[j]
         elif wrong == "no ∂R/∂z":
             delta_0[0, 2 * j] += delta_x[j]
-    if wrong == "P⁻¹ to the first place":
+    if wrong == "P⁻¹ to the first entry":
         delta_0 = table((2, 6), lambda i, j: delta_x[j // 2] if (i, j % 2) == (0, 0) and j != 2 else sp.Integer(0))
     step_w1 = np.tensordot(delta_1, dD_dw(x_1, 2), 1)  # (21) with (8)
     if wrong == "no δ in (8)":
@@ -642,76 +643,76 @@ def recursion(z_0, x_1, z_1, *, wrong=""):
 
 @cache
 def by_sympy(cost):
-    """−η ∂J^b/∂w and −η ∂J^b/∂b, the first terms of (21) and (18)."""
+    """−η ∂J^b/∂w and −η ∂J^b/∂b, the first lines of (21) and (18), by SymPy."""
     parameters = {"Δw1": W1, "Δb1": B1, "Δw0": W0, "Δb0": np.array(B0)}
     return {name: -ETA * jacobian(cost, parameter) for name, parameter in parameters.items()}
 
 
 def polynomial(expression, z_1):
-    """With symbols for e^{z_0} and e^{z_1}: what is left is a quotient of polynomials, which ``cancel`` settles."""
+    """``expression`` with symbols for e^{z_0} and e^{z_1}: a quotient of polynomials, as ``cancel`` needs it."""
     e = sp.symbols("e_0 e_1", positive=True)
 
     def powers(exponent):
         for m, n in itertools.product(range(-2, 3), repeat=2):
             if sp.expand(exponent - m * z_1[0] - n * z_1[1]) == 0:
                 return e[0] ** m * e[1] ** n
-        raise AssertionError(f"not e to the power of a few z: {exponent}")
+        raise AssertionError(f"expected an exponent m z_0 + n z_1 with small integers m and n, got {exponent}")
 
     return sp.sympify(expression).replace(sp.exp, powers)
 
 
-def same_quotients(one, other, z_1):
+def is_same_quotient(a, b, z_1):
     return all(
-        sp.cancel(sp.together(polynomial(a, z_1) - polynomial(b, z_1))) == 0
-        for a, b in zip(np.ravel(one), np.ravel(other), strict=True)
+        sp.cancel(sp.together(polynomial(x, z_1) - polynomial(y, z_1))) == 0
+        for x, y in zip(np.ravel(a), np.ravel(b), strict=True)
     )
 
 
-def test_the_maxima_at_the_point_come_from_the_places_named():
+def test_the_maxima_at_the_point_have_the_indices_of_the_table():
     z = numbers(z0(X0, W0, B0), POINT)
     assert (np.abs(z) > 0.01).all()
-    for j, place in enumerate(PLACES):
+    for j, index in enumerate(MAXIMA):
         window = z[:, 2 * j : 2 * j + 2]
-        if place is None:
+        if index is None:
             assert (window < 0).all()
         else:
-            assert window[place] > 0 and np.sort(window.ravel())[-2] < window[place] - 0.01
+            assert window[index] > 0 and np.sort(window.ravel())[-2] < window[index] - 0.01
     exact = [e.xreplace(POINT) for e in literal_max(z0(X0, W0, B0))]
     assert exact == [e.xreplace(POINT) for e in smooth_max(z0(X0, W0, B0))]
 
 
 # proves eq. (19), (20), (21)
 def test_a_full_step_of_the_recursion_is_minus_eta_times_the_derivative_of_the_cost():
-    """Identically in x⁰, w⁰, b⁰, w¹, b¹, y and η, wherever the maxima have their places as at POINT."""
+    """The two are identical in x⁰, w⁰, b⁰, w¹, b¹, y and η, wherever the maxima have the same indices as at POINT."""
     z_0, x_1, z_1, cost = network(smooth_max)
     steps = recursion(z_0, x_1, z_1)
     for name, expected in by_sympy(cost).items():
-        assert same_quotients(steps[name], expected, z_1), name
+        assert is_same_quotient(steps[name], expected, z_1), name
 
 
 # proves eq. (18)
 def test_delta_itself_is_minus_eta_times_the_derivative_of_the_cost_by_z():
-    """(18): δ^l = −η ∂J^b/∂z^l, with z^l as symbols of their own and all that lies above written out."""
+    """(18) is δ^l = −η ∂J^b/∂z^l; z^l are symbols, and the layers above are expressions of them."""
     z, u = symbols("z", 2, 6), symbols("ζ", 2)
     x_1 = smooth_max(z)
     z_1 = table((2,), lambda j: sum(x_1[i] * W1[i, j] for i in range(3)) + B1[j])
     steps = recursion(z, x_1, z_1)
-    assert same_quotients(steps["δ0"], -ETA * jacobian(J(z_1, Y2), z), z_1)
-    assert same_quotients(recursion(z, x_1, u)["δ1"], -ETA * jacobian(J(u, Y2), u), u)
+    assert is_same_quotient(steps["δ0"], -ETA * jacobian(J(z_1, Y2), z), z_1)
+    assert is_same_quotient(recursion(z, x_1, u)["δ1"], -ETA * jacobian(J(u, Y2), u), u)
 
 
 def test_with_the_maxima_written_as_maxima_the_derivatives_are_the_same_at_the_point():
-    """The derivative of Max is a Heaviside of a difference, which is 0 or 1 at POINT: no branch is chosen by hand.
-    Compared to 40 digits."""
+    """SymPy's derivative of Max is a Heaviside function of a difference, 0 or 1 at POINT: no index is chosen by hand.
+    The comparison is to 40 digits."""
     z_0, x_1, z_1, _ = network(smooth_max)
     steps = recursion(z_0, x_1, z_1)
     for name, expected in by_sympy(network(literal_max)[3]).items():
-        for one, other in zip(np.ravel(steps[name]), np.ravel(expected), strict=True):
-            assert abs(sp.N(one.xreplace(POINT) - other.xreplace(POINT), 50)) < 1e-40, name
+        for step, derivative in zip(np.ravel(steps[name]), np.ravel(expected), strict=True):
+            assert abs(sp.N(step.xreplace(POINT) - derivative.xreplace(POINT), 50)) < 1e-40, name
 
 
 def tiny_model():
-    """The same network as a DocumentCNN, at POINT."""
+    """The network as a DocumentCNN at POINT, with x and y."""
     model = DocumentCNN(1, (3, 7), channels=(1,), kernel_size=2, hidden=(), classes=2, dtype=torch.float64)
     convolution, dense = model.layers_with_weights()
     with torch.no_grad():
@@ -736,7 +737,7 @@ def test_the_code_of_16_to_21_is_what_sympy_finds(steps_of):
     close(steps.deltas[1].reshape(2), numbers(by_recursion["δ1"], POINT))
 
 
-def test_the_engine_gives_the_same_of_the_tiny_network():
+def test_autograd_of_the_tiny_network_is_what_sympy_finds():
     cost = network(smooth_max)[3]
     model, x, y = tiny_model()
     model.cost(x, y).backward()
@@ -752,7 +753,7 @@ WRONG_RECURSIONS = [
     "sign",
     "last line of (15)",
     "transposed index",
-    "P⁻¹ to the first place",
+    "P⁻¹ to the first entry",
     "no ∂R/∂z",
     "no δ in (8)",
     "kernel not flipped",
@@ -764,9 +765,9 @@ WRONG_RECURSIONS = [
 def test_a_wrong_recursion_is_refuted(wrong):
     z_0, x_1, z_1, cost = network(smooth_max)
     steps, expected = recursion(z_0, x_1, z_1, wrong=wrong), by_sympy(cost)
-    differ = {
+    different = {
         name for name in expected
         if np.abs(numbers(steps[name], POINT) - numbers(expected[name], POINT)).max() > 1e-3
     }  # fmt: skip
-    assert differ
-    assert not all(same_quotients(steps[name], expected[name], z_1) for name in differ)
+    assert different
+    assert not all(is_same_quotient(steps[name], expected[name], z_1) for name in different)

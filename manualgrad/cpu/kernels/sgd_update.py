@@ -1,8 +1,10 @@
 """The update of one parameter by gradient descent.
 
-w ← w − η ∂J/∂w                   unless a number is not finite, or a label is no class
+    w ← w − η ∂J/∂w
 
-A task updates ``share`` floats.
+Nothing is updated if the loss is not finite, if ``conv_pool_backward`` has found a number that is not finite, or if a
+label is invalid. A task, one part of a parallel region, updates up to ``share`` floats. A plan passes −η ∂J/∂w as
+``grad`` and −1 as ``lr``, so that its result is also the update.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from manualgrad.cpu.ir.tiles import float_tiles, task_range
 from manualgrad.cpu.ir.values import FLOAT, INT64
 from manualgrad.cpu.ir.vectors import Emitter
 
+# Names with a star are pointers, the others int64; load_arguments adds the number of the task.
 ARGUMENTS = (
     "*param",
     "*grad",
@@ -19,7 +22,7 @@ ARGUMENTS = (
     "*lr",  # η
     "*counts",  # of one_hot_targets: no update if the second, the number of invalid labels, is not 0
     "*nonfinite",  # of conv_pool_backward: no update if one is NaN
-    "num_nonfinite",  # floats in nonfinite
+    "nonfinite_numel",  # floats in nonfinite
     "*loss",  # no update if it is not finite
 )
 
@@ -27,12 +30,12 @@ ARGUMENTS = (
 def sgd_update(emit: Emitter) -> None:
     """Update this task's floats."""
     a = emit.load_arguments(ARGUMENTS)
-    nonfinite = emit.variable(emit.load(a.loss, FLOAT) * 0)
-    with emit.loop(0, a.num_nonfinite) as n:
-        nonfinite.add(emit.load(a.nonfinite + n * 4, FLOAT) * 0)
-    invalid_labels = emit.load(a.counts + 8, INT64)
+    nonfinite_sum = emit.variable(emit.load(a.loss, FLOAT) * 0)  # x·0 is 0 if x is finite, else NaN
+    with emit.loop(0, a.nonfinite_numel) as n:
+        nonfinite_sum.add(emit.load(a.nonfinite + n * 4, FLOAT) * 0)
+    invalid_labels = emit.load(a.counts + 8, INT64)  # counts[1]
     start, stop = task_range(emit, a, a.numel)
-    with emit.if_then((nonfinite.get() == 0) & (invalid_labels == 0) & (start < stop)):
+    with emit.if_then((nonfinite_sum.get() == 0) & (invalid_labels == 0) & (start < stop)):
         negative_lr = emit.constant(FLOAT, 0) - emit.load(a.lr, FLOAT)
         for n, type_ in float_tiles(emit, start, stop):
             factor = negative_lr if type_ is FLOAT else emit.splat(negative_lr)
