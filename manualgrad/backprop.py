@@ -187,9 +187,7 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
     if isinstance(distribution.is_empty, Tensor):
         cost = cost.masked_fill(distribution.is_empty, torch.nan)  # the mean over no example
     grad_output = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
-    weights: list[Tensor] = []
-    biases: list[Tensor] = []
-    grad_outputs: list[Tensor] = []
+    weights, biases, grad_outputs = (list[Tensor]() for _ in range(3))
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
         layer = layers[l]
         grad_outputs.insert(0, grad_output)
@@ -221,9 +219,7 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
     logits = layers[-1].z
     y = target_distribution(logits, target, None, -100, "sum", 0.0).y
     grad_output = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
-    weights: list[Tensor] = []
-    biases: list[Tensor] = []
-    grad_outputs: list[Tensor] = []
+    weights, biases, grad_outputs = (list[Tensor]() for _ in range(3))
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
         layer = layers[l]
         grad_outputs.insert(0, grad_output)

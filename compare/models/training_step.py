@@ -11,14 +11,7 @@ import torch
 from torch import nn
 
 import manualgrad as mg
-from compare.models.torchvision_models import (
-    Batch,
-    ModelOptions,
-    compute_loss,
-    convert_model,
-    make_native_model,
-    random_batch,
-)
+from compare.models import torchvision_models as models
 from compare.speed.memory import PeakMemory, peak_memory
 
 ROUNDS = 5
@@ -45,11 +38,11 @@ class StepBenchmark:
     threads: int
 
 
-def benchmark_training_step(name: str, options: ModelOptions, rounds: int = ROUNDS) -> StepBenchmark:
+def benchmark_training_step(name: str, options: models.ModelOptions, rounds: int = ROUNDS) -> StepBenchmark:
     """Time ``rounds`` steps of each model in turn, after one warm-up step of each; then measure peak memory."""
-    native = make_native_model(name, 0)
-    batch = random_batch(options, 0)
-    ours, _ = convert_model(native, options)
+    native = models.make_native_model(name, 0)
+    batch = models.random_batch(options, 0)
+    ours, _ = models.convert_model(native, options)
     steps = (
         make_sgd_step(ours, mg.nn.SoftmaxCrossEntropyLoss(), batch),
         make_sgd_step(native, nn.CrossEntropyLoss(), batch),
@@ -67,12 +60,12 @@ def benchmark_training_step(name: str, options: ModelOptions, rounds: int = ROUN
     return StepBenchmark(*medians, *peaks, torch.get_num_threads())
 
 
-def make_sgd_step(model: nn.Module, loss: nn.Module, batch: Batch) -> Callable[[], None]:
+def make_sgd_step(model: nn.Module, loss: nn.Module, batch: models.Batch) -> Callable[[], None]:
     """Return a function that does one step of gradient descent and then frees the gradients."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
-        compute_loss(model, loss, batch).backward()
+        models.compute_loss(model, loss, batch).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -20,6 +20,7 @@ from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw
 from manualgrad.ops.relu_pool import relu_pool_backward, relu_pool_forward
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+Needs = tuple[bool, bool, bool]  # which gradients of x, w and b to compute
 
 CHUNK_NUMEL = 64 * 16 * 24 * 24  # numbers of z that the formulas compute at a time: 2.4 MB in float32
 
@@ -49,7 +50,7 @@ def conv_relu_pool_backward(
     w: Tensor | None,
     pool_index: Tensor,
     geometry: ConvReLUPoolGeometry,
-    needs_grad: tuple[bool, bool, bool],
+    needs_grad: Needs,
 ) -> Grads:
     """Gradients of x, w and b, None for those that ``needs_grad`` does not ask for.
 
@@ -76,7 +77,7 @@ def kernel_backward(
     w: Tensor | None,
     pool_index: Tensor,
     geometry: ConvReLUPoolGeometry,
-    needs_grad: tuple[bool, bool, bool],
+    needs_grad: Needs,
 ) -> Grads | None:
     """:func:`conv_relu_pool_backward` by a kernel, or None if no kernel supports the arguments."""
     grads: Grads | None

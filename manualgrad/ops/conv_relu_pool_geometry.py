@@ -43,33 +43,25 @@ def make_conv_relu_pool_geometry(
     is_cacheable = all(t is None or is_plain_tensor(t) for t in (input, weight, bias)) and all(
         map(_is_exact_key, numbers)
     )
+
+    def make_geometry() -> ConvReLUPoolGeometry:
+        convolution = make_conv2d_geometry(input, weight, bias, stride, padding, 1, 1, flip_kernel)
+        output_size = convolution.windows.output_size(*convolution.input_size)
+        pooling = make_max_pool2d_geometry((weight.shape[0], *output_size), 2, None, 0, 1, False)
+        return ConvReLUPoolGeometry(convolution, pooling, subgradient)
+
     if not is_cacheable:
-        return _make_geometry(input, weight, bias, *numbers)
+        return make_geometry()
     key = input.shape[-3:], weight.shape, bias is None or bias.shape, *numbers, *map(type, numbers)
     geometry = _cache.get(key)
     if geometry is None:
         if len(_cache) == MAX_CACHED_GEOMETRIES:
             _cache.clear()
-        geometry = _cache[key] = _make_geometry(input, weight, bias, *numbers)
+        geometry = _cache[key] = make_geometry()
     return geometry
 
 
 _cache: dict[tuple[Any, ...], ConvReLUPoolGeometry] = {}
-
-
-def _make_geometry(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int | tuple[int, int],
-    padding: int | tuple[int, int] | str,
-    flip_kernel: bool,
-    subgradient: float,
-) -> ConvReLUPoolGeometry:
-    convolution = make_conv2d_geometry(input, weight, bias, stride, padding, 1, 1, flip_kernel)
-    output_size = convolution.windows.output_size(*convolution.input_size)
-    pooling = make_max_pool2d_geometry((weight.shape[0], *output_size), 2, None, 0, 1, False)
-    return ConvReLUPoolGeometry(convolution, pooling, subgradient)
 
 
 def _is_exact_key(argument: object) -> bool:

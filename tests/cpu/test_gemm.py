@@ -21,6 +21,13 @@ def module(request):
     kernels.choose("auto")
 
 
+def every_case(test):
+    """Run ``test`` with integers and fractions, one task and several, and all sizes."""
+    test = pytest.mark.parametrize("sizes", SIZES, ids=str)(test)
+    test = pytest.mark.parametrize("num_tasks", [1, 3])(test)
+    return pytest.mark.parametrize("integers", [True, False])(test)
+
+
 def random_tensor(*shape: int, integers: bool) -> torch.Tensor:
     return torch.randint(-3, 4, shape).float() if integers else torch.randn(shape)
 
@@ -33,9 +40,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, terms: int, integ
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6 * max(1, terms) ** 0.5)
 
 
-@pytest.mark.parametrize("integers", [True, False])
-@pytest.mark.parametrize("num_tasks", [1, 3])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@every_case
 def test_gemm_nt(module, sizes, num_tasks, integers):
     rows, in_features, out_features = sizes
     x, w = (random_tensor(n, in_features, integers=integers) for n in (rows, out_features))
@@ -45,9 +50,7 @@ def test_gemm_nt(module, sizes, num_tasks, integers):
     assert_close(out, torch.addmm(b.double(), x.double(), w.double().t()), in_features, integers)  # eq. (6), (17)
 
 
-@pytest.mark.parametrize("integers", [True, False])
-@pytest.mark.parametrize("num_tasks", [1, 3])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@every_case
 def test_gemm_strided(module, sizes, num_tasks, integers):
     rows, in_features, out_features = sizes
     x, w = (random_tensor(n, in_features, integers=integers) for n in (rows, out_features))

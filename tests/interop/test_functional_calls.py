@@ -219,7 +219,8 @@ def test_a_forward_that_a_trace_would_change_is_refused_or_listed(kind: type[Net
     native[0].conv1.eval()
     before = torch.get_rng_state(), random.getstate(), [m.training for m in native.modules()]
     with pytest.raises(
-        ValueError, match=rf"report=True accepts that and lists them:\n  0: .*{kind.__name__}: .*{why}"
+        ValueError,
+        match=rf"pass report=True to leave these as they are and list them:\n  0: .*{kind.__name__}: .*{why}",
     ):
         mg.from_torch(native, functional=True)
     ours, report = mg.from_torch(native, functional=True, report=True)
