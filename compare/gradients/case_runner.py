@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from compare.case import Case, CaseError
 from compare.gradients.diagnosis.mismatch import NO_GRADIENT, NO_OUTPUT, WRONG_DTYPE, Mismatch, RerunNative
-from compare.gradients.measure import EQUAL, REFUSED, WRONG, Row, measure
+from compare.gradients.measure import EMPTY, EQUAL, REFUSED, WRONG, Row, measure
+from compare.gradients.numbers import as_real, has_gradient
+from compare.gradients.oracle import Oracle, Oracles
 from compare.gradients.run_variant import OUTPUT, RunResult, run_variant
-from compare.gradients.tolerance import Sensitivity, measure_sensitivity
-from compare.gradients.variants import Variant, incoming_gradient, round_inputs
-
-Values = dict[str, Tensor | None]
+from compare.gradients.variants import Variant
 
 
 @dataclass(frozen=True)
@@ -31,33 +29,37 @@ class ComparedTensors:
 
 
 @dataclass(frozen=True)
-class _Oracle:
-    """Native's float64 results for one set of input values, with what is derived from them."""
+class Judgement:
+    """The row of one quantity; its mismatch if it is wrong, and the two tensors if there are two of one shape."""
 
-    inputs: dict[str, Tensor]
-    values: Values
-    sensitivities: dict[str, Sensitivity]
-    conventions: dict[str, Values]
+    row: Row
+    mismatch: Mismatch | None = None
+    tensors: ComparedTensors | None = None
 
 
 class CaseRunner:
-    """Run one case variant by variant. Oracles are cached: variants with the same values share one."""
+    """Run one case variant by variant."""
 
-    def __init__(self, case: Case, device: str, seed: int) -> None:
+    def __init__(self, case: Case, device: str, seed: int, dtypes: tuple[torch.dtype, ...]) -> None:
         self.case, self.seed = case, seed
-        self.inputs = case.inputs(seed)
         self.mismatches: list[Mismatch] = []
         self.examples: dict[str, ComparedTensors] = {}
-        self._oracles: dict[Any, _Oracle] = {}
-        self._float64 = Variant(device=device)
-        floating = [value for value in self.inputs.values() if value.is_floating_point()]
-        if not floating:
+        self.plain = Variant(dtypes[0], device=device)
+        self.oracles = Oracles(case, device, seed)
+        differentiable = [value for value in self.oracles.inputs.values() if has_gradient(value)]
+        if not differentiable:
             raise CaseError(f"{case.name}: expected a floating-point tensor from make_inputs, got none")
-        oracle = self._oracle(self._float64)
-        self._input_dims = [value.dim() for value in floating]
-        self._output_dims = [
-            v.dim() for name, v in oracle.values.items() if name.startswith(OUTPUT) and v is not None
-        ]
+        values = self.oracles(self.plain).values
+        outputs = [v for name, v in values.items() if name.startswith(OUTPUT) and v is not None]
+        if not any(output.numel() for output in outputs):
+            raise CaseError(f"{case.name}: the outputs have no elements, so there is nothing to compare")
+        self._input_dims = [value.dim() for value in differentiable]
+        self._output_dims = [output.dim() for output in outputs]
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the inputs whose gradients are compared."""
+        return [name for name, value in self.oracles.inputs.items() if has_gradient(value)]
 
     def has_layouts_of(self, variant: Variant) -> bool:
         """Return True if some tensor can have the variant's layouts; channels_last, say, needs four dimensions."""
@@ -69,27 +71,56 @@ class CaseRunner:
         return True
 
     def rows(self, variant: Variant) -> list[Row]:
-        """Run ours and native in one variant; return a row for each output and gradient, and note the mismatches."""
-        oracle = self._oracle(variant)
-        native = run_variant(self.case.native, oracle.inputs, variant, self.seed)
+        """Run ours and native in one variant; return a row for each output and gradient, and note the mismatches.
+
+        A variant in which native raises has one row, "refused". Expanding an input's first row over all rows makes a
+        square matrix singular, for example.
+        """
+        try:
+            oracle = self.oracles(variant)
+        except CaseError as error:
+            return [Row(self.case.name, OUTPUT, variant, REFUSED, message=str(error))]
+        native = run_variant(self.case.native, oracle.inputs, variant, self.seed, finds_changes=False)
         if native.error is not None:
             return [Row(self.case.name, OUTPUT, variant, REFUSED, message=_first_line(native.error))]
         ours = run_variant(self.case.ours, oracle.inputs, variant, self.seed)
         if ours.error is not None:
             return [self._error_row(variant, ours, oracle)]
-        return [
-            self._row(name, variant, ours, native, oracle) for name in dict.fromkeys((*oracle.values, *ours.values))
-        ]
+        judgements = self.judge(variant, ours, native)
+        for judgement in judgements:
+            if judgement.mismatch is not None:
+                self.mismatches.append(judgement.mismatch)
+            tensors, name = judgement.tensors, judgement.row.quantity
+            if tensors is not None and self._is_better_example(name, tensors):
+                self.examples[name] = tensors
+        return [judgement.row for judgement in judgements]
+
+    def judge(
+        self, variant: Variant, ours: RunResult, native: RunResult, names: Collection[str] | None = None
+    ) -> list[Judgement]:
+        """Judge the quantities of a run; by default all of native's and ours.
+
+        Before a quantity is called wrong, native is perturbed more often: a kink may have been overlooked.
+        """
+        oracle = self.oracles(variant)
+        if names is None:
+            names = dict.fromkeys((*oracle.values, *ours.values))
+        judgements = [self._judge(name, variant, ours, native, oracle) for name in names]
+        known = {m.quantity for m in self.mismatches if m.variant == self.plain}
+        wrong = [j for j in judgements if j.mismatch is not None and not j.mismatch.message]
+        if not oracle.has_more_trials and any(j.row.quantity not in known for j in wrong):
+            oracle.add_trials()
+            judgements = [self._judge(name, variant, ours, native, oracle) for name in names]
+        return judgements
 
     def native_rerunner(self, variant: Variant) -> RerunNative:
         """Return a function that reruns native in float64 with other incoming gradients, or with other inputs."""
-        own_inputs = self._oracle(variant).inputs
-        return lambda gradients, inputs=None: self._run_native(inputs or own_inputs, variant, gradients).values
+        return lambda gradients, inputs=None: self.oracles.rerun(variant, gradients, inputs)
 
     def find_side_effects(self) -> dict[str, str]:
         """Run ours twice; return the kind of finding for each modified argument and each value that differs."""
-        oracle = self._oracle(self._float64)
-        first, second = (run_variant(self.case.ours, oracle.inputs, self._float64, self.seed) for _ in range(2))
+        oracle = self.oracles(self.plain)
+        first, second = (run_variant(self.case.ours, oracle.inputs, self.plain, self.seed) for _ in range(2))
         side_effects = {}
         for name in first.modified:
             is_gradient = name.startswith("the incoming")
@@ -97,87 +128,67 @@ class CaseRunner:
         for name, value in first.values.items():
             repeated = second.values.get(name)
             if first.error is None and second.error is None and value is not None and repeated is not None:
-                difference = (value.double() - repeated.double()).abs().nan_to_num(0.0)
+                if value.shape != repeated.shape:
+                    side_effects[name] = "not repeatable"
+                    continue
+                difference = (as_real(value).double() - as_real(repeated).double()).abs().nan_to_num(0.0)
                 largest = float(difference.max()) if value.numel() else 0.0
-                if largest > oracle.sensitivities.get(name, Sensitivity()).max_change:
+                if largest > oracle.trials.sensitivity(name).max_change:
                     side_effects[name] = "not repeatable"
         return side_effects
 
-    def _oracle(self, variant: Variant) -> _Oracle:
-        expanded = variant.layout == "expanded", variant.gradient_layout == "expanded"
-        key = (variant.dtype, variant.data, *expanded)
-        if key not in self._oracles:
-            inputs = round_inputs(self.inputs, variant)
-            values = self._run_native(inputs, variant).values
-            sensitivities = measure_sensitivity(self.case.native, inputs, values, variant, self.seed, self.case.kinks)
-            conventions = {
-                name: self._run_native(inputs, variant, function=function).values
-                for name, function in self.case.conventions.items()
-            }
-            self._oracles[key] = _Oracle(inputs, values, sensitivities, conventions)
-        return self._oracles[key]
-
-    def _run_native(
-        self,
-        inputs: dict[str, Tensor],
-        variant: Variant,
-        gradients: Callable[[int, Tensor], Tensor] | None = None,
-        function: Callable[..., Any] | None = None,
-    ) -> RunResult:
-        """Run native, or ``function`` in its place, in float64 on the values that the variant's dtype holds."""
-        if gradients is None:
-            gradients = lambda n, output: incoming_gradient(output, variant, self.seed + n)  # noqa: E731
-        result = run_variant(function or self.case.native, inputs, self._float64, self.seed, gradients)
-        if result.error is not None:
-            error = f"{type(result.error).__name__}: {result.error}"
-            raise CaseError(f"{self.case.name}: native raises in float64: {error}") from result.error
-        if not any(
-            name.startswith(OUTPUT) and v.is_floating_point() for name, v in result.values.items() if v is not None
-        ):
-            raise CaseError(f"{self.case.name}: expected a floating-point tensor from native, got none")
-        return result
-
-    def _row(self, name: str, variant: Variant, ours: RunResult, native: RunResult, oracle: _Oracle) -> Row:
+    def _judge(self, name: str, variant: Variant, ours: RunResult, native: RunResult, oracle: Oracle) -> Judgement:
         got, native_value, expected = ours.values.get(name), native.values.get(name), oracle.values.get(name)
         if expected is None and got is not None and name in oracle.values:  # native has no gradient: the same as 0
-            expected, native_value = torch.zeros_like(got, dtype=torch.float64), torch.zeros_like(got)
+            expected = torch.zeros_like(as_real(got), dtype=torch.float64)
         if got is None and expected is not None and name in ours.values and not expected.any():
-            got = torch.zeros_like(expected, dtype=variant.dtype)  # ours has no gradient: the same as 0
-        message = _obstacle(name, got, native_value, expected)
+            got = torch.zeros_like(
+                native_value if native_value is not None else expected
+            )  # no gradient: the same as 0
         if got is None and expected is None:
-            return Row(self.case.name, name, variant, EQUAL)
+            return Judgement(Row(self.case.name, name, variant, EQUAL))
+        message = _obstacle(name, got, native_value, expected)
         if message:
-            self.mismatches.append(Mismatch(name, variant, got, expected, None, 0.0, oracle.inputs, ours, message))
-            return Row(self.case.name, name, variant, WRONG, message=message)
+            mismatch = Mismatch(name, variant, got, expected, None, 0.0, oracle.inputs, ours, message)
+            return Judgement(Row(self.case.name, name, variant, WRONG, message=message), mismatch)
+        got = as_real(got)
         if not expected.is_floating_point():
             wrong = (got != expected).cpu()
-            status = WRONG if wrong.any() else EQUAL
+            status = WRONG if wrong.any() else EQUAL if got.numel() else EMPTY
             row = Row(self.case.name, name, variant, status, got.numel(), unexplained=int(wrong.sum()))
         else:
             conventions = {
                 key: values[name] for key, values in oracle.conventions.items() if values.get(name) is not None
             }
+            native_value = as_real(native_value) if native_value is not None else torch.zeros_like(got)
             row, wrong = measure(
-                self.case.name, name, variant, got,
-                native_value if native_value is not None else torch.zeros_like(got), expected,
-                oracle.sensitivities.get(name, Sensitivity()), conventions, self.case.kinks,
-            )  # fmt: skip
+                self.case.name,
+                name,
+                variant,
+                got,
+                native_value,
+                expected,
+                oracle.trials.sensitivity(name),
+                conventions,
+            )
         got, expected = got.double().cpu(), expected.double().cpu()
-        if row.status == WRONG:
-            self.mismatches.append(Mismatch(name, variant, got, expected, wrong, row.tolerance, oracle.inputs, ours))
-        if self._is_better_example(name, row):
-            self.examples[name] = ComparedTensors(variant, row.status, got, expected)
-        return row
+        tensors = ComparedTensors(variant, row.status, got, expected)
+        if row.status != WRONG:
+            return Judgement(row, None, tensors)
+        mismatch = Mismatch(name, variant, got, expected, wrong, row.tolerance, oracle.inputs, ours)
+        return Judgement(row, mismatch, tensors)
 
-    def _is_better_example(self, name: str, row: Row) -> bool:
-        """True for the first wrong row; without one, for contiguous float32, in which errors are visible."""
+    def _is_better_example(self, name: str, tensors: ComparedTensors) -> bool:
+        """True for the first wrong one; without one, for contiguous float32, in which errors are visible."""
         previous = self.examples.get(name)
-        if row.status == WRONG:
+        if tensors.status == WRONG:
             return previous is None or previous.status != WRONG
-        is_plain = Variant(row.variant.dtype, device=row.variant.device) == row.variant
-        return is_plain and (previous is None or (previous.status != WRONG and row.variant.dtype is torch.float32))
+        is_plain = Variant(tensors.variant.dtype, device=tensors.variant.device) == tensors.variant
+        return is_plain and (
+            previous is None or (previous.status != WRONG and tensors.variant.dtype is torch.float32)
+        )
 
-    def _error_row(self, variant: Variant, ours: RunResult, oracle: _Oracle) -> Row:
+    def _error_row(self, variant: Variant, ours: RunResult, oracle: Oracle) -> Row:
         """Row of a run in which ours raised; its quantity is the gradient whose shape autograd rejected, if any."""
         quantity = OUTPUT if OUTPUT not in ours.values else "backward"
         for name, gradient in ours.rejected_gradients.items():
@@ -196,10 +207,9 @@ def _obstacle(name: str, got: Tensor | None, native: Tensor | None, expected: Te
         return "native has no such output"
     if got is None and expected is not None:
         return NO_GRADIENT if name.startswith("gradient") else NO_OUTPUT
-    if got is None or expected is None:
-        return ""
-    if got.shape != expected.shape:
-        return f"got shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+    shape = expected.shape if native is None else native.shape  # expected is complex numbers as pairs
+    if got.shape != shape:
+        return f"got shape {tuple(got.shape)}, expected {tuple(shape)}"
     if native is not None and got.dtype != native.dtype:
         names = [str(t.dtype).removeprefix("torch.") for t in (got, native)]
         return f"{WRONG_DTYPE} {names[0]}, expected {names[1]}"
@@ -214,6 +224,6 @@ def _sums_to(shape: torch.Size, target: torch.Size) -> bool:
         return False
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {textwrap.shorten(lines[0], 160) if lines else ''}"

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from compare.case import Case
+from compare.gradients.call_mistakes import combine, find_call_mistakes
 from compare.gradients.case_runner import CaseRunner, ComparedTensors
 from compare.gradients.diagnosis.diagnose import NativeOracle, diagnose
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.measure import REFUSED, WRONG, Row
+from compare.gradients.measure import WRONG, Row
 from compare.gradients.variants import DATA, DTYPES, Variant, variants
 from compare.gradients.zeros_and_ties import count_zeros_and_ties
 
@@ -53,7 +54,7 @@ class Comparison:
         return counts
 
     def __str__(self) -> str:
-        compared = [row for row in self.rows if row.status != REFUSED]
+        compared = [row for row in self.rows if row.is_compared]
         if self.ok:
             lines = [f"{self.case.name}: {len(compared)} comparisons, none is wrong"]
             worst = max(compared, key=lambda row: row.tolerance_used, default=None)
@@ -86,13 +87,18 @@ def compare(
     Raises:
         CaseError: ``native`` raises in float64, or the case has no floating-point input or output.
     """
-    runner = CaseRunner(case, device, seed)
+    dtypes = tuple(dtypes)
+    runner = CaseRunner(case, device, seed, dtypes)
     rows: list[Row] = []
-    for variant in variants(tuple(dtypes), device, case.whole_numbers):
+    for variant in variants(dtypes, device, case.whole_numbers):
         if runner.has_layouts_of(variant):
             rows += runner.rows(variant)
+    side_effects = runner.find_side_effects()
     native = NativeOracle(case.native, runner.native_rerunner, seed)
-    findings = diagnose(runner.mismatches, rows, runner.find_side_effects(), native)
+    findings = combine(
+        diagnose(runner.mismatches, rows, side_effects, native),
+        find_call_mistakes(runner, dtypes, rows, side_effects),
+    )
     kinds_of_data = DATA if case.whole_numbers else DATA[:1]
     census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
     if progress is not None:

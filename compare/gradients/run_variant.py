@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compare.gradients.numbers import dtype_at, has_gradient
 from compare.gradients.variants import Variant, gradient_to_layout, incoming_gradient, to_layout
 
 OUTPUT = "output"
+IN_PLACE_ON_LEAF = "a leaf Variable that requires grad"  # in the error of an in-place change of a leaf
 
 
 def output_name(n: int) -> str:
@@ -33,13 +35,15 @@ class RunResult:
         values: outputs and gradients by name; None where an input has no gradient.
         error: the exception that the function raised, if any.
         rejected_gradients: what backward returned, where autograd rejected it because of its shape.
-        modified: names of the arguments that the function modified in place.
+        modified: names of the arguments that the function modified in place, but for declared in-place operations.
+        in_place: True if an output is one of the arguments: an in-place operation, which ``mark_dirty`` declares.
     """
 
     values: dict[str, Tensor | None] = field(default_factory=dict)
-    error: Exception | None = None
+    error: BaseException | None = None
     rejected_gradients: dict[str, Tensor] = field(default_factory=dict)
     modified: tuple[str, ...] = ()
+    in_place: bool = False
 
 
 def run_variant(
@@ -48,59 +52,112 @@ def run_variant(
     variant: Variant,
     seed: int = 0,
     gradients: Callable[[int, Tensor], Tensor] | None = None,
+    requires_grad: Collection[str] | None = None,
+    *,
+    finds_changes: bool = True,
 ) -> RunResult:
     """Run ``function`` forward and backward on ``inputs`` in the dtype and layouts of ``variant``.
 
-    An exception that ``function`` raises is part of the result.
+    An exception that ``function`` raises is part of the result, ``SystemExit`` too.
 
     Args:
-        inputs: by name, in the order of the function's arguments; floating-point ones in float64.
+        inputs: by name, in the order of the function's arguments; real and complex ones in double precision.
         gradients: ``gradients(n, output)`` is the incoming gradient of output ``n``; by default that of the variant.
+        requires_grad: names of the inputs that require a gradient; by default all floating-point and complex ones.
+        finds_changes: False for a trusted function, whose arguments are not inspected for in-place changes.
     """
-    leaves = {name: _leaf(value, variant) for name, value in inputs.items()}
-    original_inputs = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    result = _run(function, inputs, variant, seed, gradients, requires_grad, finds_changes, clones=False)
+    if result.error is not None and IN_PLACE_ON_LEAF in str(result.error):
+        return _run(function, inputs, variant, seed, gradients, requires_grad, finds_changes, clones=True)
+    return result
+
+
+def _run(
+    function: Callable[..., Any],
+    inputs: dict[str, Tensor],
+    variant: Variant,
+    seed: int,
+    gradients: Callable[[int, Tensor], Tensor] | None,
+    requires_grad: Collection[str] | None,
+    finds_changes: bool,
+    *,
+    clones: bool,
+) -> RunResult:
+    """:func:`run_variant`; with ``clones``, the function gets clones, which it may change in place, not leaves."""
     if gradients is None:
         gradients = lambda n, output: incoming_gradient(output, variant, seed + n)  # noqa: E731
     values: dict[str, Tensor | None] = {}
     rejected: dict[str, Tensor] = {}
     modified: list[str] = []
-    differentiable = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    in_place = False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the function may warn in each of a hundred runs
-            result = function(*leaves.values())
-        outputs = result if isinstance(result, (tuple, list)) else (result,)
-        if not all(isinstance(output, Tensor) for output in outputs):
-            types = ", ".join(type(output).__name__ for output in outputs)
-            raise TypeError(f"expected a tensor or a tuple of tensors from the function, got {types}")
-        values |= {output_name(n): output.detach().clone() for n, output in enumerate(outputs)}
+        leaves = {name: make_leaf(value, variant) for name, value in inputs.items()}
+        if requires_grad is not None:
+            for name, leaf in leaves.items():
+                leaf.requires_grad_(leaf.requires_grad and name in requires_grad)
+        arguments = {name: leaf.clone() for name, leaf in leaves.items()} if clones else leaves
+        original_inputs = {name: leaf.detach().clone() for name, leaf in leaves.items()} if finds_changes else {}
+        differentiable = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+        outputs = call(function, arguments.values())
+        in_place = any(output is argument for output in outputs for argument in arguments.values()) and clones
+        values |= {output_name(n): dense_copy(output) for n, output in enumerate(outputs)}
         numbered = [(n, output) for n, output in enumerate(outputs) if output.requires_grad]
         incoming = [
             gradient_to_layout(gradients(n, output).to(output.dtype), variant.gradient_layout)
             for n, output in numbered
         ]
-        original_incoming = [gradient.clone() for gradient in incoming]
+        original_incoming = [gradient.clone() for gradient in incoming] if finds_changes else []
+        grads: Sequence[Tensor | None] = [None] * len(differentiable)
         if numbered and differentiable:
             grads = _backward([output for _, output in numbered], differentiable, incoming, rejected)
-        else:
-            grads = [None] * len(differentiable)
         values |= {gradient_name(name): grad for name, grad in zip(differentiable, grads, strict=True)}
         modified += [
             f"the incoming gradient of {output_name(n)}"
-            for (n, _), gradient, original in zip(numbered, incoming, original_incoming, strict=True)
+            for (n, _), gradient, original in zip(numbered, incoming, original_incoming, strict=False)
             if not _equal(gradient, original)
         ]
-    except Exception as error:
-        return RunResult(values, error, rejected, tuple(modified))
-    modified += [name for name, leaf in leaves.items() if not _equal(leaf.detach(), original_inputs[name])]
-    return RunResult(values, None, rejected, tuple(modified))
+    except (Exception, SystemExit) as error:
+        return RunResult(values, error, rejected, tuple(modified), in_place)
+    modified += [
+        name
+        for name, original in original_inputs.items()
+        if not _equal((argument := arguments[name]).detach(), original) and not any(o is argument for o in outputs)
+    ]
+    return RunResult(values, None, rejected, tuple(modified), in_place)
 
 
-def _leaf(value: Tensor, variant: Variant) -> Tensor:
-    if not value.is_floating_point():
+def call(function: Callable[..., Any], arguments: Collection[Tensor]) -> tuple[Tensor, ...]:
+    """Call ``function`` and return its outputs as a tuple.
+
+    Raises:
+        TypeError: it returns something that is neither a tensor nor a tuple or list of tensors.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the function may warn in each of a hundred runs
+        result = function(*arguments)
+    outputs = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+    if not all(isinstance(output, Tensor) for output in outputs):
+        types = ", ".join(type(output).__name__ for output in outputs)
+        raise TypeError(f"expected a tensor or a tuple of tensors from the function, got {types}")
+    return outputs
+
+
+def make_leaf(value: Tensor, variant: Variant) -> Tensor:
+    """Copy an input to the variant's device, dtype and layout; a floating-point or complex copy requires a gradient.
+
+    Raises:
+        TypeError: the input is complex, and no complex dtype has the variant's precision.
+    """
+    if not has_gradient(value):
         return value.to(variant.device).clone()
-    copy = value.to(device=variant.device, dtype=variant.dtype, copy=True)  # the function may write into it
+    copy = value.to(variant.device, dtype_at(variant.dtype, value), copy=True)  # the function may write into it
     return to_layout(copy, variant.layout).detach().requires_grad_()
+
+
+def dense_copy(tensor: Tensor) -> Tensor:
+    """Copy a tensor, detached; a sparse one becomes dense."""
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def _backward(
@@ -121,8 +178,8 @@ def _backward(
                     if isinstance(gradient, Tensor)
                 }
         raise
-    return [None if grad is None else grad.detach().clone() for grad in grads]
+    return [None if grad is None else dense_copy(grad) for grad in grads]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | (a.isnan() & b.isnan())).all()) if a.is_floating_point() else torch.equal(a, b)
+    return bool(((a == b) | (a.isnan() & b.isnan())).all()) if has_gradient(a) else torch.equal(a, b)

@@ -4,6 +4,10 @@ The tolerance has two parts. The first is twice the error that native PyTorch ma
 the change of native's float64 result when its inputs, or the results of its operations, are perturbed by a few
 rounding errors: a result that is exact for slightly different inputs is as good as any. The second part is needed
 because native's error can be 0 by chance, when a sum happens to be right to the last digit.
+
+Where rounding carries a value across a kink (a ReLU's 0, the boundary of a quantiser's step, the second largest
+element), the result jumps. Two perturbations with opposite signs show this: smooth changes are opposite too, and
+jumps are not. A jump belongs to its element: it is the tolerance of that element, and of no other.
 """
 
 from __future__ import annotations
@@ -11,26 +15,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
+from compare.gradients.numbers import as_real, has_gradient
+from compare.gradients.perturbations import PerturbOperations, perturb_by_position, perturb_by_value
 from compare.gradients.run_variant import output_name, run_variant
 from compare.gradients.variants import Variant, incoming_gradient
 
-INPUT_TRIALS = 6  # for one number, six normal draws are all below a seventh of their spread once in 500,000 times
-OPERATION_TRIALS = 3  # further trials, which perturb the results of operations instead of the inputs
-ROUNDINGS = 4  # size of a perturbation in unit roundoffs; sums and products inside a correct function round as often
+ROUNDINGS = (
+    4  # perturbation in the tolerance, in unit roundoffs; sums and products in a correct function round as often
+)
 # Native's own error in float64 cannot be measured, so only the second part remains, and it is chosen generously: it
 # stays eight digits below the smallest mistake that compare promises to find.
 ROUNDINGS_FLOAT64 = 64
-# With a kink inside, correct results differ where rounding carries a value across the kink. A perturbation of twice
-# the size detects that.
-ROUNDINGS_KINKS = 8
+# Perturbations are larger than that, and smooth changes are scaled down: whatever a rounding error can carry across a
+# kink, one of them carries across too, with near certainty.
+ENLARGEMENT = 4
+ENLARGEMENT_KINKS = 8
+INPUT_PAIRS, OPERATION_PAIRS = 2, 1  # pairs of perturbations with opposite signs, of inputs and of operations
+# Further pairs before a result is called wrong. Of one number, twelve normal draws are all below a seventh of their
+# spread once in 10**11 times.
+MORE_INPUT_PAIRS, MORE_OPERATION_PAIRS = 12, 4
+# A change is a jump if the two changes of a pair do not cancel: their sum exceeds a quarter of the larger one, and a
+# quarter of the perturbation's relative size. The curvature of a smooth function leaves less.
+JUMP = 0.25
 
 
 @dataclass(frozen=True)
@@ -38,17 +50,19 @@ class Sensitivity:
     """Change of one quantity under small perturbations of the inputs.
 
     Attributes:
-        max_change: largest absolute change of an element.
-        norm_change: norm of the change.
-        scale: largest change of an element divided by the relative perturbation of the inputs: the size of the
-            oracle's largest element, or of the terms that cancel in it.
-        crosses_kink: True if a perturbation carried a value across a kink.
+        max_change: largest change of an element that does not jump, for a perturbation of the tolerance's size.
+        scale: that change divided by the relative perturbation: the size of the oracle's largest element, or of the
+            terms that cancel in it.
+        jumps: mask of the elements that a perturbation carries across a kink; None if there are none.
+        spread: largest change of each element; None if no element jumps.
+        norm_change: norm of the change of the elements that jump.
     """
 
     max_change: float = 0.0
-    norm_change: float = 0.0
     scale: float = 0.0
-    crosses_kink: bool = False
+    jumps: Tensor | None = None
+    spread: Tensor | None = None
+    norm_change: float = 0.0
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -70,113 +84,109 @@ def max_finite_abs(values: Tensor) -> float:
     return float(values.abs().max()) if values.numel() else 0.0
 
 
-def measure_sensitivity(
-    native: Callable[..., Any],
-    inputs: dict[str, Tensor],
-    oracle: dict[str, Tensor | None],
-    variant: Variant,
-    seed: int,
-    kinks: bool,
-) -> dict[str, Sensitivity]:
-    """Measure how every quantity of ``oracle`` changes when inputs and incoming gradients change by a few roundings.
+@dataclass
+class _Changes:
+    """Changes of one quantity in all perturbations so far."""
 
-    Equal values change equally, so ties stay ties. With inputs rounded to whole numbers, sums inside the function tie
-    as well, and a perturbation of the inputs breaks these ties. There, a relative change larger than the square root
-    of the unit roundoff counts as a crossed kink and is not part of the sensitivity.
+    jumps: Tensor
+    largest: Tensor
+    norms: list[Tensor] = field(default_factory=list)
 
-    Args:
-        native: the trusted function.
-        inputs: the variant's inputs in float64.
-        oracle: outputs and gradients of ``native`` for ``inputs`` in float64.
-        kinks: True if a ReLU or a maximum follows a sum inside the function.
+
+class SensitivityTrials:
+    """Perturbed runs of native, and what they change. :meth:`add` runs more of them.
+
+    With inputs rounded to whole numbers, sums inside the function tie as well, and a perturbation of the inputs
+    breaks these ties. But whole numbers are computed without rounding: a jump after a perturbed input says nothing.
     """
-    roundings = ROUNDINGS_KINKS if kinks else ROUNDINGS
-    if variant.dtype is torch.float64:
-        roundings = ROUNDINGS_FLOAT64
-    size = roundings * unit_roundoff(variant.dtype)
-    kink_threshold = math.sqrt(unit_roundoff(variant.dtype))
-    float64 = Variant(device=variant.device)
-    trials: dict[str, list[Sensitivity]] = {name: [] for name in oracle}
-    for trial in range(INPUT_TRIALS + OPERATION_TRIALS):
-        perturbs_inputs = trial < INPUT_TRIALS
-        trial_inputs = inputs
-        if perturbs_inputs:
-            trial_inputs = {name: _perturb_by_value(value, size, trial) for name, value in inputs.items()}
-        incoming = {  # drawn here, outside _PerturbOperations: drawing them is no operation of the function
-            n: _perturb_by_position(incoming_gradient(oracle[output_name(n)], variant, seed + n), size, trial)
+
+    def __init__(
+        self,
+        native: Callable[..., Any],
+        inputs: dict[str, Tensor],
+        oracle: dict[str, Tensor | None],
+        variant: Variant,
+        seed: int,
+        kinks: bool,
+    ) -> None:
+        """Run the first pairs.
+
+        Args:
+            native: the trusted function.
+            inputs: the variant's inputs in double precision.
+            oracle: outputs and gradients of ``native`` for ``inputs`` in double precision.
+            kinks: True if a ReLU or a maximum follows a sum inside the function.
+        """
+        self.native, self.inputs, self.variant, self.seed = native, inputs, variant, seed
+        self.oracle = {
+            name: as_real(value) for name, value in oracle.items() if value is not None and has_gradient(value)
+        }
+        is_float64 = variant.dtype is torch.float64
+        self.tolerated_size = (ROUNDINGS_FLOAT64 if is_float64 else ROUNDINGS) * unit_roundoff(variant.dtype)
+        self.size = (ENLARGEMENT_KINKS if kinks else ENLARGEMENT) * self.tolerated_size
+        self.incoming = {
+            n: incoming_gradient(oracle[output_name(n)], variant, seed + n)
             for n in range(len(oracle))
             if oracle.get(output_name(n)) is not None
         }
+        self.changes = {
+            name: _Changes(torch.zeros_like(value, dtype=torch.bool), torch.zeros_like(value))
+            for name, value in self.oracle.items()
+        }
+        self.num_pairs = 0
+        self.add(INPUT_PAIRS, OPERATION_PAIRS)
 
-        def gradients(n: int, output: Tensor, incoming: dict[int, Tensor] = incoming) -> Tensor:
-            return incoming[n]
+    def add(self, input_pairs: int = MORE_INPUT_PAIRS, operation_pairs: int = MORE_OPERATION_PAIRS) -> None:
+        """Run further pairs of perturbations."""
+        for n in range(input_pairs + operation_pairs):
+            self.num_pairs += 1
+            perturbs_inputs = n < input_pairs
+            pair = [self._run(size, perturbs_inputs) for size in (self.size, -self.size)]
+            for name, changes in self.changes.items():
+                self._add_pair(changes, name, *(values.get(name) for values in pair), perturbs_inputs)
 
-        with nullcontext() if perturbs_inputs else _PerturbOperations(size, trial):
-            result = run_variant(native, trial_inputs, float64, seed, gradients)
-        for name, value in result.values.items():
-            expected = oracle.get(name)
-            if value is None or expected is None or not expected.is_floating_point() or not expected.numel():
-                continue
-            change = (value - expected).abs()
-            change = change[change.isfinite()]
-            is_large = change > kink_threshold * max_finite_abs(expected)
-            counted = change[~is_large] if variant.data == "whole numbers" and perturbs_inputs else change
-            trials[name].append(
-                Sensitivity(max_finite_abs(counted), float(change.norm()), crosses_kink=bool(is_large.any()))
+    def _run(self, size: float, perturbs_inputs: bool) -> dict[str, Tensor | None]:
+        trial, inputs = self.num_pairs, self.inputs
+        if perturbs_inputs:
+            inputs = {name: perturb_by_value(value, size, trial) for name, value in inputs.items()}
+        # Made outside PerturbOperations: to make them is no operation of the function.
+        incoming = {n: perturb_by_position(gradient, size, trial) for n, gradient in self.incoming.items()}
+        mode = nullcontext() if perturbs_inputs else PerturbOperations(size, trial, self.variant.dtype)
+        float64 = Variant(device=self.variant.device)
+        with mode:
+            result = run_variant(
+                self.native, inputs, float64, self.seed, lambda n, _: incoming[n], finds_changes=False
             )
-    return {
-        name: Sensitivity(
-            max((s.max_change for s in sensitivities), default=0.0),
-            max((s.norm_change for s in sensitivities), default=0.0),
-            max((s.max_change for s in sensitivities), default=0.0) / size,
-            variant.data == "drawn" and any(s.crosses_kink for s in sensitivities),
-        )
-        for name, sensitivities in trials.items()
-    }
+        return result.values
 
+    def _add_pair(
+        self, changes: _Changes, name: str, up: Tensor | None, down: Tensor | None, perturbs_inputs: bool
+    ) -> None:
+        expected = self.oracle[name]
+        if up is None or down is None or not expected.numel():
+            return
+        up, down = (as_real(value) - expected for value in (up, down))
+        is_finite = up.isfinite() & down.isfinite()
+        up, down = up.where(is_finite, 0.0), down.where(is_finite, 0.0)
+        largest, sums = torch.maximum(up.abs(), down.abs()), (up + down).abs()
+        jumps = (sums > JUMP * largest) & (sums > JUMP * self.size * max_finite_abs(expected))
+        if self.variant.data == "whole numbers" and perturbs_inputs:
+            largest, jumps = largest.where(~jumps, 0.0), torch.zeros_like(jumps)
+        changes.jumps |= jumps
+        changes.largest = torch.maximum(changes.largest, largest)
+        changes.norms += [up.abs(), down.abs()]
 
-EXACT_OPERATORS = ("aten::clone", "aten::_to_copy", "aten::copy")  # copies: they round nothing
-
-
-class _PerturbOperations(TorchDispatchMode):
-    """Perturb the result of every operation, forward and backward; equal values change equally."""
-
-    def __init__(self, size: float, trial: int) -> None:
-        super().__init__()
-        self.size, self.trial = size, trial
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        result = operator(*args, **(kwargs or {}))
-        if operator._schema.name in EXACT_OPERATORS or any(
-            returned.alias_info is not None for returned in operator._schema.returns
-        ):
-            return result  # a view or an in-place result: no new numbers, or numbers that other tensors share
-        return tree_map(self._perturb, result)
-
-    def _perturb(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dtype != torch.float64:
-            return value
-        return _perturb_by_value(value, self.size, self.trial)  # inside __torch_dispatch__ the mode is off
-
-
-def _perturb_by_value(value: Tensor, size: float, trial: int) -> Tensor:
-    """Multiply each element by 1 + size or 1 − size; a hash of its bits decides, so equal elements change equally."""
-    if not value.is_floating_point():
-        return value
-    return value * (1 + size * _pseudo_random_signs(value.contiguous().view(torch.int64), trial))
-
-
-def _perturb_by_position(value: Tensor, size: float, trial: int) -> Tensor:
-    """Multiply each element by 1 + size or 1 − size; its position decides.
-
-    Incoming gradients have no ties to preserve, and perturbations of equal elements must not cancel by symmetry.
-    """
-    positions = torch.arange(value.numel(), device=value.device).reshape(value.shape)
-    return value * (1 + size * _pseudo_random_signs(positions * 0x2545F4914F6CDD1D, trial))
-
-
-def _pseudo_random_signs(bits: Tensor, trial: int) -> Tensor:
-    """Hash each int64 to 1 or −1; the same bits and trial always give the same sign."""
-    mixed = (bits ^ (bits >> 31)) * (0x5851F42D4C957F2D + 2 * trial) + trial * 0x14057B7EF767814F
-    mixed = (mixed ^ (mixed >> 29)) * 0x369DEA0F31A53F85
-    return 1 - 2 * ((mixed >> 62) & 1).double()
+    def sensitivity(self, name: str) -> Sensitivity:
+        """Return the sensitivity of one quantity, from all perturbations so far."""
+        changes = self.changes.get(name)
+        if changes is None or not changes.jumps.numel():
+            return Sensitivity()
+        jumps = changes.jumps
+        if float(jumps.double().mean()) > 0.5:
+            jumps = torch.ones_like(jumps)  # each value that jumps reaches nearly every element, as in a deep network
+        smooth = max_finite_abs(changes.largest[~jumps])
+        max_change = smooth * self.tolerated_size / self.size
+        if not jumps.any():
+            return Sensitivity(max_change, smooth / self.size)
+        norm_change = max(float(change[jumps].norm()) for change in changes.norms)
+        return Sensitivity(max_change, smooth / self.size, jumps, changes.largest, norm_change)

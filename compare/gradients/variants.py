@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compare.gradients.numbers import as_real, has_gradient, to_precision
+
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("contiguous", "channels_last", "transposed", "expanded")
 DATA = ("drawn", "whole numbers")  # as the case draws its inputs; and the same rounded to whole numbers
+SECOND_DRAW = "second draw"  # other inputs and other incoming gradients of the same case
+INCOMING_STREAM = 0x6D610000  # first seed of incoming gradients; inputs have another, case.INPUT_STREAM
 
 
 @dataclass(frozen=True)
@@ -44,35 +48,49 @@ def variants(
 ) -> Iterator[Variant]:
     """Variants of every dtype: contiguous tensors first, then one other layout at a time.
 
-    A mistake that shows in a single variant can then be attributed to that dtype or layout.
+    A mistake that shows in a single variant can then be attributed to that dtype or layout. The dtypes of
+    :func:`call_dtypes` have a second draw of inputs and incoming gradients too.
     """
     for dtype in dtypes:
         for data in DATA if whole_numbers else DATA[:1]:
             yield Variant(dtype, data=data, device=device)
+        if dtype in call_dtypes(dtypes):
+            yield Variant(dtype, data=SECOND_DRAW, device=device)
         for layout in LAYOUTS[1:]:
             yield Variant(dtype, layout, device=device)
             yield Variant(dtype, gradient_layout=layout, device=device)
 
 
+def call_dtypes(dtypes: tuple[torch.dtype, ...]) -> tuple[torch.dtype, ...]:
+    """Dtypes in which calls are varied: the first, and float32, in which kernels often replace a formula."""
+    return tuple(dict.fromkeys((*dtypes[:1], *(dtype for dtype in dtypes if dtype is torch.float32))))
+
+
 def round_inputs(inputs: dict[str, Tensor], variant: Variant) -> dict[str, Tensor]:
-    """Round the inputs to the variant's dtype and data, and return them in float64, contiguous.
+    """Round the inputs to the variant's dtype and data, and return them in double precision, contiguous.
 
     Every run of the variant starts from exactly these values. In the "expanded" layout the first input with rows has
     the same values in every row. The other inputs keep their rows: with equal rows everywhere too many terms cancel.
     """
-    first = next((name for name, value in inputs.items() if value.is_floating_point() and value.dim() > 1), None)
+    first = next((name for name, value in inputs.items() if has_gradient(value) and value.dim() > 1), None)
     return {name: _round_input(value, variant, is_first=name == first) for name, value in inputs.items()}
 
 
 def _round_input(tensor: Tensor, variant: Variant, *, is_first: bool) -> Tensor:
-    if not tensor.is_floating_point():
+    if not has_gradient(tensor):
         return tensor.to(variant.device)
-    tensor = tensor.to(device=variant.device, dtype=torch.float64)
+    tensor = to_precision(tensor.to(variant.device), torch.float64)
     if variant.data == "whole numbers":
-        tensor = (2 * tensor).round()
+        tensor = _to_whole_numbers(tensor)
     if variant.layout == "expanded" and is_first:
         tensor = tensor[:1].expand_as(tensor)
-    return tensor.to(variant.dtype).double().contiguous()
+    return to_precision(to_precision(tensor, variant.dtype), torch.float64).contiguous()
+
+
+def _to_whole_numbers(values: Tensor) -> Tensor:
+    """Double and round: whole numbers with zeros and ties among them."""
+    rounded = (2 * as_real(values)).round()
+    return torch.view_as_complex(rounded) if values.is_complex() else rounded
 
 
 def to_layout(tensor: Tensor, layout: str) -> Tensor:
@@ -90,17 +108,20 @@ def to_layout(tensor: Tensor, layout: str) -> Tensor:
 
 
 def incoming_gradient(output: Tensor, variant: Variant, seed: int) -> Tensor:
-    """Draw the gradient that backward receives for ``output``: float64, rounded to the variant's dtype.
+    """Draw the gradient that backward receives for ``output``: double precision, rounded to the variant's dtype.
 
-    For the gradient layout "expanded" all elements are one number, as in the backward of ``sum``.
+    Its random numbers have a stream of their own: they are not those of any input. For the gradient layout "expanded"
+    all elements are one number, as in the backward of ``sum``.
     """
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    draw = 1000 * (variant.data == SECOND_DRAW)
+    generator = torch.Generator().manual_seed(INCOMING_STREAM + draw + seed)
+    dtype = torch.complex128 if output.is_complex() else torch.float64
+    values = torch.randn(output.shape, generator=generator, dtype=dtype)
     if variant.data == "whole numbers":
-        values = (2 * values).round()
+        values = _to_whole_numbers(values)
     if variant.gradient_layout == "expanded":
         values = torch.full_like(values, 0.75)
-    return values.to(variant.dtype).double().to(variant.device)
+    return to_precision(to_precision(values, variant.dtype), torch.float64).to(variant.device)
 
 
 def gradient_to_layout(gradient: Tensor, layout: str) -> Tensor:

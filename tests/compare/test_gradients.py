@@ -153,10 +153,10 @@ def test_the_examples_of_pytorchs_page_on_extending_autograd_match():
 FLOAT32, NO_SENSITIVITY = Variant(torch.float32), Sensitivity()
 
 
-def row_of(ours, oracle, native=None, variant=FLOAT32, sensitivity=NO_SENSITIVITY, conventions=None, kinks=False):
+def row_of(ours, oracle, native=None, variant=FLOAT32, sensitivity=NO_SENSITIVITY, conventions=None):
     ours, oracle = torch.tensor(ours), torch.tensor(oracle, dtype=torch.float64)
     native = oracle.float() if native is None else torch.tensor(native)
-    return measure("case", "output", variant, ours, native, oracle, sensitivity, conventions or {}, kinks)
+    return measure("case", "output", variant, ours, native, oracle, sensitivity, conventions or {})
 
 
 def test_the_numbers_of_a_row():
@@ -192,16 +192,42 @@ def test_infinities_and_nan_must_be_the_same_in_both(value):
     assert row_of([1.0, 2.0], [1.0, 2.0], native=[1.0, value])[0].status == "close"
 
 
-def test_for_kinks_the_norm_is_judged():
-    ours, oracle = [100.0] * 99 + [1.0], [100.0] * 99 + [2.0]
-    assert row_of(ours, oracle)[0].status == "wrong"
-    assert row_of(ours, oracle, kinks=True)[0].status == "wrong"
-    row, _ = row_of(ours, oracle, sensitivity=Sensitivity(norm_change=1.5), kinks=True)
+def at_kinks(mask, spread, norm_change=0.0):
+    """Sensitivity of a quantity some of whose elements jump."""
+    return Sensitivity(
+        jumps=torch.tensor(mask), spread=torch.tensor(spread, dtype=torch.float64), norm_change=norm_change
+    )
+
+
+def test_a_jump_is_the_tolerance_of_its_own_element():
+    jump = at_kinks([False, True, False], [0.0, 2.0, 0.0])
+    row, _ = row_of([1.0, 2.0, 3.0], [1.0, 0.0, 3.0], sensitivity=jump)
+    assert (row.status, row.at_kinks, row.by_norm) == ("close", 1, False)
+    row, wrong = row_of([1.0, 2.1, 3.0], [1.0, 0.0, 3.0], sensitivity=jump)
+    assert row.status == "wrong" and wrong.tolist() == [False, True, False]
+    row, wrong = row_of([1.2, 2.0, 3.6], [1.0, 0.0, 3.0], sensitivity=jump)
+    assert row.status == "wrong" and wrong.tolist() == [True, False, True]
+
+
+def test_elements_at_kinks_are_accepted_together_by_their_norm_and_no_others():
+    ours, oracle = [1.0, 9.0, 5.0], [1.0, 8.0, 5.0]
+    row, _ = row_of(ours, oracle, sensitivity=at_kinks([False, True, True], [0.0, 0.5, 2.0], norm_change=2.0))
     assert (row.status, row.by_norm) == ("close", True)
-    assert row.relative == pytest.approx(1 / math.sqrt(99 * 100**2 + 4))
-    norm = Sensitivity(norm_change=1.5)
-    float64 = row_of(ours, oracle, native=oracle, variant=Variant(torch.float64), sensitivity=norm, kinks=True)
-    assert float64[0].status == "wrong"  # never by norm in float64
+    row, _ = row_of(ours, oracle, sensitivity=at_kinks([False, True, True], [0.0, 0.5, 0.5], norm_change=0.5))
+    assert row.status == "wrong"
+    row, _ = row_of(
+        [2.0, *ours[1:]], oracle, sensitivity=at_kinks([False, True, True], [0.0, 0.5, 2.0], norm_change=9.0)
+    )
+    assert (row.status, row.index) == ("wrong", (0,))
+
+
+def test_a_kink_that_native_crossed_is_no_tolerance_of_others():
+    oracle = torch.linspace(1, 2, 40, dtype=torch.float64).tolist()
+    native = [*oracle[:-1], 0.0]
+    row, _ = row_of(native, oracle, native=native)
+    assert (row.status, row.at_kinks) == ("equal", 1)
+    row, wrong = row_of([1.2 * value for value in oracle], oracle, native=native)
+    assert row.status == "wrong" and wrong[:-1].all()
 
 
 def test_ulp():

@@ -1,0 +1,56 @@
+"""Mistakes that one call with all gradients does not show: they need other incoming gradients, fewer requested
+gradients, or several calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from compare.gradients import linearity, repeated_calls, requested_gradients
+from compare.gradients.case_runner import CaseRunner
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.measure import REFUSED, WRONG, Row
+from compare.gradients.run_variant import run_variant
+from compare.gradients.variants import SECOND_DRAW, Variant, call_dtypes
+
+KINDS = (linearity.KIND, repeated_calls.KIND, requested_gradients.KIND)
+
+
+def find_call_mistakes(
+    runner: CaseRunner, dtypes: tuple[torch.dtype, ...], rows: Sequence[Row], side_effects: Mapping[str, str]
+) -> list[Finding]:
+    """Return one finding for each quantity that is right in a contiguous call by itself, and wrong otherwise."""
+    findings: dict[str, Finding] = {}
+    if any(kind.startswith("changes") for kind in side_effects.values()):
+        return []  # a function that writes into its arguments without declaring it spoils every later call
+    for dtype in call_dtypes(dtypes):
+        first = Variant(dtype, device=runner.plain.device)
+        second = Variant(dtype, data=SECOND_DRAW, device=runner.plain.device)
+        right = {row.quantity: row for row in rows if row.variant == first and row.status not in (WRONG, REFUSED)}
+        if not right or any(row.quantity == "backward" for row in rows if row.variant == first):
+            continue
+        repeatable = {name for name in right if side_effects.get(name) != "not repeatable"}
+        found = list(requested_gradients.find_dependence_on_requested_gradients(runner, first, repeatable))
+        tolerances = {name: row.tolerance for name, row in right.items() if row.tolerance == row.tolerance}
+        gradients = {name: tolerance for name, tolerance in tolerances.items() if name.startswith("gradient")}
+        found += linearity.find_nonlinearity(runner, first, gradients)
+        if not any(row.variant == second and row.status == REFUSED for row in rows):
+            ours = run_variant(runner.case.ours, runner.oracles(first).inputs, first, runner.seed)
+            found += repeated_calls.find_dependence_on_earlier_calls(
+                runner, first, second, repeatable, in_place=ours.in_place
+            )
+        for finding in found:
+            findings.setdefault(finding.quantity, finding)
+    return list(findings.values())
+
+
+def combine(findings: Sequence[Finding], call_findings: Sequence[Finding]) -> list[Finding]:
+    """Put the findings of :func:`find_call_mistakes` in the place of others about the same quantities.
+
+    A quantity with such a finding is right in a contiguous call by itself. What else is wrong about it, such as a
+    value that an earlier call in another dtype left behind, has the same cause.
+    """
+    replaced = {finding.quantity for finding in call_findings}
+    kept = [finding for finding in findings if finding.quantity not in replaced or finding.kind == "not repeatable"]
+    return [*call_findings, *kept]

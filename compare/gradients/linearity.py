@@ -1,0 +1,89 @@
+"""Backward with other incoming gradients: it must be linear in them, and add up the contributions of all outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from compare.case import CaseError
+from compare.gradients.case_runner import CaseRunner
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.numbers import as_real
+from compare.gradients.run_variant import OUTPUT, output_name, run_variant
+from compare.gradients.variants import SECOND_DRAW, Variant, incoming_gradient
+
+KIND = "not linear in the incoming gradient"
+# Powers of two, so that a linear backward returns the same digits; half types would overflow beyond 8.
+FACTOR, FACTOR_HALF = 1024.0, 8.0
+SLACK = 4  # another incoming gradient may have terms that cancel more than those the tolerance was measured with
+
+Incoming = Callable[[int, Tensor], Tensor]
+
+
+def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str, float]) -> Iterator[Finding]:
+    """One finding for each gradient that is wrong for another incoming gradient than that of ``variant``.
+
+    Args:
+        tolerances: tolerance of each gradient that is right in ``variant``, by quantity.
+    """
+    oracle = runner.oracles(variant)
+    found: set[str] = set()
+    outputs = [oracle.values[output_name(n)] for n in range(len(oracle.values)) if output_name(n) in oracle.values]
+    for description, incoming, scale in _incoming_gradients(variant, runner.seed, len(outputs)):
+        ours = run_variant(runner.case.ours, oracle.inputs, variant, runner.seed, incoming)
+        try:
+            expected = runner.oracles.rerun(variant, incoming)
+        except CaseError:  # native accepts no such incoming gradient
+            continue
+        if ours.error is not None:
+            if OUTPUT not in found:
+                found.add(OUTPUT)
+                message = f"{type(ours.error).__name__}: {ours.error}"
+                yield Finding(KIND, "backward", f"an exception is raised for {description}", message)
+            continue
+        native = run_variant(runner.case.native, oracle.inputs, variant, runner.seed, incoming)
+        for quantity, tolerance in tolerances.items():
+            if quantity in found:
+                continue
+            got, wanted, other = (r.get(quantity) for r in (ours.values, expected, native.values))
+            if wanted is None or other is None:
+                continue
+            got = torch.zeros_like(other) if got is None else got
+            if got.shape != other.shape:
+                continue
+            got, other = (as_real(t).double() for t in (got, other))
+            limit = SLACK * scale * tolerance + torch.finfo(variant.dtype).tiny
+            limit = limit + 2 * (other - wanted).abs()
+            comparable = other.isfinite() & wanted.isfinite()
+            jumps = oracle.trials.sensitivity(quantity).jumps
+            if jumps is not None:
+                comparable &= ~jumps
+            wrong = comparable & ~((got - wanted).abs() <= limit)
+            if wrong.any():
+                found.add(quantity)
+                index = tuple(torch.nonzero(wrong)[0].tolist())
+                evidence = f"at {list(index)}: got {float(got[index]):.6g}, expected {float(wanted[index]):.6g}"
+                yield Finding(KIND, quantity, f"is wrong for {description}", evidence)
+
+
+def _incoming_gradients(variant: Variant, seed: int, num_outputs: int) -> Iterator[tuple[str, Incoming, float]]:
+    """(description, incoming gradient, its size relative to that of the variant)."""
+    second = Variant(variant.dtype, data=SECOND_DRAW, device=variant.device)
+    factor = FACTOR if variant.dtype in (torch.float64, torch.float32) else FACTOR_HALF
+
+    def draw(n: int, output: Tensor, of: Variant = variant) -> Tensor:
+        return incoming_gradient(output, of, seed + n)
+
+    def scaled(factor: float) -> Incoming:
+        return lambda n, output: factor * draw(n, output)
+
+    yield "an incoming gradient of zeros", scaled(0.0), 1.0
+    yield "minus the incoming gradient", scaled(-1.0), 1.0
+    yield f"{factor:g} times the incoming gradient", scaled(factor), factor
+    yield f"1/{factor:g} of the incoming gradient", scaled(1 / factor), 1 / factor
+    yield "the sum of two incoming gradients", lambda n, o: draw(n, o) + draw(n, o, second), 2.0
+    for k in range(num_outputs) if num_outputs > 1 else ():
+        description = f"an incoming gradient of {output_name(k)} alone"
+        yield description, lambda n, output, k=k: draw(n, output) * (n == k), 1.0

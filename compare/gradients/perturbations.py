@@ -1,0 +1,90 @@
+"""Perturbations of a few rounding errors: of inputs, of incoming gradients, and of the results of operations.
+
+Every perturbation has a sign for each number, and each is made twice, with opposite signs. Equal values get equal
+signs, so ties stay ties.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from compare.gradients.numbers import as_real, has_gradient
+
+# Operators that round nothing: each element of the result is an element of an argument, its negative, or a whole
+# number. Perturbing their results would separate what is equal, such as a maximum and the element that it is.
+EXACT_OPERATORS = frozenset({
+    "_to_copy", "abs", "alias", "amax", "amin", "aminmax", "cat", "ceil", "clamp", "clamp_max", "clamp_min",
+    "clone", "conj", "constant_pad_nd", "copy", "cummax", "cummin", "diagonal_backward", "embedding", "fill",
+    "fix", "flip", "floor", "fmax", "fmin", "frac", "gather", "hardtanh", "hardtanh_backward", "imag", "index",
+    "index_fill", "index_select", "kthvalue", "leaky_relu_backward", "lift_fresh", "masked_fill",
+    "masked_scatter", "masked_select", "max", "max_pool2d_with_indices", "maximum", "median", "min", "minimum",
+    "mode", "nanmedian", "neg", "nll_loss_backward", "real", "relu", "repeat", "repeat_interleave", "roll",
+    "rot90", "round", "scatter", "select_backward", "select_scatter", "sgn", "sign", "slice_backward",
+    "slice_scatter", "sort", "split", "stack", "take", "threshold", "threshold_backward", "topk", "tril",
+    "triu", "trunc", "unbind", "unfold_backward", "where",
+})  # fmt: skip
+
+
+class PerturbOperations(TorchDispatchMode):
+    """Perturb the result of every operation that rounds, forward and backward.
+
+    A result that the dtype of the variant holds exactly is left unchanged: an operation that rounds correctly
+    computes it without an error, in that dtype too. (For float64 the criterion is float32, since every result is a
+    float64 number.)
+    """
+
+    def __init__(self, size: float, trial: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.size, self.trial = size, trial
+        self.exact_dtype = torch.float32 if dtype is torch.float64 else dtype
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        if operator._schema.name.removeprefix("aten::") in EXACT_OPERATORS or any(
+            returned.alias_info is not None for returned in operator._schema.returns
+        ):
+            return result  # a view or an in-place result: no new numbers, or numbers that other tensors share
+        return self._perturb(result) if isinstance(result, Tensor) else tree_map(self._perturb, result)
+
+    def _perturb(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float64, torch.complex128):
+            return value
+        parts = as_real(value)
+        is_exact = parts.to(self.exact_dtype).double() == parts
+        perturbed = torch.where(is_exact, parts, perturb_by_value(parts, self.size, self.trial))
+        return torch.view_as_complex(perturbed) if value.is_complex() else perturbed  # the mode is off in here
+
+
+def perturb_by_value(value: Tensor, size: float, trial: int) -> Tensor:
+    """Multiply each element by 1 + size or 1 − size; a hash of its bits decides, so equal elements change equally."""
+    if not has_gradient(value):
+        return value
+    parts = as_real(value).contiguous()
+    perturbed = parts * (1 + size * _pseudo_random_signs(parts.view(torch.int64), trial))
+    return torch.view_as_complex(perturbed) if value.is_complex() else perturbed
+
+
+def perturb_by_position(value: Tensor, size: float, trial: int) -> Tensor:
+    """Multiply each element by 1 + size or 1 − size; its position decides.
+
+    Incoming gradients have no ties to preserve, and perturbations of equal elements must not cancel by symmetry.
+    """
+    positions = torch.arange(value.numel(), device=value.device).reshape(value.shape)
+    return value * (1 + size * _pseudo_random_signs(positions * 0x2545F4914F6CDD1D, trial))
+
+
+def _pseudo_random_signs(bits: Tensor, trial: int) -> Tensor:
+    """Hash each int64 to 1 or −1; the same bits and trial always give the same sign."""
+    mixed = (bits ^ (bits >> 31)) * _int64(0x5851F42D4C957F2D + 2 * trial) + _int64(trial * 0x14057B7EF767814F)
+    mixed = (mixed ^ (mixed >> 29)) * 0x369DEA0F31A53F85
+    return 1 - 2 * ((mixed >> 62) & 1).double()
+
+
+def _int64(value: int) -> int:
+    """Wrap to a signed 64-bit number."""
+    return (value + 2**63) % 2**64 - 2**63
