@@ -1,1 +1,23 @@
-"""Wrong gradients that are right in some situations, by the situation that shows them, and right ones."""
+"""Gradients that are wrong in some situations only, by kind, and right Functions of as many kinds."""
+
+from __future__ import annotations
+
+from compare.case import Case
+from tests.compare.gallery.soundness.complex_numbers import COMPLEX_NUMBERS
+from tests.compare.gallery.soundness.flips import FLIPS
+from tests.compare.gallery.soundness.frozen_inputs import FROZEN_INPUTS
+from tests.compare.gallery.soundness.incoming_gradient import INCOMING_GRADIENT
+from tests.compare.gallery.soundness.right_layers import RIGHT_LAYERS
+from tests.compare.gallery.soundness.right_numbers import RIGHT_NUMBERS
+from tests.compare.gallery.soundness.right_quantisers import RIGHT_QUANTISERS
+from tests.compare.gallery.soundness.state_between_calls import STATE_BETWEEN_CALLS
+from tests.compare.gallery.soundness.wrong_gradient import WrongGradient
+
+WRONG_BY_KIND: dict[str, list[WrongGradient]] = {
+    "incoming gradient": INCOMING_GRADIENT,
+    "flips": FLIPS,
+    "frozen inputs": FROZEN_INPUTS,
+    "state between calls": STATE_BETWEEN_CALLS,
+    "complex numbers": COMPLEX_NUMBERS,
+}
+RIGHT: list[Case] = [*RIGHT_QUANTISERS, *RIGHT_LAYERS, *RIGHT_NUMBERS]

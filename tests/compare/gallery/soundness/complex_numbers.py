@@ -1,4 +1,4 @@
-"""Gradients of complex inputs or outputs that break PyTorch's convention: the conjugate of the Wirtinger derivative."""
+"""Gradients of complex inputs or outputs that differ from PyTorch's: the conjugate of the Wirtinger derivative."""
 
 from __future__ import annotations
 
@@ -129,7 +129,8 @@ Z = complex_randn(z=(3, 4))
 AB = complex_randn(a=(2, 3), b=(2, 3))
 
 COMPLEX_NUMBERS = [
-    wrong("product: conj missing", "a", hand_written(torch.mul, lambda g, a, b: (g * b, g * a.conj())), torch.mul, AB),
+    wrong("product: conj missing", "a", hand_written(torch.mul, lambda g, a, b: (g * b, g * a.conj())), torch.mul,
+          AB),
     wrong("product: conj of g", "b", hand_written(torch.mul, lambda g, a, b: (g * b.conj(), g.conj() * a)),
           torch.mul, AB),
     wrong("matrix product: transposed in place of adjoint", "b",
@@ -153,7 +154,8 @@ COMPLEX_NUMBERS = [
           torch.square, Z),
     wrong("tanh: imaginary part missing", "z",
           from_output(torch.tanh, lambda g, y, z: (g * (1 - y * y).conj()).real.to(g.dtype)), torch.tanh, Z),
-    wrong("Fourier transform: transposed in place of adjoint", "z", transform(Transform.apply), transform(torch.matmul),
+    wrong("Fourier transform: transposed in place of adjoint", "z", transform(Transform.apply),
+          transform(torch.matmul),
           Z),
     wrong("real part: halved", "z", hand_written(torch.real, lambda g, z: g.to(z.dtype) / 2), torch.real, Z),
     wrong("imaginary part: sign of i", "z", hand_written(torch.imag, lambda g, z: -1j * g), torch.imag, Z),
@@ -162,7 +164,8 @@ COMPLEX_NUMBERS = [
     wrong("complex from its parts: real part of g for both", "b",
           hand_written(torch.complex, lambda g, a, b: (g.real, g.real)), torch.complex, randn(a=(3, 2), b=(3, 2))),
     wrong("polar: conj missing in the gradient of the angle", "angle",
-          hand_written(torch.polar, lambda g, r, t: ((g * torch.exp(-1j * t)).real, (g * torch.polar(r, t) * 1j).real)),
+          hand_written(torch.polar, lambda g, r, t: ((g * torch.exp(-1j * t)).real,
+                                                     (g * torch.polar(r, t) * 1j).real)),
           torch.polar, randn(radius=(3, 2), angle=(3, 2))),
     wrong("real x times complex w: conj missing in the gradient of x", "x",
           hand_written(product_of_real, lambda g, x, w: ((g @ w.T).real, x.T.to(g.dtype) @ g)), product_of_real,

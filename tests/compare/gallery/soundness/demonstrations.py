@@ -18,13 +18,13 @@ MakeCase = Callable[[], Case]
 SCALES = (1.0, 1e3, 1e-4, 0.0)
 
 
-def draw_inputs(case: Case, seed: int = 0) -> list[Tensor]:
-    """Draw the inputs, in float64 or complex128."""
+def draw_inputs(case: Case, seed: int = 0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Draw the inputs, in ``dtype`` or complex128."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inputs = case.make_inputs()
     values = inputs.values() if isinstance(inputs, Mapping) else (inputs,) if isinstance(inputs, Tensor) else inputs
-    return [_to_double(value.detach()) for value in values]
+    return [_cast(value.detach(), dtype) for value in values]
 
 
 def is_differentiable(tensor: Tensor) -> bool:
@@ -65,10 +65,12 @@ def differ(ours: Sequence[Tensor | None], native: Sequence[Tensor | None], toler
     return len(ours) != len(native) or any(_differ(a, b, tolerance) for a, b in zip(ours, native, strict=True))
 
 
-def is_wrong_in_a_plain_call(make_case: MakeCase, scales: Sequence[float] = (1.0,)) -> bool:
+def is_wrong_in_a_plain_call(
+    make_case: MakeCase, scales: Sequence[float] = (1.0,), dtype: torch.dtype = torch.float64
+) -> bool:
     """Return True for a mistake that shows with one incoming gradient that is independent of the inputs."""
     case = make_case()
-    inputs = draw_inputs(case)
+    inputs = draw_inputs(case, dtype=dtype)
     wanted = _all_wanted(inputs)
     results = []
     for function in (case.ours, case.native):
@@ -80,7 +82,12 @@ def is_wrong_in_a_plain_call(make_case: MakeCase, scales: Sequence[float] = (1.0
         except TypeError:
             return True
         results.append([*outputs, *itertools.chain(*grads)])
-    return differ(*results)
+    return differ(*results, tolerance=1e-10 if dtype is torch.float64 else 1e-2)
+
+
+def is_wrong_in_some_dtype(make_case: MakeCase) -> bool:
+    """Return True for a mistake that shows in a plain call in float64 or float32."""
+    return any(is_wrong_in_a_plain_call(make_case, dtype=dtype) for dtype in (torch.float64, torch.float32))
 
 
 def is_wrong_for_some_incoming_gradient(make_case: MakeCase) -> bool:
@@ -168,10 +175,10 @@ def _all_wanted(inputs: Sequence[Tensor]) -> list[int]:
     return [n for n, value in enumerate(inputs) if is_differentiable(value)]
 
 
-def _to_double(value: Tensor) -> Tensor:
-    return (
-        value.double() if value.is_floating_point() else value.to(torch.complex128) if value.is_complex() else value
-    )
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    if value.is_complex():
+        return value.to(torch.complex128)
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def _differ(ours: Tensor | None, native: Tensor | None, tolerance: float) -> bool:

@@ -11,13 +11,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.grad import conv2d_input, conv2d_weight
 
+from tests.compare.gallery.soundness import kinked_functions as kinked
 from tests.compare.gallery.soundness.wrong_gradient import from_output, wrong
 from tests.compare.gallery.wrong_function import hand_written, randn
-
-
-def straight_through(values: Tensor, x: Tensor) -> Tensor:
-    """Return ``values``; the gradient goes to x unchanged."""
-    return x + (values - x).detach()
 
 
 def in_own_dtype(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,19 +21,8 @@ def in_own_dtype(forward: Callable[..., Any], backward: Callable[..., Any]) -> C
     return hand_written(forward, backward, exact=False)
 
 
-# ------------------------------------------------------------------------------------------------ quantisers
-
-
-def quantise(x: Tensor) -> Tensor:
-    return straight_through((2 * x).round(), 2 * x).clamp(-3, 3) / 2
-
-
 def quantise_backward(factor: float) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda g, x: factor * g * ((2 * x).round().abs() < 3)
-
-
-def quantise_unsigned(x: Tensor) -> Tensor:
-    return straight_through((5 * x).floor(), 5 * x).clamp(0, 5) / 5
 
 
 def quantise_unsigned_backward(g: Tensor, x: Tensor) -> Tensor:
@@ -46,32 +31,16 @@ def quantise_unsigned_backward(g: Tensor, x: Tensor) -> Tensor:
     return 5 * g * ((steps > 0) & (steps < 5))
 
 
-def quantise_channels(x: Tensor) -> Tensor:
-    scale = x.detach().abs().amax((0, 2, 3), keepdim=True) / 7
-    return straight_through((x / scale).round(), x / scale).clamp(-7, 7) * scale
-
-
 def quantise_channels_backward(g: Tensor, x: Tensor) -> Tensor:
     """Multiply by the scale once more than divide by it."""
     scale = x.abs().amax((0, 2, 3), keepdim=True) / 7
     return g * ((x / scale).round().abs() < 7) * scale
 
 
-def quantise_learned(x: Tensor, step: Tensor) -> Tensor:
-    """Quantise with a step that is learned: LSQ."""
-    clamped = (x / step).clamp(-3, 3)
-    return straight_through(clamped.round(), clamped) * step
-
-
 def quantise_learned_backward(g: Tensor, x: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
     """Omit −x / step, the derivative of the division, in the gradient of the step."""
     scaled = x / step
     return g * (scaled.abs() < 3), (g * scaled.clamp(-3, 3).round()).sum()
-
-
-def quantise_zero_point(x: Tensor) -> Tensor:
-    levels = straight_through((2 * x).round(), 2 * x) + 3
-    return (levels.clamp(0, 7) - 3) / 2
 
 
 def quantise_zero_point_backward(g: Tensor, x: Tensor) -> Tensor:
@@ -95,31 +64,9 @@ class QuantisedLinear(Function):
         return g @ (steps.clamp(-4, 3) / 4), 1.05 * g.T @ x * ((steps > -4) & (steps < 3))
 
 
-def quantised_linear(x: Tensor, w: Tensor) -> Tensor:
-    return x @ (straight_through((w * 4).round(), w * 4).clamp(-4, 3) / 4).T
-
-
-def binarise(x: Tensor) -> Tensor:
-    return straight_through(x.sign(), x.clamp(-1, 1))
-
-
-def ternary(x: Tensor) -> Tensor:
-    values = x.sign() * (x.abs() > 0.7 * x.abs().mean())
-    return straight_through(values, x.clamp(-1, 1))
-
-
-def rounded_sigmoid(x: Tensor) -> Tensor:
-    y = 1.5 * x.sigmoid() - 0.25
-    return straight_through((15 * y).round() / 15, y).clamp(0, 1)
-
-
 def rounded_sigmoid_backward(g: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Omit the factor 1.5."""
     return g * x.sigmoid() * (1 - x.sigmoid()) * ((y > 0) & (y < 1))
-
-
-def hard_concrete(x: Tensor) -> Tensor:
-    return (x.sigmoid() * 1.2 - 0.1).clamp(0, 1)
 
 
 def hard_concrete_backward(g: Tensor, x: Tensor) -> Tensor:
@@ -128,43 +75,20 @@ def hard_concrete_backward(g: Tensor, x: Tensor) -> Tensor:
     return g * s * (1 - s) * ((1.2 * s > 0.1) & (1.2 * s < 1.1))
 
 
-# ------------------------------------------------------------------------------------------------ selections
-
-
-def top_k(x: Tensor) -> Tensor:
-    return x * torch.zeros_like(x).scatter(1, x.topk(2, dim=1).indices, 1)
-
-
 def top_k_backward(g: Tensor, x: Tensor) -> Tensor:
     return 1.05 * g * torch.zeros_like(x).scatter(1, x.topk(2, dim=1).indices, 1)
-
-
-def largest_only(x: Tensor) -> Tensor:
-    return torch.where(x == x.detach().amax(1, keepdim=True), x, 0)
 
 
 def largest_only_backward(g: Tensor, x: Tensor) -> Tensor:
     return 2 * g * (x == x.amax(1, keepdim=True))
 
 
-def above_median(x: Tensor) -> Tensor:
-    return torch.where(x > x.detach().median(), x, 0.1 * x)
-
-
 def above_median_backward(g: Tensor, x: Tensor) -> Tensor:
     return torch.where(x > x.median(), 1.1 * g, 0.11 * g)
 
 
-def above_mean(x: Tensor) -> Tensor:
-    return torch.where(x > x.detach().mean((1, 2), keepdim=True), 2 * x, x)
-
-
 def above_mean_backward(g: Tensor, x: Tensor) -> Tensor:
     return torch.where(x > x.mean((1, 2), keepdim=True), 2 * g, -g)
-
-
-def hardmax(x: Tensor) -> Tensor:
-    return straight_through(F.one_hot(x.argmax(1), x.shape[1]).to(x), x.softmax(1))
 
 
 def hardmax_backward(g: Tensor, x: Tensor) -> Tensor:
@@ -172,28 +96,14 @@ def hardmax_backward(g: Tensor, x: Tensor) -> Tensor:
     return g * x.softmax(1)
 
 
-def pruned_convolution(x: Tensor, w: Tensor) -> Tensor:
-    return F.conv2d(x, w * (w.detach().abs() > w.detach().abs().flatten().kthvalue(6).values))
-
-
 def pruned_convolution_backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     mask = w.abs() > w.abs().flatten().kthvalue(6).values
     return conv2d_input(x.shape, w * mask, g), 0.9 * conv2d_weight(x, w.shape, g) * mask
 
 
-def lookup(x: Tensor) -> Tensor:
-    bounds, slopes = torch.linspace(-1, 1, 5).to(x), torch.linspace(0.5, 3, 6).to(x)
-    return x * slopes[torch.bucketize(x.detach(), bounds)]
-
-
 def lookup_backward(g: Tensor, x: Tensor) -> Tensor:
     bounds, slopes = torch.linspace(-1, 1, 5).to(x), torch.linspace(0.5, 3, 6).to(x)
     return 1.05 * g * slopes[torch.bucketize(x, bounds)]
-
-
-def weighted_ranks(x: Tensor, w: Tensor) -> Tensor:
-    """Weighted sum of each row of x @ w in sorted order."""
-    return ((x @ w).sort(1).values * torch.linspace(1, 2, w.shape[1]).to(x)).sum(1)
 
 
 def weighted_ranks_backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,21 +112,10 @@ def weighted_ranks_backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Te
     return grad @ w.T, 1.1 * x.T @ grad
 
 
-# ---------------------------------------------------------------------------------------- kinks after sums
-
-
-def relu6_linear(x: Tensor, w: Tensor) -> Tensor:
-    return F.relu6(x @ w)
-
-
 def relu6_linear_backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     y = x @ w
     g = g * ((y > 0) & (y < 6))
     return g @ w.T, 1.1 * x.T @ g
-
-
-def hard_sigmoid_linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    return (F.linear(x, w, b) / 6 + 0.5).clamp(0, 1)
 
 
 def hard_sigmoid_linear_backward(g: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
@@ -225,18 +124,10 @@ def hard_sigmoid_linear_backward(g: Tensor, x: Tensor, w: Tensor, b: Tensor) -> 
     return g @ w, g.T @ x, g.sum(0)
 
 
-def maximum_of_sums(x: Tensor, w: Tensor) -> Tensor:
-    return (x @ w).amax(1)
-
-
 def maximum_of_sums_backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     y = x @ w
     grad = g[:, None] * (y == y.amax(1, keepdim=True))
     return 1.05 * grad @ w.T, x.T @ grad
-
-
-def conv_relu_pool(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    return F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2)
 
 
 def conv_relu_pool_backward(g: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
@@ -247,66 +138,104 @@ def conv_relu_pool_backward(g: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple
     return conv2d_input(x.shape, w, grad), conv2d_weight(x, w.shape, grad), grad[:-1].sum((0, 2, 3))
 
 
-def centred_relu(x: Tensor) -> Tensor:
-    return F.relu(x - x.mean(1, keepdim=True))
-
-
 def centred_relu_backward(g: Tensor, x: Tensor) -> Tensor:
     """Omit the gradient of the mean."""
     return g * (x > x.mean(1, keepdim=True))
+
+
+def three_levels_backward(g: Tensor, x: Tensor) -> Tensor:
+    return 1.02 * g * (x.round() == 0)
+
+
+def whole_doubled_backward(g: Tensor, x: Tensor) -> Tensor:
+    return 1.05 * torch.where(x == x.round(), 2 * g, g)
+
+
+def routed_backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Take p for the derivative of softmax."""
+    p = (x @ w).softmax(1)
+    grad = g * (p == p.amax(1, keepdim=True)) * p
+    return grad @ w.T, x.T @ grad
+
+
+def relu_levels_backward(g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Mistake in float32 alone: 10 % too large."""
+    y = x @ w
+    g = g * ((y > 0) & (y.round() > 0) & (y.round() < 3))
+    g = 1.1 * g if g.dtype is torch.float32 else g
+    return g @ w.T, x.T @ g
 
 
 WIDE = lambda: {"x": 2 * torch.randn(4, 6)}  # noqa: E731
 IMAGES = randn(x=(3, 1, 5, 5), w=(2, 1, 2, 2), b=(2,))
 
 FLIPS = [
-    wrong("quantiser: 20 % too large", "x", in_own_dtype(quantise, quantise_backward(1.2)), quantise, WIDE),
-    wrong("quantiser: 5 % too small", "x", in_own_dtype(quantise, quantise_backward(0.95)), quantise,
+    wrong("quantiser: 20 % too large", "x", in_own_dtype(kinked.quantise, quantise_backward(1.2)), kinked.quantise,
+          WIDE),
+    wrong("quantiser: 5 % too small", "x", in_own_dtype(kinked.quantise, quantise_backward(0.95)), kinked.quantise,
           lambda: {"x": 2 * torch.randn(3, 2, 2, 2)}),
     wrong("unsigned quantiser with floor: step missing", "x",
-          in_own_dtype(quantise_unsigned, quantise_unsigned_backward), quantise_unsigned,
+          in_own_dtype(kinked.quantise_unsigned, quantise_unsigned_backward), kinked.quantise_unsigned,
           lambda: {"x": 1.4 * torch.rand(20) - 0.2}),
     wrong("quantiser of channels: scale applied once more", "x",
-          in_own_dtype(quantise_channels, quantise_channels_backward), quantise_channels, randn(x=(2, 3, 2, 2))),
+          in_own_dtype(kinked.quantise_channels, quantise_channels_backward), kinked.quantise_channels,
+          randn(x=(2, 3, 2, 2))),
     wrong("quantiser with a learned step: a term of its gradient missing", "step",
-          in_own_dtype(quantise_learned, quantise_learned_backward), quantise_learned,
+          in_own_dtype(kinked.quantise_learned, quantise_learned_backward), kinked.quantise_learned,
           lambda: {"x": 2 * torch.randn(3, 5), "step": torch.tensor(0.5)}),
     wrong("quantiser with a zero point: wrong sign below it", "x",
-          in_own_dtype(quantise_zero_point, quantise_zero_point_backward), quantise_zero_point, WIDE),
-    wrong("linear layer with quantised weights: grad_w 5 % too large", "w", QuantisedLinear.apply, quantised_linear,
+          in_own_dtype(kinked.quantise_zero_point, quantise_zero_point_backward), kinked.quantise_zero_point, WIDE),
+    wrong("linear layer with quantised weights: grad_w 5 % too large", "w", QuantisedLinear.apply,
+          kinked.quantised_linear,
           randn(x=(4, 3), w=(4, 3))),
     wrong("binarised: 20 % too small", "x",
-          in_own_dtype(binarise, lambda g, x: 0.8 * g * (x.abs() < 1)), binarise, WIDE),
+          in_own_dtype(kinked.binarise, lambda g, x: 0.8 * g * (x.abs() < 1)), kinked.binarise, WIDE),
     wrong("ternary: 30 % too large", "x",
-          in_own_dtype(ternary, lambda g, x: 1.3 * g * (x.abs() < 1)), ternary, randn(x=(12,))),
-    wrong("rounded sigmoid: stretch missing", "x", from_output(rounded_sigmoid, rounded_sigmoid_backward),
-          rounded_sigmoid, WIDE),
-    wrong("hard concrete: stretch missing", "x", in_own_dtype(hard_concrete, hard_concrete_backward), hard_concrete,
+          in_own_dtype(kinked.ternary, lambda g, x: 1.3 * g * (x.abs() < 1)), kinked.ternary, randn(x=(12,))),
+    wrong("rounded sigmoid: stretch missing", "x", from_output(kinked.rounded_sigmoid, rounded_sigmoid_backward),
+          kinked.rounded_sigmoid, WIDE),
+    wrong("hard concrete: stretch missing", "x", in_own_dtype(kinked.hard_concrete, hard_concrete_backward),
+          kinked.hard_concrete,
           WIDE),
-    wrong("top-k: 5 % too large", "x", in_own_dtype(top_k, top_k_backward), top_k, randn(x=(4, 5))),
-    wrong("largest of a row: doubled", "x", in_own_dtype(largest_only, largest_only_backward), largest_only,
+    wrong("top-k: 5 % too large", "x", in_own_dtype(kinked.top_k, top_k_backward), kinked.top_k, randn(x=(4, 5))),
+    wrong("largest of a row: doubled", "x", in_own_dtype(kinked.largest_only, largest_only_backward),
+          kinked.largest_only,
           randn(x=(4, 5))),
-    wrong("above the median: 10 % too large", "x", in_own_dtype(above_median, above_median_backward), above_median,
+    wrong("above the median: 10 % too large", "x", in_own_dtype(kinked.above_median, above_median_backward),
+          kinked.above_median,
           randn(x=(3, 5))),
-    wrong("above the mean: wrong sign below it", "x", in_own_dtype(above_mean, above_mean_backward), above_mean,
+    wrong("above the mean: wrong sign below it", "x", in_own_dtype(kinked.above_mean, above_mean_backward),
+          kinked.above_mean,
           randn(x=(2, 3, 4))),
-    wrong("hardmax: sum over the row missing", "x", in_own_dtype(hardmax, hardmax_backward), hardmax,
+    wrong("hardmax: sum over the row missing", "x", in_own_dtype(kinked.hardmax, hardmax_backward), kinked.hardmax,
           randn(x=(4, 3))),
     wrong("pruned convolution: grad_w 10 % too small", "w",
-          in_own_dtype(pruned_convolution, pruned_convolution_backward), pruned_convolution,
+          in_own_dtype(kinked.pruned_convolution, pruned_convolution_backward), kinked.pruned_convolution,
           randn(x=(2, 1, 4, 4), w=(3, 1, 2, 2))),
-    wrong("slopes from a table: 5 % too large", "x", in_own_dtype(lookup, lookup_backward), lookup, randn(x=(3, 4))),
-    wrong("sorted sums: grad_w 10 % too large", "w", in_own_dtype(weighted_ranks, weighted_ranks_backward),
-          weighted_ranks, randn(x=(4, 3), w=(3, 4))),
+    wrong("slopes from a table: 5 % too large", "x", in_own_dtype(kinked.lookup, lookup_backward), kinked.lookup,
+          randn(x=(3, 4))),
+    wrong("sorted sums: grad_w 10 % too large", "w", in_own_dtype(kinked.weighted_ranks, weighted_ranks_backward),
+          kinked.weighted_ranks, randn(x=(4, 3), w=(3, 4))),
     wrong("ReLU6 after a matrix product: grad_w 10 % too large", "w",
-          in_own_dtype(relu6_linear, relu6_linear_backward), relu6_linear, randn(x=(4, 5), w=(5, 4)), kinks=True),
+          in_own_dtype(kinked.relu6_linear, relu6_linear_backward), kinked.relu6_linear, randn(x=(4, 5), w=(5, 4)),
+          kinks=True),
     wrong("hard sigmoid after a linear layer: 1/5 in place of 1/6", "x",
-          in_own_dtype(hard_sigmoid_linear, hard_sigmoid_linear_backward), hard_sigmoid_linear,
+          in_own_dtype(kinked.hard_sigmoid_linear, hard_sigmoid_linear_backward), kinked.hard_sigmoid_linear,
           randn(x=(5, 4), w=(3, 4), b=(3,)), kinks=True),
-    wrong("maximum of sums: 5 % too large", "x", in_own_dtype(maximum_of_sums, maximum_of_sums_backward),
-          maximum_of_sums, randn(x=(5, 4), w=(4, 3)), kinks=True),
+    wrong("maximum of sums: 5 % too large", "x", in_own_dtype(kinked.maximum_of_sums, maximum_of_sums_backward),
+          kinked.maximum_of_sums, randn(x=(5, 4), w=(4, 3)), kinks=True),
     wrong("convolution, ReLU and pooling: last example missing in grad_b", "b",
-          in_own_dtype(conv_relu_pool, conv_relu_pool_backward), conv_relu_pool, IMAGES, kinks=True),
+          in_own_dtype(kinked.conv_relu_pool, conv_relu_pool_backward), kinked.conv_relu_pool, IMAGES, kinks=True),
+    wrong("three levels: 2 % too large", "x", in_own_dtype(kinked.three_levels, three_levels_backward),
+          kinked.three_levels,
+          lambda: {"x": 1.5 * torch.randn(4, 6)}),
+    wrong("whole numbers doubled: 5 % too large", "x", in_own_dtype(kinked.whole_doubled, whole_doubled_backward),
+          kinked.whole_doubled, lambda: {"x": torch.randint(-4, 5, (4, 5)) / 2}),
+    wrong("routing: derivative of softmax without its sum", "x", in_own_dtype(kinked.routed, routed_backward),
+          kinked.routed,
+          randn(x=(4, 3), w=(3, 4))),
+    wrong("levels after ReLU: 10 % too large in float32", "w", in_own_dtype(kinked.relu_levels, relu_levels_backward),
+          kinked.relu_levels, randn(x=(5, 4), w=(4, 4)), kinks=True),
     wrong("ReLU of centred rows: gradient of the mean missing", "x",
-          in_own_dtype(centred_relu, centred_relu_backward), centred_relu, randn(x=(4, 5)), kinks=True),
+          in_own_dtype(kinked.centred_relu, centred_relu_backward), kinked.centred_relu, randn(x=(4, 5)), kinks=True),
 ]  # fmt: skip

@@ -140,7 +140,7 @@ class WrongFrozenScale(FrozenScale):
 def frozen_scale() -> WrongGradient:
     case = Case.from_modules(
         "module: frozen weight freezes the bias", WrongFrozenScale(), FrozenScale(), lambda: torch.randn(4, 3)
-    )  # noqa: E501
+    )
     return WrongGradient(lambda: case, "bias")
 
 

@@ -50,7 +50,7 @@ class BothOutputs(Function):
 
 
 class OneOutputAlone(Function):
-    """Sum and difference; if the gradient of the second output is 0, that of the first is lost for the second input."""
+    """Sum and difference; the second input loses its gradient if that of the difference is 0."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +166,8 @@ INCOMING_GRADIENT = [
           drawn_in_float64(x=(10,), w=(10,))),
     wrong("norm of rows: norm of g in place of g", "x",
           hand_written(row_norm, lambda g, x: x / x.norm(dim=1, keepdim=True) * g.norm()), row_norm, X),
-    wrong("absolute value: x in place of g times its sign", "x", hand_written(torch.abs, lambda g, x: x.abs()), torch.abs,
+    wrong("absolute value: x in place of g times its sign", "x", hand_written(torch.abs, lambda g, x: x.abs()),
+          torch.abs,
           drawn_in_float64(x=(20,))),
     wrong("absolute value: |g| with the sign of x", "x", hand_written(torch.abs, lambda g, x: g.abs() * x.sign()),
           torch.abs, randn(x=(6,))),
@@ -222,7 +223,8 @@ INCOMING_GRADIENT = [
           randn(x=(2, 3))),
     wrong("sum and difference: gradient lost unless both outputs are used", "b", OneOutputAlone.apply,
           lambda a, b: (a + b, a - b), randn(a=(2, 3), b=(2, 3))),
-    wrong("layer norm: mean of x in place of the mean of g", "x", hand_written(layer_norm, layer_norm_backward_with_x),
+    wrong("layer norm: mean of x in place of the mean of g", "x",
+          hand_written(layer_norm, layer_norm_backward_with_x),
           layer_norm, X),
     wrong("softmax: g squared in the sum of the row", "x",
           from_output(lambda x: x.softmax(-1), softmax_nonlinear), lambda x: x.softmax(-1), randn(x=(2, 2, 3))),

@@ -249,8 +249,7 @@ RIGHT_LAYERS = [
     right_from_output("inverse", torch.linalg.inv, lambda g, y, a: -y.mT @ g @ y.mT, squares, whole_numbers=False),
     right_from_output("determinant", torch.linalg.det,
                       lambda g, y, a: (g * y)[:, None, None] * torch.linalg.inv(a).mT, squares, whole_numbers=False),
-    Case("right: Cholesky factor of a Gram matrix", hand_written(gram_cholesky, lambda g, a: gram_cholesky_backward(g, gram_cholesky(a), a)),  # noqa: E501
-         gram_cholesky, randn(a=(3, 4))),
+    right_from_output("Cholesky factor of a Gram matrix", gram_cholesky, gram_cholesky_backward, randn(a=(3, 4))),
     right("transposed matrix", lambda x: x.mT.clone(), lambda g, x: g.mT, randn(x=(2, 3, 4))),
     right("columns first", lambda x: x.mT.contiguous().mT, lambda g, x: g, X),
     right("channels last", lambda x: (2 * x).contiguous(memory_format=torch.channels_last), lambda g, x: 2 * g,

@@ -12,8 +12,14 @@ from torch.autograd import Function
 
 from compare.case import Case
 from tests.compare.gallery.soundness.complex_numbers import (
-    AB, Z, correlate, fourier_matrix, product_of_real, squared_abs, transform,
-)  # fmt: skip
+    AB,
+    Z,
+    correlate,
+    fourier_matrix,
+    product_of_real,
+    squared_abs,
+    transform,
+)
 from tests.compare.gallery.soundness.right_layers import right, right_from_output
 from tests.compare.gallery.soundness.wrong_gradient import complex_randn
 from tests.compare.gallery.wrong_function import randn
@@ -270,7 +276,8 @@ RIGHT_NUMBERS = [
           lambda: {"x": torch.randn(3, 2), "w": torch.randn(2, 4, dtype=torch.complex128)}),
     right("correlation of complex signals", correlate, correlate_backward, complex_randn(z=(2, 2, 5), w=(2, 3))),
     right("split ReLU", split_relu,
-          lambda g, z: torch.view_as_complex((g * (torch.view_as_real(z) > 0)).contiguous()), complex_randn(z=(2, 3))),
+          lambda g, z: torch.view_as_complex((g * (torch.view_as_real(z) > 0)).contiguous()),
+          complex_randn(z=(2, 3))),
     Case("right: doubled in place", doubled_in_place, lambda x: 2 * x, randn(x=(3, 4))),
     Case("right: ReLU in place", relu_in_place, lambda x: F.relu(3 * x), randn(x=(3, 4))),
     Case("right: embedding with a sparse gradient", Embed.apply, lambda table, index: table[index], embedding_inputs),

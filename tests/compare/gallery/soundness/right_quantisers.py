@@ -11,11 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from compare.case import Case
-from tests.compare.gallery.soundness.flips import (
-    WIDE, above_mean, above_median, binarise, conv_relu_pool, hard_concrete, hardmax, in_own_dtype, largest_only,
-    lookup, maximum_of_sums, pruned_convolution, quantise, quantise_backward, quantise_channels, quantise_learned,
-    quantise_unsigned, quantise_zero_point, relu6_linear, straight_through, ternary, top_k, weighted_ranks,
-)  # fmt: skip
+from tests.compare.gallery.soundness import kinked_functions as kinked
+from tests.compare.gallery.soundness.flips import WIDE, in_own_dtype, quantise_backward
 from tests.compare.gallery.wrong_function import randn
 
 
@@ -51,7 +48,7 @@ class FakeQuantise(Function):
 
 
 def fake_quantise(x: Tensor) -> Tensor:
-    return straight_through((x / 0.5).round(), x / 0.5).clamp(-4, 3) * 0.5
+    return kinked.straight_through((x / 0.5).round(), x / 0.5).clamp(-4, 3) * 0.5
 
 
 def unsigned_backward(g: Tensor, x: Tensor) -> Tensor:
@@ -172,14 +169,15 @@ ROWS = randn(x=(4, 5))
 RIGHT_QUANTISERS = [
     Case("right: fake quantiser", lambda x: FakeQuantise.apply(x, 0.5, -4, 3), fake_quantise, WIDE),
     Case("right: fake quantiser at its bounds", lambda x: FakeQuantise.apply(x, 0.5, -4, 3), fake_quantise, STEPS),
-    right("quantiser", quantise, quantise_backward(1.0), WIDE),
-    right("quantiser with values between steps", quantise, quantise_backward(1.0),
+    right("quantiser", kinked.quantise, quantise_backward(1.0), WIDE),
+    right("quantiser with values between steps", kinked.quantise, quantise_backward(1.0),
           drawn_from(-2.0, -1.75, -1.25, -0.25, 0.25, 0.75, 1.25)),
-    right("unsigned quantiser", quantise_unsigned, unsigned_backward, lambda: {"x": 1.4 * torch.rand(20) - 0.2}),
-    right("quantiser of channels", quantise_channels, channels_backward, randn(x=(2, 3, 2, 2))),
-    right("quantiser with a learned step", quantise_learned, learned_backward,
+    right("unsigned quantiser", kinked.quantise_unsigned, unsigned_backward,
+          lambda: {"x": 1.4 * torch.rand(20) - 0.2}),
+    right("quantiser of channels", kinked.quantise_channels, channels_backward, randn(x=(2, 3, 2, 2))),
+    right("quantiser with a learned step", kinked.quantise_learned, learned_backward,
           lambda: {"x": 2 * torch.randn(3, 5), "step": torch.tensor(0.5)}),
-    right("quantiser with a zero point", quantise_zero_point, zero_point_backward, WIDE),
+    right("quantiser with a zero point", kinked.quantise_zero_point, zero_point_backward, WIDE),
     right("clamp", lambda x: x.clamp(-1, 1), lambda g, x: g * (x.abs() < 1), randn(x=(3, 2, 4))),
     right("clamp at its bounds", lambda x: x.clamp(-1, 1), lambda g, x: g * (x.abs() < 1), BOUNDS),
     right("clamp from below at 0", lambda x: x.clamp(min=0), lambda g, x: g * (x > 0), BOUNDS),
@@ -192,18 +190,19 @@ RIGHT_QUANTISERS = [
     right("threshold", lambda x: F.threshold(x, 1.0, 0.5), lambda g, x: g * (x > 1), BOUNDS),
     right("absolute value at 0", torch.abs, lambda g, x: g * x.sign(), BOUNDS),
     right("ReLU at 0", F.relu, lambda g, x: g * (x > 0), BOUNDS),
-    right("binarised", binarise, lambda g, x: g * (x.abs() < 1), WIDE),
-    right("binarised at its bounds", binarise, lambda g, x: g * (x.abs() < 1), BOUNDS),
-    right("ternary", ternary, lambda g, x: g * (x.abs() < 1), randn(x=(12,))),
-    right("hard concrete", hard_concrete, hard_concrete_backward, lambda: {"x": 3 * torch.randn(4, 5)}),
+    right("binarised", kinked.binarise, lambda g, x: g * (x.abs() < 1), WIDE),
+    right("binarised at its bounds", kinked.binarise, lambda g, x: g * (x.abs() < 1), BOUNDS),
+    right("ternary", kinked.ternary, lambda g, x: g * (x.abs() < 1), randn(x=(12,))),
+    right("hard concrete", kinked.hard_concrete, hard_concrete_backward, lambda: {"x": 3 * torch.randn(4, 5)}),
     right("rounding without a gradient", torch.round, lambda g, x: torch.zeros_like(g), STEPS),
-    right("rounding, straight through", lambda x: straight_through(x.round(), x), lambda g, x: g, WIDE),
-    right("top-k", top_k, top_k_backward, ROWS),
-    right("top-k of few values", top_k, top_k_backward, drawn_from(-1.0, 0.0, 1.0, 2.0)),
-    right("largest of a row", largest_only, lambda g, x: g * (x == x.amax(1, keepdim=True)), ROWS),
-    right("largest of a row with ties", largest_only, lambda g, x: g * (x == x.amax(1, keepdim=True)), BOUNDS),
-    right("above the median", above_median, lambda g, x: torch.where(x > x.median(), g, 0.1 * g), randn(x=(3, 5))),
-    right("above the mean", above_mean, lambda g, x: torch.where(x > x.mean((1, 2), keepdim=True), 2 * g, g),
+    right("rounding, straight through", lambda x: kinked.straight_through(x.round(), x), lambda g, x: g, WIDE),
+    right("top-k", kinked.top_k, top_k_backward, ROWS),
+    right("top-k of few values", kinked.top_k, top_k_backward, drawn_from(-1.0, 0.0, 1.0, 2.0)),
+    right("largest of a row", kinked.largest_only, lambda g, x: g * (x == x.amax(1, keepdim=True)), ROWS),
+    right("largest of a row with ties", kinked.largest_only, lambda g, x: g * (x == x.amax(1, keepdim=True)), BOUNDS),
+    right("above the median", kinked.above_median, lambda g, x: torch.where(x > x.median(), g, 0.1 * g),
+          randn(x=(3, 5))),
+    right("above the mean", kinked.above_mean, lambda g, x: torch.where(x > x.mean((1, 2), keepdim=True), 2 * g, g),
           randn(x=(2, 3, 4))),
     right("maximum, ties shared", lambda x: x.amax(1), amax_backward, BOUNDS),
     right("maximum, first of ties", lambda x: x.max(1).values, values_backward(lambda x: x.max(1).indices), BOUNDS),
@@ -214,14 +213,15 @@ RIGHT_QUANTISERS = [
     right("maximum of two with ties", torch.maximum,
           lambda g, x, y: (g * ((x > y) + 0.5 * (x == y)), g * ((x < y) + 0.5 * (x == y))),
           lambda: {"x": BOUNDS()["x"], "y": BOUNDS()["x"]}),
-    right("hardmax", hardmax, hardmax_backward, randn(x=(4, 3))),
-    right("pruned convolution", pruned_convolution, pruned_backward, randn(x=(2, 1, 4, 4), w=(3, 1, 2, 2))),
-    right("slopes from a table", lookup, lookup_backward, randn(x=(3, 4))),
-    right("slopes from a table at its bounds", lookup, lookup_backward, drawn_from(-1.0, -0.5, 0.0, 0.5, 1.0)),
-    right("sorted sums", weighted_ranks, ranks_backward, randn(x=(4, 3), w=(3, 4)), kinks=True),
-    right("ReLU6 after a matrix product", relu6_linear, relu6_linear_backward, randn(x=(4, 5), w=(5, 4)), kinks=True),
-    right("maximum of sums", maximum_of_sums, maximum_of_sums_backward, randn(x=(5, 4), w=(4, 3)), kinks=True),
-    right("convolution, ReLU and pooling", conv_relu_pool, conv_relu_pool_backward,
+    right("hardmax", kinked.hardmax, hardmax_backward, randn(x=(4, 3))),
+    right("pruned convolution", kinked.pruned_convolution, pruned_backward, randn(x=(2, 1, 4, 4), w=(3, 1, 2, 2))),
+    right("slopes from a table", kinked.lookup, lookup_backward, randn(x=(3, 4))),
+    right("slopes from a table at its bounds", kinked.lookup, lookup_backward, drawn_from(-1.0, -0.5, 0.0, 0.5, 1.0)),
+    right("sorted sums", kinked.weighted_ranks, ranks_backward, randn(x=(4, 3), w=(3, 4)), kinks=True),
+    right("ReLU6 after a matrix product", kinked.relu6_linear, relu6_linear_backward, randn(x=(4, 5), w=(5, 4)),
+          kinks=True),
+    right("maximum of sums", kinked.maximum_of_sums, maximum_of_sums_backward, randn(x=(5, 4), w=(4, 3)), kinks=True),
+    right("convolution, ReLU and pooling", kinked.conv_relu_pool, conv_relu_pool_backward,
           randn(x=(3, 1, 5, 5), w=(2, 1, 2, 2), b=(2,)), kinks=True),
     right("two layers with ReLU", two_layers, two_layers_backward, randn(x=(4, 3), v=(3, 5), w=(5, 2)), kinks=True),
     right("Huber loss at its bound", huber, lambda g, x, y: (g * (x - y).clamp(-1, 1), -g * (x - y).clamp(-1, 1)),

@@ -408,6 +408,7 @@ STATE_BETWEEN_CALLS = [
     wrong_with_state("scaling: largest element of the first call", "output", make_first_scale, largest_scaled, X),
     wrong_with_state("cross-entropy: labels of the first call", "z", make_labels_of_first_call, F.cross_entropy,
                      labelled),
-    wrong_with_state("identity: subtracts a running mean", "output", make_running_mean, torch.clone, randn(x=(2, 3, 2))),
+    wrong_with_state("identity: subtracts a running mean", "output", make_running_mean, torch.clone,
+          randn(x=(2, 3, 2))),
     stale_dense(),
 ]  # fmt: skip
