@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv1d_input, conv1d_weight, conv2d_input, conv2d_weight
 
-from tests.compare.gallery.soundness.wrong_gradient import asking, wrong
+from tests.compare.gallery.soundness.wrong_gradient import with_needs, wrong
 from tests.compare.gallery.wrong_function import randn
 
 Gradients = tuple["Tensor | None", ...]
@@ -104,27 +104,28 @@ def addcmul_backward(needs: Needs, g: Tensor, a: Tensor, x: Tensor, y: Tensor) -
 WEIGHTED = randn(x=(3, 2), w=(3, 2))
 
 FROZEN_INPUTS = [
-    wrong("conv1d: grad_weight asks for x", "w", asking(F.conv1d, conv1d_asks_for_x), F.conv1d,
+    wrong("conv1d: grad_weight asks for x", "w", with_needs(F.conv1d, conv1d_asks_for_x), F.conv1d,
           randn(x=(2, 2, 5), w=(3, 2, 2), b=(3,))),
-    wrong("conv2d: grad_input asks for the weight", "x", asking(F.conv2d, conv2d_asks_for_w), F.conv2d,
+    wrong("conv2d: grad_input asks for the weight", "x", with_needs(F.conv2d, conv2d_asks_for_w), F.conv2d,
           randn(x=(1, 2, 4, 3), w=(2, 2, 2, 2))),
-    wrong("linear: no grad_bias if the weight is frozen", "b", asking(F.linear, bias_with_weight), F.linear,
+    wrong("linear: no grad_bias if the weight is frozen", "b", with_needs(F.linear, bias_with_weight), F.linear,
           randn(x=(4, 2), w=(3, 2), b=(3,))),
-    wrong("batch norm: grad_weight of x if x is data", "w", asking(batch_norm, normalised_only_for_x), batch_norm,
+    wrong("batch norm: grad_weight of x if x is data", "w", with_needs(batch_norm, normalised_only_for_x), batch_norm,
           randn(x=(5, 3), w=(3,), b=(3,))),
-    wrong("product: gradients that are wanted come first", "w", asking(torch.mul, compact), torch.mul, WEIGHTED),
-    wrong("softmax of scores: grad_k without softmax if q is frozen", "k", asking(scores, scores_backward), scores,
+    wrong("product: gradients that are wanted come first", "w", with_needs(torch.mul, compact), torch.mul, WEIGHTED),
+    wrong("softmax of scores: grad_k without softmax if q is frozen", "k", with_needs(scores, scores_backward),
+          scores,
           randn(q=(2, 3, 2), k=(2, 3, 2))),
-    wrong("lerp: gradient of the weight needs both ends", "t", asking(torch.lerp, lerp_backward), torch.lerp,
+    wrong("lerp: gradient of the weight needs both ends", "t", with_needs(torch.lerp, lerp_backward), torch.lerp,
           randn(a=(3, 2), b=(3, 2), t=(3, 2))),
-    wrong("temperature: mean in place of the sum if x is data", "t", asking(torch.mul, temperature_backward),
+    wrong("temperature: mean in place of the sum if x is data", "t", with_needs(torch.mul, temperature_backward),
           torch.mul, randn(x=(2, 4), t=())),
-    wrong("embedding: grad_table needs the scale's", "table", asking(embed, embedding_backward), embed,
+    wrong("embedding: grad_table needs the scale's", "table", with_needs(embed, embedding_backward), embed,
           lambda: {"index": torch.tensor([0, 2, 2]), "table": torch.randn(4, 2), "scale": torch.randn(2)}),
-    wrong("division: gradient of y reuses that of x", "y", asking(torch.div, division_backward), torch.div,
+    wrong("division: gradient of y reuses that of x", "y", with_needs(torch.div, division_backward), torch.div,
           lambda: {"x": torch.randn(3, 2), "y": torch.rand(3, 2) + 0.5}),
-    wrong("matrix product: grad_w in place of grad_x if w is frozen", "x", asking(torch.matmul, tied_backward),
+    wrong("matrix product: grad_w in place of grad_x if w is frozen", "x", with_needs(torch.matmul, tied_backward),
           torch.matmul, randn(x=(3, 3), w=(3, 3))),
-    wrong("addcmul: gradient of y needs that of a", "y", asking(torch.addcmul, addcmul_backward), torch.addcmul,
+    wrong("addcmul: gradient of y needs that of a", "y", with_needs(torch.addcmul, addcmul_backward), torch.addcmul,
           randn(a=(2, 3), x=(2, 3), y=(2, 3))),
 ]  # fmt: skip

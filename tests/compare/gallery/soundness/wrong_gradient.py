@@ -79,10 +79,10 @@ def from_output(forward: Callable[..., Tensor], backward: Callable[..., Any]) ->
     return FromOutput.apply
 
 
-def asking(forward: Callable[..., Tensor], backward: Callable[..., Any]) -> Callable[..., Any]:
+def with_needs(forward: Callable[..., Tensor], backward: Callable[..., Any]) -> Callable[..., Any]:
     """Make a Function whose ``backward`` takes ``needs_input_grad`` first, then the gradient and the inputs."""
 
-    class Asking(Function):
+    class WithNeeds(Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Tensor) -> Tensor:
             ctx.save_for_backward(*inputs)
@@ -92,7 +92,7 @@ def asking(forward: Callable[..., Tensor], backward: Callable[..., Any]) -> Call
         def backward(ctx: Any, g: Tensor) -> Any:
             return backward(ctx.needs_input_grad, g, *ctx.saved_tensors)
 
-    return Asking.apply
+    return WithNeeds.apply
 
 
 def complex_randn(**shapes: tuple[int, ...]) -> Callable[[], dict[str, Tensor]]:
