@@ -1,0 +1,171 @@
+"""Promise: ``compare`` finds gradients that are wrong in some situations only, and accuses no right Function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import compare
+from compare.gradients.variants import DTYPES
+from compare.load_cases import load_cases
+from tests.compare.gallery.soundness import RIGHT, WRONG_BY_KIND
+from tests.compare.gallery.soundness import demonstrations as demonstrate
+
+REPORTED_CASES = Path(__file__).parent / "gallery" / "reported_cases"
+TWO_DTYPES = (torch.float64, torch.float32)  # the situation shows the mistake in any dtype
+
+DEMONSTRATIONS = {
+    "incoming gradient": demonstrate.is_wrong_for_some_incoming_gradient,
+    "flips": demonstrate.is_wrong_in_some_dtype,
+    "frozen inputs": demonstrate.is_wrong_for_some_frozen_inputs,
+    "state between calls": demonstrate.is_wrong_in_a_later_call,
+    "complex numbers": demonstrate.is_wrong_in_a_plain_call,
+}
+WRONG = [
+    pytest.param(kind, entry, id=f"{kind}: {entry.name}".replace(" ", "-"))
+    for kind, entries in WRONG_BY_KIND.items()
+    for entry in entries
+]
+
+
+def about(items, quantity: str) -> list:
+    """Findings or rows about the output or the gradient of ``quantity``; all of them if it is ""."""
+    return [item for item in items if item.quantity.startswith((quantity, f"gradient of {quantity}"))]
+
+
+# ------------------------------------------------------------------------------- wrong and right Functions
+
+
+@pytest.mark.parametrize("kind, entry", WRONG)
+def test_the_wrong_function_is_wrong(kind, entry):
+    """Plain autograd shows it, without ``compare``; the kinds that need a situation are right without it."""
+    assert DEMONSTRATIONS[kind](entry.make_case)
+    if kind in ("frozen inputs", "state between calls"):
+        assert not demonstrate.is_wrong_in_a_plain_call(entry.make_case)
+
+
+@pytest.mark.parametrize("kind, entry", WRONG)
+def test_a_gradient_that_is_wrong_in_some_situation_is_found(kind, entry):
+    """A flip hides it in no dtype, unless kinks are allowed for, which are judged by the norm below float64."""
+    case = entry.make_case()
+    comparison = compare.compare(case, dtypes=DTYPES if kind == "flips" else TWO_DTYPES)
+    assert about(comparison.findings, entry.quantity), str(comparison)
+    if kind == "flips" and not case.kinks:
+        wrong_dtypes = {row.variant.dtype for row in about(comparison.wrong(), entry.quantity)}
+        assert wrong_dtypes >= set(TWO_DTYPES), str(comparison)
+
+
+@pytest.mark.parametrize("case", RIGHT, ids=lambda case: case.name.replace(" ", "-"))
+def test_the_right_function_is_right(case):
+    assert not demonstrate.is_wrong_for_some_incoming_gradient(lambda: case)
+    assert not demonstrate.is_wrong_for_some_frozen_inputs(lambda: case)
+    assert not demonstrate.is_wrong_in_a_later_call(lambda: case)
+
+
+@pytest.mark.parametrize("case", RIGHT, ids=lambda case: case.name.replace(" ", "-"))
+def test_a_right_function_is_not_accused(case):
+    comparison = compare.compare(case)
+    assert comparison.ok, str(comparison)
+
+
+def test_the_gallery_is_large():
+    assert all(len(entries) >= 12 for entries in WRONG_BY_KIND.values())
+    assert len(RIGHT) >= 100
+    names = [entry.name for entries in WRONG_BY_KIND.values() for entry in entries] + [case.name for case in RIGHT]
+    assert len(set(names)) == len(names)
+
+
+# ----------------------------------------------------------------------------------------- reported cases
+
+
+def reported(name: str) -> list[compare.Case]:
+    return load_cases(str(REPORTED_CASES / f"{name}.py"))
+
+
+def findings_of(case: compare.Case, **options) -> list[compare.Finding]:
+    return list(compare.compare(case, **options).findings)
+
+
+def test_a_mistake_at_the_bounds_of_a_clamp_is_placed_there():
+    clamp, quantiser = reported("clamp_at_its_bounds")
+    (finding,) = findings_of(clamp)
+    assert finding.quantity == "gradient of x"
+    assert "only where x is -1 or 1" in finding.statement.replace("−", "-")
+    comparison = compare.compare(quantiser)
+    assert {row.variant.dtype for row in comparison.wrong()} == set(DTYPES)
+    (finding,) = comparison.findings
+    assert finding.quantity == "gradient of x" and finding.kind != "only in one dtype"
+
+
+def test_a_missing_conj_is_found():
+    (case,) = reported("complex_input")
+    assert [finding.quantity for finding in findings_of(case)] == ["gradient of z"]
+
+
+def test_a_factor_is_told_alike_in_each_dtype():
+    (case,) = reported("factor_in_float32")
+    told = [findings_of(case, dtypes=[dtype]) for dtype in TWO_DTYPES]
+    float64, float32 = ([(f.kind, f.quantity, f.statement) for f in findings] for findings in told)
+    assert float32 == float64
+    assert all("1.01 times" in statement for _, _, statement in float32)
+    assert len({quantity for _, quantity, _ in float32}) == len(float32) > 0
+
+
+def test_a_gradient_that_is_missing_beside_a_frozen_input_is_found():
+    (case,) = reported("frozen_input")
+    findings = findings_of(case)
+    assert {finding.quantity for finding in findings} == {"gradient of w"}
+    assert any("only w and b" in finding.statement for finding in findings)
+
+
+def test_a_gradient_that_is_the_input_is_wrong_in_every_variant():
+    (case,) = reported("gradient_is_the_input")
+    comparison = compare.compare(case)
+    rows = [row for row in comparison.rows if row.quantity.startswith("gradient")]
+    assert rows and all(row.status == "wrong" for row in rows)
+
+
+def test_an_infinite_gradient_is_named():
+    (case,) = reported("infinite_gradient")
+    (finding,) = findings_of(case)
+    assert (finding.kind, finding.quantity) == ("not finite", "gradient of x")
+
+
+def test_one_flip_does_not_set_the_tolerance():
+    (case,) = reported("one_flip_sets_the_tolerance")
+    first, *_ = findings_of(case)
+    assert (first.kind, first.quantity) == ("constant factor", "gradient of x")
+    assert "1.2 " in first.statement
+
+
+def test_a_scalar_parameter_is_compared():
+    fine, scale = reported("scalar_parameter")
+    assert not findings_of(fine)
+    assert [finding.quantity for finding in findings_of(scale)] == ["gradient of s"]
+
+
+def test_a_wrong_shape_is_told_as_one():
+    with_column, without_row = reported("shape_with_a_one")
+    for case, got, expected in ((with_column, "(4, 1)", "(4,)"), (without_row, "(4,)", "(1, 4)")):
+        (finding,) = findings_of(case)
+        assert (finding.kind, finding.quantity) == ("wrong shape", "gradient of b")
+        text = f"{finding.statement} {finding.evidence}"
+        assert got in text and expected in text
+        assert "sum" not in finding.statement
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+def test_sparse_gradients_are_compared():
+    for case in reported("sparse_gradient"):
+        comparison = compare.compare(case)
+        assert comparison.ok, str(comparison)
+        assert "gradient of w" in {row.quantity for row in comparison.rows}
+
+
+def test_a_fresh_affine_layer_has_no_ties():
+    (case,) = reported("weight_of_ones")
+    (finding,) = findings_of(case)
+    assert finding.quantity == "gradient of bias"
+    assert finding.kind not in ("only at ties", "only at zeros")
