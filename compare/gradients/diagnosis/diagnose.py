@@ -74,22 +74,20 @@ def diagnose(
 
 def _without_consequences(findings: list[Finding]) -> list[Finding]:
     """Leave out gradients that are wrong by the same factor as an output: that is one mistake."""
-    outputs = {
-        f.statement: f for f in findings if f.quantity.startswith(OUTPUT) and "times the expected" in f.statement
-    }
+    outputs = {f.statement for f in findings if f.quantity.startswith(OUTPUT) and "times the expected" in f.statement}
     consequences: dict[str, list[str]] = {}
     for f in findings:
         statement = f.statement.replace("gradient", OUTPUT)
         if f.kind == "constant factor" and statement in outputs:
             consequences.setdefault(statement, []).append(f.quantity)
-    kept = []
-    for f in findings:
-        if f.quantity in consequences.get(f.statement.replace("gradient", OUTPUT), ()):
-            continue
-        if outputs.get(f.statement) is f and f.statement in consequences:
-            f = replace(f, evidence=f"{f.evidence}; so is the {join_words(consequences[f.statement])}")
-        kept.append(f)
-    return kept
+    told = {quantity for quantities in consequences.values() for quantity in quantities}
+    return [
+        replace(f, evidence=f"{f.evidence}; so is the {join_words(consequences[f.statement])}")
+        if f.statement in consequences
+        else f
+        for f in findings
+        if f.quantity not in told
+    ]
 
 
 def _diagnose_quantity(mismatches: list[Mismatch], rows: Sequence[Row], native: NativeOracle) -> Finding:
