@@ -10,22 +10,26 @@ from torch import Tensor
 
 from compare.gradients.tolerance import max_finite_abs
 
+MAX_LENGTH = 128  # rows and columns that are shown
 MAX_SLICES = 16  # slices of an image or kernel stack that are shown
 
 
 def heat_map(ours: Tensor, oracle: Tensor) -> Figure:
-    """Draw three panels, blue below 0 and red above; the first two, "ours" and "expected", share a colour scale."""
+    """Draw three panels, blue below 0 and red above; the first two, "ours" and "expected", share a colour scale.
+
+    Infinities and NaN are blank. The tensors have at least one element.
+    """
     panels = {"ours": ours, "expected": oracle, "difference": ours - oracle}
     figure = Figure(figsize=(7, 2.9), layout="constrained")
     oracle_scale = max_finite_abs(oracle)
     for axes, (name, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         sheet = _as_matrix(values)
+        sheet = sheet.where(sheet.isfinite(), math.nan)
         scale = max_finite_abs(sheet) if name == "difference" else oracle_scale
-        image = axes.imshow(
-            sheet.numpy(), cmap="RdBu_r", vmin=-scale or -1, vmax=scale or 1, interpolation="nearest", aspect="equal"
-        )
+        shown = (sheet / scale if scale else sheet).clamp(-1, 1)  # the colours of huge and tiny numbers too
+        image = axes.imshow(shown.numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest", aspect="equal")
         axes.set(title=name, xticks=[], yticks=[])
-        bar = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.85, ticks=[-scale, 0, scale])
+        bar = figure.colorbar(image, ax=axes, orientation="horizontal", shrink=0.85, ticks=[-1, 0, 1])
         bar.ax.set_xticklabels([f"{-scale:.1e}", "0", f"{scale:.1e}"], fontsize=7)
     return figure
 
@@ -37,8 +41,8 @@ def _as_matrix(values: Tensor) -> Tensor:
         if values.shape[0] == 1 and values.shape[1] > 12:
             width = math.ceil(math.sqrt(values.shape[1]))
             values = torch.nn.functional.pad(values, (0, -values.shape[1] % width), value=math.nan).reshape(-1, width)
-        return values[:128, :128]
-    slices = values.flatten(0, -3)[:MAX_SLICES]
+        return values[:MAX_LENGTH, :MAX_LENGTH]
+    slices = values[..., :MAX_LENGTH, :MAX_LENGTH].flatten(0, -3)[:MAX_SLICES]
     columns = math.ceil(math.sqrt(len(slices)))
     rows = math.ceil(len(slices) / columns)
     height, width = slices.shape[1:]

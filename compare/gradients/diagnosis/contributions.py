@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.mismatch import Mismatch, RerunNative, equal_up_to_rounding
+from compare.gradients.diagnosis.mismatch import Mismatch, RerunNative, equal_up_to_rounding, solve_least_squares
 from compare.gradients.diagnosis.wording import MAX_LISTED, dimension_name, format_number, slice_names
 from compare.gradients.run_variant import OUTPUT, output_name
 
@@ -77,8 +77,8 @@ def _find_missing_slices(
     basis = torch.stack([contribution.flatten() for contribution in contributions], 1)
     if basis.shape[1] * 2 > basis.shape[0]:
         return  # with so many free weights any gradient would fit
-    weights = torch.linalg.lstsq(basis, mismatch.ours.flatten().unsqueeze(1), driver="gelsd").solution
-    if not mismatch.equals((basis @ weights).reshape(mismatch.ours.shape)):
+    weights = solve_least_squares(basis, mismatch.ours.flatten().unsqueeze(1))
+    if weights is None or not mismatch.equals((basis @ weights).reshape(mismatch.ours.shape)):
         return
     weights = weights.flatten()
     nonzero = basis.any(0)
@@ -105,10 +105,11 @@ def find_overwritten_contributions(mismatch: Mismatch, rerun_native: RerunNative
     for index in range(output.numel()):
 
         def only_element(n: int, output: Tensor, index: int = index) -> Tensor:
-            masked = torch.zeros_like(output, dtype=torch.float64)
+            gradient = incoming(n, output)
+            masked = torch.zeros(gradient.numel(), dtype=gradient.dtype, device=gradient.device)
             if n == 0:
-                masked.view(-1)[index] = incoming(n, output).flatten()[index]
-            return masked
+                masked[index] = gradient.flatten()[index]
+            return masked.reshape(gradient.shape)
 
         gradient = rerun_native(only_element).get(mismatch.quantity)
         if gradient is None:

@@ -9,19 +9,22 @@ elements; the terms of the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import torch
 
+from compare.case_errors import find_location
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.input_uses import find_missing_uses
-from compare.gradients.diagnosis.mismatch import NO_GRADIENT, NO_OUTPUT, WRONG_DTYPE, Mismatch, RerunNative
+from compare.gradients.diagnosis.mismatch import NO_GRADIENT, WRONG_DTYPE, Mismatch, RerunNative
 from compare.gradients.diagnosis.missing_terms import find_missing_term
+from compare.gradients.diagnosis.special_values import find_special_values
 from compare.gradients.diagnosis.whole_tensor import find_whole_tensor_patterns
+from compare.gradients.diagnosis.wording import join_words
 from compare.gradients.measure import REFUSED, WRONG, Row
 from compare.gradients.run_variant import OUTPUT
 from compare.gradients.variants import Variant
@@ -54,6 +57,7 @@ def diagnose(
         _diagnose_quantity([m for m in mismatches if m.quantity == quantity], rows, native) for quantity in quantities
     ]
     findings.sort(key=lambda f: not f.quantity.startswith(OUTPUT))
+    findings = _without_consequences(findings)
     if any(kind.startswith("changes") for kind in side_effects.values()):
         # An in-place change gives other values where elements share memory; that is no second mistake.
         findings = [f for f in findings if f.kind not in ("only in one layout", "only in one dtype")]
@@ -68,13 +72,32 @@ def diagnose(
     return findings
 
 
+def _without_consequences(findings: list[Finding]) -> list[Finding]:
+    """Leave out gradients that are wrong by the same factor as an output: that is one mistake."""
+    outputs = {f.statement for f in findings if f.quantity.startswith(OUTPUT) and "times the expected" in f.statement}
+    consequences: dict[str, list[str]] = {}
+    for f in findings:
+        statement = f.statement.replace("gradient", OUTPUT)
+        if f.kind == "constant factor" and statement in outputs:
+            consequences.setdefault(statement, []).append(f.quantity)
+    told = {quantity for quantities in consequences.values() for quantity in quantities}
+    return [
+        replace(f, evidence=f"{f.evidence}; so is the {join_words(consequences[f.statement])}")
+        if f.statement in consequences
+        else f
+        for f in findings
+        if f.quantity not in told
+    ]
+
+
 def _diagnose_quantity(mismatches: list[Mismatch], rows: Sequence[Row], native: NativeOracle) -> Finding:
     quantity = mismatches[0].quantity
     compared = [row for row in rows if row.status != REFUSED]
     tested_dtypes = {row.variant.dtype for row in compared if row.quantity == quantity or quantity == "backward"}
     wrong = {row.variant for row in rows if row.status == WRONG and row.quantity == quantity}
     wrong_dtypes = {v.dtype for v in wrong}
-    plain = next((m for m in mismatches if m.variant == Variant(device=m.variant.device)), None)
+    widest = max(tested_dtypes, key=lambda dtype: -torch.finfo(dtype).eps, default=torch.float64)
+    plain = next((m for m in mismatches if m.variant == Variant(widest, device=m.variant.device)), None)
     if (
         plain is not None
         and wrong_dtypes == {torch.float64}
@@ -104,6 +127,10 @@ def _has_float32_errors(mismatch: Mismatch) -> bool:
 
 def _dtype_finding(mismatch: Mismatch, wrong: set[Variant], rows: Sequence[Row]) -> Finding:
     names = sorted({str(v.dtype).removeprefix("torch.") for v in wrong})
+    if not mismatch.message:
+        for finding in find_special_values(mismatch):
+            if finding.kind == "only at bounds":
+                return replace(finding, evidence=f"in {mismatch.variant}: {finding.evidence}")
     row = next(r for r in rows if r.quantity == mismatch.quantity and r.variant == mismatch.variant)
     statement = f"is wrong only in {' and '.join(names)}"
     if mismatch.message:
@@ -136,7 +163,7 @@ def _whole_numbers_finding(mismatch: Mismatch, native: NativeOracle) -> Finding:
     """Correct for random inputs, wrong for whole numbers: the cause is zeros or ties, in an input or inside."""
     if mismatch.message:
         return _first_pattern(mismatch, native)
-    for finding in locations.find_zeros_and_ties(mismatch):
+    for finding in find_special_values(mismatch):
         return finding
     if (~mismatch.ours.isfinite() & mismatch.oracle.isfinite()).any():
         return next(locations.find_nonfinite(mismatch))
@@ -148,7 +175,7 @@ def _whole_numbers_finding(mismatch: Mismatch, native: NativeOracle) -> Finding:
 def _first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
     """Finding of the first pattern that fits a mismatch."""
     if mismatch.message:
-        return _finding_without_numbers(mismatch)
+        return _finding_without_numbers(mismatch, native)
     finding = next(_patterns(mismatch, native), None)
     if finding is None:
         n, total = int(mismatch.wrong.sum()), mismatch.wrong.numel()
@@ -168,7 +195,7 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         locations.find_zero(mismatch) if not mismatch.ours.any() else (),
         locations.find_nonfinite(mismatch),
         find_whole_tensor_patterns(mismatch, rerun_native, seed),
-        locations.find_zeros_and_ties(mismatch),
+        find_special_values(mismatch),
         locations.find_few_elements(mismatch, most=3),  # before borders: so few elements do not show a border
         locations.find_borders(mismatch),
         locations.find_few_elements(mismatch),
@@ -180,17 +207,28 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     )
 
 
-def _finding_without_numbers(mismatch: Mismatch) -> Finding:
+def _number_of_outputs(mismatch: Mismatch, native: NativeOracle) -> str:
+    """Statement of how many outputs native has, and ours."""
+    expected = native.rerunner(mismatch.variant)(mismatch.incoming(native.seed))
+    counts = [sum(name.startswith(OUTPUT) for name in values) for values in (expected, mismatch.run.values)]
+    return f"native has {counts[0]} output{'' if counts[0] == 1 else 's'}, ours {counts[1]}"
+
+
+def _finding_without_numbers(mismatch: Mismatch, native: NativeOracle) -> Finding:
     """Finding for a missing gradient, another shape or dtype, or an exception."""
     quantity, message = mismatch.quantity, mismatch.message
-    if message in (NO_GRADIENT, NO_OUTPUT):
+    if message == NO_GRADIENT:
         return Finding("none", quantity, message)
+    if mismatch.is_output and mismatch.run.error is None and (mismatch.ours is None or mismatch.oracle is None):
+        return Finding("wrong output", quantity, _number_of_outputs(mismatch, native), message)
     if mismatch.ours is not None and mismatch.oracle is not None and mismatch.ours.shape != mismatch.oracle.shape:
         ours, oracle = mismatch.ours.double().cpu(), mismatch.oracle.double().cpu()
         evidence = f"got shape {tuple(ours.shape)}, expected {tuple(oracle.shape)}"
-        kind, statement = "wrong shape", "has another shape than native's"
-        if not mismatch.is_output:
-            close = lambda a, b: a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-12)  # noqa: E731
+        kind, statement = "wrong shape", f"has shape {tuple(ours.shape)}; expected {tuple(oracle.shape)}"
+        close = lambda a, b: a.shape == b.shape and torch.allclose(a, b, rtol=1e-9, atol=1e-12)  # noqa: E731
+        if ours.squeeze().shape == oracle.squeeze().shape:  # they differ in dimensions of length 1
+            evidence = "the numbers are right" if close(ours.reshape(oracle.shape), oracle) else ""
+        elif not mismatch.is_output:
             unsummed = [d for d in range(ours.dim()) if close(ours.sum(d), oracle)]
             if oracle.dim() and any(close(ours, reduced) for reduced in (oracle.sum(0), oracle.mean(0))):
                 kind, statement = "summed over the batch", "is summed or averaged over dimension 0"
@@ -203,4 +241,6 @@ def _finding_without_numbers(mismatch: Mismatch) -> Finding:
         return Finding("wrong output", quantity, message)
     if mismatch.run.error is None:
         return Finding("raises", quantity, message)
-    return Finding("raises", quantity, "an exception is raised", message)
+    location = find_location(mismatch.run.error)
+    evidence = f"{message} ({location})" if location else message
+    return Finding("raises", quantity, "an exception is raised", evidence)

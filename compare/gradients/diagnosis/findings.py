@@ -24,6 +24,7 @@ KINDS = {
     "not finite": "NaN or infinite where a finite value is expected",
     "only at zeros": "wrong only where a value is exactly 0; the derivative there is a convention",
     "only at ties": "wrong only where values are equal; the derivative there is a convention",
+    "only at bounds": "wrong only where an input or the output has one of a few values, such as those of a clamp",
     "only at borders": "wrong only in the first or last rows or columns",
     "only in one dtype": "wrong in one or two dtypes, correct in another",
     "only in one layout": "correct for contiguous tensors, wrong in another memory layout",

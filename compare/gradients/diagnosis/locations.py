@@ -1,4 +1,4 @@
-"""Locations of wrong elements: exact zeros, ties, borders, a few elements, elements that are zero or not finite."""
+"""Locations of wrong elements: borders, a few elements, elements that are zero or not finite."""
 
 from __future__ import annotations
 
@@ -17,62 +17,6 @@ from compare.gradients.diagnosis.wording import (
     slice_names,
 )
 from compare.gradients.run_variant import OUTPUT
-
-MAX_TIE_DISTANCE = 3  # largest distance of two equal values that can still be in one pooling window
-
-
-def find_zeros_and_ties(mismatch: Mismatch) -> Iterator[Finding]:
-    """Wrong only where the input is exactly 0, or has an equal neighbour."""
-    x, wrong = mismatch.inputs.get(mismatch.input_name), mismatch.wrong
-    if x is None or x.shape != wrong.shape or not wrong.any():
-        return
-    x = x.cpu()
-    zero = x == 0
-    n = int(wrong.sum())
-    if not (wrong & ~zero).any() and not zero.all():
-        evidence = f"all {n} wrong elements are among the {int(zero.sum())} exact zeros of {x.numel()} input elements"
-        evidence += _constant_factor(mismatch, "; the gradient there is ")
-        yield Finding("only at zeros", mismatch.quantity, "is wrong only where the input is exactly 0", evidence)
-        return
-    tied = _has_equal_neighbour(x)
-    if not (wrong & ~tied).any():
-        evidence = f"all {n} wrong elements are among the {int(tied.sum())} of {x.numel()} input elements "
-        evidence += "with an equal neighbour" + _constant_factor(mismatch, "; the gradient there is ")
-        statement = "is wrong only where neighbouring input elements are equal"
-        yield Finding("only at ties", mismatch.quantity, statement, evidence)
-
-
-def _has_equal_neighbour(x: Tensor) -> Tensor:
-    """Mask of the elements that have an equal element near them in the last two dimensions."""
-    tied = torch.zeros_like(x, dtype=torch.bool)
-    matrices = x if x.dim() > 1 else x.unsqueeze(0)
-    tied_matrices = tied if x.dim() > 1 else tied.unsqueeze(0)
-    for down in range(min(MAX_TIE_DISTANCE + 1, matrices.shape[-2])):
-        for right in range(-MAX_TIE_DISTANCE, MAX_TIE_DISTANCE + 1):
-            if (down, right) <= (0, 0) or abs(right) >= matrices.shape[-1]:
-                continue
-            height, width = matrices.shape[-2] - down, matrices.shape[-1] - abs(right)
-            first = (0, max(0, -right))
-            second = (down, max(0, right))
-
-            def window(t: Tensor, corner: tuple[int, int], height: int = height, width: int = width) -> Tensor:
-                return t.narrow(-2, corner[0], height).narrow(-1, corner[1], width)
-
-            equal = window(matrices, first) == window(matrices, second)
-            window(tied_matrices, first).logical_or_(equal)
-            window(tied_matrices, second).logical_or_(equal)
-    return tied
-
-
-def _constant_factor(mismatch: Mismatch, prefix: str) -> str:
-    """``prefix`` and the quotient of ours and the oracle, if all wrong elements have the same; otherwise ""."""
-    expected, ours = mismatch.oracle[mismatch.wrong], mismatch.ours[mismatch.wrong]
-    if not ours.any():
-        return f"{prefix}0"
-    quotients = (ours / expected)[expected != 0]
-    if len(quotients) and bool(((quotients - quotients[0]).abs() < 1e-6 * quotients[0].abs()).all()):
-        return f"{prefix}{format_number(float(quotients[0]))} times the expected value"
-    return ""
 
 
 def find_borders(mismatch: Mismatch) -> Iterator[Finding]:
@@ -97,7 +41,7 @@ def find_borders(mismatch: Mismatch) -> Iterator[Finding]:
         names = _covering_borders(wrong, width, [name for name, has_wrong in borders.items() if has_wrong])
         where = join_words([name.replace("1 rows", "row").replace("1 columns", "column") for name in names])
         evidence = f"{int(wrong.sum())} of {wrong.numel()} elements are wrong, none of them in the interior"
-        evidence += _constant_factor(mismatch, f"; the {mismatch.noun} there is ")
+        evidence += constant_factor(mismatch, f"; the {mismatch.noun} there is ")
         yield Finding("only at borders", mismatch.quantity, f"is wrong only in the {where}", evidence)
         return
 
@@ -142,7 +86,7 @@ def find_few_elements(mismatch: Mismatch, most: int | None = None) -> Iterator[F
     n, total = int(mismatch.wrong.sum()), mismatch.wrong.numel()
     if 0 < n <= min(most or total, max(1, min(3, total // 4), total // 16)):
         statement = f"{n} of {total} elements {'is' if n == 1 else 'are'} wrong"
-        statement += _constant_factor(mismatch, ": got ")
+        statement += constant_factor(mismatch, ": got ")
         yield Finding("few elements", mismatch.quantity, statement, _first_example(mismatch, mismatch.wrong))
 
 
@@ -176,3 +120,14 @@ def output_has_zeros(mismatch: Mismatch) -> bool:
     """Return True if the output has exact zeros, which indicates a kink inside the function."""
     output = mismatch.run.values.get(OUTPUT)
     return output is not None and bool((output == 0).any())
+
+
+def constant_factor(mismatch: Mismatch, prefix: str) -> str:
+    """``prefix`` and the quotient of ours and the oracle, if all wrong elements have the same; otherwise ""."""
+    expected, ours = mismatch.oracle[mismatch.wrong], mismatch.ours[mismatch.wrong]
+    if not ours.any():
+        return f"{prefix}0"
+    quotients = (ours / expected)[expected != 0]
+    if len(quotients) and bool(((quotients - quotients[0]).abs() < 1e-6 * quotients[0].abs()).all()):
+        return f"{prefix}{format_number(float(quotients[0]))} times the expected value"
+    return ""

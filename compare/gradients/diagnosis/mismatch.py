@@ -14,6 +14,8 @@ from compare.gradients.variants import Variant, incoming_gradient
 # Values of Mismatch.message, or how it begins, where there are no two tensors of one shape and dtype to compare.
 NO_GRADIENT, NO_OUTPUT, WRONG_DTYPE = "no gradient is returned", "this output is not returned", "got dtype"
 
+MAX_SQUARED = 1e150  # squares of larger numbers overflow
+
 # incoming(n, output) is the incoming gradient of output n.
 Incoming = Callable[[int, Tensor], Tensor]
 
@@ -80,8 +82,23 @@ class Mismatch:
 
 
 def equal_up_to_rounding(a: Tensor, b: Tensor, tolerance: float = 0.0) -> bool:
-    """Return True if no element differs by more than ``tolerance`` or 1e-9 of the largest, and not all are 0."""
+    """Return True if no element differs by more than ``tolerance`` or 1e-9 of the largest, and not all are 0.
+
+    Infinities and NaN must be the same in both, and some element must be finite.
+    """
     if a.shape != b.shape or not a.numel():
         return False
-    largest = float(b.abs().max())
-    return bool(torch.all((a - b).abs() <= max(tolerance, 1e-9 * largest))) and largest > 0
+    finite = a.isfinite() & b.isfinite()
+    if not bool((finite | (a == b) | (a.isnan() & b.isnan())).all()) or not finite.any():
+        return False
+    largest = float(b[finite].abs().max())
+    return bool(torch.all((a - b).abs()[finite] <= max(tolerance, 1e-9 * largest))) and largest > 0
+
+
+def solve_least_squares(columns: Tensor, target: Tensor) -> Tensor | None:
+    """Factors of ``columns`` whose sum is nearest to ``target``; None if a number is too large for the solution."""
+    if not columns.numel() or not columns.isfinite().all() or not target.isfinite().all():
+        return None
+    if max(float(columns.abs().max()), float(target.abs().max())) > MAX_SQUARED:
+        return None
+    return torch.linalg.lstsq(columns, target, driver="gelsd").solution

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.mismatch import Mismatch, solve_least_squares
 from compare.gradients.diagnosis.wording import dimension_name, format_number, join_words
 from compare.gradients.run_variant import OUTPUT
 
@@ -39,7 +39,9 @@ def find_missing_term(mismatch: Mismatch, seed: int) -> Iterator[Finding]:
                 if len(target) == 1 and names == ("1",):
                     continue  # one constant for all elements is a term that no backward has
                 columns = torch.stack([to_lines(candidates[name]) for name in names], -1)
-                factors = torch.linalg.lstsq(columns, target.unsqueeze(-1), driver="gelsd").solution
+                factors = solve_least_squares(columns, target.unsqueeze(-1))
+                if factors is None:
+                    continue
                 residual = (columns @ factors).squeeze(-1) - target
                 limit = max(4 * mismatch.tolerance, 1e-8 * float(difference.abs().max()))
                 if not bool((residual.abs() <= limit).all()):

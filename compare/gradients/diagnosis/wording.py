@@ -38,7 +38,8 @@ def got_and_expected(index: Sequence[int], ours: float, oracle: float) -> str:
     for digits in range(6, 18):
         if f"{ours:.{digits}g}" != f"{oracle:.{digits}g}":
             break
-    return f"at {list(index)}: got {ours:.{digits}g}, expected {oracle:.{digits}g}"
+    at = f"at {list(index)}: " if index else ""
+    return f"{at}got {ours:.{digits}g}, expected {oracle:.{digits}g}"
 
 
 def format_number(value: float) -> str:
