@@ -14,10 +14,26 @@ from compare.gradients.measure import REFUSED, WRONG, Row
 from compare.gradients.run_variant import run_variant
 from compare.gradients.variants import SECOND_DRAW, Variant, call_dtypes
 
-KINDS = (linearity.KIND, repeated_calls.KIND, requested_gradients.KIND)
+
+def add_call_mistakes(
+    findings: Sequence[Finding],
+    runner: CaseRunner,
+    dtypes: tuple[torch.dtype, ...],
+    rows: Sequence[Row],
+    side_effects: Mapping[str, str],
+) -> list[Finding]:
+    """Return ``findings`` with those of other calls, which replace others about the same quantities.
+
+    A quantity with such a finding is right in a contiguous call by itself. What else is wrong about it, such as a
+    value that an earlier call in another dtype left behind, has the same cause.
+    """
+    others = _find_call_mistakes(runner, dtypes, rows, side_effects)
+    replaced = {finding.quantity for finding in others}
+    kept = [f for f in findings if f.quantity not in replaced or f.kind == "not repeatable"]
+    return [*others, *(linearity.find_nonlinear_mistake(runner, f) if f.kind == "unknown" else f for f in kept)]
 
 
-def find_call_mistakes(
+def _find_call_mistakes(
     runner: CaseRunner, dtypes: tuple[torch.dtype, ...], rows: Sequence[Row], side_effects: Mapping[str, str]
 ) -> list[Finding]:
     """Return one finding for each quantity that is right in a contiguous call by itself, and wrong otherwise."""
@@ -43,14 +59,3 @@ def find_call_mistakes(
         for finding in found:
             findings.setdefault(finding.quantity, finding)
     return list(findings.values())
-
-
-def combine(findings: Sequence[Finding], call_findings: Sequence[Finding]) -> list[Finding]:
-    """Put the findings of :func:`find_call_mistakes` in the place of others about the same quantities.
-
-    A quantity with such a finding is right in a contiguous call by itself. What else is wrong about it, such as a
-    value that an earlier call in another dtype left behind, has the same cause.
-    """
-    replaced = {finding.quantity for finding in call_findings}
-    kept = [finding for finding in findings if finding.quantity not in replaced or finding.kind == "not repeatable"]
-    return [*call_findings, *kept]

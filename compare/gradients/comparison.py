@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from compare.case import Case
-from compare.gradients.call_mistakes import combine, find_call_mistakes
+from compare.gradients.call_mistakes import add_call_mistakes
 from compare.gradients.case_runner import CaseRunner, ComparedTensors
 from compare.gradients.diagnosis.diagnose import NativeOracle, diagnose
 from compare.gradients.diagnosis.findings import Finding
@@ -95,10 +95,8 @@ def compare(
             rows += runner.rows(variant)
     side_effects = runner.find_side_effects()
     native = NativeOracle(case.native, runner.native_rerunner, seed)
-    findings = combine(
-        diagnose(runner.mismatches, rows, side_effects, native),
-        find_call_mistakes(runner, dtypes, rows, side_effects),
-    )
+    findings = diagnose(runner.mismatches, rows, side_effects, native)
+    findings = add_call_mistakes(findings, runner, dtypes, rows, side_effects)
     kinds_of_data = DATA if case.whole_numbers else DATA[:1]
     census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
     if progress is not None:

@@ -15,11 +15,11 @@ from compare.gradients.run_variant import OUTPUT, output_name, run_variant
 from compare.gradients.variants import SECOND_DRAW, Variant, incoming_gradient
 
 KIND = "not linear in the incoming gradient"
-# Powers of two, so that a linear backward returns the same digits; half types would overflow beyond 8.
-FACTOR, FACTOR_HALF = 1024.0, 8.0
+# Powers of two, so that a linear backward returns the same digits; half types would overflow beyond 2**3.
+EXPONENT, EXPONENT_HALF = 20, 3
 SLACK = 4  # another incoming gradient may have terms that cancel more than those the tolerance was measured with
 
-Incoming = Callable[[int, Tensor], Tensor]
+Incoming = Callable[[int, Tensor], Tensor | None]
 
 
 def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str, float]) -> Iterator[Finding]:
@@ -68,10 +68,33 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
                 yield Finding(KIND, quantity, f"is wrong for {description}", evidence)
 
 
+def find_nonlinear_mistake(runner: CaseRunner, finding: Finding) -> Finding:
+    """Return ``finding``, of a gradient that is wrong without a pattern, or one that says it is not linear."""
+    variant, quantity = runner.plain, finding.quantity
+    inputs = runner.oracles(variant).inputs
+    exponent = EXPONENT if variant.dtype in (torch.float64, torch.float32) else EXPONENT_HALF
+    once, scaled = (
+        run_variant(
+            runner.case.ours, inputs, variant, runner.seed,
+            lambda n, output, factor=factor: factor * incoming_gradient(output, variant, runner.seed + n),
+        ).values.get(quantity)
+        for factor in (1.0, 2.0**exponent)
+    )  # fmt: skip
+    if once is None or scaled is None or once.shape != scaled.shape or not bool(once.isfinite().all()):
+        return finding
+    once, scaled = (as_real(t).double() for t in (once, scaled))
+    limit = SLACK * torch.finfo(variant.dtype).eps * float(once.abs().max() if once.numel() else 0.0)
+    if bool(((scaled / 2.0**exponent - once).abs() <= limit).all()):
+        return finding
+    same = bool(((scaled - once).abs() <= limit).all())
+    statement = "does not change with the incoming gradient" if same else "is not linear in the incoming gradient"
+    return Finding(KIND, quantity, statement, f"{finding.statement}; {finding.evidence}")
+
+
 def _incoming_gradients(variant: Variant, seed: int, num_outputs: int) -> Iterator[tuple[str, Incoming, float]]:
     """(description, incoming gradient, its size relative to that of the variant)."""
     second = Variant(variant.dtype, data=SECOND_DRAW, device=variant.device)
-    factor = FACTOR if variant.dtype in (torch.float64, torch.float32) else FACTOR_HALF
+    exponent = EXPONENT if variant.dtype in (torch.float64, torch.float32) else EXPONENT_HALF
 
     def draw(n: int, output: Tensor, of: Variant = variant) -> Tensor:
         return incoming_gradient(output, of, seed + n)
@@ -81,9 +104,8 @@ def _incoming_gradients(variant: Variant, seed: int, num_outputs: int) -> Iterat
 
     yield "an incoming gradient of zeros", scaled(0.0), 1.0
     yield "minus the incoming gradient", scaled(-1.0), 1.0
-    yield f"{factor:g} times the incoming gradient", scaled(factor), factor
-    yield f"1/{factor:g} of the incoming gradient", scaled(1 / factor), 1 / factor
+    for e in (exponent, -exponent):
+        yield f"2**{e} times the incoming gradient", scaled(2.0**e), 2.0**e
     yield "the sum of two incoming gradients", lambda n, o: draw(n, o) + draw(n, o, second), 2.0
     for k in range(num_outputs) if num_outputs > 1 else ():
-        description = f"an incoming gradient of {output_name(k)} alone"
-        yield description, lambda n, output, k=k: draw(n, output) * (n == k), 1.0
+        yield f"{output_name(k)} alone", lambda n, output, k=k: draw(n, output) if n == k else None, 1.0

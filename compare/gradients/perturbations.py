@@ -38,10 +38,17 @@ class PerturbOperations(TorchDispatchMode):
     float64 number.)
     """
 
-    def __init__(self, size: float, trial: int, dtype: torch.dtype) -> None:
+    def __init__(self, size: float, trial: int, dtype: torch.dtype, signs: list[Tensor], *, records: bool) -> None:
+        """Begin a run.
+
+        Args:
+            signs: signs of all results. The first run of a pair records them, by the values of its results. The
+                second run, in which the values are others, takes them from there.
+        """
         super().__init__()
-        self.size, self.trial = size, trial
+        self.size, self.trial, self.records = size, trial, records
         self.exact_dtype = torch.float32 if dtype is torch.float64 else dtype
+        self.signs, self.num_results = signs, 0
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
@@ -56,16 +63,26 @@ class PerturbOperations(TorchDispatchMode):
             return value
         parts = as_real(value)
         is_exact = parts.to(self.exact_dtype).double() == parts
-        perturbed = torch.where(is_exact, parts, perturb_by_value(parts, self.size, self.trial))
+        perturbed = torch.where(is_exact, parts, parts * (1 + self.size * self._signs(parts)))
         return torch.view_as_complex(perturbed) if value.is_complex() else perturbed  # the mode is off in here
+
+    def _signs(self, parts: Tensor) -> Tensor:
+        n = self.num_results
+        self.num_results += 1
+        if not self.records and n < len(self.signs) and self.signs[n].shape == parts.shape:
+            return self.signs[n]
+        signs = signs_by_value(parts, self.trial)
+        if self.records:
+            self.signs.append(signs)
+        return signs
 
 
 def perturb_by_value(value: Tensor, size: float, trial: int) -> Tensor:
     """Multiply each element by 1 + size or 1 − size; a hash of its bits decides, so equal elements change equally."""
     if not has_gradient(value):
         return value
-    parts = as_real(value).contiguous()
-    perturbed = parts * (1 + size * _pseudo_random_signs(parts.view(torch.int64), trial))
+    parts = as_real(value)
+    perturbed = parts * (1 + size * signs_by_value(parts, trial))
     return torch.view_as_complex(perturbed) if value.is_complex() else perturbed
 
 
@@ -76,6 +93,11 @@ def perturb_by_position(value: Tensor, size: float, trial: int) -> Tensor:
     """
     positions = torch.arange(value.numel(), device=value.device).reshape(value.shape)
     return value * (1 + size * _pseudo_random_signs(positions * 0x2545F4914F6CDD1D, trial))
+
+
+def signs_by_value(values: Tensor, trial: int) -> Tensor:
+    """1 or −1 for each element, equal for equal elements."""
+    return _pseudo_random_signs(values.contiguous().view(torch.int64), trial)
 
 
 def _pseudo_random_signs(bits: Tensor, trial: int) -> Tensor:

@@ -51,7 +51,7 @@ def run_variant(
     inputs: dict[str, Tensor],
     variant: Variant,
     seed: int = 0,
-    gradients: Callable[[int, Tensor], Tensor] | None = None,
+    gradients: Callable[[int, Tensor], Tensor | None] | None = None,
     requires_grad: Collection[str] | None = None,
     *,
     finds_changes: bool = True,
@@ -62,7 +62,8 @@ def run_variant(
 
     Args:
         inputs: by name, in the order of the function's arguments; real and complex ones in double precision.
-        gradients: ``gradients(n, output)`` is the incoming gradient of output ``n``; by default that of the variant.
+        gradients: ``gradients(n, output)`` is the incoming gradient of output ``n``, or None if nothing uses that
+            output; by default that of the variant.
         requires_grad: names of the inputs that require a gradient; by default all floating-point and complex ones.
         finds_changes: False for a trusted function, whose arguments are not inspected for in-place changes.
     """
@@ -77,7 +78,7 @@ def _run(
     inputs: dict[str, Tensor],
     variant: Variant,
     seed: int,
-    gradients: Callable[[int, Tensor], Tensor] | None,
+    gradients: Callable[[int, Tensor], Tensor | None] | None,
     requires_grad: Collection[str] | None,
     finds_changes: bool,
     *,
@@ -101,10 +102,12 @@ def _run(
         outputs = call(function, arguments.values())
         in_place = any(output is argument for output in outputs for argument in arguments.values()) and clones
         values |= {output_name(n): dense_copy(output) for n, output in enumerate(outputs)}
-        numbered = [(n, output) for n, output in enumerate(outputs) if output.requires_grad]
+        drawn = [(n, output, gradients(n, output)) for n, output in enumerate(outputs) if output.requires_grad]
+        numbered = [(n, output) for n, output, gradient in drawn if gradient is not None]
         incoming = [
-            gradient_to_layout(gradients(n, output).to(output.dtype), variant.gradient_layout)
-            for n, output in numbered
+            gradient_to_layout(gradient.to(output.dtype), variant.gradient_layout)
+            for _, output, gradient in drawn
+            if gradient is not None
         ]
         original_incoming = [gradient.clone() for gradient in incoming] if finds_changes else []
         grads: Sequence[Tensor | None] = [None] * len(differentiable)

@@ -141,23 +141,27 @@ class SensitivityTrials:
         for n in range(input_pairs + operation_pairs):
             self.num_pairs += 1
             perturbs_inputs = n < input_pairs
-            pair = [self._run(size, perturbs_inputs) for size in (self.size, -self.size)]
+            signs: list[Tensor] = []
+            pair = [self._run(size, perturbs_inputs, signs) for size in (self.size, -self.size)]
             for name, changes in self.changes.items():
                 self._add_pair(changes, name, *(values.get(name) for values in pair), perturbs_inputs)
 
-    def _run(self, size: float, perturbs_inputs: bool) -> dict[str, Tensor | None]:
+    def _run(self, size: float, perturbs_inputs: bool, signs: list[Tensor]) -> dict[str, Tensor | None]:
         trial, inputs = self.num_pairs, self.inputs
         if perturbs_inputs:
             inputs = {name: perturb_by_value(value, size, trial) for name, value in inputs.items()}
         # Made outside PerturbOperations: to make them is no operation of the function.
         incoming = {n: perturb_by_position(gradient, size, trial) for n, gradient in self.incoming.items()}
-        mode = nullcontext() if perturbs_inputs else PerturbOperations(size, trial, self.variant.dtype)
+        mode = nullcontext() if perturbs_inputs else self._perturb_operations(size, signs)
         float64 = Variant(device=self.variant.device)
         with mode:
             result = run_variant(
                 self.native, inputs, float64, self.seed, lambda n, _: incoming[n], finds_changes=False
             )
         return result.values
+
+    def _perturb_operations(self, size: float, signs: list[Tensor]) -> PerturbOperations:
+        return PerturbOperations(size, self.num_pairs, self.variant.dtype, signs, records=size > 0)
 
     def _add_pair(
         self, changes: _Changes, name: str, up: Tensor | None, down: Tensor | None, perturbs_inputs: bool

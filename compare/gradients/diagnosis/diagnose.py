@@ -17,17 +17,18 @@ import torch
 
 from compare.case_errors import find_location
 from compare.gradients.diagnosis import locations
+from compare.gradients.diagnosis.conjugates import find_conjugated
 from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.input_uses import find_missing_uses
 from compare.gradients.diagnosis.mismatch import NO_GRADIENT, WRONG_DTYPE, Mismatch, RerunNative
 from compare.gradients.diagnosis.missing_terms import find_missing_term
 from compare.gradients.diagnosis.special_values import find_special_values
-from compare.gradients.diagnosis.whole_tensor import find_whole_tensor_patterns
+from compare.gradients.diagnosis.whole_tensor import find_factor, find_whole_tensor_patterns
 from compare.gradients.diagnosis.wording import join_words
 from compare.gradients.measure import REFUSED, WRONG, Row
 from compare.gradients.run_variant import OUTPUT
-from compare.gradients.variants import Variant
+from compare.gradients.variants import SECOND_DRAW, Variant
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,11 @@ def _diagnose_quantity(mismatches: list[Mismatch], rows: Sequence[Row], native: 
     mismatch = mismatches[0]
     if torch.float64 not in wrong_dtypes and torch.float64 in tested_dtypes:
         return _dtype_finding(mismatch, wrong, rows)
-    if all(v.data == "whole numbers" for v in wrong):
+    in_widest = [v for v in wrong if v.dtype == mismatch.variant.dtype]  # rounding makes zeros and ties in the others
+    if all(v.data == "whole numbers" for v in in_widest):
         return _whole_numbers_finding(mismatch, native)
+    if all(v.layout == v.gradient_layout == "contiguous" for v in wrong):
+        return _first_pattern(next(m for m in mismatches if m.variant.data == SECOND_DRAW), native)
     return _layout_finding(mismatch, wrong, native)
 
 
@@ -128,7 +132,7 @@ def _has_float32_errors(mismatch: Mismatch) -> bool:
 def _dtype_finding(mismatch: Mismatch, wrong: set[Variant], rows: Sequence[Row]) -> Finding:
     names = sorted({str(v.dtype).removeprefix("torch.") for v in wrong})
     if not mismatch.message:
-        for finding in find_special_values(mismatch):
+        for finding in () if mismatch.has_complex_numbers else find_special_values(mismatch):
             if finding.kind == "only at bounds":
                 return replace(finding, evidence=f"in {mismatch.variant}: {finding.evidence}")
     row = next(r for r in rows if r.quantity == mismatch.quantity and r.variant == mismatch.variant)
@@ -163,6 +167,8 @@ def _whole_numbers_finding(mismatch: Mismatch, native: NativeOracle) -> Finding:
     """Correct for random inputs, wrong for whole numbers: the cause is zeros or ties, in an input or inside."""
     if mismatch.message:
         return _first_pattern(mismatch, native)
+    if mismatch.has_complex_numbers:
+        return _first_pattern(mismatch, native)
     for finding in find_special_values(mismatch):
         return finding
     if (~mismatch.ours.isfinite() & mismatch.oracle.isfinite()).any():
@@ -191,6 +197,13 @@ def _first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
 def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     """Special patterns before general ones, and those that cost a few native runs before those that cost hundreds."""
     rerun_native, seed = native.rerunner(mismatch.variant), native.seed
+    if mismatch.has_complex_numbers:  # the other patterns are about real numbers
+        return chain(
+            locations.find_zero(mismatch) if not mismatch.ours.any() else (),
+            locations.find_nonfinite(mismatch),
+            find_factor(mismatch),
+            find_conjugated(mismatch, rerun_native, seed),
+        )
     return chain(
         locations.find_zero(mismatch) if not mismatch.ours.any() else (),
         locations.find_nonfinite(mismatch),

@@ -54,6 +54,11 @@ class Mismatch:
         return self.quantity.startswith(OUTPUT)
 
     @property
+    def has_complex_numbers(self) -> bool:
+        """True if an input, an output or a gradient is complex; then ``ours`` and ``oracle`` may be pairs."""
+        return any(t.is_complex() for t in (*self.inputs.values(), *self.run.values.values()) if t is not None)
+
+    @property
     def noun(self) -> str:
         """ "output" or "gradient"."""
         return OUTPUT if self.is_output else "gradient"
