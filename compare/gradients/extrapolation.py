@@ -77,7 +77,7 @@ class Extrapolation:
             input_size: largest absolute value of the input to which x belongs.
             largest_step: bound on the first step.
         """
-        step = min(FIRST_STEP * max(abs(self.x), 1.0), largest_step)
+        step, has_stairs = min(FIRST_STEP * max(abs(self.x), 1.0), largest_step), False
         for attempt in range(FIRST_STEPS):
             if attempt == STEPS_OF_ONE and input_size:
                 step = min(step, FIRST_STEP * max(abs(self.x), input_size))
@@ -87,8 +87,11 @@ class Extrapolation:
                     pass
                 converges_still = self.best_end >= len(self.steps) - 2
                 if self.is_accepted or (self.error <= POOR_ERROR * abs(self.derivative) and not converges_still):
-                    self.error = math.inf if self.is_kink else self.error
+                    is_constant = self.derivative == 0 and not self.second_differences[-1].any()
+                    self.error = math.inf if self.is_kink or (has_stairs and is_constant) else self.error
                     return
+            # Constant below 1e-5 of a range in which differences do not converge: numbers of fewer digits, in stairs.
+            has_stairs = has_stairs or len(self.steps) == MAX_STEPS
             step = self.next_step * REDUCTION if len(self.steps) == MAX_STEPS else step / REDUCTION
         self.error = math.inf
 

@@ -105,17 +105,17 @@ def _differentiate(forward: _Forward, name: str, elements: list[int]) -> FiniteD
         if not (forward.is_determined and math.isfinite(x)):
             continue
         evaluate = partial(forward.at, name, position)
-        found = Extrapolation(forward.outputs, evaluate, x)
+        result = Extrapolation(forward.outputs, evaluate, x)
         # Steps that suit an element mostly suit the next one. Where they give a larger error, all are tried.
-        found.run(input_size, 8 * largest_step * max(1.0, abs(x) / previous))
-        if largest_step < math.inf and not found.error <= SMALL_ERROR * max(scale, abs(found.derivative)):
+        result.run(input_size, 8 * largest_step * max(1.0, abs(x) / previous))
+        if largest_step < math.inf and not result.error <= SMALL_ERROR * max(scale, abs(result.derivative)):
             again = Extrapolation(forward.outputs, evaluate, x)
             again.run(input_size)
-            found = again if again.error < found.error else found
-        gradient[position], error[position] = found.derivative, found.error
-        is_small = found.is_accepted and found.error < math.inf
-        largest_step, previous = (found.largest_step, abs(x) or 1.0) if is_small else (math.inf, 1.0)
-        scale = max(scale, abs(found.derivative)) if is_small else scale
+            result = again if again.error < result.error else result
+        gradient[position], error[position] = result.derivative, result.error
+        is_small = result.is_accepted and result.error < math.inf
+        largest_step, previous = (result.largest_step, abs(x) or 1.0) if is_small else (math.inf, 1.0)
+        scale = max(scale, abs(result.derivative)) if is_small else scale
     checked = torch.zeros(value.numel(), dtype=torch.bool)
     checked[elements] = True
     gradient, error = gradient.view(-1, parts), error.view(-1, parts).norm(dim=1)

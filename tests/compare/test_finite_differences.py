@@ -68,10 +68,10 @@ def test_the_error_is_a_bound_and_small_for_smooth_functions(name, scale):
         return OF_ANY_SCALE[name](x, scale)
 
     x = scale * normal(12)
-    (found,), (expected,) = differences(function, x), autograd(function, x)
-    assert bool(((found.gradient - expected).abs() <= found.error).all())
-    assert float((found.error / expected.abs()).median()) < (1e-8 if name == "far from 0" else 1e-9)
-    assert float(found.error.max() / expected.abs().max()) < 1e-7
+    (result,), (expected,) = differences(function, x), autograd(function, x)
+    assert bool(((result.gradient - expected).abs() <= result.error).all())
+    assert float((result.error / expected.abs()).median()) < (1e-8 if name == "far from 0" else 1e-9)
+    assert float(result.error.max() / expected.abs().max()) < 1e-7
 
 
 SMOOTH: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
@@ -98,10 +98,10 @@ SMOOTH: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 @pytest.mark.parametrize("name", SMOOTH)
 def test_functions_of_other_shapes_and_dtypes(name):
     function, inputs = SMOOTH[name]
-    for found, expected in zip(differences(function, *inputs), autograd(function, *inputs), strict=True):
-        assert (found.gradient.shape, found.gradient.dtype) == (expected.shape, expected.dtype)
-        assert bool(((found.gradient - expected).abs() <= found.error).all())
-        assert float(found.error.max() / expected.abs().max()) < 1e-8
+    for result, expected in zip(differences(function, *inputs), autograd(function, *inputs), strict=True):
+        assert (result.gradient.shape, result.gradient.dtype) == (expected.shape, expected.dtype)
+        assert bool(((result.gradient - expected).abs() <= result.error).all())
+        assert float(result.error.max() / expected.abs().max()) < 1e-8
 
 
 def test_an_error_of_1e_6_that_gradcheck_passes_is_seen():
@@ -119,8 +119,8 @@ def test_an_error_of_1e_6_that_gradcheck_passes_is_seen():
 
     x = normal(30)
     assert gradcheck(Tanh.apply, x.clone().requires_grad_())
-    (found,), (wrong,) = differences(Tanh.apply, x), autograd(Tanh.apply, x)
-    assert bool(((found.gradient - wrong).abs() > 1e3 * found.error).all())
+    (result,), (wrong,) = differences(Tanh.apply, x), autograd(Tanh.apply, x)
+    assert bool(((result.gradient - wrong).abs() > 1e3 * result.error).all())
 
 
 WHOLE = torch.tensor([-2.0, -1, 0, 1, 2, 1, 0, 1], dtype=FLOAT)
@@ -142,48 +142,49 @@ AT_KINKS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, list[bool]]] = {
 @pytest.mark.parametrize("name", AT_KINKS)
 def test_kinks_ties_and_jumps_are_not_determined_and_their_neighbours_are(name):
     function, x, kinks = AT_KINKS[name]
-    (found,), (expected,) = differences(function, x), autograd(function, x)
-    assert found.error.isinf().tolist() == [bool(kink) for kink in kinks]
-    determined = ~found.error.isinf()
-    assert bool(((found.gradient - expected).abs() <= found.error)[determined].all())
-    assert float(found.error[determined].amax() if determined.any() else 0) < 1e-9
+    (result,), (expected,) = differences(function, x), autograd(function, x)
+    assert result.error.isinf().tolist() == [bool(kink) for kink in kinks]
+    determined = ~result.error.isinf()
+    assert bool(((result.gradient - expected).abs() <= result.error)[determined].all())
+    assert float(result.error[determined].amax() if determined.any() else 0) < 1e-9
 
 
 def test_a_near_kink_takes_smaller_steps():
     x = torch.tensor([1e-2, -1e-3, 1e-4, -1e-5, 1e-6], dtype=FLOAT)
-    (found,), (expected,) = (
+    (result,), (expected,) = (
         differences(lambda x: F.leaky_relu(x, 0.5), x),
         autograd(lambda x: F.leaky_relu(x, 0.5), x),
     )
-    determined = ~found.error.isinf()
+    determined = ~result.error.isinf()
     assert bool(determined[:3].all()), "a kink at less than 1e-4 may be too near"
-    assert bool(((found.gradient - expected).abs() <= found.error)[determined].all())
+    assert bool(((result.gradient - expected).abs() <= result.error)[determined].all())
 
 
 @pytest.mark.parametrize("stairs", [1 / 256, 0.1])
 def test_quantisers_are_constant_between_their_jumps(stairs):
-    (found,) = differences(lambda x: (x / stairs).round() * stairs, normal(20))
-    determined = ~found.error.isinf()
+    (result,) = differences(lambda x: (x / stairs).round() * stairs, normal(20))
+    determined = ~result.error.isinf()
     assert int(determined.sum()) >= 18
-    assert bool((found.gradient.abs() <= found.error)[determined].all())
+    assert bool((result.gradient.abs() <= result.error)[determined].all())
 
 
 def test_the_noise_of_the_function_is_part_of_the_error():
     x = normal(8)
-    (found,) = differences(lambda x: (1e8 + x) - 1e8, x)
-    assert bool(((found.gradient - incoming(0, x)).abs() <= found.error).all())
-    assert 1e-9 < float(found.error.min()) < float(found.error.max()) < 1e-4
-    (found,), (expected,) = differences(lambda x: x.float().tanh().double(), x), autograd(torch.tanh, x)
-    assert bool(((found.gradient - expected).abs() <= found.error).all())
-    assert float(found.error.min()) > 1e-9
+    (result,) = differences(lambda x: (1e8 + x) - 1e8, x)
+    assert bool(((result.gradient - incoming(0, x)).abs() <= result.error).all())
+    assert 1e-9 < float(result.error.min()) < float(result.error.max()) < 1e-4
+    (result,), (expected,) = differences(lambda x: x.float().tanh().double(), x), autograd(torch.tanh, x)
+    determined = ~result.error.isinf()
+    assert bool(((result.gradient - expected).abs() <= result.error)[determined].all())
+    assert bool(determined.any()) and float(result.error.min()) > 1e-9
 
 
 def test_a_function_finer_than_the_first_steps():
     x = normal(12)
-    (found,), (expected,) = differences(lambda x: (1e6 * x).sin(), x), autograd(lambda x: (1e6 * x).sin(), x)
-    determined = ~found.error.isinf()
+    (result,), (expected,) = differences(lambda x: (1e6 * x).sin(), x), autograd(lambda x: (1e6 * x).sin(), x)
+    determined = ~result.error.isinf()
     assert int(determined.sum()) >= 10
-    assert bool(((found.gradient - expected).abs() <= found.error)[determined].all())
+    assert bool(((result.gradient - expected).abs() <= result.error)[determined].all())
 
 
 def test_steps_stay_inside_of_the_domain():
@@ -194,13 +195,13 @@ def test_steps_stay_inside_of_the_domain():
 
     x = torch.tensor([1e-9, 1e-3, 1, 1e4], dtype=FLOAT)
     for function in (strict_log, torch.log):
-        (found,) = differences(function, x)
-        assert bool(((found.gradient - incoming(0, x) / x).abs() <= found.error).all())
-        assert bool((found.error < 1e-9 / x).all())
+        (result,) = differences(function, x)
+        assert bool(((result.gradient - incoming(0, x) / x).abs() <= result.error).all())
+        assert bool((result.error < 1e-9 / x).all())
     with pytest.raises(ValueError, match="x must be positive"):
         differences(strict_log, -x)
-    (found,) = differences(torch.asin, torch.ones(2, dtype=FLOAT))
-    assert found.error.isinf().all() and found.gradient.isnan().all()
+    (result,) = differences(torch.asin, torch.ones(2, dtype=FLOAT))
+    assert result.error.isinf().all() and result.gradient.isnan().all()
 
 
 def test_infinite_outputs_need_an_incoming_gradient_of_0():
@@ -210,26 +211,26 @@ def test_infinite_outputs_need_an_incoming_gradient_of_0():
     x = normal(3, 3)
     assert differences(masked, x)[0].error.isinf().all()
     weights = torch.where(masked(x).isfinite(), incoming(0, x), 0.0)
-    found = finite_differences(masked, {"x": x}, lambda n, output: weights, ["x"])["x"]
+    result = finite_differences(masked, {"x": x}, lambda n, output: weights, ["x"])["x"]
     (expected,) = torch.autograd.grad(masked(x.requires_grad_()), x, weights)
-    assert bool(((found.gradient - expected).abs() <= found.error).all()) and float(found.error.max()) < 1e-9
+    assert bool(((result.gradient - expected).abs() <= result.error).all()) and float(result.error.max()) < 1e-9
 
 
 def test_large_inputs_are_sampled_and_every_input_takes_part(monkeypatch):
     monkeypatch.setattr("compare.gradients.finite_differences.MAX_ELEMENTS", 100)
     inputs = {"x": normal(20, 10), "w": normal(1, 10), "b": normal(1)}
-    found = finite_differences(F.linear, inputs, incoming, inputs)
-    counts = {name: int(difference.checked.sum()) for name, difference in found.items()}
+    result = finite_differences(F.linear, inputs, incoming, inputs)
+    counts = {name: int(difference.checked.sum()) for name, difference in result.items()}
     assert sum(counts.values()) == pytest.approx(100, abs=3) and counts["b"] == 1
-    assert bool((found["x"].gradient.isnan() == ~found["x"].checked).all())
-    assert bool((found["x"].error.isinf() == ~found["x"].checked).all())
+    assert bool((result["x"].gradient.isnan() == ~result["x"].checked).all())
+    assert bool((result["x"].error.isinf() == ~result["x"].checked).all())
 
 
 def test_functions_may_write_into_their_arguments_and_use_random_numbers():
     x, state = normal(20), torch.get_rng_state()
     original = x.clone()
-    (found,) = differences(lambda x: F.dropout(x.mul_(2), 0.5), x)
-    ratio = found.gradient / incoming(0, x)
+    (result,) = differences(lambda x: F.dropout(x.mul_(2), 0.5), x)
+    ratio = result.gradient / incoming(0, x)
     assert torch.equal(x, original) and torch.equal(state, torch.get_rng_state())
     assert {round(r, 9) for r in ratio.abs().tolist()} == {0.0, 4.0}
 
