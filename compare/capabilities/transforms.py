@@ -82,8 +82,7 @@ def compiled(tested: FunctionUnderTest, native: None) -> None:
     torch._dynamo.reset()
     try:
         function = torch.compile(tested.function, fullgraph=True, backend=BACKEND)
-        under_compile = FunctionUnderTest(tested.case, function, tested.device)
-        tested.assert_equals_baseline(*run_forward_backward(under_compile, tested.leaves()))
+        tested.assert_equals_baseline(*run_forward_backward(tested.with_function(function), tested.leaves()))
     finally:
         torch._dynamo.reset()
 

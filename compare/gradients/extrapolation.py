@@ -42,7 +42,7 @@ EXTRAPOLATION_NOISE = 2.5  # at least the sum of the absolute weights of the ste
 
 @dataclass(frozen=True)
 class Outputs:
-    """All outputs of a function as one vector, with their incoming gradients.
+    """One vector of all outputs of a function, with their incoming gradients.
 
     Attributes:
         value: at the inputs themselves.
