@@ -127,14 +127,14 @@ def test_a_fault_in_float32_alone_is_found_and_named():
 
 @pytest.mark.skipif(not kernels.available().instructions, reason=str(kernels.available()))
 def test_float32_goes_through_a_kernel(monkeypatch):
-    served: list[tuple[str, torch.dtype, bool]] = []
+    calls: list[tuple[str, torch.dtype, bool]] = []
 
     def recorded(name):
         original = getattr(conv_pool_guard, name)
 
         def call(*arguments):
             result = original(*arguments)
-            served.append((name, arguments[0].dtype, result is not None))
+            calls.append((name, arguments[0].dtype, result is not None))
             return result
 
         monkeypatch.setattr(conv_pool_guard, name, call)
@@ -145,8 +145,8 @@ def test_float32_goes_through_a_kernel(monkeypatch):
     (case,) = [case for case in operation_cases() if case.name.startswith("conv2d_relu_max_pool2d")]
     (row,) = run_capabilities(case, only=["deterministic"])
     assert row.ours.verdict == WORKS
-    assert {name for name, dtype, is_served in served if is_served and dtype is torch.float32} == set(names)
-    assert not any(is_served for _, dtype, is_served in served if dtype is torch.float64)
+    assert {name for name, dtype, by_kernel in calls if by_kernel and dtype is torch.float32} == set(names)
+    assert not any(by_kernel for _, dtype, by_kernel in calls if dtype is torch.float64)
 
 
 def test_native_is_judged_by_central_differences():
