@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from compare.capabilities.outcome import FAILS, NOT_APPLICABLE, WORKS, CapabilityResult, Outcome
-from compare.capabilities.runner import CAPABILITIES, QUICK, compare_capabilities, describe, run_capabilities
+from compare.capabilities.runner import CAPABILITIES, FLOAT32, QUICK, compare_capabilities, describe, run_capabilities
 
 __all__ = [
     "CAPABILITIES",
     "FAILS",
+    "FLOAT32",
     "NOT_APPLICABLE",
     "QUICK",
     "WORKS",

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The same sums in another order differ by a few roundings of float64 (1e-16), more where terms cancel. A real fault
-# is many digits above that. ATOL is for tensors that should be 0 while the others are not.
-RTOL, ATOL = 1e-9, 1e-13
+# The same sums in another order differ by a few roundings (1e-16 in float64), more where terms cancel. A real fault
+# is many digits above that. In float32 (6e-8) the rounding of a sum of K terms is about sqrt(K) roundings: 2e-6 for
+# the largest sums of the cases, some 1000 terms, several of which follow one another in a network. The second number
+# is for tensors that should be 0 while the others are not.
+TOLERANCES = {torch.float64: (1e-9, 1e-13), torch.float32: (2e-5, 1e-6)}
 MAX_REASON_LENGTH = 150
 
 
@@ -44,9 +46,10 @@ def assert_close(actual: Sequence[Tensor], expected: Sequence[Tensor], names: Se
     for a, b, name in zip(actual, expected, names, strict=True):
         if a.shape != b.shape:
             raise CheckFailed(f"{prefix}{name} has the shape {tuple(a.shape)} and not {tuple(b.shape)}")
+        rtol, atol = max(TOLERANCES.get(tensor.dtype, TOLERANCES[torch.float64]) for tensor in (a, b))
         a, b = a.detach().double(), b.detach().double()
         error = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-        allowed = RTOL * max_abs(b) + ATOL * largest_of_all
+        allowed = rtol * max_abs(b) + atol * largest_of_all
         if not bool((error <= allowed).all()):
             worst = float(error.nan_to_num(nan=torch.inf).max())
             raise CheckFailed(f"{prefix}{name} is off by {worst:.3g}, where the largest element is {max_abs(b):.3g}")

@@ -78,9 +78,7 @@ def deepcopy_and_pickle(tested: FunctionUnderTest, native: None) -> None:
         ("deepcopy", copy.deepcopy(tested.function)),
         ("pickle", pickle.loads(pickle.dumps(tested.function))),
     ):
-        outputs, grads = run_forward_backward(
-            FunctionUnderTest(tested.case, duplicate, tested.device), tested.leaves()
-        )
+        outputs, grads = run_forward_backward(tested.with_function(duplicate), tested.leaves())
         tested.assert_equals_baseline(outputs, grads, f"its {name}")
 
 

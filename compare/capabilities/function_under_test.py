@@ -15,21 +15,31 @@ from compare.gradients.run_variant import gradient_name, output_name
 
 
 class FunctionUnderTest:
-    """The function of ``case`` that is under test, ours or native, with the case's inputs in float64 on ``device``.
+    """The function of ``case`` that is under test, ours or native, with the case's inputs in ``dtype`` on ``device``.
 
     Every run starts from fresh copies, so a function that writes into its arguments does not spoil a later run.
     """
 
-    def __init__(self, case: Case, function: Callable[..., Any], device: str | torch.device = "cpu") -> None:
-        self.case, self.function, self.device = case, function, torch.device(device)
+    def __init__(
+        self,
+        case: Case,
+        function: Callable[..., Any],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        self.case, self.function, self.device, self.dtype = case, function, torch.device(device), dtype
         self.inputs = self.draw_inputs(0)
 
     def draw_inputs(self, seed: int) -> dict[str, Tensor]:
-        """Draw the case's inputs from ``seed``, floating-point ones in float64."""
+        """Draw the case's inputs from ``seed``, floating-point ones in ``self.dtype``."""
         return {
-            name: tensor.to(self.device, torch.float64 if tensor.is_floating_point() else tensor.dtype).clone()
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype).clone()
             for name, tensor in self.case.inputs(seed).items()
         }
+
+    def with_function(self, function: Callable[..., Any]) -> FunctionUnderTest:
+        """Put ``function`` under test with the same case, device and dtype."""
+        return FunctionUnderTest(self.case, function, self.device, self.dtype)
 
     @property
     def floating_names(self) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,15 @@ class CapabilityResult:
     def is_lacking(self) -> bool:
         """True if ours fails where native does not."""
         return self.ours.verdict == FAILS and self.native.verdict != FAILS
+
+    def in_dtype(self, dtype: torch.dtype) -> CapabilityResult:
+        """Name ``dtype`` in the reason of each outcome that is a failure."""
+        word = str(dtype).removeprefix("torch.")
+        ours, native = (
+            replace(outcome, reason=f"{word}: {outcome.reason}") if outcome.verdict == FAILS else outcome
+            for outcome in (self.ours, self.native)
+        )
+        return replace(self, ours=ours, native=native)
 
 
 Check = Callable[[FunctionUnderTest, Any], Any]

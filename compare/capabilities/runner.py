@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
-from compare.capabilities import arguments, autograd_engine, derivatives, needs_input_grad, side_effects, transforms
+import torch
+
+from compare.capabilities import (
+    arguments,
+    autograd_engine,
+    derivatives,
+    needs_input_grad,
+    side_effects,
+    streams,
+    transforms,
+)
 from compare.capabilities.function_under_test import FunctionUnderTest
-from compare.capabilities.outcome import CapabilityResult, Check, run_check
+from compare.capabilities.outcome import FAILS, CapabilityResult, Check, run_check
 from compare.case import Case
 
 CAPABILITIES: dict[str, Check] = {
@@ -34,11 +44,36 @@ CAPABILITIES: dict[str, Check] = {
     "deterministic": side_effects.deterministic,
     "no memory leaks": side_effects.no_memory_leaks,
     "threads": side_effects.threads,
+    "side stream": streams.side_stream,
     "backward twice": autograd_engine.backward_twice,
     "hooks": autograd_engine.hooks,
     "gradient accumulation": autograd_engine.gradient_accumulation,
     "deepcopy and pickle": autograd_engine.deepcopy_and_pickle,
 }
+FLOAT32 = (
+    "torch.compile",
+    "checkpoint",
+    "non-contiguous inputs",
+    "non-contiguous gradients",
+    "expanded gradient",
+    "undefined gradient",
+    "empty batch",
+    "in-place changes",
+    "arguments unchanged",
+    "deterministic",
+    "threads",
+    "side stream",
+    "backward twice",
+    "hooks",
+    "gradient accumulation",
+    "deepcopy and pickle",
+)
+"""Capabilities that run in float32 as well, in which compiled kernels serve.
+
+The others run in float64 alone. gradcheck needs its digits. Kernels serve no tensors of torch.func, of forward mode
+or of a second derivative, nor any tensor while operators are counted, so there the dtype cannot change the path.
+Autocast starts from float32 as it is.
+"""
 QUICK = tuple(name for name in CAPABILITIES if name not in ("torch.compile", "gradcheck, slow", "vmap"))
 """Names of all capabilities but the three slowest."""
 
@@ -63,6 +98,8 @@ def run_capabilities(
 ) -> list[CapabilityResult]:
     """Run every capability for the case's own function and for its native one, on the case's inputs in float64.
 
+    Those in :data:`FLOAT32` run in float32 too; their result is that of float64, unless more fails in float32.
+
     Args:
         case: any function of tensors and its native counterpart.
         device: device of the inputs.
@@ -79,19 +116,38 @@ def run_capabilities(
     unknown = sorted(set(only) - set(CAPABILITIES))
     if unknown:
         raise ValueError(f"unknown capability: {', '.join(unknown)}; expected names from {', '.join(CAPABILITIES)}")
-    ours, native = (FunctionUnderTest(case, function, device) for function in (case.ours, case.native))
+    pairs = {
+        dtype: [FunctionUnderTest(case, function, device, dtype) for function in (case.ours, case.native)]
+        for dtype in (torch.float64, torch.float32)
+    }
     results = []
     for name, check in CAPABILITIES.items():
         if name not in only:
             continue
         if progress is not None:
             progress.set_description_str(f"{case.name}: {name}")
-        native_outcome, native_result = run_check(check, native, None)
-        our_outcome, _ = run_check(check, ours, native_result)
-        results.append(CapabilityResult(case.name, name, our_outcome, native_outcome))
+        result = _run_pair(case, name, check, *pairs[torch.float64])
+        if name in FLOAT32 and not result.is_lacking:
+            in_float32 = _run_pair(case, name, check, *pairs[torch.float32])
+            if _failures(in_float32) > _failures(result):
+                result = in_float32.in_dtype(torch.float32)
+        results.append(result)
         if progress is not None:
             progress.update(1)
     return results
+
+
+def _run_pair(
+    case: Case, name: str, check: Check, ours: FunctionUnderTest, native: FunctionUnderTest
+) -> CapabilityResult:
+    native_outcome, native_result = run_check(check, native, None)
+    our_outcome, _ = run_check(check, ours, native_result)
+    return CapabilityResult(case.name, name, our_outcome, native_outcome)
+
+
+def _failures(result: CapabilityResult) -> tuple[bool, bool, bool]:
+    """Order results by what fails: ours where native does not, then ours, then native."""
+    return result.is_lacking, result.ours.verdict == FAILS, result.native.verdict == FAILS
 
 
 def compare_capabilities(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
-from compare.capabilities import FAILS, NOT_APPLICABLE, WORKS, CapabilityResult, Outcome, describe
+from compare.capabilities import FAILS, FLOAT32, NOT_APPLICABLE, WORKS, CapabilityResult, Outcome, describe
 from compare.capabilities.needs_input_grad import ALONE
 from compare.capabilities.transforms import BACKEND
 from compare.case_errors import CaseFailure
@@ -80,7 +80,8 @@ def _text(
     whose = "" if held is None else " of this project's cases"
     text = [
         f"{_count(len(names), 'capability', 'capabilities')} of {_count(len(cases), 'case', 'cases')} were tested on "
-        f"{device}, for ours and for native, in float64 except for autocast.",
+        f"{device}, for ours and for native, in float64 except for autocast; in float32 too where kernels can serve: "
+        f"{_count(len(set(FLOAT32) & set(names)), 'capability', 'capabilities')}.",
         f"Native works in {_count(len(native_works), 'cell', 'cells')}, and ours in {both_work} of these; ours works "
         f"in {_count(only_ours, 'cell', 'cells')} where native fails.",
         f"A cell{whose} in which ours fails and native does not is a failure.",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compare.capabilities import (
     CAPABILITIES,
     FAILS,
+    FLOAT32,
     NOT_APPLICABLE,
     QUICK,
     WORKS,
@@ -25,10 +26,14 @@ from compare.capabilities import (
 )
 from compare.capabilities.section import section
 from compare.case import Case
+from compare.cases import operation_cases
+from manualgrad import kernels
+from manualgrad.cpu import conv_pool_guard
 from tests.compare.defective_functions import DEFECTIVE_FUNCTIONS, DefectiveFunction, inputs
 from tests.compare.defective_parts import PicklableProduct, Product, multiply, product
 
 COPIES = "deepcopy and pickle"
+STREAM = "side stream"  # of CUDA alone
 
 
 def verdicts(results: list[CapabilityResult], side: str = "ours") -> dict[str, str]:
@@ -36,7 +41,7 @@ def verdicts(results: list[CapabilityResult], side: str = "ours") -> dict[str, s
 
 
 def test_every_capability_has_a_defective_function():
-    assert {defective.capability for defective in DEFECTIVE_FUNCTIONS} == set(CAPABILITIES)
+    assert {defective.capability for defective in DEFECTIVE_FUNCTIONS} == set(CAPABILITIES) - {STREAM}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,8 @@ def test_a_lacking_capability_is_found_with_its_reason(defective: DefectiveFunct
 def test_a_function_with_every_capability_passes_every_check():
     by_capability = verdicts(run_capabilities(Case("product", lambda x, w: product(x, w), multiply, inputs)))
     assert by_capability.pop(COPIES).startswith(NOT_APPLICABLE)
-    assert by_capability == dict.fromkeys([name for name in CAPABILITIES if name != COPIES], WORKS)
+    assert by_capability.pop(STREAM) == "not applicable streams are CUDA's"
+    assert by_capability == dict.fromkeys([name for name in CAPABILITIES if name not in (COPIES, STREAM)], WORKS)
 
 
 def image_inputs() -> tuple[Tensor, ...]:
@@ -93,9 +99,54 @@ def test_modules_with_parameters():
     by_capability = verdicts(run_capabilities(case, only=[*QUICK, "vmap"]))
     assert by_capability.pop("threads").startswith("not applicable functional_call")
     assert by_capability.pop(COPIES).startswith(NOT_APPLICABLE)
+    assert by_capability.pop(STREAM).startswith(NOT_APPLICABLE)
     assert set(by_capability.values()) == {WORKS}
     module_case = Case("module", PicklableProduct(), multiply, inputs)
     assert verdicts(run_capabilities(module_case, only=[COPIES])) == {COPIES: WORKS}
+
+
+class WrongInFloat32(Product):
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        if g.dtype is torch.float32 and not g.is_contiguous():
+            g = 1.001 * g
+        return product(g, w), product(g, x)
+
+
+def test_a_fault_in_float32_alone_is_found_and_named():
+    case = Case("float32", WrongInFloat32.apply, multiply, inputs)
+    (row,) = run_capabilities(case, only=["non-contiguous gradients"])
+    assert row.is_lacking and re.match("float32: gradient .* is off by", row.ours.reason)
+    assert set(FLOAT32) < set(CAPABILITIES)
+    assert verdicts(run_capabilities(case, only=["func.grad", "batched vjp"])) == {
+        "func.grad": WORKS,
+        "batched vjp": WORKS,
+    }
+
+
+@pytest.mark.skipif(not kernels.available().instructions, reason=str(kernels.available()))
+def test_float32_goes_through_a_kernel(monkeypatch):
+    calls: list[tuple[str, torch.dtype, bool]] = []
+
+    def recorded(name):
+        original = getattr(conv_pool_guard, name)
+
+        def call(*arguments):
+            result = original(*arguments)
+            calls.append((name, arguments[0].dtype, result is not None))
+            return result
+
+        monkeypatch.setattr(conv_pool_guard, name, call)
+
+    names = "try_forward", "try_backward"
+    for name in names:
+        recorded(name)
+    (case,) = [case for case in operation_cases() if case.name.startswith("conv2d_relu_max_pool2d")]
+    (row,) = run_capabilities(case, only=["deterministic"])
+    assert row.ours.verdict == WORKS
+    assert {name for name, dtype, by_kernel in calls if by_kernel and dtype is torch.float32} == set(names)
+    assert not any(by_kernel for _, dtype, by_kernel in calls if dtype is torch.float64)
 
 
 def test_native_is_judged_by_central_differences():
@@ -126,7 +177,7 @@ def test_an_exception_becomes_an_outcome_and_a_keyboard_interrupt_does_not():
         raise RuntimeError("first line\nsecond line")
 
     rows = run_capabilities(Case("broken", broken, multiply, inputs), only=QUICK)
-    reasons = {row.ours.reason for row in rows if row.capability != COPIES}
+    reasons = {row.ours.reason for row in rows if row.capability not in (COPIES, STREAM)}
     assert all("RuntimeError: first line" in reason and "second" not in reason for reason in reasons)
     assert {row.native.verdict for row in rows} == {WORKS, NOT_APPLICABLE}
 
