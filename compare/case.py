@@ -25,22 +25,26 @@ class Case:
         name: the case's name in reports.
         ours: the function under test: tensors in, a tensor or a tuple of tensors out.
         native: the same function made of operations whose gradients are trusted. Its float64 results are the oracle.
+            None: there is no such function. Then gradients are compared with finite differences of ``ours`` in
+            float64, with a bound on their error; the forward itself is unchecked, and the report says so.
         make_inputs: draws the inputs; called without arguments after ``torch.manual_seed``. It returns a tuple of
             tensors in the order of the functions' arguments, or a dict, whose keys are the inputs' names. Gradients
-            of all floating-point inputs are compared.
+            of all floating-point and complex inputs are compared, in PyTorch's convention for complex gradients.
         conventions: other trusted functions, for values at which more than one derivative is accepted. Keys are the
             names that reports use: ``{"derivative 1/2 at 0": lambda x: torch.maximum(x, x.new_zeros(()))}``. Elements
             that differ from ``native`` but agree with a convention are counted separately, and are not wrong.
         census: takes the inputs and returns counts that explain the conventions, such as that of tied windows. Exact
             zeros and equal neighbours are counted for every case.
         kinks: True if a ReLU or a maximum follows a sum inside the function. Rounding may then carry a value across
-            the kink, in native too, so below float64 the norm of the error is judged instead of every element.
-        whole_numbers: True to compare also on inputs rounded to whole numbers, which have exact zeros and ties.
+            the kink, in native too. The perturbations that find such elements are then twice as large. An element at
+            a kink has the jump there as its tolerance; every other element is judged as strictly as without kinks.
+        whole_numbers: True to compare also on inputs rounded to whole numbers, which have exact zeros and ties. They
+            are left out without a native function, since finite differences have no value there.
     """
 
     name: str
     ours: Callable[..., Any]
-    native: Callable[..., Any]
+    native: Callable[..., Any] | None
     make_inputs: Callable[[], Sequence[Tensor] | Inputs]
     conventions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     census: Callable[..., Mapping[str, int]] | None = None
@@ -49,7 +53,7 @@ class Case:
 
     @classmethod
     def from_modules(
-        cls, name: str, ours: nn.Module, native: nn.Module, make_inputs: Callable[[], Any], **options: Any
+        cls, name: str, ours: nn.Module, native: nn.Module | None, make_inputs: Callable[[], Any], **options: Any
     ) -> Case:
         """Make a case of two modules whose parameters have the same names and shapes. Both use ``native``'s values.
 
@@ -57,12 +61,14 @@ class Case:
         starts with the modules' current buffers and the same random state, so dropout drops the same elements.
 
         Args:
+            native: None for finite differences, on the parameters of ``ours``.
             options: further arguments of :class:`Case`.
 
         Raises:
             ValueError: the parameters differ in name or shape; the message lists those that differ.
         """
-        shapes = [{key: tuple(p.shape) for key, p in module.named_parameters()} for module in (ours, native)]
+        source = ours if native is None else native
+        shapes = [{key: tuple(p.shape) for key, p in module.named_parameters()} for module in (ours, source)]
         if shapes[0] != shapes[1]:
             differing = sorted(set(shapes[0].items()) ^ set(shapes[1].items()))
             raise ValueError(
@@ -71,10 +77,10 @@ class Case:
         keys = list(shapes[0])
 
         def inputs_and_parameters() -> dict[str, Tensor]:
-            inputs = name_inputs(make_inputs(), native.forward)
+            inputs = name_inputs(make_inputs(), source.forward)
             if repeated := sorted(inputs.keys() & set(keys)):
                 raise CaseError(f"expected other names for inputs than for parameters, got {', '.join(repeated)}")
-            return inputs | {key: p.detach().clone() for key, p in native.named_parameters()}
+            return inputs | {key: p.detach().clone() for key, p in source.named_parameters()}
 
         def as_function(module: nn.Module) -> Callable[..., Any]:
             def call(*tensors: Tensor) -> Any:
@@ -87,7 +93,8 @@ class Case:
 
             return call
 
-        return cls(name, as_function(ours), as_function(native), inputs_and_parameters, **options)
+        twin = None if native is None else as_function(native)
+        return cls(name, as_function(ours), twin, inputs_and_parameters, **options)
 
     def inputs(self, seed: int = 0) -> dict[str, Tensor]:
         """Draw the inputs, by name. The global random state is left unchanged.

@@ -34,7 +34,7 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
     for description, incoming, scale in _incoming_gradients(variant, runner.seed, len(outputs)):
         ours = run_variant(runner.case.ours, oracle.inputs, variant, runner.seed, incoming)
         try:
-            expected = runner.oracles.rerun(variant, incoming)
+            expected, errors = runner.oracles.rerun(variant, incoming)
         except CaseError:  # native accepts no such incoming gradient
             continue
         if ours.error is not None:
@@ -43,19 +43,21 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
                 message = f"{type(ours.error).__name__}: {ours.error}"
                 yield Finding(KIND, "backward", f"an exception is raised for {description}", message)
             continue
-        native = run_variant(runner.case.native, oracle.inputs, variant, runner.seed, incoming)
+        native = expected
+        if runner.case.native is not None:
+            native = run_variant(runner.case.native, oracle.inputs, variant, runner.seed, incoming).values
         for quantity, tolerance in tolerances.items():
             if quantity in found:
                 continue
-            got, wanted, other = (r.get(quantity) for r in (ours.values, expected, native.values))
+            got, wanted, other = (r.get(quantity) for r in (ours.values, expected, native))
             if wanted is None or other is None:
                 continue
-            got = torch.zeros_like(other) if got is None else got
-            if got.shape != other.shape:
-                continue
+            got = torch.zeros_like(wanted) if got is None else got
             got, other = (as_real(t).double() for t in (got, other))
+            if got.shape != wanted.shape:
+                continue
             limit = SLACK * scale * tolerance + torch.finfo(variant.dtype).tiny
-            limit = limit + 2 * (other - wanted).abs()
+            limit = limit + 2 * (other - wanted).abs() + errors.get(quantity, 0.0)
             comparable = other.isfinite() & wanted.isfinite()
             jumps = oracle.trials.sensitivity(quantity).jumps
             if jumps is not None:

@@ -43,6 +43,7 @@ class Row:
         explained: number of elements that each convention explains.
         at_kinks: number of elements that rounding errors may carry across a kink, such as the 0 of a ReLU or the
             boundary of a quantiser's step. Their tolerance is the jump there.
+        undetermined: number of elements at which finite differences give no gradient, so nothing is compared.
         message: what prevented a comparison of numbers, if anything.
     """
 
@@ -68,12 +69,13 @@ class Row:
     unexplained: int = 0
     explained: dict[str, int] = field(default_factory=dict)
     at_kinks: int = 0
+    undetermined: int = 0
     message: str = ""
 
     @property
     def is_compared(self) -> bool:
-        """True if there was something to compare, and native gave a value."""
-        return self.status not in (REFUSED, EMPTY)
+        """True if there was something to compare, and native or finite differences gave a value."""
+        return self.status not in (REFUSED, EMPTY) and (self.size == 0 or self.undetermined < self.size)
 
 
 def measure(
@@ -85,6 +87,7 @@ def measure(
     oracle: Tensor,
     sensitivity: Sensitivity,
     conventions: dict[str, Tensor],
+    oracle_error: Tensor | None = None,
 ) -> tuple[Row, Tensor]:
     """Measure ours against the oracle; return the row, and the mask of wrong elements.
 
@@ -97,6 +100,8 @@ def measure(
     Args:
         ours, native, oracle: one output or gradient, of one shape; real.
         conventions: other oracles by the name of their convention, of the same shape.
+        oracle_error: bound on the error of each element of an oracle by finite differences; infinite where it has
+            no value. It is part of the tolerance.
     """
     same_bits = bool(((ours == native) | (ours.isnan() & native.isnan())).all())
     dtype = ours.dtype if ours.is_floating_point() else torch.float64
@@ -111,6 +116,8 @@ def measure(
     max_native_error = _max_abs(native_error[both_finite & ~kinks])
     base_tolerance = 2 * max_native_error + smooth_tolerance
     tolerance = torch.full_like(error, base_tolerance)
+    if oracle_error is not None:
+        tolerance += oracle_error.cpu()
     if kinks.any():
         spread = torch.zeros_like(error) if sensitivity.spread is None else sensitivity.spread.cpu()
         # An infinity of native's in this dtype says nothing about ours.
@@ -136,6 +143,8 @@ def measure(
             explained[name] = explained.get(name, 0) + int(agrees.sum())
             wrong &= ~agrees
 
+    if oracle_error is not None:
+        error = torch.where(oracle_error.cpu().isinf(), 0.0, error)
     status = EQUAL if same_bits else CLOSE
     if explained:
         status = EXPLAINED
@@ -145,6 +154,7 @@ def measure(
         status = EMPTY
     judged = wrong | (error <= tolerance)
     used = torch.where(error > 0, error / tolerance, 0.0)[judged]
+    undetermined = 0 if oracle_error is None else int(oracle_error.isinf().sum())
     index = _worst_index(error, wrong)
     values = [float(t[index]) if t.numel() else math.nan for t in (ours, native, oracle)]
     max_error = math.inf if bool((~(error < math.inf) & finite).any()) else _max_abs(error[finite])
@@ -153,7 +163,7 @@ def measure(
         case, quantity, variant, status, ours.numel(), max_error, relative, max_error / unit,
         _max_abs(native_error[both_finite]), max_native_error / unit, _ratio(max_error, max_native_error),
         base_tolerance, _max_abs(used), by_norm, index, *values, _cosine_similarity(ours, oracle, both_finite),
-        int(wrong.sum()), explained, int(kinks.sum()),
+        int(wrong.sum()), explained, int(kinks.sum()), undetermined,
     )  # fmt: skip
     return row, wrong
 

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from compare.case import Case, CaseError
+from compare.gradients.finite_differences import finite_differences
 from compare.gradients.numbers import as_real, has_gradient
-from compare.gradients.run_variant import OUTPUT, RunResult, run_variant
+from compare.gradients.run_variant import OUTPUT, RunResult, gradient_name, run_variant
 from compare.gradients.tolerance import SensitivityTrials
 from compare.gradients.variants import SECOND_DRAW, Variant, incoming_gradient, round_inputs
 
 Values = dict[str, Tensor | None]
+Incoming = Callable[[int, Tensor], Tensor | None]
 UNCHANGED = 0.75  # the second draw multiplies an input by this if make_inputs always returns the same values
 
 
@@ -28,12 +30,14 @@ class Oracle:
         values: outputs and gradients by name; complex ones as pairs of real numbers.
         trials: how the values change under perturbations.
         conventions: the values of each convention.
+        errors: bounds on the errors of gradients by finite differences; infinite where one is not determined.
     """
 
     inputs: dict[str, Tensor]
     values: Values
     trials: SensitivityTrials
     conventions: dict[str, Values]
+    errors: dict[str, Tensor]
     has_more_trials: bool = False
 
     def add_trials(self) -> None:
@@ -44,10 +48,15 @@ class Oracle:
 
 
 class Oracles:
-    """Oracles of one case. Variants with the same values share one."""
+    """Oracles of one case. Variants with the same values share one.
 
-    def __init__(self, case: Case, device: str, seed: int) -> None:
-        self.case, self.seed = case, seed
+    Without a native function, ours takes its place, and the gradients in ``checked_dtypes`` are finite differences.
+    Once these are compared, ours in float64 is the oracle of the other dtypes.
+    """
+
+    def __init__(self, case: Case, device: str, seed: int, checked_dtypes: tuple[torch.dtype, ...]) -> None:
+        self.case, self.seed, self.checked_dtypes = case, seed, checked_dtypes
+        self.trusted = case.native or case.ours
         self.float64 = Variant(device=device)
         self.inputs = case.inputs(seed)
         self._second_inputs: dict[str, Tensor] | None = None
@@ -77,12 +86,15 @@ class Oracles:
         except TypeError as error:  # complex inputs in half precision
             raise CaseError(f"{self.case.name}: {error}") from error
         values = self.run_native(inputs, variant).values
-        trials = SensitivityTrials(self.case.native, inputs, values, variant, self.seed, self.case.kinks)
+        trials = SensitivityTrials(self.trusted, inputs, values, variant, self.seed, self.case.kinks)
+        errors: dict[str, Tensor] = {}
+        if self.case.native is None and variant.dtype in self.checked_dtypes:
+            values, errors = self._differences(values, inputs, self._incoming(variant))
         conventions = {
             name: _as_real(self.run_native(inputs, variant, function=function).values)
             for name, function in self.case.conventions.items()
         }
-        return Oracle(inputs, _as_real(values), trials, conventions)
+        return Oracle(inputs, _as_real(values), trials, conventions, errors)
 
     def _draw(self, variant: Variant) -> dict[str, Tensor]:
         if variant.data != SECOND_DRAW:
@@ -110,7 +122,7 @@ class Oracles:
         self,
         inputs: dict[str, Tensor],
         variant: Variant,
-        gradients: Callable[[int, Tensor], Tensor] | None = None,
+        gradients: Incoming | None = None,
         function: Callable[..., Any] | None = None,
     ) -> RunResult:
         """Run native, or ``function`` in its place, in float64 on the values that the variant's dtype holds.
@@ -118,10 +130,9 @@ class Oracles:
         Raises:
             CaseError: it raises, or returns no floating-point or complex number.
         """
-        if gradients is None:
-            gradients = lambda n, output: incoming_gradient(output, variant, self.seed + n)  # noqa: E731
+        gradients = gradients or self._incoming(variant)
         result = run_variant(
-            function or self.case.native, inputs, self.float64, self.seed, gradients, finds_changes=False
+            function or self.trusted, inputs, self.float64, self.seed, gradients, finds_changes=False
         )
         if result.error is not None:
             error = f"{type(result.error).__name__}: {result.error}"
@@ -132,10 +143,39 @@ class Oracles:
         return result
 
     def rerun(
-        self, variant: Variant, gradients: Callable[[int, Tensor], Tensor], inputs: dict[str, Tensor] | None = None
-    ) -> Values:
-        """Rerun native on the variant's values with other incoming gradients, or on other inputs."""
-        return _as_real(self.run_native(inputs or self(variant).inputs, variant, gradients).values)
+        self, variant: Variant, gradients: Incoming, inputs: dict[str, Tensor] | None = None
+    ) -> tuple[Values, dict[str, Tensor]]:
+        """Rerun native on the variant's values with other incoming gradients, or on other inputs.
+
+        Returns:
+            the values, and bounds on the errors of those that are finite differences.
+        """
+        inputs = inputs or self(variant).inputs
+        values, errors = self.run_native(inputs, variant, gradients).values, {}
+        if self.case.native is None:
+            values, errors = self._differences(values, inputs, gradients)
+        return _as_real(values), errors
+
+    def _incoming(self, variant: Variant) -> Incoming:
+        return lambda n, output: incoming_gradient(output, variant, self.seed + n)
+
+    def _differences(
+        self, values: Values, inputs: dict[str, Tensor], gradients: Incoming
+    ) -> tuple[Values, dict[str, Tensor]]:
+        """Return the values with gradients by finite differences of ours in float64, and bounds on their errors."""
+
+        def incoming(n: int, output: Tensor) -> Tensor:
+            gradient = gradients(n, output)
+            return torch.zeros_like(output) if gradient is None else gradient
+
+        names = [name for name, value in inputs.items() if has_gradient(value)]
+        differences = finite_differences(self.trusted, inputs, incoming, names)
+        values, errors = dict(values), {}
+        for name, difference in differences.items():
+            error = difference.error.unsqueeze(-1) if difference.gradient.is_complex() else difference.error
+            errors[gradient_name(name)] = error.expand_as(as_real(difference.gradient))
+            values[gradient_name(name)] = difference.gradient.nan_to_num()
+        return values, errors
 
 
 def _as_real(values: Values) -> Values:

@@ -18,7 +18,6 @@ from compare.gradients.run_variant import (
     gradient_name,
     make_leaf,
     output_name,
-    run_variant,
 )
 from compare.gradients.variants import Variant, gradient_to_layout, incoming_gradient
 
@@ -103,7 +102,7 @@ def find_dependence_on_earlier_calls(
             lambda: _rewritten(runner, first, second, in_place),
         ),
     ):
-        native = run_variant(runner.case.native, runner.oracles(variant).inputs, variant, runner.seed)
+        native = runner.run_native(variant)
         try:
             results = calls()
         except (Exception, SystemExit) as error:

@@ -28,10 +28,10 @@ def find_dependence_on_requested_gradients(
         ours = run_variant(runner.case.ours, inputs, variant, runner.seed, requires_grad=names)
         judgements, native = [], None
         if ours.error is None:
-            native = run_variant(runner.case.native, inputs, variant, runner.seed, requires_grad=names)
+            native = runner.run_native(variant, names)
             judgements = _judge(runner, variant, ours, native, names, right - found)
         elif found.isdisjoint({OUTPUT}):
-            native = run_variant(runner.case.native, inputs, variant, runner.seed, requires_grad=names)
+            native = runner.run_native(variant, names)
         if native is None or native.error is not None:
             continue  # native raises too
         situation = f"only {join_words(list(names))} {'want' if len(names) > 1 else 'wants'} one" if names else ""

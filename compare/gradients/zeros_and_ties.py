@@ -23,7 +23,7 @@ def count_zeros_and_ties(case: Case, variant: Variant, seed: int = 0) -> dict[st
         counts[f"{name}: exact zeros"] = int((value == 0).sum())
         differences = [value.diff(dim=dim) for dim in range(max(0, value.dim() - 2), value.dim())]
         counts[f"{name}: equal neighbours"] = sum(int((difference == 0).sum()) for difference in differences)
-    output = run_variant(case.native, inputs, Variant(device=variant.device), seed).values.get("output")
+    output = run_variant(case.native or case.ours, inputs, Variant(device=variant.device), seed).values.get("output")
     if output is not None and output.is_floating_point():
         counts["output: exact zeros"] = int((output == 0).sum())
     if case.census is not None:

@@ -35,7 +35,7 @@ from compare.gradients.variants import SECOND_DRAW, Variant
 class NativeOracle:
     """The native function, and a way to rerun it in float64 on a variant's values with other incoming gradients."""
 
-    function: Callable[..., Any]
+    function: Callable[..., Any] | None
     rerunner: Callable[[Variant], RerunNative]
     seed: int
 
@@ -197,6 +197,7 @@ def _first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
 def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     """Special patterns before general ones, and those that cost a few native runs before those that cost hundreds."""
     rerun_native, seed = native.rerunner(mismatch.variant), native.seed
+    has_native = native.function is not None  # finite differences for each element of the output would take minutes
     if mismatch.has_complex_numbers:  # the other patterns are about real numbers
         return chain(
             locations.find_zero(mismatch) if not mismatch.ours.any() else (),
@@ -213,10 +214,10 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         locations.find_borders(mismatch),
         locations.find_few_elements(mismatch),
         locations.find_zero(mismatch),
-        find_missing_contributions(mismatch, rerun_native, seed),
-        find_missing_uses(mismatch, native.function, seed),
+        find_missing_contributions(mismatch, rerun_native, seed) if has_native else (),
+        find_missing_uses(mismatch, native.function, seed) if has_native else (),
         find_missing_term(mismatch, seed),
-        find_overwritten_contributions(mismatch, rerun_native, seed),
+        find_overwritten_contributions(mismatch, rerun_native, seed) if has_native else (),
     )
 
 
