@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +21,6 @@ from compare.native_functions import relu as native_relu
 from tests.compare.gallery import WRONG
 from tests.compare.gallery.planted_faults import gradcheck_accepts, planted_faults
 from tests.compare.gallery.right import right_cases
-
-ROOT = Path(__file__).parents[2]
 
 # Found, but not named: no pattern describes a term that is missing inside an attention's softmax.
 FOUND_BUT_NOT_NAMED = {"attention: sum over the row not subtracted in softmax"}
@@ -356,77 +350,3 @@ def test_assert_matches_fails_with_the_findings():
     case = compare.Case("double", lambda x: 2 * x.detach() - x, lambda x: x + 0, lambda: torch.randn(3, 4))
     with pytest.raises(AssertionError, match="equals -1 times the expected gradient"):
         compare.assert_matches(case)
-
-
-# --------------------------------------------------------------------------------- the command line
-
-
-def run_command(tmp_path: Path, *words: str, cases: str | None = None) -> subprocess.CompletedProcess:
-    if cases is not None:
-        (tmp_path / "mine.py").write_text("import torch, compare\n" + textwrap.dedent(cases))
-        words = (*words, "--cases", str(tmp_path / "mine.py"))
-    return subprocess.run(
-        [sys.executable, "-m", "compare", *words, "--out", str(tmp_path / "out")],
-        cwd=ROOT, capture_output=True, text=True, env={**__import__("os").environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-CORRECT_FILE = "CASES = [compare.Case('mine', torch.exp, torch.exp, lambda: torch.randn(3, 4))]"
-WRONG_FILE = (
-    "case = compare.Case('mine', lambda x: 2 * x.exp().detach() - x.exp(), torch.exp, lambda: torch.randn(3, 4))"
-)
-
-
-def test_a_correct_file_exits_with_0_and_writes_a_report(tmp_path):
-    process = run_command(tmp_path, "gradients", cases=CORRECT_FILE)
-    assert process.returncode == 0, process.stderr
-    assert "and 0 are wrong" in " ".join(process.stdout.split())
-    for name in ("report.html", "report.md", "report.json"):
-        assert "mine" in (tmp_path / "out" / name).read_text()
-
-
-def test_a_wrong_file_exits_with_1_and_names_the_mistake(tmp_path):
-    process = run_command(tmp_path, "gradients", cases=WRONG_FILE)
-    assert process.returncode == 1, process.stderr
-    assert "constant factor" in process.stdout
-    assert "constant factor" in (tmp_path / "out" / "report.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("words", "cases", "message"),
-    [
-        (("gradients",), "", "has no compare.Case"),
-        (("gradients",), "1 / 0", "raises when it is imported (mine.py, line 2): ZeroDivisionError"),
-        (("gradients",), "import nowhere_to_be_found", "imports nowhere_to_be_found, which is not installed"),
-        (("gradients", "--cases", "nowhere"), None, "there is no module nowhere"),
-        (("gradients", "--cases", "nowhere.py"), None, "there is no file nowhere.py"),
-        (("training",), CORRECT_FILE, "--cases is for gradients and capabilities"),
-        (("gradients", "--seeds", "0"), None, "expected a whole number above 0"),
-        (("gradients", "--dtype", "float8"), None, "invalid choice: 'float8'"),
-        (("everything",), None, "invalid choice: 'everything'"),
-        (("training", "--data-dir", __file__), None, "expected a folder for the data, got a file"),
-        (
-            ("gradients",),
-            "case = compare.Case('a', torch.exp, lambda x: x @ x, lambda: torch.randn(3, 2))",
-            "native raises in float64",
-        ),
-        (
-            ("gradients",),
-            "case = compare.Case('a', torch.exp, torch.exp, lambda: (1,))",
-            "expected tensors from make_inputs, got input",
-        ),
-        (("gradients",), "raise SystemExit(3)", "raises when it is imported (mine.py, line 2): SystemExit"),
-    ],
-)
-def test_wrong_use_exits_with_2_and_one_line(tmp_path, words, cases, message):
-    process = run_command(tmp_path, *words, cases=cases)
-    assert process.returncode == 2, process.stdout + process.stderr
-    assert message in process.stderr
-    assert "Traceback" not in process.stderr
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "out").write_text("a file")
-    process = run_command(tmp_path, "gradients", cases=CORRECT_FILE)
-    assert process.returncode == 2
-    assert "cannot be written to" in process.stderr

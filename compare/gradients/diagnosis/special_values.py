@@ -84,7 +84,9 @@ def _find_ties(mismatch: Mismatch) -> Iterator[Finding]:
     if x is None:
         return
     tied = _has_equal_neighbour(x)
-    if not (wrong & ~tied).any() and _chance(wrong, tied) <= MAX_CHANCE:
+    # Wrong for whole numbers alone is evidence by itself; where nearly all random values are tied, a tie is none.
+    max_chance = MAX_CHANCE if mismatch.variant.data == "drawn" else 1.0
+    if not (wrong & ~tied).any() and not tied.all() and _chance(wrong, tied) <= max_chance:
         evidence = f"all {int(wrong.sum())} wrong elements are among the {int(tied.sum())} of {x.numel()} input "
         evidence += "elements with an equal neighbour" + constant_factor(mismatch, "; the gradient there is ")
         statement = "is wrong only where neighbouring input elements are equal"

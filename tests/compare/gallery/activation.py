@@ -68,6 +68,8 @@ ACTIVATION = [
     elementwise("leaky ReLU: slope on the wrong side", "unknown", leaky, lambda g, x: torch.where(x < 0, g, g / 8)),
     elementwise("leaky ReLU: derivative 0 at 0", "only at zeros", leaky,
                 lambda g, x: torch.where(x < 0, g / 8, g * (x > 0))),
+    elementwise("clamp: five times the gradient at the bounds", "only at bounds", lambda x: x.clamp(-1, 1),
+                lambda g, x: g * ((x.abs() < 1) + 5 * (x.abs() == 1)), "x is -1 or 1", shape=(6, 8)),
     elementwise("absolute value: x / |x|", {"only at zeros", "not finite"}, torch.abs, lambda g, x: g * x / x.abs()),
     elementwise("exp: the output without the incoming gradient", "ignores the incoming gradient", torch.exp,
                 lambda g, x: x.exp()),
