@@ -40,10 +40,12 @@ def _find_call_mistakes(
     findings: dict[str, Finding] = {}
     if any(kind.startswith("changes") for kind in side_effects.values()):
         return []  # a function that writes into its arguments without declaring it spoils every later call
+    known = {row.quantity for row in rows if row.variant == runner.plain and row.status == WRONG}
     for dtype in call_dtypes(dtypes):
         first = Variant(dtype, device=runner.plain.device)
         second = Variant(dtype, data=SECOND_DRAW, device=runner.plain.device)
         right = {row.quantity: row for row in rows if row.variant == first and row.status not in (WRONG, REFUSED)}
+        right = {name: row for name, row in right.items() if name not in known}
         if not right or any(row.quantity == "backward" for row in rows if row.variant == first):
             continue
         repeatable = {name for name in right if side_effects.get(name) != "not repeatable"}

@@ -79,7 +79,9 @@ class CaseRunner:
         try:
             oracle = self.oracles(variant)
         except CaseError as error:
-            return [Row(self.case.name, OUTPUT, variant, REFUSED, message=str(error))]
+            return [
+                Row(self.case.name, OUTPUT, variant, REFUSED, message=str(error).removeprefix(f"{self.case.name}: "))
+            ]
         native = self.run_native(variant)
         if native.error is not None:
             return [Row(self.case.name, OUTPUT, variant, REFUSED, message=_first_line(native.error))]
@@ -181,15 +183,9 @@ class CaseRunner:
             }
             native_value = as_real(native_value) if native_value is not None else torch.zeros_like(got)
             row, wrong = measure(
-                self.case.name,
-                name,
-                variant,
-                got,
-                native_value,
-                expected,
-                oracle.trials.sensitivity(name),
-                conventions,
-            )
+                self.case.name, name, variant, got, native_value, expected, oracle.trials.sensitivity(name),
+                conventions, oracle.errors.get(name),
+            )  # fmt: skip
         got, expected = got.double().cpu(), expected.double().cpu()
         if name in oracle.errors and got.shape == expected.shape:
             expected = torch.where(oracle.errors[name].cpu().isfinite(), expected, got)  # not determined

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from compare.case import Case
+from compare.case_errors import errors_name_the_case
 from compare.gradients.call_mistakes import add_call_mistakes
 from compare.gradients.case_runner import CaseRunner, ComparedTensors
 from compare.gradients.diagnosis.diagnose import NativeOracle, diagnose
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.measure import WRONG, Row
+from compare.gradients.measure import REFUSED, WRONG, Row
 from compare.gradients.variants import DATA, DTYPES, Variant, variants
 from compare.gradients.zeros_and_ties import count_zeros_and_ties
 
@@ -53,8 +54,36 @@ class Comparison:
                 counts[name] = counts.get(name, 0) + count
         return counts
 
+    def unchecked(self) -> list[str]:
+        """Sentences about what was not compared, and about elements whose value rounding decides."""
+        sentences = []
+        if self.case.native is None:
+            sentences.append(
+                "There is no native function: the forward is unchecked, and the gradients are compared with finite "
+                "differences in float64, then in the other dtypes with those in float64."
+            )
+            if undetermined := sum(row.undetermined for row in self.rows):
+                sentences.append(f"Finite differences give no gradient at {undetermined:,} elements.")
+        refused: dict[str, list[Variant]] = {}
+        for row in self.rows:
+            if row.status == REFUSED:
+                refused.setdefault(row.message, []).append(row.variant)
+        for message, skipped in refused.items():
+            more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+            sentences.append(f"Not compared in {skipped[0]}{more}: {message}")
+        # Half types round so coarsely that many elements are near a kink: that says little about the function.
+        for row in self.rows:
+            plain = Variant(row.variant.dtype, device=row.variant.device)
+            if row.at_kinks and row.variant == plain and row.variant.dtype in (torch.float64, torch.float32):
+                sentences.append(
+                    f"{row.quantity}, {row.variant}: {row.at_kinks:,} of {row.size:,} elements are at a kink, where "
+                    "rounding decides; their tolerance is the jump there."
+                )
+        return sentences
+
     def __str__(self) -> str:
         compared = [row for row in self.rows if row.is_compared]
+        num_wrong = len(self.wrong())
         if self.ok:
             lines = [f"{self.case.name}: {len(compared)} comparisons, none is wrong"]
             worst = max(compared, key=lambda row: row.tolerance_used, default=None)
@@ -62,13 +91,16 @@ class Comparison:
                 used = f"{100 * worst.tolerance_used:.0f} % of the tolerance"
                 lines.append(f"  largest error: {used}, in {worst.quantity}, {worst.variant}")
         else:
-            lines = [f"{self.case.name}: {len(self.wrong())} of {len(compared)} comparisons are wrong"]
+            result = f"{num_wrong} of {len(compared)} comparisons are wrong"
+            if not num_wrong:
+                result = f"{len(compared)} comparisons of single calls are right; others are wrong"
+            lines = [f"{self.case.name}: {result}"]
             lines += [f"  {line}" for finding in self.findings for line in str(finding).splitlines()]
         lines += [
             f"  {count} elements differ from native and follow the convention {name!r}"
             for name, count in self.explained().items()
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {sentence}" for sentence in self.unchecked())])
 
 
 def compare(
@@ -85,25 +117,27 @@ def compare(
         progress: a tqdm bar, or anything with its ``update`` method, which is called once.
 
     Raises:
-        CaseError: ``native`` raises in float64, or the case has no floating-point input or output.
+        CaseError: ``native`` raises in float64, the case has no floating-point input or output, or the outputs have
+            no elements; the message has file and line of the case's code where that raised an exception.
     """
-    dtypes = tuple(dtypes)
-    runner = CaseRunner(case, device, seed, dtypes)
-    rows: list[Row] = []
-    # Finite differences give no gradients at zeros and ties, so whole numbers are for cases with a native function.
-    whole_numbers = case.whole_numbers and case.native is not None
-    for variant in variants(dtypes, device, whole_numbers):
-        if runner.has_layouts_of(variant):
-            rows += runner.rows(variant)
-    side_effects = runner.find_side_effects()
-    native = NativeOracle(case.native, runner.native_rerunner, seed)
-    findings = diagnose(runner.mismatches, rows, side_effects, native)
-    findings = add_call_mistakes(findings, runner, dtypes, rows, side_effects)
-    kinds_of_data = DATA if whole_numbers else DATA[:1]
-    census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
-    if progress is not None:
-        progress.update(1)
-    return Comparison(case, tuple(rows), tuple(findings), census, runner.examples)
+    with errors_name_the_case(case.name):
+        dtypes = tuple(dtypes)
+        runner = CaseRunner(case, device, seed, dtypes)
+        rows: list[Row] = []
+        # Finite differences give no gradients at zeros and ties: whole numbers are for cases with a native function.
+        whole_numbers = case.whole_numbers and case.native is not None
+        for variant in variants(dtypes, device, whole_numbers):
+            if runner.has_layouts_of(variant):
+                rows += runner.rows(variant)
+        side_effects = runner.find_side_effects()
+        native = NativeOracle(case.native, runner.native_rerunner, seed)
+        findings = diagnose(runner.mismatches, rows, side_effects, native)
+        findings = add_call_mistakes(findings, runner, dtypes, rows, side_effects)
+        kinds_of_data = DATA if whole_numbers else DATA[:1]
+        census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
+        if progress is not None:
+            progress.update(1)
+        return Comparison(case, tuple(rows), tuple(findings), census, runner.examples)
 
 
 def assert_matches(case: Case, **options: Any) -> None:

@@ -101,6 +101,7 @@ def _diagnose_quantity(mismatches: list[Mismatch], rows: Sequence[Row], native: 
     plain = next((m for m in mismatches if m.variant == Variant(widest, device=m.variant.device)), None)
     if (
         plain is not None
+        and native.function is not None  # without it, float64 alone is compared with finite differences
         and wrong_dtypes == {torch.float64}
         and len(tested_dtypes) > 1
         and _has_float32_errors(plain)

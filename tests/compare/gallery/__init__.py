@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.compare.gallery.activation import ACTIVATION
+from tests.compare.gallery.calls import CALLS
 from tests.compare.gallery.convolution import CONVOLUTION
 from tests.compare.gallery.cross_entropy import CROSS_ENTROPY
 from tests.compare.gallery.dense import DENSE
@@ -19,4 +20,5 @@ WRONG: list[WrongFunction] = [
     *CROSS_ENTROPY,
     *NORMALIZATION,
     *MEMORY,
+    *CALLS,
 ]
