@@ -84,7 +84,7 @@ def deserialize(content: bytes, name: object) -> dict[str, Any]:
 def _reason(error: Exception) -> str:
     """One line about ``error``. It leaves out torch's advice to load the file in a way that runs the file's code."""
     if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"it refers to {printable(named[1])}"
+        return f"it refers to {printable(named[1])}, and a checkpoint has no code"
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         return f"torch.load raised {type(error).__name__}"
     return printable((str(error).splitlines() or [type(error).__name__])[0])

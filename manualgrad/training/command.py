@@ -39,20 +39,25 @@ def main(argv: list[str] | None = None, prog: str = "train.py") -> int:
         prog: name of the command in messages and in the help text.
     """
     with usable_streams():
-        options = parse_arguments(argv, prog)
         try:
-            device = select_device(options.device)
-            with init_distributed(cuda=device.type == "cuda") as distributed, output_folder(options.out, distributed):
-                return train(options, device, distributed)
+            return run(parse_arguments(argv, prog), prog)
         except KeyboardInterrupt:
             print_error(f"\n{prog}: interrupted before all results were written")
             return 128 + signal.SIGINT
-        except Exception as error:
-            cli_exit = to_cli_exit(error)
-            if cli_exit is None:
-                raise
-            report(cli_exit, prog, options.out)
-            return cli_exit.code
+
+
+def run(options: argparse.Namespace, prog: str) -> int:
+    """Run the command with its options, and return its exit code. A programming error keeps its traceback."""
+    try:
+        device = select_device(options.device)
+        with init_distributed(cuda=device.type == "cuda") as distributed, output_folder(options.out, distributed):
+            return train(options, device, distributed)
+    except Exception as error:
+        cli_exit = to_cli_exit(error)
+        if cli_exit is None:
+            raise
+        report(cli_exit, prog, options.out)
+        return cli_exit.code
 
 
 def report(cli_exit: CliExit, prog: str, out: Path) -> None:

@@ -6,21 +6,22 @@ The program prints a JSON object with the exit code of each case. test_process_f
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from manualgrad import kernels
 from manualgrad.training import command, plots
 
 DIGITS, WORK = sys.argv[1:]
-OPTIONS = ("--dataset", "fashion-mnist", "--data-dir", DIGITS, "--limit", "64", "--epochs", "2", "--batch-size", "16")
+OPTIONS = ("--dataset", "fashion-mnist", "--data-dir", DIGITS, "--limit", "64", "--epochs", "1", "--batch-size", "8")
 ENDLESS = ("--epochs", "1000000", "--learning-rate", "0")
 
 
@@ -33,16 +34,16 @@ def start(name: str, *arguments: str, prepare: Callable[[], object] = lambda: No
         return pid
     for descriptor, stream in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT), descriptor)
+    open_streams()
     prepare()
     code = 99
     try:
         code = command.main([*OPTIONS, *arguments, "--out", out or str(folder / "out")])
     except SystemExit as system_exit:
         code = int(system_exit.code or 0)
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
+    except BaseException:
+        (folder / "traceback").write_text(traceback.format_exc())
+    os._exit(code)
 
 
 def end(pid: int) -> int:
@@ -63,17 +64,21 @@ def break_pipe(*descriptors: int) -> None:
     os.close(reader)
     for descriptor in descriptors:
         os.dup2(writer, descriptor)
+    open_streams()
 
 
-def use_ascii() -> None:
-    """Encode stdout in ASCII, as PYTHONIOENCODING=ascii does."""
-    sys.stdout = open(1, "w", encoding="ascii", closefd=False)  # noqa: SIM115  # open until the fork ends
+def open_streams(encoding: str = "utf-8") -> None:
+    """Make sys.stdout and sys.stderr for descriptors 1 and 2, as Python does when it starts."""
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115  # open until the fork ends
+    sys.stderr = open(2, "w", encoding=encoding, closefd=False)  # noqa: SIM115
 
 
 def wait_for_steps(name: str) -> None:
     """Wait until the run of a case has taken a step."""
     metrics = Path(WORK) / name / "out" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") > 1):
+        if (Path(WORK) / name / "traceback").exists():
+            sys.exit((Path(WORK) / name / "traceback").read_text())
         time.sleep(0.01)
 
 
@@ -82,8 +87,8 @@ def main() -> None:
     codes = {}
     codes["closed"] = end(start("closed", prepare=close_streams))
     codes["unread"] = end(start("unread", prepare=lambda: break_pipe(1)))
-    codes["help"] = end(start("help", "--help", prepare=lambda: (use_ascii(), break_pipe(1))))
-    codes["ascii"] = end(start("ascii", "--help", prepare=use_ascii))
+    codes["help"] = end(start("help", "--help", prepare=lambda: break_pipe(1)))
+    codes["ascii"] = end(start("ascii", "--help", prepare=lambda: open_streams("ascii")))
 
     for number, name in ((signal.SIGTERM, "terminated"), (signal.SIGHUP, "hung up")):
         pid = start(name, *ENDLESS, prepare=lambda: break_pipe(1, 2))
@@ -103,6 +108,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    kernels.available()  # compiled or loaded once, for all forks
     for function in ("training_curves", "confusion_matrix", "kernel_images", "misclassified_images", "save_png"):
         setattr(plots, function, lambda *_: None)
     main()
