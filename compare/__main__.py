@@ -30,8 +30,6 @@ from compare.load_cases import load_cases
 from compare.models import torchvision_models
 from compare.models.comparison import compare_models
 from compare.models.section import section as format_models
-from compare.report import as_text, write_report
-from compare.report.headline import headline
 from compare.run_info import collect_run_info
 from compare.sections import Section
 from compare.speed.benchmark import compare_speed
@@ -39,16 +37,19 @@ from compare.speed.contenders import Network
 from compare.speed.section import section as format_speed
 from compare.training.section import section as format_training
 from compare.training.side_by_side import compare_training
-from manualgrad import data
+from manualgrad import data, extras
 
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 COMPARISONS = ("gradients", "training", "speed", "capabilities")
+PROG = "python -m compare"
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = parse_arguments(argv)
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    options = parse_arguments(argv, prog)
+    if problem := extras.find_import_problem(extras.REPORT):
+        return print_error(f"the report cannot be written: {problem}")
     try:
-        return run(options, sys.argv[1:] if argv is None else argv)
+        return run(options, [*prog.split(), *(sys.argv[1:] if argv is None else argv)])
     except (CaseError, data.DataError) as error:
         return print_error(error)
     except KeyboardInterrupt:
@@ -56,12 +57,15 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def run(options: argparse.Namespace, argv: list[str]) -> int:
+def run(options: argparse.Namespace, command: list[str]) -> int:
     """Run the requested comparisons, print each section when it is complete, then write the report.
 
     Returns:
         The exit code: 0 if everything matches, 1 if there is an unexplained difference, 2 for wrong use.
     """
+    from compare.report import as_text, write_report  # needs the packages of the extra "report"
+    from compare.report.headline import headline
+
     if options.device == "cuda" and not torch.cuda.is_available():
         return print_error("--device cuda: PyTorch finds no CUDA device; use --device cpu or auto")
     requested = COMPARISONS if options.comparison == "all" else (options.comparison,)
@@ -90,7 +94,7 @@ def run(options: argparse.Namespace, argv: list[str]) -> int:
     if not (options.cases or options.model):
         sections.append(equations.section())
     run_info = collect_run_info(
-        shlex.join(["python", "-m", "compare", *argv]),
+        shlex.join(command),
         seeds=range(options.seeds),
         dataset=dataset and dataset.name,
         source=dataset and dataset.source,
@@ -188,10 +192,10 @@ def print_error(message: object) -> int:
     return 2
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None, prog: str = PROG) -> argparse.Namespace:
     """Parse the command line; for wrong use argparse prints one line and exits with code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("comparison", choices=(*COMPARISONS, "all"), help="what to compare; all runs the four in turn")

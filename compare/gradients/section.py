@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
+from compare.figures import make_figure
 from compare.gradients.comparison import Comparison
 from compare.gradients.heat_maps import heat_map
 from compare.gradients.measure import CLOSE, EQUAL, EXPLAINED, REFUSED, WRONG, Row
 from compare.gradients.variants import Variant
 from compare.sections import Picture, Section, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OURS_COLOUR, NATIVE_COLOUR = "#3b82c4", "#e08214"
 MAX_EXAMPLES = 3  # heat maps of rounding errors, if nothing is wrong
@@ -140,7 +143,7 @@ def _error_plot(comparisons: Sequence[Comparison]) -> Picture:
             points.append((c.case.name, max(r.ulps for r in float32), max(r.native_ulps for r in float32)))
 
     def draw() -> Figure:
-        figure = Figure(figsize=(7, 0.6 + 0.26 * max(1, len(points))), layout="constrained")
+        figure = make_figure(7, 0.6 + 0.26 * max(1, len(points)))
         axes = figure.subplots()
         for n, (_, ours, native) in enumerate(reversed(points)):
             axes.plot([ours, native], [n, n], color="#888888", linewidth=1, zorder=1)
