@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 import manualgrad as mg
-import train as command
 from manualgrad.files import UNFINISHED_SUFFIX
-from manualgrad.training import nonfinite, plots
+from manualgrad.training import command, nonfinite, plots
 from manualgrad.training.checkpoints import CheckpointStore
 from manualgrad.training.metrics_logger import MetricsLogger
 from manualgrad.training.signals import SignalHandler
@@ -116,9 +115,10 @@ def test_a_signal_stops_the_run_after_its_step_and_saves(
 def test_a_second_sigint_stops_at_once(common, tmp_path):
     """In an endless step the first signal prints a message, and the second ends the process."""
     program = (
-        "import sys, time, train\n"
-        "train.TrainingRun.train_step = lambda self: (print('in a step', flush=True), time.sleep(100))\n"
-        "raise SystemExit(train.main(sys.argv[1:]))\n"
+        "import sys, time\n"
+        "from manualgrad.training import command\n"
+        "command.TrainingRun.train_step = lambda self: (print('in a step', flush=True), time.sleep(100))\n"
+        "raise SystemExit(command.main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, common)],
@@ -219,9 +219,10 @@ def test_a_full_disk_ends_the_run_and_loses_no_checkpoint(common, uninterrupted,
 def test_a_file_size_limit_leaves_no_partial_result(common, tmp_path):
     """The system limits files to 200,000 bytes, so weights.pt cannot be written."""
     program = (
-        "import resource, sys, train\n"
+        "import resource, sys\n"
+        "from manualgrad.training import command\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "raise SystemExit(train.main(sys.argv[1:]))\n"
+        "raise SystemExit(command.main(sys.argv[1:]))\n"
     )
     result = subprocess.run([sys.executable, "-c", program, *map(str, common)],
                             capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)  # fmt: skip

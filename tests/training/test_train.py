@@ -16,9 +16,8 @@ import torch
 from matplotlib.image import imread
 
 import manualgrad as mg
-import train as command
 from manualgrad import data
-from manualgrad.training import allocator, batches, recipes
+from manualgrad.training import allocator, batches, command, recipes
 from manualgrad.training.batches import minibatches, normalize
 from manualgrad.training.epochs import EpochLayout
 from manualgrad.training.evaluation import evaluate
