@@ -30,6 +30,8 @@ from compare.load_cases import load_cases
 from compare.models import torchvision_models
 from compare.models.comparison import compare_models
 from compare.models.section import section as format_models
+from compare.report import as_text, write_report
+from compare.report.headline import headline
 from compare.run_info import collect_run_info
 from compare.sections import Section
 from compare.speed.benchmark import compare_speed
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     if problem := extras.find_import_problem(extras.REPORT):
         return print_error(f"the report cannot be written: {problem}")
     try:
-        return run(options, [*prog.split(), *(sys.argv[1:] if argv is None else argv)])
+        return run(options, sys.argv[1:] if argv is None else argv, prog)
     except (CaseError, data.DataError) as error:
         return print_error(error)
     except KeyboardInterrupt:
@@ -57,15 +59,12 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
         return 130
 
 
-def run(options: argparse.Namespace, command: list[str]) -> int:
+def run(options: argparse.Namespace, argv: list[str], prog: str = PROG) -> int:
     """Run the requested comparisons, print each section when it is complete, then write the report.
 
     Returns:
         The exit code: 0 if everything matches, 1 if there is an unexplained difference, 2 for wrong use.
     """
-    from compare.report import as_text, write_report  # needs the packages of the extra "report"
-    from compare.report.headline import headline
-
     if options.device == "cuda" and not torch.cuda.is_available():
         return print_error("--device cuda: PyTorch finds no CUDA device; use --device cpu or auto")
     requested = COMPARISONS if options.comparison == "all" else (options.comparison,)
@@ -94,7 +93,7 @@ def run(options: argparse.Namespace, command: list[str]) -> int:
     if not (options.cases or options.model):
         sections.append(equations.section())
     run_info = collect_run_info(
-        shlex.join(command),
+        shlex.join([*prog.split(), *argv]),
         seeds=range(options.seeds),
         dataset=dataset and dataset.name,
         source=dataset and dataset.source,

@@ -42,7 +42,6 @@ def load_cases(name: str) -> list[Case]:
 
 def _import(name: str) -> ModuleType:
     path = Path(name)
-    sys.path.insert(0, "")  # the current folder: a user's module finds its neighbours before installed packages
     try:
         if path.suffix == ".py":
             if not path.is_file():
@@ -65,5 +64,3 @@ def _import(name: str) -> ModuleType:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         location = f"{Path(frame.filename).name}, line {frame.lineno}"
         raise CaseError(f"{name} raises when it is imported ({location}): {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove("")

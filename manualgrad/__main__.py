@@ -51,7 +51,8 @@ def compare(argv: list[str], prog: str) -> int:
         spec.loader.exec_module(sys.modules["compare"])
     import compare.__main__
 
-    sys.path.append("")  # for Functions of --cases that import a module of the current folder when they run
+    if any(argument.startswith("--c") for argument in argv):
+        sys.path.append("")  # --cases may name a module of the current folder; installed modules come first
     exit_code: int = compare.__main__.main(argv, prog)
     return exit_code
 

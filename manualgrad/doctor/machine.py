@@ -38,14 +38,14 @@ def devices() -> list[str]:
     with warnings.catch_warnings(record=True) as caught:  # PyTorch warns, for example, if the driver is too old
         warnings.simplefilter("always")
         num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    found = ["cpu"]
+    descriptions = ["cpu"]
     for n in range(num_gpus):
         properties = torch.cuda.get_device_properties(n)
-        found.append(f"cuda:{n}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        descriptions.append(f"cuda:{n}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     if torch.backends.mps.is_available():
-        found.append("mps, for which the self-test has no float64")
+        descriptions.append("mps, for which the self-test has no float64")
     if not num_gpus:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         reasons = "".join(f"; {str(warning.message).splitlines()[0]}" for warning in caught)
-        found.append(f"no CUDA device, PyTorch is {built}{reasons}")
-    return found
+        descriptions.append(f"no CUDA device, PyTorch is {built}{reasons}")
+    return descriptions

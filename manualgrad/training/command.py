@@ -11,6 +11,7 @@ import sys
 
 import torch
 
+from manualgrad import extras
 from manualgrad.training import allocator, run_state
 from manualgrad.training.checkpoints import CheckpointStore
 from manualgrad.training.cli_exit import EXIT_FAILURE, EXIT_USAGE, CliExit, to_cli_exit
@@ -61,6 +62,8 @@ def train(options: argparse.Namespace, device: torch.device, distributed: Distri
     out = distributed.run_on_rank0(lambda: make_output_folder(options.out))
     dataset = load_dataset(options, distributed).to(device)
     run = make_run(options, dataset, device, distributed)
+    if no_plots := extras.find_import_problem(extras.PLOTS):
+        distributed.print_rank0(f"plots   none: {no_plots}")
     if options.allocator_tuning and device.type == "cpu":
         distributed.print_rank0(f"memory  {allocator.tune().description}")
     store = CheckpointStore(out / CHECKPOINTS)
@@ -93,7 +96,7 @@ def train(options: argparse.Namespace, device: torch.device, distributed: Distri
     distributed.print_rank0(
         f"\ntest accuracy {result.accuracy:.2f} %: {num_wrong} of {len(dataset.test):,} test images are misclassified"
         f" after {run.seconds:.2f} s of training on {dataset.name}\n"
-        f"weights.pt, metrics.json and plots are in {out}"
+        f"weights.pt{' and metrics.json' if no_plots else ', metrics.json and plots'} are in {out}"
     )
     if options.target_accuracy is not None and result.accuracy < options.target_accuracy:
         if distributed.is_rank0:

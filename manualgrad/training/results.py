@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from manualgrad import extras
 from manualgrad.files import write_atomic
-from manualgrad.training import plots
 from manualgrad.training.cli_exit import usage_error
 from manualgrad.training.evaluation import EvalResult
 from manualgrad.training.metrics_logger import METRICS_FILE
@@ -51,7 +51,10 @@ def make_output_folder(path: Path) -> Path:
 
 
 def write_results(out: Path, run: TrainingRun, result: EvalResult, options: dict[str, Any]) -> None:
-    """Write weights.pt, metrics.json, and four plots whose titles name the dataset. Raises OSError."""
+    """Write weights.pt, metrics.json, and four plots whose titles name the dataset. Raises OSError.
+
+    There are no plots if matplotlib, from the extra ``report``, cannot be imported.
+    """
     dataset = run.dataset
     weights = io.BytesIO()
     torch.save(run.model.state_dict(), weights)
@@ -73,6 +76,10 @@ def write_results(out: Path, run: TrainingRun, result: EvalResult, options: dict
         "losses": run.losses,
     }
     write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
+    if extras.find_import_problem(extras.PLOTS):
+        return
+    from manualgrad.training import plots
+
     title = f"{dataset.name}, seed {run.seed}"
     accuracies = [epoch["test_accuracy"] for epoch in run.history]
     first_weight = run.model.layers_with_weights()[0].weight
