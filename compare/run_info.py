@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import manualgrad
+from compare.printable import printable
 from manualgrad.doctor import machine
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +57,7 @@ class RunInfo:
             ("seeds", ", ".join(map(str, self.seeds))),
             ("data", data),
         ]
-        return [(name, value) for name, value in rows if value]
+        return [(name, printable(value)) for name, value in rows if value]
 
 
 def collect_run_info(

@@ -6,7 +6,7 @@ import shutil
 import textwrap
 from dataclasses import replace
 
-from compare.report.headline import count_differences
+from compare.report.headline import summary
 from compare.report.tables import FAILED, FormattedTable, format_table
 from compare.sections import MarkdownPage, Picture, Section, Table
 
@@ -31,9 +31,10 @@ def as_text(section: Section, width: int | None = None) -> str:
     blocks += [f"{page.title}: {page.source}, and in report.html." for page in pages]
     if only := [part.title for part in section.parts if isinstance(part, Picture) or _is_large_table(part)]:
         blocks.append(_wrap(f"In the report only: {'; '.join(only)}.", width))
-    if section.failures or section.compared:
-        failures = [_wrap(f"{FAILED} {sentence}", width, "  ") for sentence in section.failures]
-        blocks.append("\n".join([f"{count_differences(len(section.failures))}.", *failures]))
+    failures = [*section.errors, *section.failures]
+    if failures or section.compared:
+        sentences = [_wrap(f"{FAILED} {sentence}", width, "  ") for sentence in failures]
+        blocks.append("\n".join([f"{summary(section)}.", *sentences]))
     return "\n\n".join(blocks) + "\n"
 
 

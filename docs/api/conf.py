@@ -1,4 +1,4 @@
-"""Sphinx configuration of the API reference, which is made from the docstrings: Google style, with roles of Sphinx."""
+"""Sphinx configuration of the API reference, which is made from the docstrings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ autodoc_default_options = {"members": True}
 autodoc_inherit_docstrings = False  # nn.Module's are PyTorch's
 napoleon_custom_sections = [("Shapes", "params_style"), ("Returns", "returns_style")]
 
-nitpicky = True  # a reference to a name that is not on these pages is an error
-nitpick_ignore_regex = [("py:.*", r"(torch|collections|manualgrad\.ops)\..*|optional|(tuple|dict)\[\w+")]  # on no page
+nitpicky = True  # a reference to a name that is on no page is an error, except for these
+nitpick_ignore_regex = [("py:.*", r"(torch|collections|manualgrad\.ops)\..*|optional|(tuple|dict)\[\w+")]
 
 INDENTED = re.compile(r" {4,}\S")
 
 
 def mark_indented_blocks(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Make a literal block of every indented block after a blank line, so that formulas and code keep their layout."""
+    """Make a literal block of every indented block after a blank line: formulas and code keep their layout."""
     marked: list[str] = []
     indent = 0  # of the last paragraph that is no literal block
     for line in lines:

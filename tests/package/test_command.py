@@ -1,4 +1,4 @@
-"""Promise: ``python -m manualgrad`` runs its commands in any folder, and all but plots without the extra ``report``."""
+"""Promise: ``python -m manualgrad`` works in any folder, and all but plots and reports without the extra ``report``."""
 
 from __future__ import annotations
 
