@@ -11,8 +11,9 @@ project = "manualgrad"
 version = release = manualgrad.__version__
 copyright = "the authors of manualgrad, MIT licence"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+highlight_language = "none"  # most blocks are formulas
 html_theme = "alabaster"
-html_theme_options = {"description": manualgrad.__doc__.partition(": ")[2], "page_width": "70em"}
+html_theme_options = {"description": manualgrad.__doc__.partition(": ")[2], "page_width": "1200px", "body_max_width": "none"}
 exclude_patterns = ["build"]
 
 autodoc_member_order = "bysource"

@@ -1,4 +1,4 @@
-"""Promise: ``python -m manualgrad`` works in any folder, and all but plots and reports without the extra ``report``."""
+"""Promise: ``python -m manualgrad`` works in any folder; only plots and reports need the extra ``report``."""
 
 from __future__ import annotations
 
