@@ -13,7 +13,11 @@ copyright = "the authors of manualgrad, MIT licence"
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 highlight_language = "none"  # most blocks are formulas
 html_theme = "alabaster"
-html_theme_options = {"description": manualgrad.__doc__.partition(": ")[2], "page_width": "1200px", "body_max_width": "none"}
+html_theme_options = {
+    "description": manualgrad.__doc__.partition(": ")[2],
+    "page_width": "1200px",
+    "body_max_width": "none",
+}
 exclude_patterns = ["build"]
 
 autodoc_member_order = "bysource"
