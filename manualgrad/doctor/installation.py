@@ -11,6 +11,7 @@ import manualgrad
 from manualgrad import extras, kernels
 from manualgrad.cpu import jit
 from manualgrad.data import NAMES, DataError
+from manualgrad.data.find_files import find_files
 from manualgrad.data.sources import SOURCES
 
 REQUIRED = ("torch", "torchvision", "numpy", "llvmlite", "tqdm")
@@ -70,18 +71,22 @@ def _cache_state(folder: Path) -> str:
 
 
 def data_facts(data_dir: str) -> list[tuple[str, str]]:
-    """The datasets under ``data_dir``, each with the result of the checks that loading makes."""
+    """The datasets in the folder ``data_dir``, each with the result of the checks that loading makes."""
     folder = Path(data_dir).expanduser()
     lines = []
+    read: list[list[Path]] = []  # some datasets have files of the same names
     for name in NAMES:
         source = SOURCES[name]
-        if not any(path.exists() for path in source.paths(folder)):
-            continue
         try:
-            source.check(folder)
-            lines.append(("data", f"{name}, complete, in {source.raw_folder(folder)}"))
+            paths = find_files(source, folder)
+            if paths is None or paths in read:
+                continue
+            source.read(paths)
         except (DataError, OSError) as error:
             lines.append(("data", f"{name} is not usable: {error}"))
+            continue
+        read.append(paths)
+        lines.append(("data", f"{name}, complete, in {paths[0].parent}"))
     if not lines:
-        lines.append(("data", f"none under {folder}: training downloads MNIST, or uses the sample in the package"))
+        lines.append(("data", f"none in {folder}: training downloads MNIST, or uses the sample in the package"))
     return lines

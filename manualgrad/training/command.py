@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
+from pathlib import Path
 
 import torch
 
@@ -19,10 +19,12 @@ from manualgrad.training.distributed import DistributedContext, init_distributed
 from manualgrad.training.evaluation import EvalResult, evaluate
 from manualgrad.training.metrics_logger import MetricsLogger
 from manualgrad.training.options import parse_arguments
-from manualgrad.training.results import CHECKPOINTS, make_output_folder, write_results
+from manualgrad.training.output_folder import CHECKPOINTS, output_folder
+from manualgrad.training.results import write_results
 from manualgrad.training.run import TrainingRun
 from manualgrad.training.run_setup import load_dataset, make_run, resume, select_device
 from manualgrad.training.signals import SignalHandler
+from manualgrad.training.streams import print_error, usable_streams
 
 CLOCK_NOTE = """\
 clock   "s of training" includes, for every step: drawing the image order, gathering and normalizing the images,
@@ -31,49 +33,54 @@ clock   "s of training" includes, for every step: drawing the image order, gathe
 
 
 def main(argv: list[str] | None = None, prog: str = "train.py") -> int:
-    """Run the command and return its exit code: 0, 1 failure, 2 wrong use, 130 SIGINT or 143 SIGTERM.
+    """Run the command and return its exit code: 0, 1 failure, 2 wrong use, or 128 + the number of a signal.
 
     Args:
         argv: command line without the name of the command; None for that of the process.
         prog: name of the command in messages and in the help text.
     """
-    options = parse_arguments(argv, prog)
-    try:
-        device = select_device(options.device)
-        with init_distributed(cuda=device.type == "cuda") as distributed:
-            return train(options, device, distributed)
-    except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted before all results were written", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except Exception as error:
-        cli_exit = to_cli_exit(error)
-        if cli_exit is None:
-            raise
-        if cli_exit.message:
-            print(f"{prog}: {cli_exit.message}", file=sys.stderr)
-            newest = CheckpointStore(options.out / CHECKPOINTS).newest_first()[:1]
-            if newest and cli_exit.code != EXIT_USAGE:
-                print(f"{prog}: {newest[0]} is complete: continue from it with --resume auto", file=sys.stderr)
-        return cli_exit.code
+    with usable_streams():
+        options = parse_arguments(argv, prog)
+        try:
+            device = select_device(options.device)
+            with init_distributed(cuda=device.type == "cuda") as distributed, output_folder(options.out, distributed):
+                return train(options, device, distributed)
+        except KeyboardInterrupt:
+            print_error(f"\n{prog}: interrupted before all results were written")
+            return 128 + signal.SIGINT
+        except Exception as error:
+            cli_exit = to_cli_exit(error)
+            if cli_exit is None:
+                raise
+            report(cli_exit, prog, options.out)
+            return cli_exit.code
+
+
+def report(cli_exit: CliExit, prog: str, out: Path) -> None:
+    """Print the message, if this rank has one, and after a failure the checkpoint from which to continue."""
+    if cli_exit.message:
+        print_error(f"{prog}: {cli_exit.message}")
+        if cli_exit.code != EXIT_USAGE:
+            for newest in CheckpointStore(out / CHECKPOINTS).newest_first()[:1]:
+                print_error(f"{prog}: {newest} is complete: continue from it with --resume auto")
 
 
 def train(options: argparse.Namespace, device: torch.device, distributed: DistributedContext) -> int:
     """Load the data, train, evaluate after each epoch, write the results, and return the exit code."""
-    out = distributed.run_on_rank0(lambda: make_output_folder(options.out))
     dataset = load_dataset(options, distributed).to(device)
     run = make_run(options, dataset, device, distributed)
     if no_plots := extras.find_import_problem(extras.PLOTS):
         distributed.print_rank0(f"plots   none: {no_plots}")
     if options.allocator_tuning and device.type == "cpu":
         distributed.print_rank0(f"memory  {allocator.tune().description}")
-    store = CheckpointStore(out / CHECKPOINTS)
+    store = CheckpointStore(options.out / CHECKPOINTS)
     resume(options.resume, run, store)
     if not run.is_finished:
         run.run_warmup_step()
         distributed.print_rank0(CLOCK_NOTE)
 
     result: EvalResult | None = None
-    logger = MetricsLogger(out, options.log_dir, run)
+    logger = MetricsLogger(options.out, options.log_dir, run)
     with logger, SignalHandler(silent=not distributed.is_rank0) as signals:
         while not run.is_finished:
             logger.log_step(run.train_step())
@@ -91,19 +98,16 @@ def train(options: argparse.Namespace, device: torch.device, distributed: Distri
     if result is None:  # a finished run was resumed
         result = evaluate(run.model, dataset.test, dataset, distributed)
     if distributed.is_rank0:
-        write_results(out, run, result, vars(options))
+        write_results(options.out, run, result, vars(options))
     num_wrong = int((result.predicted != result.labels).sum())
     distributed.print_rank0(
         f"\ntest accuracy {result.accuracy:.2f} %: {num_wrong} of {len(dataset.test):,} test images are misclassified"
         f" after {run.seconds:.2f} s of training on {dataset.name}\n"
-        f"weights.pt{' and metrics.json' if no_plots else ', metrics.json and plots'} are in {out}"
+        f"weights.pt{' and metrics.json' if no_plots else ', metrics.json and plots'} are in {options.out}"
     )
     if options.target_accuracy is not None and result.accuracy < options.target_accuracy:
         if distributed.is_rank0:
-            print(
-                f"test accuracy {result.accuracy:.2f} % is below the target of {options.target_accuracy} %",
-                file=sys.stderr,
-            )
+            print_error(f"test accuracy {result.accuracy:.2f} % is below the target of {options.target_accuracy} %")
         return EXIT_FAILURE
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from manualgrad.training.epochs import EpochLayout
 from manualgrad.training.optimizers import OPTIMIZERS, make_lr_scheduler
 from manualgrad.training.recipes import RECIPES
 from manualgrad.training.run import TrainingRun
+from manualgrad.training.streams import print_error
 
 
 def select_device(name: str) -> torch.device:
@@ -94,7 +94,7 @@ def resume(checkpoint: str | None, run: TrainingRun, store: CheckpointStore) -> 
     def load() -> bytes | None:
         try:
             if checkpoint == "auto":
-                return store.load_latest(restore, warn=lambda message: print(f"warning: {message}", file=sys.stderr))
+                return store.load_latest(restore, warn=lambda message: print_error(f"warning: {message}"))
             if checkpoint is not None:
                 return store.load(Path(checkpoint), restore)
         except CheckpointError as error:

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +233,20 @@ def test_a_file_size_limit_leaves_no_partial_result(common, tmp_path):
     assert os.listdir(tmp_path / "out") == ["metrics.jsonl"]
 
 
+def test_a_folder_that_vanishes_during_the_run_is_made_again(common, uninterrupted, tmp_path, monkeypatch):
+    at_step(monkeypatch, 13, lambda: shutil.rmtree(tmp_path / "out"))
+    result = train(*common, "--checkpoint-every", 8)
+    assert result.returncode == 0, result.stderr
+    assert same_weights(tmp_path / "out", uninterrupted)
+    assert sorted(os.listdir(tmp_path / "out" / "checkpoints")) == [f"step-{n:09}.checkpoint" for n in (16, 20)]
+
+
+def test_a_name_that_is_too_long_is_reported(common):
+    result = train(*common, "--out", "x" * 300)
+    assert result.returncode == 2
+    assert "cannot be written to: File name too long" in result.stderr
+
+
 def test_metrics_that_cannot_be_written_are_named(common, monkeypatch, tmp_path):
     original = MetricsLogger.__init__
 
@@ -340,15 +355,22 @@ def test_the_search_for_non_finite_tensors_follows_the_order_of_a_step():
     assert first() == "the input, 1 of 1,568 values, the first nan at index [1, 0, 2, 3]"
 
 
+def memory_error():
+    raise MemoryError
+
+
 @pytest.mark.parametrize("allocate", [
     lambda self: torch.empty(1 << 60, dtype=torch.uint8),
     lambda self: np.empty(1 << 60, dtype=np.uint8),
-], ids=["torch", "numpy"])  # fmt: skip
+    lambda self: memory_error(),
+], ids=["torch", "numpy", "without words"])  # fmt: skip
 def test_out_of_memory_is_reported_with_advice(common, monkeypatch, allocate):
     monkeypatch.setattr(command.TrainingRun, "train_step", allocate)
     result = train(*common)
     assert result.returncode == 1
-    assert "out of memory: try a smaller --batch-size" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        "out of memory: try a smaller --batch-size or network (" in result.stderr and "Traceback" not in result.stderr
+    )
 
 
 def test_a_programming_error_keeps_its_traceback(common, monkeypatch):
