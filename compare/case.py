@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from compare.case_errors import CaseError, definition_of, errors_name_the_case
+
 Inputs = Mapping[str, Tensor]
-
-
-class CaseError(Exception):
-    """A case cannot be compared; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,8 @@ class Case:
 
         def inputs_and_parameters() -> dict[str, Tensor]:
             inputs = name_inputs(make_inputs(), native.forward)
+            if repeated := sorted(inputs.keys() & set(keys)):
+                raise CaseError(f"expected other names for inputs than for parameters, got {', '.join(repeated)}")
             return inputs | {key: p.detach().clone() for key, p in native.named_parameters()}
 
         def as_function(module: nn.Module) -> Callable[..., Any]:
@@ -92,25 +92,41 @@ class Case:
         """Draw the inputs, by name. The global random state is left unchanged.
 
         Raises:
-            CaseError: ``make_inputs`` returns something that is not a tensor.
+            CaseError: ``make_inputs`` raises, or returns something else than tensors.
         """
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), errors_name_the_case(self.name):
             torch.manual_seed(seed)
-            inputs = name_inputs(self.make_inputs(), self.ours, self.native)
-        for key, tensor in inputs.items():
-            if not isinstance(tensor, Tensor):
-                raise CaseError(
-                    f"{self.name}: expected tensors from make_inputs, got {key} of type {type(tensor).__name__}"
-                )
+            drawn = self.make_inputs()
+            try:
+                inputs = name_inputs(drawn, self.ours, self.native)
+            except CaseError as error:
+                location = definition_of(self.make_inputs)
+                raise CaseError(f"{self.name}: {error}" + (f" ({location})" if location else "")) from error
         return {key: tensor.detach() for key, tensor in inputs.items()}
 
 
 def name_inputs(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor]:
-    """Name the inputs by their own keys, or by the arguments of the first function that has a name for each."""
-    if isinstance(inputs, Mapping):
-        return dict(inputs)
+    """Name the inputs by their own keys, or by the arguments of the first function that has a name for each.
+
+    Raises:
+        CaseError: ``inputs`` is no tensor and no tuple, list or dict of tensors.
+    """
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
+    if not isinstance(inputs, (Mapping, tuple, list)):
+        raise CaseError(
+            f"expected a tensor, or a tuple or dict of tensors, from make_inputs, got {_type_name(inputs)}"
+        )
+    named = dict(inputs) if isinstance(inputs, Mapping) else _name_by_arguments(inputs, functions)
+    for key, tensor in named.items():
+        if not isinstance(key, str):
+            raise CaseError(f"expected names as the keys of make_inputs' dict, got {key!r} of type {_type_name(key)}")
+        if not isinstance(tensor, Tensor):
+            raise CaseError(f"expected tensors from make_inputs, got {key} of type {_type_name(tensor)}")
+    return named
+
+
+def _name_by_arguments(inputs: Sequence[Any], functions: Sequence[Callable[..., Any]]) -> dict[str, Any]:
     for function in functions:
         try:
             parameters = inspect.signature(function).parameters.values()
@@ -120,6 +136,10 @@ def name_inputs(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor
         if len(names) >= len(inputs):
             return dict(zip(names, inputs, strict=False))
     return {f"input {n}": tensor for n, tensor in enumerate(inputs)}
+
+
+def _type_name(value: Any) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def _cast_buffer(buffer: Tensor, example: Tensor | None) -> Tensor:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
-import traceback
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from compare.case import Case, CaseError
+from compare.case import Case
+from compare.case_errors import CaseError, describe_exception, find_location
+
+# Only these containers are searched, and their own methods iterate: a tensor, an iterator or a data frame in the
+# user's file is left alone.
+ITEMS = {
+    list: list.__iter__,
+    tuple: tuple.__iter__,
+    set: set.__iter__,
+    frozenset: frozenset.__iter__,
+    dict: lambda value: iter(dict.values(value)),
+}
 
 
 def load_cases(name: str) -> list[Case]:
-    """Return every :class:`Case` in a module or a ``.py`` file: global variables, and items of lists and tuples.
+    """Return every :class:`Case` in a module or a ``.py`` file: global variables, and items of lists and dicts.
 
     Args:
         name: a module's name as ``import`` takes it, or the path of a file.
@@ -23,36 +36,41 @@ def load_cases(name: str) -> list[Case]:
         CaseError: there is no such module, it raises when it is imported, it has no case, or two of one name.
     """
     module = _import(name)
-    cases: dict[int, Case] = {}
-    for key, value in vars(module).items():
-        if key.startswith("_"):
-            continue
-        for case in value if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else (value,):
-            if isinstance(case, Case):
-                cases.setdefault(id(case), case)
-            elif not isinstance(value, (list, tuple)):
-                break
+    searched: set[int] = set()
+    cases = [
+        case
+        for key, value in list(vars(module).items())
+        if not key.startswith("_")
+        for case in _find_cases(value, searched)
+    ]
     if not cases:
         raise CaseError(f"{name} has no compare.Case; expected CASES = [compare.Case(...), ...]")
-    names = [case.name for case in cases.values()]
+    names = [case.name for case in cases]
     if repeated := {n for n in names if names.count(n) > 1}:
         raise CaseError(f"{name} has several cases of the same name: {', '.join(sorted(repeated))}")
-    return list(cases.values())
+    return cases
+
+
+def _find_cases(value: Any, searched: set[int]) -> Iterator[Case]:
+    """Cases in ``value`` and in the containers in it, each once; ``searched`` has the ids of what was looked at."""
+    if issubclass(type(value), Case):
+        if id(value) not in searched:
+            searched.add(id(value))
+            yield value
+        return
+    for container, items in ITEMS.items():
+        if issubclass(type(value), container) and id(value) not in searched:
+            searched.add(id(value))
+            for item in items(value):
+                yield from _find_cases(item, searched)
 
 
 def _import(name: str) -> ModuleType:
-    path = Path(name)
     try:
-        if path.suffix == ".py":
-            if not path.is_file():
-                raise CaseError(f"there is no file {name}")
-            spec = importlib.util.spec_from_file_location(path.stem, path)
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[path.stem] = module
-            spec.loader.exec_module(module)
-            return module
+        if name.endswith(".py"):
+            return _import_file(name)
         return importlib.import_module(name)
-    except CaseError:
+    except (CaseError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
         if error.name == name.partition(".")[0] or error.name == name:
@@ -60,7 +78,32 @@ def _import(name: str) -> ModuleType:
                 f"there is no module {name}; expected a module's name as import takes it, or a .py file"
             ) from error
         raise CaseError(f"{name} imports {error.name}, which is not installed") from error
-    except (Exception, SystemExit) as error:  # a user's file may raise anything; the message says in which line
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        location = f"{Path(frame.filename).name}, line {frame.lineno}"
-        raise CaseError(f"{name} raises when it is imported ({location}): {type(error).__name__}: {error}") from error
+    except BaseException as error:  # a user's file may raise anything, SystemExit included
+        location = find_location(error)
+        where = f" ({location})" if location else ""
+        raise CaseError(f"{name} raises when it is imported{where}: {describe_exception(error)}") from error
+
+
+def _import_file(name: str) -> ModuleType:
+    """Import a file under a private module name, so that a file called torch.py replaces no module.
+
+    The name is an identifier that is in ``sys.modules`` before the file runs, as dataclasses and pickle need it. The
+    file's folder becomes the last one in which modules are looked for, so the file can import its neighbours.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise CaseError(f"there is no file {name}")
+    path = path.resolve()
+    identifier = re.sub(r"\W", "_", path.stem)
+    module_name = f"_case_file_{identifier}_{zlib.crc32(str(path).encode(errors='surrogatepass')):08x}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from compare.capabilities import FAILS, NOT_APPLICABLE, WORKS, CapabilityResult, Outcome, describe
 from compare.capabilities.needs_input_grad import ALONE
 from compare.capabilities.transforms import BACKEND
-from compare.sections import Section, Table
+from compare.case_errors import CaseFailure
+from compare.sections import Section, Table, failure_tables
 
 DASH = "–"
 VERDICT_WORDS = {WORKS: "yes", FAILS: "NO", NOT_APPLICABLE: DASH}
@@ -24,7 +25,11 @@ MAX_TABLE_WIDTH = 120  # characters in a terminal
 
 
 def section(
-    results: Sequence[CapabilityResult], *, device: str = "cpu", held: Collection[str] | None = None
+    results: Sequence[CapabilityResult],
+    *,
+    device: str = "cpu",
+    held: Collection[str] | None = None,
+    failures: Sequence[CaseFailure] = (),
 ) -> Section:
     """Build the report section.
 
@@ -33,6 +38,7 @@ def section(
         device: device of the run.
         held: names of the cases that must do what native does; None means all. For these, a capability that fails
             where native's does not is a failure of the report. For other cases it is shown in the tables only.
+        failures: the cases that could not be run.
     """
     cases, names = (list(dict.fromkeys(getattr(row, key) for row in results)) for key in ("case", "capability"))
     lacking = [row for row in results if row.is_lacking and (held is None or row.case in held)]
@@ -41,6 +47,7 @@ def section(
         title="Capabilities",
         text=_text(results, cases, names, device, held),
         parts=[
+            *failure_tables(failures),
             *_matrix(results, cases, names, lacking),
             *_reasons(results, cases, lacking),
             *_counts(results),
@@ -50,8 +57,13 @@ def section(
             f"{row.case}: {row.capability}: ours fails ({row.ours.reason}); native: {row.native.verdict}"
             for row in lacking
         ],
-        data={"device": device, "rows": [asdict(row) | {"lacking": row.is_lacking} for row in results]},
+        data={
+            "device": device,
+            "rows": [asdict(row) | {"lacking": row.is_lacking} for row in results],
+            "errors": [{"case": failure.case} | failure.as_data() for failure in failures],
+        },
         compared=sum(row.native.verdict == WORKS and (held is None or row.case in held) for row in results),
+        errors=[failure.message for failure in failures],
     )
 
 

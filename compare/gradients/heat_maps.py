@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from compare.figures import make_figure
 from compare.gradients.tolerance import max_finite_abs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_SLICES = 16  # slices of an image or kernel stack that are shown
 
@@ -16,7 +20,7 @@ MAX_SLICES = 16  # slices of an image or kernel stack that are shown
 def heat_map(ours: Tensor, oracle: Tensor) -> Figure:
     """Draw three panels, blue below 0 and red above; the first two, "ours" and "expected", share a colour scale."""
     panels = {"ours": ours, "expected": oracle, "difference": ours - oracle}
-    figure = Figure(figsize=(7, 2.9), layout="constrained")
+    figure = make_figure(7, 2.9)
     oracle_scale = max_finite_abs(oracle)
     for axes, (name, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         sheet = _as_matrix(values)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
+from compare.case_errors import CaseFailure
+from compare.figures import make_figure
 from compare.gradients.comparison import Comparison
 from compare.gradients.heat_maps import heat_map
 from compare.gradients.measure import CLOSE, EQUAL, EXPLAINED, REFUSED, WRONG, Row
 from compare.gradients.variants import Variant
-from compare.sections import Picture, Section, Table
+from compare.printable import printable
+from compare.sections import Picture, Section, Table, failure_tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OURS_COLOUR, NATIVE_COLOUR = "#3b82c4", "#e08214"
+MAX_ULPS = 1e12  # far beyond any rounding error
 MAX_EXAMPLES = 3  # heat maps of rounding errors, if nothing is wrong
 
 # Names in report.json of fields that have other names in Row.
@@ -28,8 +35,12 @@ JSON_NAMES = {
 }
 
 
-def section(comparisons: Sequence[Comparison]) -> Section:
-    """Tables of findings, cases, errors by dtype, zeros and ties; heat maps of mistakes or of rounding errors."""
+def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] = ()) -> Section:
+    """Tables of findings, cases, errors by dtype, zeros and ties; heat maps of mistakes or of rounding errors.
+
+    Args:
+        failures: the cases that could not be compared.
+    """
     compared = [row for c in comparisons for row in c.rows if row.status != REFUSED]
     refused = sum(row.status == REFUSED for c in comparisons for row in c.rows)
     counts = {status: sum(row.status == status for row in compared) for status in (EQUAL, CLOSE, EXPLAINED, WRONG)}
@@ -45,21 +56,23 @@ def section(comparisons: Sequence[Comparison]) -> Section:
     ]
     if refused:
         text.append(f"{refused} runs are left out because native PyTorch raises in them.")
-    parts: list[Table | Picture] = []
+    parts: list[Table | Picture] = failure_tables(failures)
     if findings := _findings(comparisons):
         parts.append(findings)
-    parts += [_cases(comparisons), _error_plot(comparisons)]
+    parts += [_cases(comparisons), *_error_plot(comparisons)]
     if explained := _explained(comparisons):
         parts.append(explained)
     parts += _errors(comparisons)
     parts.append(_census(comparisons))
     parts += _heat_maps(comparisons)
-    failures = [
+    sentences = [
         f"{c.case.name}: {finding.quantity}: {finding.statement} ({finding.kind})"
         for c in comparisons
         for finding in c.findings
     ]
-    return Section("gradients", "Gradients", text, parts, failures, [_data(c) for c in comparisons], len(compared))
+    data = [*map(_data, comparisons), *map(_failure_data, failures)]
+    errors = [failure.message for failure in failures]
+    return Section("gradients", "Gradients", text, parts, sentences, data, len(compared), errors)
 
 
 def _findings(comparisons: Sequence[Comparison]) -> Table | None:
@@ -75,12 +88,16 @@ def _cases(comparisons: Sequence[Comparison]) -> Table:
         counts = [sum(row.status == status for row in compared) for status in (EQUAL, CLOSE, EXPLAINED, WRONG)]
         measured = [row for row in compared if row.tolerance_used == row.tolerance_used]  # not NaN: has numbers
         worst = max(measured, key=lambda row: row.tolerance_used, default=None)
-        largest = (round(100 * worst.tolerance_used), f"{worst.quantity}, {worst.variant}") if worst else (None, "")
+        largest = (_percent(worst.tolerance_used), f"{worst.quantity}, {worst.variant}") if worst else (None, "")
         rows.append((c.case.name, len(compared), *counts, *largest))
     columns = ("case", "compared", "same bits", "within tolerance", "by convention", "wrong",
                "largest error, % of tolerance", "largest error in")  # fmt: skip
     failed = [n for n, c in enumerate(comparisons) if not c.ok]
     return Table("Results by case", columns, rows, failed=failed)
+
+
+def _percent(fraction: float) -> float:
+    return round(100 * fraction) if math.isfinite(100 * fraction) else fraction
 
 
 def _errors(comparisons: Sequence[Comparison]) -> list[Table]:
@@ -129,18 +146,25 @@ def _census(comparisons: Sequence[Comparison]) -> Table:
     return Table("Zeros and ties in the data", columns, rows, note, detail=True)
 
 
-def _error_plot(comparisons: Sequence[Comparison]) -> Picture:
-    """The largest error of each case in float32, ours and native's, in ulp."""
+def _error_plot(comparisons: Sequence[Comparison]) -> list[Picture]:
+    """The largest finite error of each case in float32, ours and native's, in ulp; no picture if there is none."""
     points = []
     for c in comparisons:
         float32 = [
-            r for r in c.rows if r.variant.dtype is torch.float32 and r.variant.data == "drawn" and r.ulps == r.ulps
+            r
+            for r in c.rows
+            if r.variant.dtype is torch.float32
+            and r.variant.data == "drawn"
+            and max(r.ulps, r.native_ulps) < MAX_ULPS  # neither NaN nor infinite, nor more than a picture can show
         ]
         if float32:
-            points.append((c.case.name, max(r.ulps for r in float32), max(r.native_ulps for r in float32)))
+            points.append((printable(c.case.name), max(r.ulps for r in float32), max(r.native_ulps for r in float32)))
+
+    if not points:
+        return []
 
     def draw() -> Figure:
-        figure = Figure(figsize=(7, 0.6 + 0.26 * max(1, len(points))), layout="constrained")
+        figure = make_figure(7, 0.6 + 0.26 * len(points))
         axes = figure.subplots()
         for n, (_, ours, native) in enumerate(reversed(points)):
             axes.plot([ours, native], [n, n], color="#888888", linewidth=1, zorder=1)
@@ -148,7 +172,7 @@ def _error_plot(comparisons: Sequence[Comparison]) -> Picture:
                 [native], [n], color=NATIVE_COLOUR, s=34, marker="D", zorder=2, label="native" if n == 0 else None
             )
             axes.scatter([ours], [n], color=OURS_COLOUR, s=26, zorder=3, label="ours" if n == 0 else None)
-        axes.set_yticks(range(len(points)), [name for name, *_ in reversed(points)])
+        axes.set_yticks(range(len(points)), [name for name, *_ in reversed(points)], parse_math=False)
         axes.set(xlabel="largest error in float32, ulp of the largest element", xlim=(0, None))
         axes.grid(axis="x", alpha=0.25)
         axes.legend(frameon=False)
@@ -157,7 +181,7 @@ def _error_plot(comparisons: Sequence[Comparison]) -> Picture:
     larger = sum(ours > native for _, ours, native in points)
     alt = "One row per case: the largest float32 error of ours and of native. "
     alt += f"Ours is larger in {larger} of {len(points)} cases."
-    return Picture("Rounding errors of ours and native", draw, alt, alt)
+    return [Picture("Rounding errors of ours and native", draw, alt, alt)]
 
 
 def _heat_maps(comparisons: Sequence[Comparison]) -> list[Picture]:
@@ -174,12 +198,13 @@ def _heat_maps(comparisons: Sequence[Comparison]) -> list[Picture]:
         example = c.examples[name]
         if example.ours.shape != example.oracle.shape:
             continue
-        difference = (example.ours - example.oracle).abs().nan_to_num(0.0)
-        largest = float(difference.max()) if example.oracle.numel() else 0.0
-        alt = (
-            f"{c.case.name}, {name}, in {example.variant}: ours, the expected values, and their difference, which is "
-        )
-        alt += f"at most {largest:.2g}."
+        if not example.oracle.numel():
+            continue
+        difference = (example.ours - example.oracle).abs()
+        equal = (example.ours == example.oracle) | (example.ours.isnan() & example.oracle.isnan())
+        largest = float(difference.masked_fill(equal, 0.0).nan_to_num(math.inf).max())
+        alt = f"{c.case.name}, {name}, in {example.variant}: ours, the expected values, and their difference, "
+        alt += f"which is at most {largest:.2g}." if math.isfinite(largest) else "which is not finite everywhere."
         title = f"{c.case.name}: {name}"
         pictures.append(Picture(title, partial(heat_map, example.ours, example.oracle), alt, alt))
     return pictures
@@ -199,3 +224,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
         "census": comparison.census,
         "rows": rows,
     }
+
+
+def _failure_data(failure: CaseFailure) -> dict[str, Any]:
+    return {"case": failure.case, "ok": False, "findings": [], "census": {}, "rows": []} | failure.as_data()

@@ -8,10 +8,23 @@ from compare.sections import Section
 
 
 def headline(sections: Sequence[Section]) -> str:
-    """Sentence with the number of unexplained differences and of comparisons."""
+    """Sentences with the numbers of unexplained differences, of comparisons, and of cases that were not compared."""
     compared = sum(section.compared for section in sections)
     in_comparisons = f" in {compared:,} comparison{'' if compared == 1 else 's'}" if compared else ""
-    return f"{count_differences(sum(len(section.failures) for section in sections))}{in_comparisons}."
+    differences = f"{count_differences(sum(len(section.failures) for section in sections))}{in_comparisons}."
+    errors = sum(len(section.errors) for section in sections)
+    return f"{differences} {count_errors(errors)}." if errors else differences
+
+
+def summary(section: Section) -> str:
+    """Words for the result of one section."""
+    differences = count_differences(len(section.failures))
+    return f"{differences}; {count_errors(len(section.errors))}" if section.errors else differences
+
+
+def count_errors(n: int) -> str:
+    """Words for ``n`` cases that ended in an error: "1 case could not be compared", and so on."""
+    return f"{n:,} case{'' if n == 1 else 's'} could not be compared"
 
 
 def count_differences(n: int) -> str:

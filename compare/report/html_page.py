@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-from compare.report.headline import count_differences, headline
+from compare.report.headline import headline, summary
 from compare.report.markdown_to_html import markdown_to_html
 from compare.report.pictures import RenderedPicture, render
 from compare.report.tables import FAILED, format_table
@@ -41,8 +41,9 @@ def _section_values(section: Section) -> dict[str, Any]:
         "title": section.title,
         "text": section.text,
         "compared": section.compared,
-        "failures": section.failures,
-        "verdict": f"{count_differences(len(section.failures))}{':' if section.failures else '.'}",
+        "failures": [*section.errors, *section.failures],
+        "unexplained": len(section.failures),
+        "verdict": f"{summary(section)}{':' if section.failures or section.errors else '.'}",
         "parts": [_part_values(part, f"{section_id}-{n}") for n, part in enumerate(section.parts, 1)],
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from compare.report.headline import count_differences, headline
+from compare.report.headline import headline, summary
 from compare.report.tables import FAILED, format_table
 from compare.run_info import RunInfo
 from compare.sections import MarkdownPage, Picture, Section, Table
@@ -18,13 +18,14 @@ PICTURES = "report-pictures"  # a folder beside report.md, for these pictures on
 def as_markdown(sections: Sequence[Section], run_info: RunInfo, pictures: dict[str, Picture]) -> str:
     """Return the report as Markdown, and put its pictures into ``pictures``, by the paths of its links."""
     blocks = ["# Comparison report", f"**{headline(sections)}**"]
-    blocks += [_list(f"{FAILED} {sentence}" for section in sections for sentence in section.failures)]
+    blocks += [_list(f"{FAILED} {s}" for section in sections for s in (*section.errors, *section.failures))]
     blocks.append(_table(["run", ""], run_info.rows(), [False, False]))
     for section in sections:
         blocks += [f"## {escape(section.title)}", *map(escape, section.text)]
-        if section.failures or section.compared:
-            blocks.append(f"{count_differences(len(section.failures))}" + (":" if section.failures else "."))
-        blocks.append(_list(f"{FAILED} {sentence}" for sentence in section.failures))
+        failures = [*section.errors, *section.failures]
+        if failures or section.compared:
+            blocks.append(summary(section) + (":" if failures else "."))
+        blocks.append(_list(f"{FAILED} {sentence}" for sentence in failures))
         for n, part in enumerate(section.parts, 1):
             blocks += _part(part, f"{PICTURES}/{re.sub(r'[^a-z0-9]+', '-', section.name.lower())}-{n}.png", pictures)
     return "\n\n".join(block for block in blocks if block) + "\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from manualgrad import extras
 from manualgrad.training import allocator, run_state
 from manualgrad.training.checkpoints import CheckpointStore
 from manualgrad.training.cli_exit import EXIT_FAILURE, EXIT_USAGE, CliExit, to_cli_exit
@@ -73,6 +74,8 @@ def train(options: argparse.Namespace, device: torch.device, distributed: Distri
     """Load the data, train, evaluate after each epoch, write the results, and return the exit code."""
     dataset = load_dataset(options, distributed).to(device)
     run = make_run(options, dataset, device, distributed)
+    if no_plots := extras.find_import_problem(extras.PLOTS):
+        distributed.print_rank0(f"plots   none: {no_plots}")
     if options.allocator_tuning and device.type == "cpu":
         distributed.print_rank0(f"memory  {allocator.tune().description}")
     store = CheckpointStore(options.out / CHECKPOINTS)
@@ -105,7 +108,7 @@ def train(options: argparse.Namespace, device: torch.device, distributed: Distri
     distributed.print_rank0(
         f"\ntest accuracy {result.accuracy:.2f} %: {num_wrong} of {len(dataset.test):,} test images are misclassified"
         f" after {run.seconds:.2f} s of training on {dataset.name}\n"
-        f"weights.pt, metrics.json and plots are in {options.out}"
+        f"weights.pt{' and metrics.json' if no_plots else ', metrics.json and plots'} are in {options.out}"
     )
     if options.target_accuracy is not None and result.accuracy < options.target_accuracy:
         if distributed.is_rank0:

@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
+from manualgrad import extras
 from manualgrad.files import write_atomic
-from manualgrad.training import plots
 from manualgrad.training.evaluation import EvalResult
 from manualgrad.training.run import TrainingRun
 
 
 def write_results(out: Path, run: TrainingRun, result: EvalResult, options: dict[str, Any]) -> None:
-    """Write weights.pt, metrics.json, and four plots whose titles name the dataset. Raises OSError."""
+    """Write weights.pt, metrics.json, and four plots whose titles name the dataset. Raises OSError.
+
+    There are no plots if matplotlib, from the extra ``report``, cannot be imported.
+    """
     dataset = run.dataset
     out.mkdir(parents=True, exist_ok=True)  # somebody may have removed it during the run
     weights = io.BytesIO()
@@ -41,11 +44,14 @@ def write_results(out: Path, run: TrainingRun, result: EvalResult, options: dict
         "losses": run.losses,
     }
     write_atomic(out / "metrics.json", json.dumps(metrics, indent=1, allow_nan=False).encode())
-    write_plots(out, run, result)
+    if not extras.find_import_problem(extras.PLOTS):
+        write_plots(out, run, result)
 
 
 def write_plots(out: Path, run: TrainingRun, result: EvalResult) -> None:
     """Write curves.png, confusion.png, kernels.png and mistakes.png. Raises OSError."""
+    from manualgrad.training import plots  # needs matplotlib
+
     dataset, title = run.dataset, f"{run.dataset.name}, seed {run.seed}"
     accuracies = [epoch["test_accuracy"] for epoch in run.history]
     first_weight = run.model.layers_with_weights()[0].weight
