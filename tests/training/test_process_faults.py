@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from manualgrad.training import output_folder
 from manualgrad.training.checkpoints import CheckpointStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Windows lacks")
@@ -76,6 +78,40 @@ def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(cases):
         r"wait until it ends, or choose another --out\n",
         stderr,
     )
+
+
+@pytest.mark.parametrize("reason", ["this system has no file locks", "cannot be locked (No locks available)"])
+def test_without_file_locks_a_warning_says_so(tmp_path, monkeypatch, capsys, reason):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if "system" in reason:
+        monkeypatch.setattr(output_folder, "fcntl", None)
+    else:
+        monkeypatch.setattr(output_folder.fcntl, "flock", fail)
+    lock = output_folder.FolderLock(tmp_path)
+    lock.acquire()
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ") and f"{reason}: start no second run with --out {tmp_path}\n" in error
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_that_its_owner_removed_is_not_taken_for_a_lock(tmp_path, monkeypatch):
+    """A run that ends removes its file; a run that opened it just before must lock the next one."""
+    lock, original = output_folder.FolderLock(tmp_path), output_folder.fcntl.flock
+    calls = []
+
+    def flock(file, operation):
+        if not calls:
+            (tmp_path / output_folder.LOCK).unlink()
+        calls.append(operation)
+        original(file, operation)
+
+    monkeypatch.setattr(output_folder.fcntl, "flock", flock)
+    lock.acquire()
+    assert len(calls) == 2 and (tmp_path / output_folder.LOCK).read_text().startswith(f"process {os.getpid()} on ")
+    lock.release()
 
 
 def test_the_lock_of_a_killed_run_does_not_stay(cases):
