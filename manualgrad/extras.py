@@ -18,4 +18,6 @@ def find_import_problem(modules: Sequence[str]) -> str | None:
             import_module(name)
         except ImportError as error:
             reasons.append(str(error))
+        except ValueError as error:  # matplotlib, for an environment variable MPLBACKEND that names no backend
+            reasons.append(f"{name} refuses its settings: {error}")
     return f"{', '.join(reasons)}. Install what is missing with: {INSTALL_REPORT}" if reasons else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision import datasets
 
 from manualgrad.data.checksums import check_unpacks_to
-from manualgrad.data.dataset import Split
-from manualgrad.data.idx import read_images, read_labels
+from manualgrad.data.dataset import DataError, Split
+from manualgrad.data.idx import UBYTE, magic, read_images, read_labels
 
 # MD5s of the unpacked files. torchvision publishes only those of the archives.
 MNIST_MD5 = {
@@ -76,10 +78,16 @@ class Source:
             if name not in self.md5 and archive.is_file():
                 check_unpacks_to(archive, path)
         train_images, train_labels, test_images, test_labels = range(4)
-        return (
-            self._read_split(paths, train_images, train_labels),
-            self._read_split(paths, test_images, test_labels),
-        )
+        train = self._read_split(paths, train_images, train_labels)
+        if self.files == MNIST_FILES and not self.md5:
+            self._refuse_mnist(train.labels, paths[train_labels])
+        return train, self._read_split(paths, test_images, test_labels)
+
+    def _refuse_mnist(self, labels: Tensor, path: Path) -> None:
+        """Raise DataError for the labels of MNIST, whose files have the same names as those of this dataset."""
+        content = magic(UBYTE, 1) + len(labels).to_bytes(4, "big") + labels.byte().numpy().tobytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == MNIST_MD5["train-labels-idx1-ubyte"]:
+            raise DataError(f"{path} is a file of MNIST: expected one of {self.reader.__name__}")
 
     def _read_split(self, paths: Sequence[Path], images_index: int, labels_index: int) -> Split:
         images_name, labels_name = self.files[images_index], self.files[labels_index]
@@ -98,8 +106,11 @@ def _files(train: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[st
     return f"{train}-{images}", f"{train}-{labels}", f"{test}-{images}", f"{test}-{labels}"
 
 
+MNIST_FILES = _files("train", "t10k")
+
+
 def _like_mnist(reader: type[datasets.MNIST], md5: Mapping[str, str]) -> Source:
-    return Source(reader, _files("train", "t10k"), tuple(reader.classes), dict(reader.resources), md5)
+    return Source(reader, MNIST_FILES, tuple(reader.classes), dict(reader.resources), md5)
 
 
 SOURCES = {

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchvision import datasets
 
-from manualgrad.data import NAMES, DataError, Split, download, load, sample
+from manualgrad.data import NAMES, DataError, Split, download, load, sample, sources
 from manualgrad.data.sources import SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -424,6 +424,15 @@ def test_files_under_other_names_and_in_a_flat_folder_are_used(tmp_path, files, 
         data = load("fashion-mnist", data_dir, announce=pytest.fail)
         assert np.array_equal(data.train.images.numpy(), IMAGES[:, None])
         assert np.array_equal(data.test.labels.numpy(), digits(20, 2)[1])
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
+def test_files_of_mnist_are_not_taken_for_those_of_another_dataset(tmp_path, monkeypatch, name):
+    for file, content in file_contents().items():
+        (tmp_path / file).write_bytes(content)
+    assert load(name, tmp_path).name == name
+    monkeypatch.setitem(sources.MNIST_MD5, TRAIN_LABELS, hashlib.md5(file_contents()[TRAIN_LABELS]).hexdigest())
+    assert f"{tmp_path / TRAIN_LABELS} is a file of MNIST: expected one of" in error_of_load(tmp_path, name)
 
 
 def test_a_given_folder_without_the_data_is_an_error_that_names_what_it_has(tmp_path):
