@@ -201,14 +201,20 @@ def test_a_run_resumes_with_another_engine_output_folder_and_checkpoint_interval
 # The disk
 
 
-def test_a_full_disk_ends_the_run_and_loses_no_checkpoint(common, uninterrupted, tmp_path):
-    """The temporary file of the third checkpoint is a link to a device that is always full."""
+def test_a_full_disk_ends_the_run_and_loses_no_checkpoint(common, uninterrupted, tmp_path, monkeypatch):
+    """The third checkpoint is written to a device that is always full."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full, which Linux has")
-    folder = tmp_path / "out" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / f"step-000000012.checkpoint{UNFINISHED_SUFFIX}").symlink_to("/dev/full")
-    result = train(*common, "--checkpoint-every", 4)
+    folder, original = tmp_path / "out" / "checkpoints", Path.open
+
+    def open_full(self, mode="r", *arguments, **options):
+        if self.name == f"step-000000012.checkpoint{UNFINISHED_SUFFIX}":
+            return original(Path("/dev/full"), "wb")
+        return original(self, mode, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_full)
+        result = train(*common, "--checkpoint-every", 4)
     assert result.returncode == 1
     assert f"{folder / 'step-000000012.checkpoint'} could not be written or read: No space left" in result.stderr
     assert f"{folder / 'step-000000008.checkpoint'} is complete" in result.stderr
