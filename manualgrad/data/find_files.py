@@ -26,10 +26,10 @@ def find_files(source: Source, data_dir: Path) -> list[Path] | None:
         raise DataError(f"{data_dir}: expected a folder for the data, got a file")
     for folder in (source.raw_folder(data_dir), data_dir):
         names = _list(folder)
-        found = [_find(folder, name, names) for name in source.files]
-        missing = [str(folder / name) for name, path in zip(source.files, found, strict=True) if path is None]
+        paths = [_find(folder, name, names) for name in source.files]
+        missing = [str(folder / name) for name, path in zip(source.files, paths, strict=True) if path is None]
         if not missing:
-            return [path for path in found if path is not None]
+            return [path for path in paths if path is not None]
         if len(missing) < len(source.files):
             raise DataError(f"{folder} has only a part of {source.reader.__name__}; missing: {', '.join(missing)}")
     return None
