@@ -48,10 +48,10 @@ def find_write_problem(out: Path) -> str | None:
         return f"--out {out} cannot be written to: {error.strerror}"
 
 
-def parse_arguments(argv: list[str] | None, description: str | None = None) -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None, description: str | None, prog: str) -> argparse.Namespace:
     """Parse the command line; for wrong use argparse prints one line and exits with code 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m compare", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("comparison", choices=(*COMPARISONS, "all"), help="what to compare; all runs the four in turn")

@@ -36,7 +36,7 @@ class UsageError(Exception):
     """The options cannot be used; the message says why."""
 
 
-def run_comparisons(options: argparse.Namespace, argv: list[str]) -> int:
+def run_comparisons(options: argparse.Namespace, command: list[str]) -> int:
     """Run the requested comparisons, print each section when it is complete, then write the report.
 
     Returns:
@@ -77,7 +77,7 @@ def run_comparisons(options: argparse.Namespace, argv: list[str]) -> int:
     if not (options.cases or options.model):
         sections.append(equations.section())
     run_info = collect_run_info(
-        shlex.join(["python", "-m", "compare", *argv]),
+        shlex.join(command),
         seeds=range(options.seeds),
         dataset=dataset and dataset.name,
         source=dataset and dataset.source,
@@ -94,7 +94,7 @@ def load_dataset(options: argparse.Namespace) -> data.Dataset:
     """Load the dataset; for --quick on MNIST without --data-dir, the bundled sample."""
     if options.quick and options.dataset == "mnist" and options.data_dir is None:
         return data.bundled_sample()
-    return data.load(options.dataset, options.data_dir or "data")
+    return data.load(options.dataset, options.data_dir)
 
 
 def gradient_section(case_run: CaseRun, bar: Any) -> Section:

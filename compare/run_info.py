@@ -16,6 +16,7 @@ import torch
 
 import manualgrad
 from compare.printable import printable
+from manualgrad.doctor import machine
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,14 +76,13 @@ def collect_run_info(
         dataset, source: ``Dataset.name`` and ``Dataset.source``, if the run used images.
         device: the device of the layers.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return RunInfo(
         command=command,
         utc=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         commit=_commit(),
         versions=_versions(),
-        processor=_processor(),
-        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        processor=machine.processor(),
+        cores=machine.cores(),
         device=_device(torch.device(device)),
         threads=torch.get_num_threads(),
         allocator=_allocator(),
@@ -121,13 +121,6 @@ def _commit() -> str | None:
         return git("rev-parse", "HEAD") + (", with changes" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _processor() -> str:
-    """Name of the processor, and the instruction set that PyTorch uses."""
-    cpuinfo = Path("/proc/cpuinfo")  # Linux; platform.processor() is empty there
-    names = re.findall(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
-    return f"{(names or [platform.processor() or platform.machine()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _device(device: torch.device) -> str:

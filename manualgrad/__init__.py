@@ -1,11 +1,16 @@
 """manualgrad: neural-network layers for PyTorch whose gradients are derived by hand, and proven right."""
 
+from manualgrad import _startup
+
+if _startup.runs_as_command():
+    _startup.remove_current_folder()  # before torch is imported
+
 from manualgrad import functional, interop, models, nn
 from manualgrad.functional import conv2d, dense, flatten, max_pool2d, relu, softmax, softmax_cross_entropy
 from manualgrad.interop import from_torch, to_torch
 from manualgrad.models import DocumentCNN
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DocumentCNN",

@@ -73,7 +73,7 @@ class ConvLayer:
     @cached_property
     @torch.no_grad()
     def z(self) -> Tensor:
-        """z^l, computed from x, w and b when it is first read: backward needs only the pool index."""
+        """z^l, computed from x, w and b when it is first read, since backward needs only the pool index."""
         return conv2d_forward(self.x, self.w, self.b, self.geometry.convolution)  # eq. (17), f = C
 
 

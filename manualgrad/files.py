@@ -21,7 +21,8 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(path.name + UNFINISHED_SUFFIX)
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:  # a new file: not what a link or pipe of this name leads to
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -30,7 +31,9 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)  # puts the new name on the disk as well
     finally:

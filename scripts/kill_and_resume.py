@@ -17,7 +17,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,13 +24,10 @@ from pathlib import Path
 
 from manualgrad import data
 from manualgrad.files import UNFINISHED_SUFFIX
-from manualgrad.training import plots
+from manualgrad.training import command, plots
 from manualgrad.training.argument_types import bounded
 from manualgrad.training.checkpoints import CheckpointStore
 from manualgrad.training.run import ENGINES
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # train.py is not part of the package
-import train
 
 NUM_STEPS, CHECKPOINT_EVERY = 50, 2
 OPTIONS = ("--limit", "200", "--batch-size", "8", "--epochs", "3", "--shares", "0.8", "0.6", "--average", "0.3",
@@ -88,10 +84,11 @@ def run(out: Path, engine: str) -> None:
     os.dup2(log, 2)
     sample = data.bundled_sample()
     sample = dataclasses.replace(sample, test=sample.test.first(100))
-    train.data.load = lambda *_, **__: sample
+    data.load = lambda *_, **__: sample
     for function in ("training_curves", "confusion_matrix", "kernel_images", "misclassified_images", "save_png"):
         setattr(plots, function, lambda *_: None)
-    raise SystemExit(train.main([*OPTIONS, "--engine", engine, "--optimizer", OPTIMIZER[engine], "--out", str(out)]))
+    arguments = [*OPTIONS, "--engine", engine, "--optimizer", OPTIMIZER[engine], "--out", str(out)]
+    raise SystemExit(command.main(arguments))
 
 
 def finish(out: Path, engine: str) -> None:

@@ -81,11 +81,10 @@ def main() -> None:
 
     mnist = SOURCES["mnist"]
     try:
-        mnist.check(options.data_dir)
+        train, test = mnist.read(mnist.paths(options.data_dir))
     except (DataError, OSError) as error:
         sys.exit(str(error))
-    files = idx_files(mnist.read(options.data_dir, train=True), TRAIN, "train")
-    files |= idx_files(mnist.read(options.data_dir, train=False), TEST, "t10k")
+    files = idx_files(train, TRAIN, "train") | idx_files(test, TEST, "t10k")
     packed = pack(files)
     options.out.write_bytes(packed)
 

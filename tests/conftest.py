@@ -28,7 +28,7 @@ def device(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for --data-dir, with 1,000 digits as --dataset fashion-mnist."""
-    # Imported here, because it imports train.py, which most tests do not need.
+    # Imported here, because it imports the training command, which most tests do not need.
     from tests.training.command_line import write_digits
 
     return write_digits(tmp_path_factory.mktemp("data"))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from compare.figures import make_figure
 from compare.gradients.tolerance import max_finite_abs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_LENGTH = 128  # rows and columns that are shown
 MAX_SLICES = 16  # slices of an image or kernel stack that are shown
@@ -20,7 +24,7 @@ def heat_map(ours: Tensor, oracle: Tensor) -> Figure:
     Infinities and NaN are blank. The tensors have at least one element.
     """
     panels = {"ours": ours, "expected": oracle, "difference": ours - oracle}
-    figure = Figure(figsize=(7, 2.9), layout="constrained")
+    figure = make_figure(7, 2.9)
     oracle_scale = max_finite_abs(oracle)
     for axes, (name, values) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         sheet = _as_matrix(values)

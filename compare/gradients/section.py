@@ -6,18 +6,21 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 
 from compare.case_errors import CaseFailure
+from compare.figures import make_figure
 from compare.gradients.comparison import Comparison
 from compare.gradients.heat_maps import heat_map
 from compare.gradients.measure import CLOSE, EQUAL, EXPLAINED, REFUSED, WRONG, Row
 from compare.gradients.variants import Variant
 from compare.printable import printable
 from compare.sections import Picture, Section, Table, failure_tables
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OURS_COLOUR, NATIVE_COLOUR = "#3b82c4", "#e08214"
 MAX_ULPS = 1e12  # far beyond any rounding error
@@ -161,7 +164,7 @@ def _error_plot(comparisons: Sequence[Comparison]) -> list[Picture]:
         return []
 
     def draw() -> Figure:
-        figure = Figure(figsize=(7, 0.6 + 0.26 * len(points)), layout="constrained")
+        figure = make_figure(7, 0.6 + 0.26 * len(points))
         axes = figure.subplots()
         for n, (_, ours, native) in enumerate(reversed(points)):
             axes.plot([ours, native], [n, n], color="#888888", linewidth=1, zorder=1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
+from compare.figures import make_figure
 from compare.gradients.section import NATIVE_COLOUR, OURS_COLOUR
 from compare.models.comparison import ModelComparison
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = {"ours": OURS_COLOUR, "native": NATIVE_COLOUR}
 MAX_TICK_LABELS = 32  # of more parameters, every second or third is named
@@ -15,7 +18,7 @@ MAX_TICK_LABELS = 32  # of more parameters, every second or third is named
 
 def error_by_depth(result: ModelComparison) -> Figure:
     """Plot both errors of each parameter's gradient: ours as a broad line, native's as a thin line over it."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = make_figure(9, 5)
     axes = figure.subplots()
     names = [name for name in result.parameters if result.median_error("ours", "by_parameter", name) is not None]
     lines = (("by_parameter", ":", "with flips"), ("rounding_by_parameter", "-", "rounding only"))

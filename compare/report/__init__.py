@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from compare.report.html_page import as_html
-from compare.report.markdown import PICTURES, as_markdown
-from compare.report.pictures import render
 from compare.report.strict_json import as_json
 from compare.report.terminal import as_text
 from compare.run_info import RunInfo
@@ -28,6 +25,11 @@ def write_report(sections: Sequence[Section], run_info: RunInfo, out: Path) -> l
         TypeError: a section's ``data`` has a value that JSON cannot represent; the message says where.
         OSError: the folder cannot be written to.
     """
+    # These need the packages of the extra "report". The comparisons and their results do not.
+    from compare.report.html_page import as_html
+    from compare.report.markdown import PICTURES, as_markdown
+    from compare.report.pictures import render
+
     (out / PICTURES).mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
 

@@ -6,13 +6,12 @@ import shutil
 import textwrap
 from dataclasses import replace
 
-from tabulate import MIN_PADDING, tabulate
-
 from compare.report.headline import summary
 from compare.report.tables import FAILED, FormattedTable, format_table
 from compare.sections import MarkdownPage, Picture, Section, Table
 
 COLUMN_GAP = 2  # spaces between two columns in tabulate's format "simple"
+MIN_PADDING = 2  # tabulate.MIN_PADDING: spaces that it adds to the name of a column
 MAX_CELL_WIDTH = 36
 MAX_ROWS = 30  # failed rows are shown before others
 
@@ -83,6 +82,8 @@ def _column_width(table: FormattedTable, n: int) -> int:
 
 
 def _format_columns(table: FormattedTable, columns: list[int]) -> str:
+    from tabulate import tabulate  # of the extra "report"
+
     return tabulate(
         [[row[n] for n in columns] for row in table.rows],
         headers=["\n".join(textwrap.wrap(table.columns[n], _column_width(table, n) - MIN_PADDING)) for n in columns],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
-
+from compare.figures import make_figure
 from compare.sections import Picture
 from compare.speed.contenders import COMPILED, FORMULAS, OURS, RECURSION
 from compare.speed.results import STEP, TimingRow
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#e08214", "#4a9e5c", "#d6604d", "#888888"
 PHASES = (("forward", "o", BLUE), ("backward", "s", ORANGE), (STEP, "D", GREEN))
@@ -23,7 +25,7 @@ def ratios(rows: Sequence[TimingRow]) -> Picture:
     shown = [row for row in rows if row.side == "ours" and row.is_fastest_layout]
 
     def draw() -> Figure:
-        figure = Figure(figsize=(7, 1.4 + 0.42 * len(shown)), layout="constrained")
+        figure = make_figure(7, 1.4 + 0.42 * len(shown))
         axes = figure.subplots()
         axes.axvline(1, color=GREY, linewidth=1)
         for n, (phase, marker, colour) in enumerate(PHASES):
@@ -84,7 +86,7 @@ def _plot_against_batch(
     lines = _lines(rows)
 
     def draw() -> Figure:
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = make_figure(7, 4.2)
         axes = figure.subplots()
         for name, colour, style, points in lines:
             batches = [row.batch for row in points]
@@ -95,7 +97,7 @@ def _plot_against_batch(
         axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel=label)
         batches = sorted({row.batch for row in rows})
         axes.set_xticks(batches, [str(batch) for batch in batches])
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_ticks([], minor=True)
         _set_plain_ticks(axes.yaxis, [number for *_, points in lines for row in points for number in value(row)])
         axes.set_title(f"channels {channels}", fontsize=10)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
@@ -147,5 +149,5 @@ def _set_plain_ticks(axis: Axis, values: Sequence[float]) -> None:
     ticks = [factor * 10.0**power for power in range(-6, 8) for factor in factors]
     inside = [tick for tick in ticks if low / 1.3 <= tick <= high * 1.3]
     axis.set_ticks(inside or [statistics.median(values)])
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.10g}"))
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter(lambda number, _: f"{number:,.10g}")

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import mean, median, stdev
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from compare.figures import make_figure
 from compare.training.result import DEFAULT_SUBGRADIENT, NATIVE, NUDGED, OURS, TrainingComparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b82c4", "#e08214", "#4a9e5c", "#d6604d", "#888888"
 COLOURS = {OURS: BLUE, NATIVE: ORANGE, NUDGED: GREY}
@@ -20,7 +24,7 @@ MIN_DIFFERENCE = 1e-18  # below any difference of float64 losses; stands for 0 o
 
 def losses(result: TrainingComparison) -> Figure:
     """Losses of ours and native for the first seed, and the differences of losses for every seed."""
-    figure = Figure(figsize=(7, 5.2), layout="constrained")
+    figure = make_figure(7, 5.2)
     upper, lower = figure.subplots(2, 1, sharex=True)
     seeds = result.complete_seeds
     width = max(1, result.settings.steps // 150)
@@ -49,7 +53,7 @@ def losses(result: TrainingComparison) -> Figure:
 
 def accuracies(result: TrainingComparison) -> Figure:
     """Test accuracy after each epoch: mean of the seeds, with bars of one standard deviation."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    figure = make_figure(7, 3.5)
     axes = figure.subplots()
     seeds = result.complete_seeds
     for shift, name in ((-0.1, OURS), (0, NATIVE), (0.1, NUDGED)):
@@ -68,7 +72,7 @@ def accuracies(result: TrainingComparison) -> Figure:
 
 def subgradients(result: TrainingComparison) -> Figure:
     """Last test accuracy by the derivative of ReLU at 0: a point for each seed, a line for the mean."""
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = make_figure(7, 3)
     axes = figure.subplots()
     seeds = result.complete_seeds
     choices = sorted({DEFAULT_SUBGRADIENT, *result.settings.subgradients})
@@ -93,7 +97,7 @@ def disagreements(result: TrainingComparison) -> Figure:
     images = [image for seed in result.complete_seeds for image in result.disagreements(seed)][:MAX_DISAGREEMENTS]
     columns = 8
     rows = max(1, math.ceil(len(images) / columns))
-    figure = Figure(figsize=(7, 1.15 * rows), layout="constrained")
+    figure = make_figure(7, 1.15 * rows)
     names = [name.split(" - ")[0] for name in result.dataset.classes]
     for n, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
@@ -107,7 +111,7 @@ def disagreements(result: TrainingComparison) -> Figure:
 
 def kernels(result: TrainingComparison) -> Figure:
     """Kernels of the first convolution of ours and of native, and their difference on a colour scale of its own."""
-    figure = Figure(figsize=(7, 3), layout="constrained")
+    figure = make_figure(7, 3)
     seed = result.complete_seeds[0]
     ours, native = (result.run(name, seed).parameters["conv0.weight"][:, 0].numpy() for name in (OURS, NATIVE))
     scale = max(abs(ours).max(), abs(native).max())

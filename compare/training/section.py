@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from statistics import mean
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from compare.sections import Cell, Picture, Section, Table
 from compare.training import plots
@@ -33,6 +31,9 @@ from compare.training.summary import (
     subgradient_sentence,
     summary,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_LISTED = 40  # images classified differently
 JSON_KEYS = {  # keys in report.json of fields that have another name here

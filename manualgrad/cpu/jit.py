@@ -1,22 +1,25 @@
-"""Compilation of the kernels for this machine's processor, and a cache of the object code.
+"""Compilation of the kernels for this machine's processor.
 
 ``instruction_sets`` checks the processor first, since LLVM ends the process if it compiles for instructions that the
-processor lacks. The name of a cached file is a hash of the kernels' LLVM instructions, of the instruction set and of
-llvmlite's version: after an edit to a kernel or to ``ir/`` no old object code is used.
+processor lacks. ``require_executable_memory`` checks what the system permits. Object code is cached under the
+kernels' LLVM instructions, the instruction set and llvmlite's version: after an edit to a kernel or to ``ir/`` no old
+object code is used.
 """
 
 from __future__ import annotations
 
-import hashlib
+import ctypes
 import os
 import platform
+import struct
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from manualgrad.cpu.object_cache import cached_object_code
 
 if TYPE_CHECKING:
     import llvmlite.binding as llvm
@@ -27,6 +30,8 @@ LANES = {"avx512": 16, "avx2": 8}  # floats in a vector
 _TARGET_CPU = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}  # LLVM's names
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2", "xsave")
 REQUIRED_FEATURES = {"avx512": (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), "avx2": _AVX2}
+# Names in llvmlite.binding that another version may lack.
+_LLVM_NAMES = ("ObjectFileRef", "PipelineTuningOptions", "create_mcjit_compiler", "create_pass_builder")
 
 
 class Unavailable(Exception):
@@ -41,12 +46,14 @@ class KernelModule:
         instructions: "avx512" or "avx2".
         lanes: floats in a vector.
         addresses: the address of each kernel, by name.
+        cache_problem: the reason why the object code is not cached, "" if it is.
         engine: LLVM's execution engine, which owns the machine code.
     """
 
     instructions: str
     lanes: int
     addresses: dict[str, int]
+    cache_problem: str
     engine: llvm.ExecutionEngine
 
 
@@ -56,15 +63,48 @@ def instruction_sets() -> tuple[str, ...]:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         raise Unavailable(f"kernels need Linux on x86-64, this is {sys.platform} on {platform.machine()}")
     try:
+        import llvmlite
+
+        _require_complete(Path(llvmlite.__file__).with_name("binding") / "libllvmlite.so")
         import llvmlite.binding as llvm
-    except ImportError as error:
-        raise Unavailable(f"llvmlite cannot be imported: {error}") from None
-    features = llvm.get_host_cpu_features()
+        import llvmlite.ir
+
+        features = llvm.get_host_cpu_features()
+    except Exception as error:  # a damaged package, or a library that does not match it, raises errors of any type
+        raise Unavailable(f"llvmlite cannot be used: {type(error).__name__}: {error}") from None
+    if missing_names := [name for name in _LLVM_NAMES if not hasattr(llvm, name)]:
+        raise Unavailable(f"llvmlite has no {', '.join(missing_names)}: another version is needed")
     supported = tuple(name for name in LANES if all(features.get(feature) for feature in REQUIRED_FEATURES[name]))
     if not supported:
         missing = ", ".join(feature for feature in REQUIRED_FEATURES["avx2"] if not features.get(feature))
         raise Unavailable(f"the processor lacks {missing}")
     return supported
+
+
+def _require_complete(library: Path) -> None:
+    """Raise OSError if an ELF file ends before its table of sections, which is its last part, as after an interrupted
+    installation. The attempt to load it would end the process with SIGBUS."""
+    with library.open("rb") as file:
+        header, size = file.read(64), file.seek(0, os.SEEK_END)
+    if len(header) == 64 and header.startswith(b"\x7fELF"):
+        offset, entry_bytes, entries = struct.unpack("<40xQ10xHH2x", header)
+        if offset + entry_bytes * entries > size:
+            raise OSError(f"{library} is truncated")
+
+
+def require_executable_memory() -> None:
+    """Raise Unavailable unless this process may make memory executable that it has written to.
+
+    A security policy can forbid it, such as systemd's MemoryDenyWriteExecute. LLVM does not notice, and the first
+    call of a kernel would end the process."""
+    import mmap  # here, since Windows has other names in it
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE)
+    address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(page)))
+    if libc.mprotect(address, ctypes.c_size_t(mmap.PAGESIZE), mmap.PROT_READ | mmap.PROT_EXEC):
+        reason = os.strerror(ctypes.get_errno())
+        raise Unavailable(f"this process must not make memory executable ({reason}), which compiled kernels need")
 
 
 def emit_llvm_ir(lanes: int) -> str:
@@ -119,6 +159,7 @@ def _kernels() -> dict[str, Callable[[Emitter], None]]:
 @cache
 def load_module(instructions: str) -> KernelModule:
     """Compile the kernels, or read them from the cache, for one of :func:`instruction_sets`."""
+    import llvmlite
     import llvmlite.binding as llvm
 
     assert instructions in instruction_sets()
@@ -129,11 +170,12 @@ def load_module(instructions: str) -> KernelModule:
     lanes = LANES[instructions]
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     text = emit_llvm_ir(lanes)
-    object_code = _cached_object_code(text, instructions, lambda: _compile(text, machine))
+    key = "\n".join((instructions, llvmlite.__version__, text))
+    object_code, cache_problem = cached_object_code(key, lambda: _compile(text, machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
     engine.finalize_object()
     addresses = {name: engine.get_function_address(name) for name in _kernels()}
-    return KernelModule(instructions, lanes, addresses, engine)
+    return KernelModule(instructions, lanes, addresses, cache_problem, engine)
 
 
 def _compile(text: str, machine: llvm.TargetMachine) -> bytes:
@@ -148,40 +190,3 @@ def _compile(text: str, machine: llvm.TargetMachine) -> bytes:
     builder.getModulePassManager().run(module, builder)
     object_code: bytes = machine.emit_object(module)
     return object_code
-
-
-# -------------------------------------------------------------------------------------------------- cache
-
-
-def cache_folder() -> Path:
-    """MANUALGRAD_CACHE_DIR, or a folder ``manualgrad`` in XDG_CACHE_HOME, which is ``~/.cache`` by default."""
-    folder = os.environ.get("MANUALGRAD_CACHE_DIR")
-    if folder:
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "manualgrad"
-
-
-def _cached_object_code(text: str, instructions: str, compile_text: Callable[[], bytes]) -> bytes:
-    """Return the cached object code of ``text``, or that of ``compile_text``, which is cached for the next time.
-
-    A file ends with the SHA-256 digest of its content: a damaged file is compiled again."""
-    import llvmlite
-
-    key = "\n".join((instructions, llvmlite.__version__, text))
-    path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
-    try:
-        cached = path.read_bytes()
-    except OSError:
-        cached = b""
-    content, digest = cached[:-32], cached[-32:]
-    if content and hashlib.sha256(content).digest() == digest:
-        return content
-    content = compile_text()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content + hashlib.sha256(content).digest())
-        os.replace(file.name, path)
-    except OSError:
-        pass  # the folder cannot be written: the next process compiles again, which takes a second
-    return content

@@ -2,11 +2,11 @@
 
     from manualgrad.data import bundled_sample, load
 
-    mnist = load("mnist", "data")
+    mnist = load("mnist", "DIR")
     mnist.train.images  # uint8, (60000, 1, 28, 28)
 
-:func:`load` uses the files in the data folder if they exist. Otherwise torchvision downloads them. Without a network
-it returns a sample of MNIST that is part of the package, and says so.
+:func:`load` uses the files in the folder if they exist. Otherwise torchvision downloads them. Without a folder and
+without a network it returns a sample of MNIST that is part of the package, and says so.
 """
 
 from manualgrad.data.dataset import DataError, Dataset, Split

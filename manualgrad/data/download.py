@@ -60,7 +60,7 @@ def fetch(source: Source, data_dir: Path) -> None:
             shutil.copyfile(archive, work_raw / archive.name)
 
         _download(source, work)
-        source.check(work)
+        source.read(source.paths(work))  # for its checks
 
         raw.mkdir(parents=True, exist_ok=True)
         for path in source.paths(work):
@@ -79,8 +79,7 @@ def archives_present(source: Source, data_dir: Path) -> list[Path]:
 def _download(source: Source, folder: Path) -> None:
     try:
         with _socket_timeout(TIMEOUT_SECONDS):
-            source.open(folder, train=True, download=True)
-            source.open(folder, train=False, download=True)
+            source.download(folder)
     except _NETWORK_ERRORS as error:
         # torchvision's message has a line for each mirror; the last line gives the reason.
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -8,32 +8,37 @@ from pathlib import Path
 
 from manualgrad.data.dataset import DataError, Dataset, Split, mean_and_std
 from manualgrad.data.download import DownloadError, archives_present, fetch
+from manualgrad.data.find_files import describe_folder, find_files
 from manualgrad.data.sample import DESCRIPTION, load_sample
 from manualgrad.data.sources import NAMES, SOURCES, Source
+
+DEFAULT_FOLDER = "data"
 
 
 def load(
     name: str = "mnist",
-    data_dir: str | os.PathLike[str] = "data",
+    data_dir: str | os.PathLike[str] | None = None,
     *,
     announce: Callable[[str], object] = print,
 ) -> Dataset:
     """Load a dataset as uint8 images and int64 labels.
 
-    1. Use the files under `data_dir` in torchvision's layout, such as MNIST/raw/train-images-idx3-ubyte. It is an
-       error if only some of the four files exist.
-    2. Otherwise torchvision downloads them to `data_dir`, or unpacks archives that are there. A server that does not
-       answer for 5 seconds counts as a failure of the network. A failed download leaves no files.
-    3. If the network fails, return the bundled sample for "mnist" (named "mnist-sample", `Dataset.is_sample` is
-       True), and raise an error for the other names.
+    1. Use the files in the folder `data_dir`: in torchvision's layout, such as MNIST/raw/train-images-idx3-ubyte, or
+       in the folder itself, also under Kaggle's names, such as train-images.idx3-ubyte, and also packed (.gz). It is
+       an error if only some of the four files exist.
+    2. Otherwise torchvision downloads them to `data_dir`. A server that does not answer for 5 seconds counts as a
+       failure of the network. A failed download leaves no files.
+    3. If the network fails, it is an error, except for "mnist" without a `data_dir`: then return the bundled sample,
+       named "mnist-sample", whose `Dataset.is_sample` is True.
 
-    Each file is checked before it is used: its structure always, and its content by MD5 if one is known. The MD5s of
-    MNIST's files are known. Those of the other datasets are known for the archives only, which a download keeps next
-    to the files, except for EMNIST. Without an archive a change that keeps the structure is not detected.
+    Each file is checked before it is used: its structure always, and its content by MD5 for MNIST. For the other
+    datasets MD5s are known for the archives only, which torchvision checks when it downloads them. A file is compared
+    with its archive if that is in the same folder. Without an archive a change that keeps the structure is not
+    detected.
 
     Args:
         name: one of NAMES.
-        data_dir: folder for the files.
+        data_dir: folder for the files; None for the folder "data", or the sample.
         announce: called with a line of text before a download and for the sample. Apart from that only torchvision
             prints: its progress bar.
 
@@ -42,11 +47,11 @@ def load(
     """
     if name not in SOURCES:
         raise DataError(f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}")
-    data_dir = Path(data_dir).expanduser()  # torchvision expands ~ as well
+    folder = Path(DEFAULT_FOLDER if data_dir is None else data_dir).expanduser()  # torchvision expands ~ as well
     try:
-        return _load(name, data_dir, announce)
+        return _load(name, folder, announce, may_use_sample=data_dir is None)
     except OSError as error:
-        raise DataError(f"{error.filename or data_dir} cannot be used: {error.strerror or error}") from error
+        raise DataError(f"{error.filename or folder} cannot be used: {error.strerror or error}") from error
 
 
 def bundled_sample() -> Dataset:
@@ -54,46 +59,27 @@ def bundled_sample() -> Dataset:
     return _make_dataset("mnist-sample", DESCRIPTION, True, SOURCES["mnist"], *load_sample())
 
 
-def _load(name: str, data_dir: Path, announce: Callable[[str], object]) -> Dataset:
-    source = SOURCES[name]
-    if not _has_files(source, data_dir):
-        raw = source.raw_folder(data_dir)
-        archives = archives_present(source, data_dir)
-        unpack = len(archives) == len(source.archives)
-        announce(f"{name}: {'unpacking the archives in' if unpack else 'no files, downloading them to'} {raw}")
+def _load(name: str, folder: Path, announce: Callable[[str], object], *, may_use_sample: bool) -> Dataset:
+    source, origin = SOURCES[name], "files under"
+    paths = find_files(source, folder)
+    if paths is None:
+        raw, archives = source.raw_folder(folder), archives_present(source, folder)
+        origin = "unpacked in" if archives else "downloaded to"
+        announce(f"{name}: {'unpacking the archives in' if archives else 'no files, downloading them to'} {raw}")
         try:
-            fetch(source, data_dir)
+            fetch(source, folder)
         except DownloadError as reason:
             advice = f"copy {', '.join(source.files)} to {raw}"
-            if name != "mnist" or archives:
+            if name != "mnist" or not may_use_sample:
                 raise DataError(
-                    f"{name} could not be downloaded ({reason}).\nWithout a network: {advice}"
+                    f"{name} is not in {folder} ({describe_folder(folder)}) and could not be downloaded ({reason}).\n"
+                    f"Without a network: {advice}"
                 ) from reason
             announce(f"mnist could not be downloaded ({reason}). Using {DESCRIPTION}.")
             announce(f"For the whole dataset: run this again with a network, or {advice}.")
             return bundled_sample()
-        origin = "unpacked in" if unpack else "downloaded to"
-    else:
-        origin = "files under"
-    source.check(data_dir)
-    train, test = source.read(data_dir, train=True), source.read(data_dir, train=False)
-    return _make_dataset(name, f"{origin} {data_dir}", False, source, train, test)
-
-
-def _has_files(source: Source, data_dir: Path) -> bool:
-    """Return True if all four files exist, False if none does. Raises DataError if some are missing."""
-    if data_dir.is_file():
-        raise DataError(f"{data_dir}: expected a folder for the data, got a file")
-    raw = source.raw_folder(data_dir)
-    # os.listdir raises for an unreadable folder, for which Path.exists would return False.
-    try:
-        names = os.listdir(raw)
-    except FileNotFoundError:
-        names = []
-    missing = [str(raw / name) for name in source.files if name not in names]
-    if 0 < len(missing) < len(source.files):
-        raise DataError(f"{raw} has only a part of {source.reader.__name__}; missing: {', '.join(missing)}")
-    return not missing
+        paths = source.paths(folder)
+    return _make_dataset(name, f"{origin} {folder}", False, source, *source.read(paths))
 
 
 def _make_dataset(name: str, origin: str, is_sample: bool, source: Source, train: Split, test: Split) -> Dataset:

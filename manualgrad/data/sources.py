@@ -1,18 +1,22 @@
-"""The datasets: their files, their checks, and the torchvision classes that read them."""
+"""The datasets: their files, how these are read, and the torchvision classes that download them."""
 
 from __future__ import annotations
 
+import hashlib
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
 from torchvision import datasets
 
-from manualgrad.data.checksums import check_md5, check_unpacks_to
+from manualgrad.data.checksums import check_unpacks_to
 from manualgrad.data.dataset import DataError, Split
-from manualgrad.data.idx import check_pair
+from manualgrad.data.idx import UBYTE, magic, read_images, read_labels
 
 # MD5s of the unpacked files. torchvision publishes only those of the archives.
 MNIST_MD5 = {
@@ -25,7 +29,7 @@ MNIST_MD5 = {
 
 @dataclass(frozen=True)
 class Source:
-    """Files of one dataset and the torchvision class that reads them.
+    """Files of one dataset and the torchvision class that downloads them.
 
     Attributes:
         reader: torchvision's class, called with `options`.
@@ -53,39 +57,48 @@ class Source:
         """Paths of the four files. They need not exist."""
         return [self.raw_folder(data_dir) / name for name in self.files]
 
-    def check(self, data_dir: Path) -> None:
-        """Raise DataError at the first file that fails a check.
+    def download(self, data_dir: Path) -> None:
+        """Download the files by torchvision, and unpack them."""
+        for train in (True, False):
+            self.reader(str(data_dir), train=train, download=True, **self.options)
 
-        The structure of each file is always checked. Its content is compared with the file's MD5 if one is known
-        (MNIST). Otherwise, if the archive is in the same folder, the archive is compared with its MD5, and the file
-        with the archive. Without either, as always for EMNIST, a change that keeps the structure is not detected.
+    def read(self, paths: Sequence[Path]) -> tuple[Split, Split]:
+        """Read the training and the test split from the four files, with upright images and class indices as labels.
+
+        The structure of each file is checked. Its content is compared with the MD5 if it is known (MNIST), and
+        otherwise with the file's own archive if that is in the same folder. Without either, as always for EMNIST, a
+        change that keeps the structure is not detected.
+
+        Raises:
+            DataError: a file is damaged.
+            OSError: a file cannot be read.
         """
-        train_images, train_labels, test_images, test_labels = self.paths(data_dir)
-        check_pair(train_images, train_labels, len(self.classes))
-        check_pair(test_images, test_labels, len(self.classes))
-        for path in self.paths(data_dir):
+        for name, path in zip(self.files, paths, strict=True):
             archive = path.with_name(path.name + ".gz")
-            if path.name in self.md5:
-                check_md5(path, self.md5[path.name])
-            elif archive.name in self.archives and archive.is_file():
-                check_md5(archive, self.archives[archive.name])
+            if name not in self.md5 and archive.is_file():
                 check_unpacks_to(archive, path)
+        train_images, train_labels, test_images, test_labels = range(4)
+        train = self._read_split(paths, train_images, train_labels)
+        if self.files == MNIST_FILES and not self.md5:
+            self._refuse_mnist(train.labels, paths[train_labels])
+        return train, self._read_split(paths, test_images, test_labels)
 
-        for cache in sorted(self.raw_folder(data_dir).with_name("processed").glob("*.pt")):
-            raise DataError(
-                f"{cache}: remove this old cache, which torchvision would read in place of the checked files"
-            )
+    def _refuse_mnist(self, labels: Tensor, path: Path) -> None:
+        """Raise DataError for the labels of MNIST, whose files have the same names as those of this dataset."""
+        content = magic(UBYTE, 1) + len(labels).to_bytes(4, "big") + labels.byte().numpy().tobytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == MNIST_MD5["train-labels-idx1-ubyte"]:
+            raise DataError(f"{path} is a file of MNIST: expected one of {self.reader.__name__}")
 
-    def open(self, data_dir: Path, *, train: bool, download: bool = False) -> datasets.MNIST:
-        """Open one split as torchvision's dataset."""
-        return self.reader(str(data_dir), train=train, download=download, **self.options)
-
-    def read(self, data_dir: Path, *, train: bool) -> Split:
-        """Read one split, with upright images and class indices as labels. Call :meth:`check` before."""
-        raw = self.open(data_dir, train=train)
-        images = raw.data.transpose(1, 2) if self.transposed else raw.data
-        labels = raw.targets[:, 0] if raw.targets.ndim == 2 else raw.targets
-        return Split(images.unsqueeze(1).contiguous(), labels.contiguous())
+    def _read_split(self, paths: Sequence[Path], images_index: int, labels_index: int) -> Split:
+        images_name, labels_name = self.files[images_index], self.files[labels_index]
+        images = read_images(paths[images_index], self.md5.get(images_name))
+        labels = read_labels(
+            paths[labels_index], len(images), len(self.classes),
+            qmnist=labels_name.endswith("-idx2-int"), md5=self.md5.get(labels_name),
+        )  # fmt: skip
+        if self.transposed:
+            images = np.ascontiguousarray(images.transpose(0, 2, 1))
+        return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels))
 
 
 def _files(train: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[str, str, str, str]:
@@ -93,8 +106,11 @@ def _files(train: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[st
     return f"{train}-{images}", f"{train}-{labels}", f"{test}-{images}", f"{test}-{labels}"
 
 
+MNIST_FILES = _files("train", "t10k")
+
+
 def _like_mnist(reader: type[datasets.MNIST], md5: Mapping[str, str]) -> Source:
-    return Source(reader, _files("train", "t10k"), tuple(reader.classes), dict(reader.resources), md5)
+    return Source(reader, MNIST_FILES, tuple(reader.classes), dict(reader.resources), md5)
 
 
 SOURCES = {

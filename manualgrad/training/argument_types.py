@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
+
+from manualgrad.training.schema import printable
 
 
 def bounded(kind: type[int] | type[float], minimum: float, maximum: float = math.inf) -> Callable[[str], float]:
     """Return an argparse type for a finite number of type ``kind`` from ``minimum`` to ``maximum``."""
     expected = f"a {'whole ' if kind is int else ''}number, at least {minimum}"
-    if not math.isinf(maximum):
+    if maximum != math.inf:
         expected += f", at most {maximum}"
 
     def parse(text: str) -> float:
@@ -18,11 +21,18 @@ def bounded(kind: type[int] | type[float], minimum: float, maximum: float = math
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not (minimum <= value <= maximum and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        if value is None or value == math.inf or not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {printable(repr(text))}")
         return value
 
     return parse
+
+
+def path(text: str) -> Path:
+    """Argparse type for a path. An empty one, such as that of an unset shell variable, is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got ''")
+    return Path(text)
 
 
 def percentage(text: str) -> float:

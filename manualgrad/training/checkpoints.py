@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import re
 import stat
 import zipfile
@@ -22,7 +23,8 @@ import torch
 from manualgrad.files import remove_unfinished, write_atomic
 from manualgrad.training.schema import printable
 
-MAGIC = b"manualgrad checkpoint 2\n"
+KIND, VERSION = b"manualgrad checkpoint", 2
+MAGIC = KIND + b" %d\n" % VERSION
 DIGEST_BYTES = hashlib.sha256().digest_size * 2 + 1  # hexadecimal digits and the end of the line
 MAX_BYTES = 1 << 30  # a sparse file can claim any size; our checkpoints have some hundred kilobytes
 NUM_KEPT = 3
@@ -56,7 +58,12 @@ def deserialize(content: bytes, name: object) -> dict[str, Any]:
         CheckpointError: another kind of file, a wrong SHA-256, or contents other than tensors and plain values.
     """
     name = printable(name)
-    if not content.startswith(MAGIC):
+    if other := re.match(KIND + rb" (\d{1,9})\n", content):
+        if int(other[1]) != VERSION:
+            raise CheckpointError(
+                f"{name} is a checkpoint of version {int(other[1])}; this program reads version {VERSION}"
+            )
+    else:
         raise CheckpointError(
             f"{name} is not a checkpoint: expected a file that begins with {MAGIC.decode().strip()!r}, "
             f"got {content[: len(MAGIC)]!r}"
@@ -68,11 +75,19 @@ def deserialize(content: bytes, name: object) -> dict[str, Any]:
         _require_plain_archive(packed)
         state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of any type for a foreign file
-        reason = printable((str(error).splitlines() or [type(error).__name__])[0])
-        raise CheckpointError(f"{name} could not be read as tensors and plain values: {reason}") from error
+        raise CheckpointError(f"{name} could not be read as tensors and plain values: {_reason(error)}") from error
     if type(state) is not dict:
         raise CheckpointError(f"{name}: expected a dict with the state of a run, got {type(state).__name__}")
     return state
+
+
+def _reason(error: Exception) -> str:
+    """One line about ``error``. It leaves out torch's advice to load the file in a way that runs the file's code."""
+    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"it refers to {printable(named[1])}, and a checkpoint has no code"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+        return f"torch.load raised {type(error).__name__}"
+    return printable((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _require_plain_archive(packed: bytes) -> None:
@@ -116,7 +131,7 @@ class CheckpointStore:
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write the checkpoint of ``step`` and delete all but the newest ``NUM_KEPT``. Raises OSError."""
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:09}.checkpoint"
         write_atomic(path, serialize(state))
         self.last = path

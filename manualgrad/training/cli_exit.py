@@ -41,7 +41,8 @@ def to_cli_exit(error: Exception) -> CliExit | None:
         path, reason = error.filename or "a file", error.strerror or error
         return CliExit(EXIT_FAILURE, f"{path} could not be written or read: {reason}")
     if _is_out_of_memory(error):
-        return CliExit(EXIT_FAILURE, f"out of memory: try a smaller --batch-size ({str(error).splitlines()[0]})")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return CliExit(EXIT_FAILURE, f"out of memory: try a smaller --batch-size or network ({reason})")
     return None
 
 

@@ -8,7 +8,6 @@ batch, and the gradients are summed over all ranks. Only rank 0 prints and write
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,17 +21,16 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous as torchrun_rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from manualgrad.training.cli_exit import EXIT_FAILURE, CliExit, usage_error
+from manualgrad.training.cli_exit import EXIT_FAILURE, CliExit
 from manualgrad.training.rendezvous import rendezvous
+from manualgrad.training.streams import print_line
+from manualgrad.training.torchrun_env import read_torchrun_env
 
 T = TypeVar("T")
 
 # A rank whose machine lost its power sends nothing, so the others need a timeout. The longest regular wait is for
 # rank 0, while it evaluates and writes files.
 TIMEOUT = timedelta(minutes=10)
-
-# Environment variables that torchrun sets for every process.
-TORCHRUN_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class DistributedContext:
     def print_rank0(self, text: str) -> None:
         """Print ``text`` on rank 0."""
         if self.is_rank0:
-            print(text, flush=True)
+            print_line(text)
 
 
 SINGLE_PROCESS = DistributedContext()
@@ -148,27 +146,22 @@ def init_distributed(cuda: bool) -> Iterator[DistributedContext]:
         cuda: use NCCL and the CUDA device with the number of the local rank, in place of gloo.
 
     Raises:
-        CliExit: WORLD_SIZE is set but another variable of torchrun is not, or the connection to a rank is lost.
+        CliExit: torchrun's variables are incomplete or wrong, or the connection to a rank fails.
     """
-    missing = [name for name in TORCHRUN_ENV if name not in os.environ]
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and missing:
-        usage_error(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set: "
-            f"start several processes with torchrun"
-        )
-    defaults = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    rank, world_size, local_rank = (int(os.environ.get(name, default)) for name, default in defaults)
+    rank, world_size, local_rank = read_torchrun_env()
     if world_size == 1:
         yield SINGLE_PROCESS
         return
     if cuda:
         torch.cuda.set_device(local_rank)
+    failure = "could not connect to the other ranks"
     try:
         store, *_ = next(torchrun_rendezvous("env://", timeout=TIMEOUT))
         store = rendezvous(store, rank, world_size, TIMEOUT)
         dist.init_process_group(
             "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
         )
+        failure = "lost the connection to another rank"
         try:
             yield DistributedContext(rank, world_size, local_rank)
         finally:
@@ -177,8 +170,7 @@ def init_distributed(cuda: bool) -> Iterator[DistributedContext]:
         if not _is_connection_error(error):
             raise
         reason = str(error).splitlines()[0]
-        message = f"rank {rank} of {world_size} lost the connection to another rank: {reason}"
-        raise CliExit(EXIT_FAILURE, message) from error
+        raise CliExit(EXIT_FAILURE, f"rank {rank} of {world_size} {failure}: {reason}") from error
 
 
 def _is_connection_error(error: RuntimeError) -> bool:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from matplotlib import style
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from manualgrad.data import Dataset
+from manualgrad.files import write_atomic
 from manualgrad.training.evaluation import EvalResult
 
 BLUE, ORANGE, GREY = "#2166ac", "#d95f02", "#777777"
+
+
+def default_style() -> AbstractContextManager[None]:
+    """Context in which matplotlib's own defaults apply, since a person's settings may need LaTeX or missing fonts."""
+    return style.context("default", after_reset=True)
 
 
 def training_curves(losses: list[float], accuracies: list[float], title: str) -> Figure:
@@ -103,8 +112,10 @@ def misclassified_images(result: EvalResult, dataset: Dataset, title: str, max_i
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write ``figure`` to a PNG file."""
-    figure.savefig(path, dpi=130, facecolor="white")
+    """Write ``figure`` to a PNG file, atomically. Raises OSError."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=130, facecolor="white")
+    write_atomic(path, content.getvalue())
 
 
 def _short(class_name: str) -> str:

@@ -20,7 +20,7 @@ from manualgrad.functional import softmax, softmax_cross_entropy
 from manualgrad.models import DocumentCNN
 from manualgrad.network.descent import StepStats
 from manualgrad.training import nonfinite
-from manualgrad.training.batches import minibatches
+from manualgrad.training.batches import minibatches, normalize
 from manualgrad.training.cli_exit import EXIT_FAILURE, CliExit
 from manualgrad.training.distributed import SINGLE_PROCESS, DistributedContext
 from manualgrad.training.epochs import EpochLayout
@@ -207,7 +207,8 @@ class TrainingRun:
             label_probs = probabilities[:0, 0]
         stats = StepStats(loss.item(), int(num_correct), label_probs)
         if not math.isfinite(stats.cost):
-            raise self._nonfinite_error(stats.cost, x)
+            place = f"at step {self.step_in_epoch + 1} of epoch {self.epoch}"
+            raise self._nonfinite_error(f"the loss is {stats.cost} {place}", x)
         self.optimizer.step()
         return stats
 
@@ -274,19 +275,23 @@ class TrainingRun:
         self.distributed.all_reduce_gradients(w for w in self.model.parameters() if w.requires_grad)
         return loss, probabilities
 
-    def _nonfinite_error(self, loss: float, x: Tensor) -> Exception:
-        """Find the first non-finite tensor on any rank. Every rank must call this."""
+    def _nonfinite_error(self, description: str, x: Tensor) -> Exception:
+        """Find the first non-finite tensor of a step on ``x``, on any rank. Every rank must call this."""
         tensors = nonfinite.step_tensors(self.model, x)
         first = self.distributed.first_not_none(nonfinite.describe_first_nonfinite(tensors))
         if not self.distributed.is_rank0:
             return CliExit(EXIT_FAILURE)
-        return nonfinite.NonFiniteError(
-            f"the loss is {loss} at step {self.step_in_epoch + 1} of epoch {self.epoch}; "
-            f"the first non-finite tensor is {first or 'the loss itself'}"
-        )
+        return nonfinite.NonFiniteError(f"{description}; the first non-finite tensor is {first or 'the loss itself'}")
 
     def end_epoch(self, result: EvalResult) -> dict[str, Any]:
-        """Append the metrics of the epoch that just ended to ``history``, begin the next epoch, and return them."""
+        """Append the metrics of the epoch that just ended to ``history``, begin the next epoch, and return them.
+
+        Raises:
+            NonFiniteError: the test loss is not finite. Ranks other than 0 raise CliExit instead.
+        """
+        if not math.isfinite(result.loss):
+            x = normalize(self.dataset.test.images[:250], self.dataset, self.dtype)
+            raise self._nonfinite_error(f"the test loss is {result.loss} after epoch {self.epoch - 1}", x)
         epoch = self.epoch - 2  # index from 0; self.epoch is the number of the next epoch, from 1
         first_step = self.epochs.ends[epoch - 1] if epoch else 0
         losses = self.losses[first_step:]

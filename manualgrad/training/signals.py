@@ -1,18 +1,21 @@
-"""Signal handling: SIGINT or SIGTERM stops a run between two steps; a second SIGINT stops it at once."""
+"""Signal handling: SIGINT, SIGTERM or SIGHUP stops a run between two steps; a second SIGINT stops it at once."""
 
 from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANDLED = [signal.SIGINT, signal.SIGTERM]
+HANGUP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # the terminal was closed; Windows has no such signal
 
 
 class SignalHandler:
-    """Context manager that records SIGINT and SIGTERM instead of acting on them.
+    """Context manager that records SIGINT, SIGTERM and SIGHUP instead of acting on them.
 
-    The exit code of a process that stops because of signal n is 128 + n: 130 for SIGINT, 143 for SIGTERM.
+    The exit code of a process that stops because of signal n is 128 + n: 130 for SIGINT, 143 for SIGTERM, 129 for
+    SIGHUP. A process that ignores SIGHUP, as nohup makes it, continues to do so.
 
     After the first signal, SIGINT gets the system's default action: it ends the process at once, even inside a call
     in which Python runs no handlers, such as waiting for another rank.
@@ -28,7 +31,8 @@ class SignalHandler:
         self.received, self._silent = 0, silent
 
     def __enter__(self) -> SignalHandler:
-        self._previous = {number: signal.signal(number, self._record) for number in HANDLED}
+        handled = HANDLED + [number for number in HANGUP if signal.getsignal(number) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._record) for number in handled}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -38,8 +42,8 @@ class SignalHandler:
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if not self._silent:  # os.write, since the signal may have interrupted a write to sys.stderr
+        if not self._silent:
             name = signal.Signals(number).name
-            os.write(
-                2, f"\n{name}: stopping after this step and saving a checkpoint; Ctrl-C now stops at once\n".encode()
-            )
+            message = f"\n{name}: stopping after this step and saving a checkpoint; Ctrl-C now stops at once\n"
+            with suppress(OSError):  # stderr's reader or terminal is gone, and the run must still save
+                os.write(2, message.encode())  # since the signal may have interrupted a write to sys.stderr

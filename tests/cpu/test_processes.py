@@ -1,16 +1,21 @@
-"""Promise: kernels compute the same in forked and spawned processes and in several threads, and do not hang; object
-code is cached under a hash of all that it depends on; available() reports the kernels in use and the reason.
+"""Promise: kernels compute the same in forked and spawned processes and in several threads, and do not hang; where
+they cannot run, formulas compute everything; available() reports the kernels in use and the reason.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import importlib.abc
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +117,68 @@ def test_a_fork_waits_for_the_compiler():
     assert exits
 
 
+def exit_code_of_fork(run: Callable[[], int]) -> int:
+    """Return the exit code ``run()`` of a forked process, or −SIGALRM if it does not end."""
+    pid = os.fork()
+    if not pid:
+        code = 99  # an exception, whose traceback is printed
+        try:
+            signal.alarm(TIMEOUT)
+            code = run()
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@needs_kernels
+def test_a_signal_handler_may_fork_and_compute_during_a_compilation(monkeypatch):
+    """The handler interrupts the thread that compiles, which cannot wait for itself. In the handler formulas compute."""
+    torch.set_num_threads(1)
+    x, w = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
+    load_module = instruction_set.load_module
+    exits = []
+
+    def check() -> int:
+        nested_fork = exit_code_of_fork(lambda: int(not torch.equal(conv2d_relu_max_pool2d(x, w), expected)))
+        return nested_fork or int("formulas compute everything: kernels are being" not in str(kernels.available()))
+
+    def interrupted_load(instructions: str) -> jit.KernelModule:
+        signal.raise_signal(signal.SIGUSR1)
+        return load_module(instructions)
+
+    def run() -> int:
+        signal.signal(signal.SIGUSR1, lambda *_: exits.append(check()))
+        instruction_set.current_module()
+        return int(exits != [0] or instruction_set.current_module() is None)
+
+    expected = conv2d_relu_max_pool2d(x, w)
+    monkeypatch.setattr(instruction_set, "load_module", interrupted_load)
+    for name, value in {"_choice": "", "_module": None, "_reason": ""}.items():  # as before the first call
+        monkeypatch.setattr(instruction_set, name, value)
+    assert exit_code_of_fork(run) == 0
+
+
+@needs_kernels
+def test_forks_while_the_threads_compute():
+    torch.set_num_threads(2)
+    expected, done = results_digest(), threading.Event()
+
+    def compute() -> bool:
+        digests = {expected}
+        while not done.is_set():
+            digests.add(results_digest())
+        return digests == {expected}
+
+    with ThreadPoolExecutor(1) as pool:
+        same = pool.submit(compute)
+        exits = [exit_code_of_fork(lambda: int(results_digest() != expected)) for _ in range(5)]
+        done.set()
+    assert exits == [0] * 5
+    assert same.result()
+
+
 @needs_kernels
 def test_fewer_threads_than_requested():
     """OpenMP may grant fewer threads; they run all tasks."""
@@ -126,66 +193,6 @@ def test_fewer_threads_than_requested():
         for limit in ({}, {"OMP_THREAD_LIMIT": "2"}, {"OMP_THREAD_LIMIT": "1"})
     }  # fmt: skip
     assert len(outputs) == 1
-
-
-# ----------------------------------------------------------------------------------------------------- cache
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MANUALGRAD_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def cached_object_code(text: str, instructions: str = "avx2") -> tuple[bytes, bool]:
-    """Object code of ``text``, here its bytes, and True if it was compiled rather than read from the cache."""
-    compiled = []
-    content = jit._cached_object_code(text, instructions, lambda: compiled.append(text) or text.encode())
-    return content, bool(compiled)
-
-
-def test_the_cache_key_depends_on_text_and_instructions(cache):
-    assert cached_object_code("one") == (b"one", True)
-    assert cached_object_code("one") == (b"one", False)
-    assert cached_object_code("two") == (b"two", True)
-    assert cached_object_code("one", "avx512") == (b"one", True)
-    assert len(list(cache.iterdir())) == 3
-
-
-def test_a_damaged_file_is_compiled_again(cache):
-    cached_object_code("one")
-    (path,) = cache.iterdir()
-    intact = path.read_bytes()
-    for damaged in (intact[:-1], intact[1:], b"", b"x" + intact[1:]):
-        path.write_bytes(damaged)
-        assert cached_object_code("one") == (b"one", True)
-        assert path.read_bytes() == intact
-
-
-def test_without_a_writable_folder_kernels_are_compiled_each_time(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MANUALGRAD_CACHE_DIR", str(tmp_path / "file" / "below"))
-    assert cached_object_code("one") == cached_object_code("one") == (b"one", True)
-
-
-@needs_kernels
-def test_an_edit_to_any_source_changes_what_is_compiled(monkeypatch):
-    """The cache key is a hash of LLVM's instructions: an edit that changes them, in any file, changes the key."""
-    from manualgrad.cpu.ir import vectors
-    from manualgrad.cpu.kernels import conv_pool_forward, relu
-
-    before = jit.emit_llvm_ir(8)
-    assert before == jit.emit_llvm_ir(8)
-    for module, name, replacement in [
-        (conv_pool_forward, "INACTIVE", 77),
-        (conv_pool_forward, "BLOCK_K", 64),
-        (relu, "_grad_z", lambda emit, grad_out, *_: grad_out),
-        (vectors, "_alignment", lambda _: 1),
-    ]:
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, replacement)
-            assert jit.emit_llvm_ir(8) != before, name
-    assert jit.emit_llvm_ir(8) == before
 
 
 # --------------------------------------------------------------------------------------------------- choice
@@ -211,12 +218,35 @@ def test_choose_rejects_kernels_that_are_not_available(monkeypatch):
         kernels.choose("avx512")
 
 
+class UnloadableLlvm(importlib.abc.MetaPathFinder):
+    """Makes ``import llvmlite.binding`` fail as it does if the shared library cannot be loaded."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname == "llvmlite.binding":
+            raise OSError("Could not find/load shared object file")
+
+
+def make_unloadable(patch: pytest.MonkeyPatch) -> None:
+    patch.delitem(sys.modules, "llvmlite.binding")
+    patch.setattr(sys, "meta_path", [UnloadableLlvm(), *sys.meta_path])
+
+
+def raise_runtime_error() -> None:
+    raise RuntimeError("feature detection is not implemented")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda patch: patch.setattr(sys, "platform", "darwin"), "this is darwin on"),
         (lambda patch: patch.setattr(jit.platform, "machine", lambda: "aarch64"), "on aarch64"),
-        (lambda patch: patch.setitem(sys.modules, "llvmlite.binding", None), "llvmlite cannot be imported"),
+        (lambda patch: patch.setitem(sys.modules, "llvmlite.binding", None), "llvmlite cannot be used: Mod"),
+        (make_unloadable, "llvmlite cannot be used: OSError: Could not find/load shared object file"),
+        (
+            lambda patch: patch.setattr("llvmlite.binding.get_host_cpu_features", raise_runtime_error),
+            "not implemented",
+        ),
+        (lambda patch: patch.delattr("llvmlite.binding.create_pass_builder"), "llvmlite has no create_pass_builder"),
         (
             lambda patch: patch.setattr("llvmlite.binding.get_host_cpu_features", lambda: {"avx": True}),
             "the processor lacks avx2, bmi",
@@ -238,6 +268,48 @@ def test_formulas_compute_everything_without_kernels(change, reason, monkeypatch
         assert torch.equal(conv2d_relu_max_pool2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)), expected)
     monkeypatch.undo()
     jit.instruction_sets.cache_clear()
+
+
+@needs_kernels
+def test_a_truncated_library_is_not_loaded(tmp_path, monkeypatch):
+    """The attempt would end the process with SIGBUS."""
+    import llvmlite
+
+    intact = Path(llvmlite.__file__).parent / "binding" / "libllvmlite.so"
+    library = tmp_path / "binding" / "libllvmlite.so"
+    library.parent.mkdir()
+    with intact.open("rb") as file:
+        library.write_bytes(file.read(64))
+    monkeypatch.setattr(llvmlite, "__file__", str(tmp_path / "__init__.py"))
+    for num_missing, fault in {0: "", 1: "truncated", 1_000_000: "truncated"}.items():
+        os.truncate(library, intact.stat().st_size - num_missing)
+        jit.instruction_sets.cache_clear()
+        kernels.choose("auto")
+        assert (kernels.available().instructions is None) == bool(fault)
+        assert fault in str(kernels.available())
+    monkeypatch.undo()
+    jit.instruction_sets.cache_clear()
+
+
+@needs_kernels
+def test_formulas_compute_where_memory_must_not_be_made_executable():
+    """As under systemd's MemoryDenyWriteExecute: the first call of a kernel would end the process with SIGSEGV."""
+    torch.set_num_threads(1)
+    unsupported = 77
+
+    def run() -> int:
+        set_mdwe, refuse_exec_gain = 65, 1
+        if ctypes.CDLL(None).prctl(set_mdwe, refuse_exec_gain, 0, 0, 0):
+            return unsupported
+        kernels.choose("auto")
+        assert kernels.available().instructions is None
+        assert "must not make memory executable (Permission denied)" in str(kernels.available())
+        assert conv2d_relu_max_pool2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)).item() == 9
+        return 0
+
+    if (code := exit_code_of_fork(run)) == unsupported:
+        pytest.skip("this kernel has no PR_SET_MDWE, which Linux 6.3 brought")
+    assert code == 0
 
 
 @pytest.mark.parametrize("value", ["avx2", "off", "nonsense"])

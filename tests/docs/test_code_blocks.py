@@ -74,6 +74,7 @@ def wrong_references(text):
     flags = string_constants("train.py", "manualgrad/training", "compare", "scripts", "tests/cpu/guard_pages.py")
     wrong = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"<!--.*?-->", "", text))) - flags - FOREIGN_FLAGS
     wrong |= set(re.findall(r"python -m compare (\w+)", text)) - string_constants("compare")
+    wrong |= set(re.findall(r"python -m manualgrad (\w+)", text)) - string_constants("manualgrad/__main__.py")
     wrong |= {file for file in re.findall(r"python (train\.py|\S+/\S+\.py)", text) if not (ROOT / file).exists()}
     for name in re.findall(rf"`((?:{FOLDERS})/[^\s`]*)`", text):
         path, _, test = name.replace("NAME", "*").partition("::")
@@ -99,6 +100,7 @@ def test_flags_commands_and_paths_on_the_page_exist(page):
     [
         ("`--seed 1`", "--sead"),
         ("python -m compare all", "python -m compare nothing"),
+        ("python -m manualgrad doctor", "python -m manualgrad nothing"),
         ("python scripts/seeds.py 5", "python scripts/no.py 5"),
         ("`ops/relu.py`", "`ops/no.py`"),
         ("`tests/docs/test_code_blocks.py::block`", "`tests/docs/test_code_blocks.py::no_such_test`"),

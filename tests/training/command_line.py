@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import torch
 
-import train as command
 from manualgrad import data
+from manualgrad.training import command
 
 
 def idx(values: torch.Tensor, kind: bytes) -> bytes:

@@ -366,11 +366,23 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     torch.save({"step": 1, "model": MakesFolder(mark)}, packed)
     payloads["as torch.save writes it"] = packed.getvalue()
     for payload in payloads.values():
-        with pytest.raises(CheckpointError, match="could not be read as tensors and plain values"):
+        with pytest.raises(CheckpointError, match="could not be read as tensors and plain values") as error:
             deserialize(with_valid_digest(payload), "FILE")
         assert not mark.exists()
+        for advice in ("weights_only", "trust", "safe_globals"):  # torch's own message has all three
+            assert advice not in str(error.value)
     torch.load(io.BytesIO(payloads["as torch.save writes it"]), weights_only=False)
     assert mark.exists(), "a load without weights_only runs the code"
+
+
+def test_a_checkpoint_of_another_version_says_which():
+    content = serialize({"step": 1})
+    for version in (1, 3, 12):
+        other = content.replace(b"checkpoint 2", b"checkpoint %d" % version, 1)
+        with pytest.raises(
+            CheckpointError, match=f"is a checkpoint of version {version}; this program reads version 2"
+        ):
+            deserialize(other, "FILE")
 
 
 def test_a_compressed_archive_is_refused():

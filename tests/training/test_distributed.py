@@ -96,6 +96,26 @@ def test_an_incomplete_torchrun_environment_is_an_error(monkeypatch, tmp_path):
     assert "MASTER_ADDR" in result.stderr and "start several processes with torchrun" in result.stderr
 
 
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize("name, value, expected", [
+    ("WORLD_SIZE", "abc", "whole number at least 1"),
+    ("WORLD_SIZE", "0", "whole number at least 1"),
+    ("RANK", "7", "whole number from 0 to 1"),
+    ("RANK", "-1", "whole number from 0 to 1"),
+    ("LOCAL_RANK", "x", "whole number from 0 to 1"),
+    ("MASTER_PORT", "99999", "whole number from 1 to 65535"),
+])  # fmt: skip
+def test_a_wrong_variable_of_torchrun_is_an_error_at_once(monkeypatch, tmp_path, name, value, expected):
+    for variable in TORCHRUN:
+        monkeypatch.setenv(variable, TORCHRUN[variable] if variable != name else value)
+    result = train("--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert f"train.py: error: {name} is {value!r}, expected a {expected}: start" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 def test_the_evaluations_of_all_shards_sum_to_the_whole_result(monkeypatch):
     """Each rank fills in the predictions of its shard, and the sum over all ranks has all predictions."""
     dataset, model = data.bundled_sample().limited(10), mg.DocumentCNN()

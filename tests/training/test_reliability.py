@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,8 @@ import torch
 from torch import nn
 
 import manualgrad as mg
-import train as command
 from manualgrad.files import UNFINISHED_SUFFIX
-from manualgrad.training import nonfinite, plots
+from manualgrad.training import command, nonfinite, plots
 from manualgrad.training.checkpoints import CheckpointStore
 from manualgrad.training.metrics_logger import MetricsLogger
 from manualgrad.training.signals import SignalHandler
@@ -116,9 +116,10 @@ def test_a_signal_stops_the_run_after_its_step_and_saves(
 def test_a_second_sigint_stops_at_once(common, tmp_path):
     """In an endless step the first signal prints a message, and the second ends the process."""
     program = (
-        "import sys, time, train\n"
-        "train.TrainingRun.train_step = lambda self: (print('in a step', flush=True), time.sleep(100))\n"
-        "raise SystemExit(train.main(sys.argv[1:]))\n"
+        "import sys, time\n"
+        "from manualgrad.training import command\n"
+        "command.TrainingRun.train_step = lambda self: (print('in a step', flush=True), time.sleep(100))\n"
+        "raise SystemExit(command.main(sys.argv[1:]))\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, common)],
@@ -200,14 +201,20 @@ def test_a_run_resumes_with_another_engine_output_folder_and_checkpoint_interval
 # The disk
 
 
-def test_a_full_disk_ends_the_run_and_loses_no_checkpoint(common, uninterrupted, tmp_path):
-    """The temporary file of the third checkpoint is a link to a device that is always full."""
+def test_a_full_disk_ends_the_run_and_loses_no_checkpoint(common, uninterrupted, tmp_path, monkeypatch):
+    """The third checkpoint is written to a device that is always full."""
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full, which Linux has")
-    folder = tmp_path / "out" / "checkpoints"
-    folder.mkdir(parents=True)
-    (folder / f"step-000000012.checkpoint{UNFINISHED_SUFFIX}").symlink_to("/dev/full")
-    result = train(*common, "--checkpoint-every", 4)
+    folder, original = tmp_path / "out" / "checkpoints", Path.open
+
+    def open_full(self, mode="r", *arguments, **options):
+        if self.name == f"step-000000012.checkpoint{UNFINISHED_SUFFIX}":
+            return original(Path("/dev/full"), "wb")
+        return original(self, mode, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_full)
+        result = train(*common, "--checkpoint-every", 4)
     assert result.returncode == 1
     assert f"{folder / 'step-000000012.checkpoint'} could not be written or read: No space left" in result.stderr
     assert f"{folder / 'step-000000008.checkpoint'} is complete" in result.stderr
@@ -219,9 +226,10 @@ def test_a_full_disk_ends_the_run_and_loses_no_checkpoint(common, uninterrupted,
 def test_a_file_size_limit_leaves_no_partial_result(common, tmp_path):
     """The system limits files to 200,000 bytes, so weights.pt cannot be written."""
     program = (
-        "import resource, sys, train\n"
+        "import resource, sys\n"
+        "from manualgrad.training import command\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "raise SystemExit(train.main(sys.argv[1:]))\n"
+        "raise SystemExit(command.main(sys.argv[1:]))\n"
     )
     result = subprocess.run([sys.executable, "-c", program, *map(str, common)],
                             capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)  # fmt: skip
@@ -229,6 +237,20 @@ def test_a_file_size_limit_leaves_no_partial_result(common, tmp_path):
     assert re.search(r"weights\.pt could not be written or read: File too large", result.stderr)
     assert "Traceback" not in result.stderr
     assert os.listdir(tmp_path / "out") == ["metrics.jsonl"]
+
+
+def test_a_folder_that_vanishes_during_the_run_is_made_again(common, uninterrupted, tmp_path, monkeypatch):
+    at_step(monkeypatch, 13, lambda: shutil.rmtree(tmp_path / "out"))
+    result = train(*common, "--checkpoint-every", 8)
+    assert result.returncode == 0, result.stderr
+    assert same_weights(tmp_path / "out", uninterrupted)
+    assert sorted(os.listdir(tmp_path / "out" / "checkpoints")) == [f"step-{n:09}.checkpoint" for n in (16, 20)]
+
+
+def test_a_name_that_is_too_long_is_reported(common):
+    result = train(*common, "--out", "x" * 300)
+    assert result.returncode == 2
+    assert "cannot be written to: File name too long" in result.stderr
 
 
 def test_metrics_that_cannot_be_written_are_named(common, monkeypatch, tmp_path):
@@ -339,15 +361,22 @@ def test_the_search_for_non_finite_tensors_follows_the_order_of_a_step():
     assert first() == "the input, 1 of 1,568 values, the first nan at index [1, 0, 2, 3]"
 
 
+def memory_error():
+    raise MemoryError
+
+
 @pytest.mark.parametrize("allocate", [
     lambda self: torch.empty(1 << 60, dtype=torch.uint8),
     lambda self: np.empty(1 << 60, dtype=np.uint8),
-], ids=["torch", "numpy"])  # fmt: skip
+    lambda self: memory_error(),
+], ids=["torch", "numpy", "without words"])  # fmt: skip
 def test_out_of_memory_is_reported_with_advice(common, monkeypatch, allocate):
     monkeypatch.setattr(command.TrainingRun, "train_step", allocate)
     result = train(*common)
     assert result.returncode == 1
-    assert "out of memory: try a smaller --batch-size" in result.stderr and "Traceback" not in result.stderr
+    assert (
+        "out of memory: try a smaller --batch-size or network (" in result.stderr and "Traceback" not in result.stderr
+    )
 
 
 def test_a_programming_error_keeps_its_traceback(common, monkeypatch):

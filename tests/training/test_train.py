@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -13,15 +14,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib import rc_context
 from matplotlib.image import imread
 
 import manualgrad as mg
-import train as command
 from manualgrad import data
-from manualgrad.training import allocator, batches, recipes
+from manualgrad.training import allocator, batches, command, plots, recipes
 from manualgrad.training.batches import minibatches, normalize
 from manualgrad.training.epochs import EpochLayout
-from manualgrad.training.evaluation import evaluate
+from manualgrad.training.evaluation import EvalResult, evaluate
 from manualgrad.training.optimizers import OPTIMIZERS, SCHEDULES, make_lr_scheduler
 from manualgrad.training.run import ENGINES, TrainingRun
 from tests.training.command_line import train
@@ -249,7 +250,7 @@ def test_a_missed_target_exits_with_1_and_a_reached_one_with_0(digits, tmp_path)
 def test_without_a_network_the_sample_is_used_and_named(tmp_path):
     offline = "import socket\ndef getaddrinfo(*_, **__): raise socket.gaierror('offline')\n"
     (tmp_path / "sitecustomize.py").write_text(offline + "socket.getaddrinfo = getaddrinfo\n")
-    arguments = ["--data-dir", "none", "--out", "out", "--limit", "320", "--epochs", "1"]
+    arguments = ["--out", "out", "--limit", "320", "--epochs", "1"]
     result = subprocess.run(
         [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *arguments],
         capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
@@ -258,7 +259,7 @@ def test_without_a_network_the_sample_is_used_and_named(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "the bundled sample of MNIST" in result.stdout
     assert "mnist-sample" in json.loads((tmp_path / "out" / "metrics.json").read_text())["dataset"]
-    assert not (tmp_path / "none" / "MNIST").exists()
+    assert not (tmp_path / "data").exists()
 
 
 INVALID = {
@@ -267,8 +268,13 @@ INVALID = {
     "unknown schedule": (("--schedule", "cosinus"), "invalid choice: 'cosinus'"),
     "unknown device": (("--device", "gpu"), "invalid choice: 'gpu'"),
     "unknown flag": (("--lr", "0.1"), "unrecognized arguments: --lr"),
-    "no epochs": (("--epochs", "0"), "expected a whole number, at least 1, got '0'"),
-    "half an epoch": (("--epochs", "0.5"), "expected a whole number, at least 1, got '0.5'"),
+    "no epochs": (("--epochs", "0"), "expected a whole number, at least 1, at most 1000000, got '0'"),
+    "half an epoch": (("--epochs", "0.5"), "at least 1, at most 1000000, got '0.5'"),
+    "more epochs than memory": (("--epochs", "99999999999"), "at least 1, at most 1000000, got '99999999999'"),
+    "a number of 400 digits": (("--hidden", "1" + "0" * 400), "at most 1000000, got '1000"),
+    "a rate beyond float32": (("--learning-rate", "1e300"), "at most 1e+30, got '1e300'"),
+    "an infinite rate": (("--learning-rate", "inf"), "at most 1e+30, got 'inf'"),
+    "an empty folder name": (("--data-dir", ""), "argument --data-dir: expected a path, got ''"),
     "empty batches": (("--batch-size", "-4"), "expected a whole number, at least 1, at most 1000000000, got '-4'"),
     "a share of 0": (("--shares", "0.5", "0"), "expected a number, at least 0.001, at most 1, got '0'"),
     "an average over too many steps": (
@@ -276,8 +282,8 @@ INVALID = {
         "expected a number, at least 0, at most 1, got '1.5'",
     ),
     "a limit of 0": (("--limit", "0"), "expected a whole number, at least 1, got '0'"),
-    "a negative rate": (("--learning-rate", "-1"), "expected a number, at least 0, got '-1'"),
-    "a rate that is not a number": (("--learning-rate", "nan"), "expected a number, at least 0, got 'nan'"),
+    "a negative rate": (("--learning-rate", "-1"), "expected a number, at least 0, at most 1e+30, got '-1'"),
+    "a rate that is not a number": (("--learning-rate", "nan"), "at least 0, at most 1e+30, got 'nan'"),
     "no percentage": (
         ("--target-accuracy", "0.992"),
         "expected a percentage, such as 99.2, got '0.992'",
@@ -338,6 +344,49 @@ def test_an_interrupted_run_is_reported_and_writes_no_results(digits, tmp_path, 
     assert result.returncode == 130
     assert "interrupted before all results were written" in result.stderr
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["metrics.jsonl"], "the metrics up to then"
+
+
+def test_a_test_loss_that_is_not_finite_is_reported_and_writes_no_results(digits, tmp_path):
+    """After the only step the weights are finite, and too large for the test images."""
+    common = ("--dataset", "fashion-mnist", "--data-dir", digits, "--out", tmp_path, "--limit", 64, "--epochs", 1)
+    result = train(*common, "--learning-rate", 1e30)
+    assert result.returncode == 1
+    report = (
+        r"train.py: the test loss is (nan|inf) after epoch 1; the first non-finite tensor is the output of \w+, .*"
+    )
+    assert re.fullmatch(report + r" try a smaller --learning-rate\. No results were written\n", result.stderr)
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_folder_without_the_data_is_not_replaced_by_the_sample(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise socket.gaierror("offline")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    (tmp_path / "digits.csv").write_text("")
+    result = train("--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert f"train.py: error: mnist is not in {tmp_path} (it has: digits.csv" in result.stderr
+    assert "sample" not in result.stdout and "Traceback" not in result.stderr
+
+
+def test_the_name_of_the_command_is_in_its_messages_and_examples(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--help"], prog="python -m manualgrad train")
+    text = capsys.readouterr().out
+    assert (
+        "usage: python -m manualgrad train [-h]" in text and "\npython -m manualgrad train --data-dir DIR  " in text
+    )
+    assert "torchrun --nproc-per-node=2 -m manualgrad train  " in text and "train.py" not in text
+
+
+def test_plots_need_nothing_that_a_person_set_for_other_plots(tmp_path):
+    """With text.usetex, matplotlib calls LaTeX, which few machines have."""
+    result = EvalResult(torch.arange(10), torch.arange(10), loss=0.1)
+    with rc_context({"text.usetex": True, "font.family": ["no such font"]}), plots.default_style():
+        figure = plots.confusion_matrix(result, tuple("0123456789"), "title")
+        plots.save_png(figure, tmp_path / "plot.png")
+    assert imread(tmp_path / "plot.png").std() > 0.02
 
 
 def test_a_folder_with_the_name_of_a_result_is_an_error_before_the_first_step(digits, tmp_path):

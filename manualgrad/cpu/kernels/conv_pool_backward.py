@@ -16,18 +16,13 @@ it. A task computes ``share`` images, with sums, flags and scratch memory of its
 
 from __future__ import annotations
 
+from manualgrad.cpu.conv_pool_scratch import IMAGES_PER_BLOCK, KERNEL_COLUMNS_PER_TILE, READ_SLACK
 from manualgrad.cpu.ir.tiles import clear, task_range
 from manualgrad.cpu.ir.values import FLOAT, INT32, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv_pool_grad_input import grad_input
-from manualgrad.cpu.kernels.conv_pool_grad_weight import (
-    KERNEL_COLUMNS_PER_TILE,
-    READ_SLACK,
-    grad_weight_over_inputs,
-    grad_weight_over_outputs,
-)
+from manualgrad.cpu.kernels.conv_pool_grad_weight import grad_weight_over_inputs, grad_weight_over_outputs
 
-IMAGES_PER_BLOCK = 2  # images that the weight gradient sums at once
 ARGUMENTS = (
     "*x",  # (N, H, W, x_channels); if vectorizes_outputs, (N, x_channels, H, W)
     "*weight",  # (C_out, kH, kW·C_in), flipped
@@ -56,12 +51,6 @@ ARGUMENTS = (
     "at_zero_index",  # AT_ZERO, or no pooling index if R'(0) = 0
     "subgradient.0",
 )
-
-
-def backward_scratch_bytes(windows: int, out_channels: int, image_numel: int) -> int:
-    """Scratch bytes of a task for the buffers in ``_derive_sizes``, rounded up to cache lines."""
-    per_window = IMAGES_PER_BLOCK * (5 * out_channels + 8) + 32
-    return -(-(windows * per_window + 16 * out_channels + 4 * (image_numel + READ_SLACK)) // 64) * 64
 
 
 def conv_pool_backward(emit: Emitter) -> None:

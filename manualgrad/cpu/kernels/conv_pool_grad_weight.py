@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from manualgrad.cpu.conv_pool_scratch import KERNEL_COLUMNS_PER_TILE
 from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 
-KERNEL_COLUMNS_PER_TILE = 5  # kernel columns that ``grad_weight_over_outputs`` sums at once
 WINDOWS_PER_MASK = 32  # bits of a lane
-READ_SLACK = 8  # floats behind an image that ``grad_weight_over_outputs`` may read
 
 
 def grad_weight_over_inputs(emit: Emitter, a: Arguments, first: Value, images: Value) -> None:

@@ -1,0 +1,70 @@
+"""Commands of the package manualgrad: train a network, compare gradients with PyTorch's, check the installation.
+
+python -m manualgrad train --help     # train the network of the formula sheet on MNIST
+python -m manualgrad compare --help   # compare hand-written gradients, ours or your own, with PyTorch's
+python -m manualgrad doctor           # versions, devices, kernels, cache and data of this installation; a self-test
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import manualgrad
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names, and return its exit code, which is 2 for wrong use."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    prog = "manualgrad" if Path(sys.argv[0]).stem == "manualgrad" else "python -m manualgrad"
+    parser = argparse.ArgumentParser(
+        prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"manualgrad {manualgrad.__version__}")
+    parser.add_argument("command", choices=COMMANDS, nargs="?", help="what to do; COMMAND --help lists its options")
+    options = parser.parse_args(arguments[:1])
+    if options.command is None:
+        parser.print_help()
+        return 0
+    return COMMANDS[options.command](arguments[1:], f"{prog} {options.command}")
+
+
+def train(argv: list[str], prog: str) -> int:
+    """Run the training command; ``train.py`` in the repository runs the same."""
+    from manualgrad.training import command
+
+    return command.main(argv, prog)
+
+
+def compare(argv: list[str], prog: str) -> int:
+    """Run the command of the package ``compare`` beside this package, whatever else on the path has its name."""
+    if "compare" not in sys.modules:
+        spec = PathFinder.find_spec("compare", [str(Path(manualgrad.__file__).parents[1])])
+        if spec is None or spec.loader is None:
+            print(f"{prog}: error: there is no package compare beside {manualgrad.__file__}", file=sys.stderr)
+            return 2
+        sys.modules["compare"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["compare"])
+    import compare.__main__
+
+    if any(argument.startswith("--c") for argument in argv):
+        sys.path.append("")  # --cases may name a module of the current folder; installed modules come first
+    exit_code: int = compare.__main__.main(argv, prog)
+    return exit_code
+
+
+def doctor(argv: list[str], prog: str) -> int:
+    """Describe the installation and run the self-test."""
+    from manualgrad.doctor import command
+
+    return command.main(argv, prog)
+
+
+COMMANDS = {"train": train, "compare": compare, "doctor": doctor}
+
+if __name__ == "__main__":
+    raise SystemExit(main())
