@@ -26,7 +26,7 @@ autodoc_inherit_docstrings = False  # nn.Module's are PyTorch's
 napoleon_custom_sections = [("Shapes", "params_style"), ("Returns", "returns_style")]
 
 nitpicky = True  # a reference to a name that is on no page is an error, except for these
-nitpick_ignore_regex = [("py:.*", r"(torch|collections|manualgrad\.ops)\..*|optional|(tuple|dict)\[\w+")]
+nitpick_ignore_regex = [("py:.*", r"(torch|collections|pathlib|manualgrad\.ops)\..*|optional|(tuple|dict)\[\w+")]
 
 INDENTED = re.compile(r" {4,}\S")
 

@@ -56,18 +56,15 @@ def kernel_facts() -> list[tuple[str, str]]:
     for name, required in jit.REQUIRED_FEATURES.items():
         if missing := [feature for feature in required if not features.get(feature)]:
             lines.append(("", f"not {name}: the processor lacks {', '.join(missing)}"))
-    return [*lines, ("cache", _cache_state(jit.cache_folder()))]
+    return [*lines, ("cache", _cache_state(available.cache_problem))]
 
 
-def _cache_state(folder: Path) -> str:
-    """The folder and its files. There is one after the kernels were loaded, unless it cannot be read or written."""
-    try:
-        sizes = [path.stat().st_size for path in folder.glob("*.o")]
-    except OSError as error:
-        return f"{folder} is not used: {error.strerror}"
-    if not sizes:
-        return f"{folder} is not used: it cannot be written, so each process compiles the kernels"
-    return f"{folder} has {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB"
+def _cache_state(problem: str) -> str:
+    folder = kernels.cache_folder()
+    if problem or folder is None:
+        return f"not used, so that each process compiles the kernels: {problem}"
+    sizes = [path.stat().st_size for path in folder.glob("*.o")]
+    return f"{folder} has {len(sizes)} files, {sum(sizes) / 2**20:.2f} MiB"
 
 
 def data_facts(data_dir: str) -> list[tuple[str, str]]:
