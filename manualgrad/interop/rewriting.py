@@ -8,23 +8,33 @@ rewritten one calls are rewritten too, if they belong to the model's code and no
 from __future__ import annotations
 
 import ast
-import builtins
 import copy
 import functools
 import inspect
 import re
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import CellType, FunctionType, ModuleType
+from collections.abc import Callable
+from dataclasses import replace
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from manualgrad.interop.calls import Calls
+from manualgrad.interop.known_values import (
+    NATIVE_FUNCTIONS,
+    UNKNOWN,
+    Owner,
+    content_of,
+    defaults_of,
+    functions_in,
+    is_model_code,
+    may_call,
+    next_method,
+    static_attribute,
+    variable_of,
+)
 from manualgrad.interop.native_calls import (
-    FUNCTION_TYPES,
     FUNCTIONS,
     METHODS,
     is_replaceable,
@@ -41,63 +51,10 @@ from manualgrad.interop.source_code import (
     nested_codes,
 )
 
-LIBRARIES = {"torch", "manualgrad", "numpy", *sys.stdlib_module_names}
 RUNTIME = {"_manualgrad_replacement_of": replacement_of, "_manualgrad_method": replacement_of_method}
 REPLACEMENT_OF, REPLACEMENT_OF_METHOD = RUNTIME
-NATIVE_FUNCTIONS = {
-    id(value): name
-    for name, value in vars(F).items()
-    if isinstance(value, FUNCTION_TYPES) and name[0] != "_" and value.__module__ != "torch.overrides"
-}
 NAMES = {name.rpartition(".")[2] for name, _ in FUNCTIONS.values()} | {"max_pool2d_with_indices"}
-UNKNOWN, SELF, LOCAL = object(), object(), object()  # a value that only the call knows; ``self``; a local variable
-
-
-@dataclass
-class Calls:
-    """Calls in a function and in the functions that it calls.
-
-    Attributes:
-        replaced: (name of the native function, name of ours); the values are not used.
-        left: name of a function that stays native, and why.
-        unreadable: name of a function that cannot be rewritten although its names include those of native functions
-            that manualgrad has, and why.
-        super_methods: name of an attribute of the subclass with rewritten methods, and the rewritten method of a
-            base class that it holds, which ``super()`` would not find.
-    """
-
-    replaced: dict[tuple[str, str], None] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
-    super_methods: dict[str, FunctionType] = field(default_factory=dict)
-
-    def update(self, other: Calls) -> None:
-        for name in vars(self):
-            getattr(self, name).update(getattr(other, name))
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The class whose methods are rewritten.
-
-    Attributes:
-        kind: the class of a module.
-        functions: the functions among the attributes of a module's instance, such as ``self.activation``, and a
-            tuple of functions for each list, tuple or dict that holds some.
-    """
-
-    kind: type
-    functions: Mapping[str, Any]
-
-
-def is_library(value: FunctionType | type) -> bool:
-    """Return True for a function or class of a library, whose calls stay as they are."""
-    return (value.__module__ or "").partition(".")[0] in LIBRARIES
-
-
-def is_model_code(value: Any) -> bool:
-    """Return True for a Python function that belongs to no such library."""
-    return isinstance(value, FunctionType) and not is_library(value)
+SELF, LOCAL = object(), object()  # the values of ``self`` and of a local variable
 
 
 def rewrite(function: FunctionType, owner: Owner | None = None) -> tuple[FunctionType | None, Calls]:
@@ -110,7 +67,7 @@ def rewrite(function: FunctionType, owner: Owner | None = None) -> tuple[Functio
     wrapped = getattr(function, "__wrapped__", None)
     if isinstance(wrapped, FunctionType) and wrapped.__code__ is not function.__code__:
         return _rewrite_decorated(function, wrapped, owner)
-    if not is_model_code(function) or not _may_call(function, owner, set()):
+    if not is_model_code(function) or not may_call(function, owner, set()):
         return None, calls
     try:
         definition = find_definition(function)
@@ -134,7 +91,7 @@ def _rewrite_decorated(
     if inner is None:
         return None, calls
     cells = function.__closure__ or ()
-    is_inside = [_content(cell) is wrapped for cell in cells]
+    is_inside = [content_of(cell) is wrapped for cell in cells]
     if not any(is_inside):
         decorated = Calls(unreadable={function.__name__: "a decorator hides the function, so it cannot be rewritten"})
         return None, decorated
@@ -158,6 +115,11 @@ def _rewrite_called(function: FunctionType) -> tuple[bool, Calls]:
     return _called_functions[function]
 
 
+def clear_cache() -> None:
+    """Forget the functions that rewritten functions call, so that those defined anew are rewritten."""
+    _called_functions.clear()
+
+
 class _Rewriter(ast.NodeTransformer):
     """Replaces the calls in one function's tree, and lists them in ``calls``."""
 
@@ -166,7 +128,7 @@ class _Rewriter(ast.NodeTransformer):
         codes = list(nested_codes(function.__code__))
         self.local_names = {name for code in codes for name in (*code.co_varnames, *code.co_cellvars)}
         self.own_name = function.__code__.co_varnames[0] if owner and function.__code__.co_argcount else None
-        self.defaults = _defaults(function)
+        self.defaults = defaults_of(function)
         self.is_changed, self.used_names = False, set[str]()
 
     def rewrite(self, node: Any) -> Any:
@@ -212,12 +174,12 @@ class _Rewriter(ast.NodeTransformer):
     def _functions_held(self, node: ast.expr) -> list[Any]:
         """Native functions that a variable or an item may be: a default, or held by a list, tuple or dict."""
         if isinstance(node, ast.Subscript):
-            return _functions_in(self.value_of(node.value))
+            return functions_in(self.value_of(node.value))
         if not isinstance(node, ast.Name):
             return []
         attributes = self.owner.functions.values() if self.owner else ()
         held = [function for functions in attributes if isinstance(functions, tuple) for function in functions]
-        return _functions_in([self.defaults.get(node.id), *held])
+        return functions_in([self.defaults.get(node.id), *held])
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         return self._check_value(node)
@@ -279,26 +241,22 @@ class _Rewriter(ast.NodeTransformer):
             return None
         if call.func.id != "super":
             return None
-        kind = self.value_of(call.args[0]) if call.args else _variable(self.function, "__class__")
-        order = self.owner.kind.__mro__
-        if kind not in order:
+        kind = self.value_of(call.args[0]) if call.args else variable_of(self.function, "__class__")
+        index, method = next_method(self.owner.kind, kind, node.attr)
+        new, calls = rewrite(method, self.owner) if isinstance(method, FunctionType) else (None, Calls())
+        self.calls.update(calls)
+        if new is None:
             return None
-        for index, base in enumerate(order):
-            if index > order.index(kind) and node.attr in vars(base):
-                method = vars(base)[node.attr]
-                new, calls = rewrite(method, self.owner) if isinstance(method, FunctionType) else (None, Calls())
-                self.calls.update(calls)
-                name = f"_manualgrad_{index}_{node.attr}"
-                self.calls.super_methods |= {name: new} if new else {}
-                return name if new else None
-        return None
+        name = f"_manualgrad_{index}_{node.attr}"
+        self.calls.super_methods[name] = new
+        return name
 
     def value_of(self, node: ast.expr) -> Any:
         """The value of a name or of attributes of a name, as far as it is known before the call."""
         if isinstance(node, ast.Name):
             if node.id in self.local_names:
                 return SELF if node.id == self.own_name else LOCAL
-            return _variable(self.function, node.id)
+            return variable_of(self.function, node.id)
         if not isinstance(node, ast.Attribute):
             return UNKNOWN
         base = self.value_of(node.value)
@@ -306,61 +264,4 @@ class _Rewriter(ast.NodeTransformer):
             return self.owner.functions.get(node.attr, UNKNOWN)
         if any(base is unknown for unknown in (UNKNOWN, SELF, LOCAL)) or isinstance(base, Tensor):
             return UNKNOWN
-        return _static_attribute(base, node.attr)
-
-
-def _variable(function: FunctionType, name: str) -> Any:
-    """Value of a variable of the closure, a global or a builtin."""
-    if name in function.__code__.co_freevars and function.__closure__:
-        return _content(function.__closure__[function.__code__.co_freevars.index(name)])
-    return function.__globals__.get(name, vars(builtins).get(name, UNKNOWN))
-
-
-def _defaults(function: FunctionType) -> dict[str, Any]:
-    """Default values of parameters, by name."""
-    code, defaults = function.__code__, function.__defaults__ or ()
-    names = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-    return dict(zip(names, defaults, strict=True)) | (function.__kwdefaults__ or {})
-
-
-def _functions_in(value: Any) -> list[Any]:
-    """Native functions that manualgrad has in a list, tuple or dict."""
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [item for item in values if is_replaceable(item)]
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # the variable has no value yet
-        return UNKNOWN
-
-
-def _static_attribute(value: Any, name: str) -> Any:
-    """The attribute without running code of the model, such as a property."""
-    found = inspect.getattr_static(value, name, UNKNOWN)
-    return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
-
-
-def _may_call(function: FunctionType, owner: Owner | None, seen: set[FunctionType]) -> bool:
-    """Return False if no name in the bytecode leads to a native function or to model code that may call one.
-
-    This spares the search for the source of most functions.
-    """
-    seen.add(function)
-    names = {name for code in nested_codes(function.__code__) for name in (*code.co_names, *code.co_freevars)}
-    if names & METHODS.keys() or (owner and names & owner.functions.keys()) or "super" in names:
-        return True
-    values = [*_defaults(function).values(), *(_variable(function, name) for name in names)]
-    values += [item for value in values for item in _functions_in(value)]
-    for value in list(values):
-        if isinstance(value, ModuleType):
-            values += [vars(value)[name] for name in names if name in vars(value)]
-        elif not is_library(value if isinstance(value, (FunctionType, type)) else type(value)):
-            values += [_static_attribute(value, name) for name in names]
-    for value in values:
-        if is_replaceable(value) or id(value) in NATIVE_FUNCTIONS or isinstance(value, torch.jit.ScriptFunction):
-            return True
-        if is_model_code(value) and value not in seen and _may_call(value, None, seen):
-            return True
-    return False
+        return static_attribute(base, node.attr)

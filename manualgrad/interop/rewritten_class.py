@@ -10,8 +10,10 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from manualgrad.interop.native_calls import FUNCTION_TYPES, is_replaceable
-from manualgrad.interop.rewriting import Calls, Owner, is_model_code, rewrite
+from manualgrad.interop.calls import Calls
+from manualgrad.interop.known_values import Owner, functions_in, is_model_code
+from manualgrad.interop.native_calls import FUNCTION_TYPES
+from manualgrad.interop.rewriting import clear_cache, rewrite
 
 ORIGINAL_CLASS = "_original_class"
 KEPT_METHODS = {"__init__", "__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
@@ -34,9 +36,7 @@ def rewrite_methods(module: nn.Module) -> Calls:
         if isinstance(value, HELD_TYPES):
             functions[name] = value
         elif isinstance(value, (list, tuple, dict)) and name[0] != "_":
-            values = value.values() if isinstance(value, dict) else value
-            if held := tuple(item for item in values if is_replaceable(item)):
-                functions[name] = held
+            functions |= {name: held} if (held := tuple(functions_in(value))) else {}
     kind, calls = _rewritten_class(type(module), tuple(functions.items()))  # type: ignore[arg-type]  # a class is hashable
     if kind is not type(module):
         module.__class__ = kind
@@ -73,6 +73,7 @@ def _rewritten_class(base: type[nn.Module], functions: tuple[tuple[str, Any], ..
 def clear_caches() -> None:
     """Forget rewritten classes, so that the next conversion sees functions that were defined anew."""
     _rewritten_class.cache_clear()
+    clear_cache()
 
 
 def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
