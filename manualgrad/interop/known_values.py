@@ -79,8 +79,8 @@ def content_of(cell: CellType) -> Any:
 
 def static_attribute(value: Any, name: str) -> Any:
     """The attribute without running code of the model, such as a property."""
-    found = inspect.getattr_static(value, name, UNKNOWN)
-    return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+    result = inspect.getattr_static(value, name, UNKNOWN)
+    return result.__func__ if isinstance(result, (staticmethod, classmethod)) else result
 
 
 def next_method(kind: type, after: Any, name: str) -> tuple[int, Any]:
@@ -91,16 +91,16 @@ def next_method(kind: type, after: Any, name: str) -> tuple[int, Any]:
     """
     order = kind.__mro__
     first = order.index(after) + 1 if after in order else len(order)
-    found = ((index, vars(order[index])[name]) for index in range(first, len(order)) if name in vars(order[index]))
-    return next(found, (len(order), UNKNOWN))
+    members = ((index, vars(order[index])[name]) for index in range(first, len(order)) if name in vars(order[index]))
+    return next(members, (len(order), UNKNOWN))
 
 
-def may_call(function: FunctionType, owner: Owner | None, seen: set[FunctionType]) -> bool:
+def may_call(function: FunctionType, owner: Owner | None, visited: set[FunctionType]) -> bool:
     """Return False if no name in the bytecode leads to a native function or to model code that may call one.
 
     This spares the search for the source of most functions.
     """
-    seen.add(function)
+    visited.add(function)
     names = {name for code in nested_codes(function.__code__) for name in (*code.co_names, *code.co_freevars)}
     if names & METHODS.keys() or (owner and names & owner.functions.keys()) or "super" in names:
         return True
@@ -114,6 +114,6 @@ def may_call(function: FunctionType, owner: Owner | None, seen: set[FunctionType
     for value in values:
         if is_replaceable(value) or id(value) in NATIVE_FUNCTIONS or isinstance(value, torch.jit.ScriptFunction):
             return True
-        if is_model_code(value) and value not in seen and may_call(value, None, seen):
+        if is_model_code(value) and value not in visited and may_call(value, None, visited):
             return True
     return False

@@ -89,9 +89,9 @@ def _name_lines(title: str, entries: Sequence[Replaced | Left]) -> list[str]:
         if isinstance(entry, Replaced) or entry.why not in (NO_SUCH_LAYER, NO_SUCH_FUNCTION):
             names.setdefault(entry.change, []).append(entry.name or ROOT)
     lines = [f"{title}, by name:"] if names else []
-    for change, found in names.items():
+    for change, changed in names.items():
         lines += textwrap.wrap(
-            f"{change}: {', '.join(found)}", LINE_WIDTH, initial_indent="  ", subsequent_indent="    ",
+            f"{change}: {', '.join(changed)}", LINE_WIDTH, initial_indent="  ", subsequent_indent="    ",
             break_long_words=False, break_on_hyphens=False,
         )  # fmt: skip
     return lines

@@ -53,8 +53,8 @@ def _rewritten_class(base: type[nn.Module], functions: tuple[tuple[str, Any], ..
         function: Any = member.__func__ if is_wrapper else member.fget if isinstance(member, property) else member
         if name in KEPT_METHODS or not is_model_code(function):
             continue
-        new, found = rewrite(function, None if isinstance(member, staticmethod) else owner)
-        calls.update(found)
+        new, method_calls = rewrite(function, None if isinstance(member, staticmethod) else owner)
+        calls.update(method_calls)
         if new is not None:
             members[name] = (
                 property(new, member.fset, member.fdel) if isinstance(member, property)

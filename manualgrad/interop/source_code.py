@@ -83,15 +83,15 @@ def copy_function(function: FunctionType, code: CodeType, closure: tuple[CellTyp
 
 @functools.lru_cache(maxsize=64)
 def _definitions(source: str) -> dict[tuple[str, int], list[Definition]]:
-    """All functions in ``source`` by name and first line."""
-    found: dict[tuple[str, int], list[Definition]] = defaultdict(list)
+    """Definitions of all functions in ``source`` by name and first line."""
+    definitions: dict[tuple[str, int], list[Definition]] = defaultdict(list)
 
     def visit(node: ast.AST, class_name: str | None) -> None:
         if isinstance(node, ast.Lambda):
-            found["<lambda>", node.lineno].append(Definition(node, class_name))
+            definitions["<lambda>", node.lineno].append(Definition(node, class_name))
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             line = min(part.lineno for part in (node, *node.decorator_list))
-            found[node.name, line].append(Definition(node, class_name))
+            definitions[node.name, line].append(Definition(node, class_name))
         for child in ast.iter_child_nodes(node):
             visit(child, node.name if isinstance(node, ast.ClassDef) else class_name)
 
@@ -99,16 +99,16 @@ def _definitions(source: str) -> dict[tuple[str, int], list[Definition]]:
         visit(ast.parse(source), None)
     except SyntaxError as error:  # a notebook's cell may have commands that are not Python
         raise SourceUnavailable(f"its source is not Python: {error}") from None
-    return found
+    return definitions
 
 
 @functools.lru_cache(maxsize=64)
 def _codes(source: str) -> dict[tuple[str, int], list[CodeType]]:
     """Codes of all functions in ``source``, compiled as a whole, by name and first line."""
-    found: dict[tuple[str, int], list[CodeType]] = defaultdict(list)
+    codes: dict[tuple[str, int], list[CodeType]] = defaultdict(list)
     for code in nested_codes(compile(source, "", "exec", dont_inherit=True)):
-        found[code.co_name, code.co_firstlineno].append(code)
-    return found
+        codes[code.co_name, code.co_firstlineno].append(code)
+    return codes
 
 
 def nested_codes(code: CodeType) -> Iterator[CodeType]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import relu as rectify
+from torch.nn.functional import relu as activate
 from torch.utils.checkpoint import checkpoint
 
 import manualgrad as mg
@@ -128,7 +128,7 @@ class Super(Base):
 
 
 class Decorated(Base):
-    @torch.enable_grad()
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.f(x))
 
@@ -169,7 +169,7 @@ class Methods(Base):
 
     @classmethod
     def of_class(cls, x: Tensor) -> Tensor:
-        return cls.static(x) + rectify(x)
+        return cls.static(x) + activate(x)
 
     def __private(self, x: Tensor) -> Iterator[Tensor]:
         yield from (F.relu(x + i) for i in range(2))
