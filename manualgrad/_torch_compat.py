@@ -117,17 +117,8 @@ def is_compiled_in_place(module: nn.Module) -> bool:
     return module._compiled_call_impl is not None
 
 
-def has_no_forward(forward: object) -> bool:
-    """Return True if ``forward`` is the one of a class that defines none, such as ``nn.ModuleList``. Without it
-    ``from_torch`` would report containers as modules that cannot be traced."""
-    return forward is nn.Module.forward or getattr(forward, "__name__", "") == "_forward_unimplemented"
-
-
 # The method in which nn.Conv2d computes. Without it from_torch would replace a subclass that overrides this method.
 CONV_FORWARD = "_conv_forward"
-
-# An argument of F.softmax that only warnings use. Without it from_torch would leave every softmax that states it.
-STACKLEVEL = "_stacklevel"
 
 
 def reversed_padding(conv: Any) -> list[int]:

@@ -14,7 +14,7 @@ from manualgrad._torch_compat import CONV_FORWARD, own_parameters
 from manualgrad.interop import layers
 from manualgrad.interop.copies import copy_module
 from manualgrad.interop.functional_calls import replace_functional_calls
-from manualgrad.interop.report import Left, Replaced, Report, type_name
+from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
 
 # Native layer: our layer, and the attributes that ours has besides those of the native one.
 COUNTERPARTS: dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]] = {
@@ -83,9 +83,9 @@ def from_torch(
         module: any module; it is not changed.
         copy_parameters: True copies parameters; False gives the copy the same parameter objects. Buffers are always
             copied.
-        functional: also replace calls such as ``F.relu`` and ``torch.flatten`` inside the ``forward`` of each module
-            that ``torch.fx`` can trace. Python values that such a forward reads from its module are fixed at
-            tracing, except ``training``: the forward is traced in both modes.
+        functional: also replace calls such as ``F.relu`` and ``torch.flatten`` inside the methods of each module,
+            and inside the functions of the model's code that they call. The source of these methods is rewritten in
+            the calls only, so each call decides anew about branches, options, modes and random numbers.
         subclasses: subclasses of native layers to replace as well, as if they were their base class.
         report: also return a :class:`~manualgrad.interop.report.Report`.
 
@@ -95,8 +95,8 @@ def from_torch(
     Raises:
         TypeError: ``module`` is not a module.
         ValueError: a lazy layer is uninitialized; a class in ``subclasses`` extends no layer that manualgrad
-            implements, or overrides ``forward``, ``_conv_forward`` or ``__call__``; a forward cannot be traced, with
-            ``functional=True`` and ``report=False``.
+            implements, or overrides ``forward``, ``_conv_forward`` or ``__call__``; a method with calls to replace
+            cannot be rewritten, with ``functional=True`` and ``report=False``.
     """
     for subclass in subclasses:
         _check_subclass(subclass)
@@ -104,11 +104,11 @@ def from_torch(
     for name, layer in list(converted.named_modules()):
         _convert_layer(name, layer, subclasses, full_report)
     if functional:
-        untraced = replace_functional_calls(converted, full_report)
-        if untraced and not report:
+        unchanged = replace_functional_calls(converted, full_report)
+        if unchanged and not report:
             raise ValueError(
-                "from_torch: functional=True, but not every forward can be traced; pass report=True to leave these "
-                "as they are and list them:\n" + "\n".join(f"  {entry}" for entry in untraced)
+                "from_torch: functional=True, but not every call can be replaced; pass report=True to leave these "
+                "as they are and list them:\n" + "\n".join(f"  {entry}" for entry in unchanged)
             )
     return (converted, full_report) if report else converted
 
@@ -122,7 +122,7 @@ def _convert_layer(name: str, layer: nn.Module, subclasses: ModuleTypes, report:
     native = kind if kind in COUNTERPARTS else next((base for base in kind.__mro__ if base in COUNTERPARTS), None)
     if native is None:
         if _is_unsupported_leaf(name, layer):
-            report.left.append(Left(name, type_name(kind), "manualgrad has no such layer"))
+            report.left.append(Left(name, type_name(kind), NO_SUCH_LAYER))
         return
     reason = _reason_to_keep(layer, native, kind in subclasses)
     if reason:
@@ -135,10 +135,12 @@ def _convert_layer(name: str, layer: nn.Module, subclasses: ModuleTypes, report:
 
 
 def _is_unsupported_leaf(name: str, layer: nn.Module) -> bool:
-    """Return True for a module without children that is no container, not ours and no part of a parametrization."""
+    """Return True for a module without children that computes something, is not ours and no parametrization."""
     in_parametrization = ".parametrizations." in f".{name}."
     is_ours = type(layer).__module__.startswith("manualgrad.")
-    return not (in_parametrization or is_ours or isinstance(layer, CONTAINERS) or any(layer.children()))
+    return not (
+        in_parametrization or is_ours or isinstance(layer, (*CONTAINERS, nn.Identity)) or any(layer.children())
+    )
 
 
 def _reason_to_keep(layer: nn.Module, native: type[nn.Module], is_listed_subclass: bool) -> str | None:

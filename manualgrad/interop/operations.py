@@ -85,15 +85,28 @@ def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor
     return functional.softmax(input if dtype is None else input.to(dtype), dim).contiguous()
 
 
+def functional_softmax(
+    input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> Tensor:
+    """``F.softmax``; ``dim=None``, which is deprecated, is 0 for tensors of 0, 1 or 3 dimensions and else 1."""
+    if dim is None:
+        dim = 0 if input.dim() in (0, 1, 3) else 1
+    return softmax(input, dim, dtype)
+
+
 def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
+    size_average: bool | None = None,
     ignore_index: int = -100,
+    reduce: bool | None = None,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """``F.cross_entropy`` without its two deprecated arguments."""
+    """``F.cross_entropy``; ``size_average`` and ``reduce``, which are deprecated, decide about ``reduction``."""
+    if size_average is not None or reduce is not None:
+        reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
     return functional.softmax_cross_entropy(
         input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
     )

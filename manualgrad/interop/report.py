@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 ROOT = "(the module itself)"
+NO_SUCH_LAYER = "manualgrad has no such layer"
+NO_SUCH_FUNCTION = "manualgrad has no such function"
+LINE_WIDTH = 118
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,12 @@ class Replaced:
     note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name or ROOT}: {self.was} -> {self.now}" + (f", {self.note}" if self.note else "")
+        return f"{self.name or ROOT}: {self.change}"
+
+    @property
+    def change(self) -> str:
+        """The entry without its name."""
+        return f"{self.was} -> {self.now}" + (f", {self.note}" if self.note else "")
 
 
 @dataclass(frozen=True)
@@ -42,19 +53,48 @@ class Left:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.name or ROOT}: {self.kind}: {self.why}"
+        return f"{self.name or ROOT}: {self.change}"
+
+    @property
+    def change(self) -> str:
+        """The entry without its name."""
+        return f"{self.kind}: {self.why}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """The layers and functional calls of a model, replaced or left. ``str(report)`` lists them, one in a line."""
+    """The layers and functional calls of a model, replaced or left.
+
+    ``str(report)`` counts them by type and reason, then names those of each count. Layers and functions that
+    manualgrad does not have are counted and not named.
+    """
 
     replaced: list[Replaced] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"replaced: {len(self.replaced)}", *(f"  {entry}" for entry in self.replaced)]
-        return "\n".join([*lines, f"left: {len(self.left)}", *(f"  {entry}" for entry in self.left)])
+        sections = (("replaced", self.replaced), ("left", self.left))
+        lines = [line for title, entries in sections for line in _count_lines(title, entries)]
+        return "\n".join(lines + [line for title, entries in sections for line in _name_lines(title, entries)])
+
+
+def _count_lines(title: str, entries: Sequence[Replaced | Left]) -> list[str]:
+    counts = Counter(entry.change for entry in entries)
+    return [f"{title}: {len(entries)}", *(f"{count:>6} x {change}" for change, count in counts.most_common())]
+
+
+def _name_lines(title: str, entries: Sequence[Replaced | Left]) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        if isinstance(entry, Replaced) or entry.why not in (NO_SUCH_LAYER, NO_SUCH_FUNCTION):
+            names.setdefault(entry.change, []).append(entry.name or ROOT)
+    lines = [f"{title}, by name:"] if names else []
+    for change, changed in names.items():
+        lines += textwrap.wrap(
+            f"{change}: {', '.join(changed)}", LINE_WIDTH, initial_indent="  ", subsequent_indent="    ",
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+    return lines
 
 
 def type_name(kind: type) -> str:

@@ -14,7 +14,7 @@ from manualgrad._torch_compat import has_hooks, move_parameters, own_parameters,
 from manualgrad.interop import layers
 from manualgrad.interop.copies import copy_module
 from manualgrad.interop.report import Left, Replaced, Report, type_name
-from manualgrad.interop.traced_class import original_class
+from manualgrad.interop.rewritten_class import original_class
 from manualgrad.models import DocumentCNN
 
 OUR_ATTRIBUTES = ("flip_kernel", "subgradient")  # attributes that no native layer has
@@ -92,7 +92,7 @@ def _convert_layer(name: str, layer: nn.Module, any_subgradient: bool) -> Entrie
         return _split_fused_layer(name, layer, any_subgradient)
     if original := original_class(layer):
         layer.__class__ = original
-        return [(layer, Replaced(name, "its forward, traced", type_name(original)))]
+        return [(layer, Replaced(name, "its forward, rewritten", type_name(original)))]
     if kind not in CONVERTERS:
         if isinstance(layer, tuple(CONVERTERS)):
             return [(layer, Left(name, type_name(kind), "a subclass, or parametrized: its forward may differ"))]

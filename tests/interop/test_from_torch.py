@@ -246,7 +246,7 @@ def test_a_model_is_the_same_in_training_and_the_original_is_untouched() -> None
         ("features.1", "torch.nn.BatchNorm2d"), ("features.4", "torch.nn.Dropout2d"), ("drop", "torch.nn.Dropout")
     ]  # fmt: skip
     assert all("no such layer" in entry.why for entry in report.left)
-    assert "replaced: 7" in str(report) and "fc: torch.nn.Linear -> manualgrad.nn.Dense" in str(report)
+    assert "replaced: 7" in str(report) and "torch.nn.Linear -> manualgrad.nn.Dense: fc" in str(report)
 
 
 def test_states_load_in_both_directions() -> None:
