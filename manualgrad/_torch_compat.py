@@ -135,8 +135,8 @@ FX_LEAF = "__module__"
 
 
 def set_fx_leaf(layer: nn.Module, native: type[nn.Module]) -> None:
-    """Make ``layer`` a leaf for ``torch.fx``, as a layer of the type ``native`` is. Without it a graph would have other
-    names, and a hook would run while the model is traced."""
+    """Make ``layer`` a leaf for ``torch.fx``, as a layer of the type ``native`` is. Without it a graph would have
+    other names, and hooks would run while the model is traced."""
     vars(layer)[FX_LEAF] = native.__module__
 
 

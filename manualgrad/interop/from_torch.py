@@ -67,9 +67,9 @@ def from_torch(
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Return a copy of ``module`` in which manualgrad's layers replace those of ``torch.nn``, where they exist.
 
-    They are subclasses of the layers that they replace, with another forward and PyTorch's conventions. There are counterparts of ``Conv2d`` (any ``padding_mode``; the kernel is not
-    flipped), ``MaxPool2d``, ``ReLU`` (``inplace`` too; the derivative at 0 is 0), ``Linear``, ``Softmax``,
-    ``CrossEntropyLoss`` and ``Flatten`` (in PyTorch's order).
+    They are subclasses of the layers that they replace, with another forward and PyTorch's conventions. There are
+    counterparts of ``Conv2d`` (any ``padding_mode``; the kernel is not flipped), ``MaxPool2d``, ``ReLU`` (``inplace``
+    too; the derivative at 0 is 0), ``Linear``, ``Softmax``, ``CrossEntropyLoss`` and ``Flatten`` (PyTorch's order).
 
     Parameters and buffers keep their names, so state dicts load in both directions. Shared layers and tied weights
     stay shared. Training mode, dtype, device, memory format, ``requires_grad``, hooks and attributes are kept.

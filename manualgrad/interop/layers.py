@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from manualgrad._torch_compat import reversed_padding
 from manualgrad.interop import operations
+from manualgrad.ops.targets import Reduction
 from manualgrad.ops.tracers import NotScriptable
 
 
 class Conv2d(NotScriptable, nn.Conv2d):
     """``torch.nn.Conv2d`` computed by :func:`manualgrad.functional.conv2d`: the correlation, any ``padding_mode``."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
 
     def forward(self, input: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
@@ -66,6 +71,8 @@ class Flatten(NotScriptable, nn.Flatten):
 
 class CrossEntropyLoss(NotScriptable, nn.CrossEntropyLoss):
     """``torch.nn.CrossEntropyLoss`` computed by :func:`manualgrad.functional.softmax_cross_entropy`."""
+
+    reduction: Reduction
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return operations.cross_entropy(

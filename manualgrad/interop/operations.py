@@ -59,7 +59,14 @@ def max_pool2d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``F.max_pool2d``."""
     return functional.max_pool2d(
-        input, kernel_size, stride, padding, dilation, ceil_mode, return_indices, channels_last=is_channels_last(input)
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        return_indices,
+        channels_last=is_channels_last(input),
     )
 
 

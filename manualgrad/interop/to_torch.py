@@ -193,7 +193,7 @@ CONVERTERS: dict[type[nn.Module], Callable[[Any], None]] = {
     ours.Softmax: lambda layer: _become(layer, nn.Softmax()),
     ours.SoftmaxCrossEntropyLoss: lambda layer: _become(layer, nn.CrossEntropyLoss()),
     DocumentCNN: _convert_document_cnn,
-    **{layer: _restore_native for layer in COUNTERPARTS.values()},
+    **dict.fromkeys(COUNTERPARTS.values(), _restore_native),
 }
 
 

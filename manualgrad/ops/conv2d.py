@@ -209,7 +209,9 @@ def conv2d(
     checks.require_tensor("conv2d", "weight", weight)
     input, weight, bias = cast_to_autocast_dtype(input, weight, bias)
     checks.require_floating("conv2d", input=input, weight=weight, bias=bias)
-    geometry = make_conv2d_geometry(input, weight, bias, stride, padding, dilation, groups, flip_kernel, channels_last)
+    geometry = make_conv2d_geometry(
+        input, weight, bias, stride, padding, dilation, groups, flip_kernel, channels_last
+    )
     if input.dim() == 3:
         return conv2d_apply(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
     return conv2d_apply(input, weight, bias, geometry)

@@ -51,7 +51,7 @@ def _contiguous_strides(shape: torch.Size) -> tuple[int, ...]:
 
 
 def in_memory_format(x: Tensor, channels_last: bool) -> Tensor:
-    """Return ``x`` (N, C, H, W) in channels_last or contiguous memory, strides of sizes 1 included; a copy if needed."""
+    """Return ``x`` (N, C, H, W) in channels_last or contiguous memory, strides of sizes 1 too; a copy if needed."""
     return to_nchw(as_contiguous(from_nchw(x))) if channels_last else as_contiguous(x)
 
 

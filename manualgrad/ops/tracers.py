@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor, fx
+from torch.jit import TracerWarning  # type: ignore[attr-defined]  # torch's types leave out a documented name
 from torch.overrides import handle_torch_function, has_torch_function
 
 from manualgrad._torch_compat import jit_tracing_state
@@ -29,11 +29,11 @@ def traceable(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         arguments = (*args, *kwargs.values())
         if has_torch_function(arguments) and any(isinstance(argument, fx.Proxy) for argument in arguments):
-            result: R = handle_torch_function(call, arguments, *args, **kwargs)  # type: ignore[arg-type]
+            result: R = handle_torch_function(call, arguments, *args, **kwargs)
             return result
         if jit_tracing_state():
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                warnings.simplefilter("ignore", TracerWarning)
                 return function(*args, **kwargs)
         return function(*args, **kwargs)
 
