@@ -121,6 +121,16 @@ def is_compiled_in_place(module: nn.Module) -> bool:
 CONV_FORWARD = "_conv_forward"
 
 
+# The attribute by which torch.fx decides whether a layer is a leaf, whose call is one node: a name in torch.nn.
+FX_LEAF = "__module__"
+
+
+def set_fx_leaf(layer: nn.Module, native: type[nn.Module]) -> None:
+    """Make ``layer`` a leaf for ``torch.fx``, as a layer of the type ``native`` is. Without it a graph would have
+    other names, and hooks would run while the model is traced."""
+    vars(layer)[FX_LEAF] = native.__module__
+
+
 def reversed_padding(conv: Any) -> list[int]:
     """Padding of a ``nn.Conv2d`` in the order that ``F.pad`` takes. Without it "same" and circular padding would have
     to be computed again."""

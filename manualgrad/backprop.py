@@ -234,7 +234,7 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
             weights.insert(0, grad_w.permute(0, 4, 3, 1, 2))
             biases.insert(0, delta.sum((1, 2)))  # eq. (18)
             if l > 0:
-                grad_x = to_nchw(conv2d_grad_input(delta, layer.w, convolution))  # eq. (20), ∂C/∂x
+                grad_x = to_nchw(conv2d_grad_input(delta, layer.w, convolution).contiguous())  # eq. (20), ∂C/∂x
         if l > 0:
             grad_output = _grad_output(layers[l - 1], grad_x, model.subgradient)
     costs = cross_entropy_forward(logits, y, False)

@@ -13,12 +13,13 @@ from manualgrad.ops import checks
 from manualgrad.ops.conv2d_geometry import as_padding
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.ops.targets import Reduction
+from manualgrad.ops.tracers import NotScriptable
 from manualgrad.ops.windows import Windows
 
 Device = str | torch.device | int | None
 
 
-class _Layer(nn.Module):
+class _Layer(NotScriptable, nn.Module):
     """Module of one operation, for type checkers: a call returns a Tensor, where ``nn.Module`` has Any."""
 
     if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class ConvReLUMaxPool2d(Conv2d):
         return f"{super().extra_repr()}, subgradient={self.subgradient}"
 
 
-class MaxPool2d(nn.Module):
+class MaxPool2d(NotScriptable, nn.Module):
     """:func:`manualgrad.functional.max_pool2d` with the arguments of ``torch.nn.MaxPool2d``; 2×2 by default."""
 
     if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class Softmax(_Layer):
         return f"dim={self.dim}"
 
 
-class SoftmaxCrossEntropyLoss(nn.Module):
+class SoftmaxCrossEntropyLoss(NotScriptable, nn.Module):
     """:func:`manualgrad.functional.softmax_cross_entropy` with the arguments of ``torch.nn.CrossEntropyLoss``."""
 
     weight: Tensor | None

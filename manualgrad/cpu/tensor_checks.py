@@ -18,9 +18,9 @@ from manualgrad._torch_compat import (
 def is_plain_tensor(x: Tensor) -> bool:
     """Return True if ``x`` has memory and values of its own.
 
-    Not plain: what torch.compile traces, fake and meta tensors, tensors wrapped by a transform of ``torch.func``, and
-    the batched gradients of ``is_grads_batched``."""
-    return not torch.compiler.is_compiling() and _has_values(x)
+    Not plain: what torch.compile or torch.jit.trace traces, fake and meta tensors, tensors wrapped by a transform of
+    ``torch.func``, and the batched gradients of ``is_grads_batched``."""
+    return not torch.compiler.is_compiling() and not jit_tracing_state() and _has_values(x)
 
 
 def _has_values(x: Tensor) -> bool:

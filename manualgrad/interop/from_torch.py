@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from manualgrad import nn as ours
-from manualgrad._torch_compat import CONV_FORWARD, own_parameters
+from manualgrad._torch_compat import CONV_FORWARD, own_parameters, set_fx_leaf
 from manualgrad.interop import layers
 from manualgrad.interop.copies import copy_module
 from manualgrad.interop.functional_calls import replace_functional_calls
 from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
 
-# Native layer: our layer, and the attributes that ours has besides those of the native one.
-COUNTERPARTS: dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]] = {
-    nn.Conv2d: (layers.Conv2d, {"flip_kernel": False}),
-    nn.MaxPool2d: (layers.MaxPool2d, {}),
-    nn.Flatten: (layers.Flatten, {}),
-    nn.Linear: (ours.Dense, {}),
-    nn.ReLU: (layers.ReLU, {"subgradient": 0.0}),
-    nn.Softmax: (layers.Softmax, {}),
-    nn.CrossEntropyLoss: (ours.SoftmaxCrossEntropyLoss, {}),
+# Native layer: our subclass of it.
+COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: layers.Conv2d,
+    nn.MaxPool2d: layers.MaxPool2d,
+    nn.Flatten: layers.Flatten,
+    nn.Linear: layers.Linear,
+    nn.ReLU: layers.ReLU,
+    nn.Softmax: layers.Softmax,
+    nn.CrossEntropyLoss: layers.CrossEntropyLoss,
 }
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -68,9 +67,9 @@ def from_torch(
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Return a copy of ``module`` in which manualgrad's layers replace those of ``torch.nn``, where they exist.
 
-    They have PyTorch's conventions. There are counterparts of ``Conv2d`` (any ``padding_mode``; the kernel is not
-    flipped), ``MaxPool2d``, ``ReLU`` (``inplace`` too; the derivative at 0 is 0), ``Linear``, ``Softmax``,
-    ``CrossEntropyLoss`` and ``Flatten`` (in PyTorch's order).
+    They are subclasses of the layers that they replace, with another forward and PyTorch's conventions. There are
+    counterparts of ``Conv2d`` (any ``padding_mode``; the kernel is not flipped), ``MaxPool2d``, ``ReLU`` (``inplace``
+    too; the derivative at 0 is 0), ``Linear``, ``Softmax``, ``CrossEntropyLoss`` and ``Flatten`` (PyTorch's order).
 
     Parameters and buffers keep their names, so state dicts load in both directions. Shared layers and tied weights
     stay shared. Training mode, dtype, device, memory format, ``requires_grad``, hooks and attributes are kept.
@@ -119,7 +118,9 @@ def _convert_layer(name: str, layer: nn.Module, subclasses: ModuleTypes, report:
     References to the layer and its attributes are kept.
     """
     kind = type(layer)
-    native = kind if kind in COUNTERPARTS else next((base for base in kind.__mro__ if base in COUNTERPARTS), None)
+    if kind in COUNTERPARTS.values():
+        return
+    native = next((base for base in kind.__mro__ if base in COUNTERPARTS), None)
     if native is None:
         if _is_unsupported_leaf(name, layer):
             report.left.append(Left(name, type_name(kind), NO_SUCH_LAYER))
@@ -128,10 +129,9 @@ def _convert_layer(name: str, layer: nn.Module, subclasses: ModuleTypes, report:
     if reason:
         report.left.append(Left(name, type_name(kind), reason))
         return
-    replacement, extra_attributes = COUNTERPARTS[native]
-    layer.__class__ = replacement
-    vars(layer).update(extra_attributes)
-    report.replaced.append(Replaced(name, type_name(kind), type_name(replacement)))
+    layer.__class__ = COUNTERPARTS[native]
+    set_fx_leaf(layer, native)
+    report.replaced.append(Replaced(name, type_name(kind), type_name(COUNTERPARTS[native])))
 
 
 def _is_unsupported_leaf(name: str, layer: nn.Module) -> bool:

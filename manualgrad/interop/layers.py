@@ -1,22 +1,25 @@
-"""Our layers with all of PyTorch's conventions, which :func:`manualgrad.from_torch` puts in place of ``torch.nn``'s.
+"""Layers that :func:`manualgrad.from_torch` puts in place of those of ``torch.nn``: subclasses with another forward.
 
-``from_torch`` makes them by changing the class of a native layer, so they have its attributes and no constructor of
-their own.
+Constructors, attributes, parameters and conventions are PyTorch's. The classes of ``manualgrad.nn`` have the
+conventions of the formula sheet (docs/equations.md) instead.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from manualgrad import nn as ours
 from manualgrad._torch_compat import reversed_padding
 from manualgrad.interop import operations
+from manualgrad.ops.targets import Reduction
+from manualgrad.ops.tracers import NotScriptable
 
 
-class Conv2d(ours.Conv2d):
-    """``torch.nn.Conv2d``: the correlation, with every ``padding_mode``, and outputs in PyTorch's memory format."""
+class Conv2d(NotScriptable, nn.Conv2d):
+    """``torch.nn.Conv2d`` computed by :func:`manualgrad.functional.conv2d`: the correlation, any ``padding_mode``."""
 
-    padding_mode: str
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
 
     def forward(self, input: Tensor) -> Tensor:
         if self.padding_mode == "zeros":
@@ -26,13 +29,16 @@ class Conv2d(ours.Conv2d):
         padded = operations.pad2d(input, reversed_padding(self), self.padding_mode)
         return operations.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
-    def extra_repr(self) -> str:
-        mode = "" if self.padding_mode == "zeros" else f", padding_mode={self.padding_mode!r}"
-        return super().extra_repr() + mode
+
+class Linear(NotScriptable, nn.Linear):
+    """``torch.nn.Linear`` computed by :func:`manualgrad.functional.dense`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return operations.linear(input, self.weight, self.bias)
 
 
-class MaxPool2d(ours.MaxPool2d):
-    """``torch.nn.MaxPool2d``: outputs in PyTorch's memory format."""
+class MaxPool2d(NotScriptable, nn.MaxPool2d):
+    """``torch.nn.MaxPool2d`` computed by :func:`manualgrad.functional.max_pool2d`."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return operations.max_pool2d(
@@ -40,34 +46,35 @@ class MaxPool2d(ours.MaxPool2d):
         )
 
 
-class ReLU(ours.ReLU):
-    """``torch.nn.ReLU``: the derivative at 0 is 0; ``inplace`` writes the result over the input."""
-
-    inplace: bool
+class ReLU(NotScriptable, nn.ReLU):
+    """``torch.nn.ReLU`` computed by :func:`manualgrad.functional.relu`: the derivative at 0 is 0."""
 
     def forward(self, input: Tensor) -> Tensor:
         return operations.relu(input, self.inplace)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + ", inplace=True" * self.inplace
 
+class Softmax(NotScriptable, nn.Softmax):
+    """``torch.nn.Softmax`` computed by :func:`manualgrad.functional.softmax`; ``dim`` must not be None."""
 
-class Softmax(ours.Softmax):
-    """``torch.nn.Softmax``: outputs in PyTorch's memory format."""
+    dim: int
 
     def forward(self, input: Tensor) -> Tensor:
         return operations.softmax(input, self.dim)
 
 
-class Flatten(nn.Module):
+class Flatten(NotScriptable, nn.Flatten):
     """``torch.nn.Flatten``: (channel, row, column) order, from ``start_dim`` to ``end_dim``; a view."""
-
-    def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
-        super().__init__()
-        self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, input: Tensor) -> Tensor:
         return operations.flatten(input, self.start_dim, self.end_dim)
 
-    def extra_repr(self) -> str:
-        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+class CrossEntropyLoss(NotScriptable, nn.CrossEntropyLoss):
+    """``torch.nn.CrossEntropyLoss`` computed by :func:`manualgrad.functional.softmax_cross_entropy`."""
+
+    reduction: Reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return operations.cross_entropy(
+            input, target, self.weight, self.ignore_index, self.reduction, self.label_smoothing
+        )

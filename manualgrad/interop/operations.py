@@ -1,7 +1,7 @@
 """Replacements for functions of ``torch`` and ``torch.nn.functional``, with PyTorch's names and conventions.
 
 Outputs have the memory format that PyTorch's have: a ``view`` of the output, or the mask that a later dropout draws,
-depends on it. In-place functions change the tensor itself. At the end are padding and the memory formats.
+depends on it. In-place functions change the tensor itself. At the end are padding and the memory format.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from torch import Tensor
 from manualgrad import functional
 from manualgrad.ops.relu_in_place import relu_in_place
 from manualgrad.ops.targets import Reduction
+from manualgrad.ops.tracers import traceable
 
 
+@traceable
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """``F.relu``: the derivative at 0 is 0; ``inplace`` writes the result over ``input``."""
     return relu_in_place(input) if inplace else functional.relu(input, subgradient=0)
 
 
+@traceable
 def relu_(input: Tensor) -> Tensor:
     """``F.relu_``: :func:`relu` in place."""
     return relu_in_place(input)
 
 
+@traceable
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -37,10 +41,13 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """``F.conv2d``: the correlation, which does not flip the kernel."""
-    output = functional.conv2d(input, weight, bias, stride, padding, dilation, groups, flip_kernel=False)
-    return output if is_channels_last(input) or is_channels_last(weight) else to_contiguous(output)
+    channels_last = is_channels_last(input) or is_channels_last(weight)
+    return functional.conv2d(
+        input, weight, bias, stride, padding, dilation, groups, flip_kernel=False, channels_last=channels_last
+    )
 
 
+@traceable
 def max_pool2d(
     input: Tensor,
     kernel_size: int | tuple[int, int],
@@ -51,17 +58,19 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``F.max_pool2d``."""
-    results = functional.max_pool2d(
-        input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=return_indices
+    return functional.max_pool2d(
+        input,
+        kernel_size,
+        stride,
+        padding,
+        dilation,
+        ceil_mode,
+        return_indices,
+        channels_last=is_channels_last(input),
     )
-    if is_channels_last(input):
-        return results
-    if isinstance(results, tuple):
-        output, indices = results
-        return to_contiguous(output), to_contiguous(indices)
-    return to_contiguous(results)
 
 
+@traceable
 def max_pool2d_with_indices(
     input: Tensor, kernel_size: int | tuple[int, int], *args: Any, **options: Any
 ) -> tuple[Tensor, Tensor]:
@@ -70,21 +79,25 @@ def max_pool2d_with_indices(
     return output, indices
 
 
+@traceable
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``."""
     return functional.dense(input, weight, bias)
 
 
+@traceable
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """``torch.flatten``: channels, rows, columns; a view if the strides allow it."""
     return input.flatten(start_dim, end_dim)
 
 
+@traceable
 def softmax(input: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
     """``torch.softmax``."""
-    return functional.softmax(input if dtype is None else input.to(dtype), dim).contiguous()
+    return functional.softmax(input if dtype is None else input.to(dtype), dim)
 
 
+@traceable
 def functional_softmax(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -94,6 +107,7 @@ def functional_softmax(
     return softmax(input, dim, dtype)
 
 
+@traceable
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -112,6 +126,7 @@ def cross_entropy(
     )
 
 
+@traceable
 def pad2d(input: Tensor, padding: Sequence[int], mode: str) -> Tensor:
     """``F.pad`` in the modes that fill the border from the image, for ``padding_mode`` of ``Conv2d``.
 
@@ -142,16 +157,6 @@ def pad2d(input: Tensor, padding: Sequence[int], mode: str) -> Tensor:
             index = index.clamp(0, size - 1)
         input = input.index_select(dim, index)
     return input.contiguous(memory_format=torch.channels_last) if channels_last else input
-
-
-def to_contiguous(x: Tensor) -> Tensor:
-    """``x`` contiguous, with the default strides of its shape in dimensions of size 1 too.
-
-    A tensor with one channel or with 1x1 images counts as contiguous and as channels_last. ``x.contiguous()`` would
-    leave the strides that it has.
-    """
-    x = x.contiguous()
-    return x.flatten().view(x.shape) if 1 in x.shape else x
 
 
 def is_channels_last(x: Tensor) -> bool:

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from manualgrad import nn as ours
-from manualgrad._torch_compat import has_hooks, move_parameters, own_parameters, set_child_modules
-from manualgrad.interop import layers
+from manualgrad._torch_compat import FX_LEAF, has_hooks, move_parameters, own_parameters, set_child_modules
 from manualgrad.interop.copies import copy_module
+from manualgrad.interop.from_torch import COUNTERPARTS
 from manualgrad.interop.report import Left, Replaced, Report, type_name
 from manualgrad.interop.rewritten_class import original_class
 from manualgrad.models import DocumentCNN
 
-OUR_ATTRIBUTES = ("flip_kernel", "subgradient")  # attributes that no native layer has
+OUR_ATTRIBUTES = ("flip_kernel", "subgradient", FX_LEAF)  # attributes that no native layer has
 FLIPPED = "the kernel is flipped: weights and their gradients are mirrored"
 NOTES = {
     ours.Flatten: "in (row, column, channel) order, by a permutation before it",
@@ -123,6 +123,10 @@ def _become(layer: nn.Module, native: nn.Module) -> None:
     layer.__class__ = type(native)
 
 
+def _restore_native(layer: nn.Module) -> None:
+    layer.__class__ = next(base for base in type(layer).__mro__ if base in COUNTERPARTS)
+
+
 def _convert_conv2d(layer: ours.Conv2d) -> None:
     native = nn.Conv2d(
         layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation,
@@ -171,7 +175,7 @@ def _split_fused_layer(name: str, layer: ours.ConvReLUMaxPool2d, any_subgradient
     move_parameters(layer, conv)
     _become(layer, nn.Sequential())
     for attribute in OUR_ATTRIBUTES:
-        vars(layer).pop(attribute)
+        vars(layer).pop(attribute, None)
     for part_name, part in (("conv", conv), ("relu", relu), ("pool", nn.MaxPool2d(2))):
         layer.add_module(part_name, part.train(layer.training))
     note = f"conv, relu and pool; {FLIPPED}"
@@ -182,18 +186,14 @@ def _split_fused_layer(name: str, layer: ours.ConvReLUMaxPool2d, any_subgradient
 # Our layer: the function that makes an instance of it native.
 CONVERTERS: dict[type[nn.Module], Callable[[Any], None]] = {
     ours.Conv2d: _convert_conv2d,
-    layers.Conv2d: _convert_conv2d,
     ours.MaxPool2d: _convert_max_pool2d,
-    layers.MaxPool2d: _convert_max_pool2d,
     ours.Flatten: _convert_flatten,
-    layers.Flatten: lambda layer: _become(layer, nn.Flatten()),
     ours.Dense: lambda layer: _become(layer, nn.Linear(1, 1, device="meta")),
     ours.ReLU: lambda layer: _become(layer, nn.ReLU()),
-    layers.ReLU: lambda layer: _become(layer, nn.ReLU()),
     ours.Softmax: lambda layer: _become(layer, nn.Softmax()),
-    layers.Softmax: lambda layer: _become(layer, nn.Softmax()),
     ours.SoftmaxCrossEntropyLoss: lambda layer: _become(layer, nn.CrossEntropyLoss()),
     DocumentCNN: _convert_document_cnn,
+    **dict.fromkeys(COUNTERPARTS.values(), _restore_native),
 }
 
 

@@ -34,9 +34,18 @@ from manualgrad.ops.conv2d_gemm import (
     weight_to_gemm,
 )
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
-from manualgrad.ops.layout import as_contiguous_nhwc, as_non_view, from_nchw, from_oihw, to_nchw, to_oihw
+from manualgrad.ops.layout import (
+    as_contiguous,
+    as_non_view,
+    from_nchw,
+    from_oihw,
+    in_memory_format,
+    to_nchw,
+    to_oihw,
+)
 from manualgrad.ops.linear_maps import Apply, bilinear
 from manualgrad.ops.precision import accumulation_dtype, cast_to_autocast_dtype
+from manualgrad.ops.tracers import traceable
 from manualgrad.ops.windows import col2im, crop
 
 # ----------------------------------------------------------------------------------------------- formulas
@@ -73,7 +82,7 @@ def conv2d_grad_input(g: Tensor, w: Tensor, geometry: Conv2dGeometry) -> Tensor:
     columns = swap_batch_rows(columns.permute(1, 2, 3, 4, 5, 0, 6), window, geometry)
     columns = columns.reshape(*columns.shape[:5], groups * group_channels)
     x = col2im(columns, window, window.padded_size(*geometry.input_size))
-    return crop(x, window).contiguous().to(dtype)
+    return crop(x, window).to(dtype)
 
 
 def conv2d_grad_weight_per_example(g: Tensor, x: Tensor, geometry: Conv2dGeometry) -> Tensor:
@@ -120,19 +129,21 @@ def conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Conv2dGeometry) -> Tensor
 
 
 def conv2d_forward_nchw(x: Tensor, w: Tensor, b: Tensor | None, geometry: Conv2dGeometry) -> Tensor:
-    """C(x, w) + b of equations (1) and (17): (N, C_out, H_out, W_out), channels last in memory."""
+    """C(x, w) + b of equations (1) and (17): (N, C_out, H_out, W_out)."""
     z = conv2d_forward(from_nchw(x), from_oihw(w), b, geometry)
-    return as_non_view(to_nchw(as_contiguous_nhwc(z)))
+    return as_non_view(in_memory_format(to_nchw(z), geometry.channels_last))
 
 
 def conv2d_grad_input_nchw(g: Tensor, w: Tensor, geometry: Conv2dGeometry) -> Tensor:
     """X(g, w) of equation (2): (N, C_in, H, W)."""
-    return to_nchw(conv2d_grad_input(from_nchw(g), from_oihw(w), geometry))
+    grad_x = to_nchw(conv2d_grad_input(from_nchw(g), from_oihw(w), geometry))
+    return in_memory_format(grad_x, geometry.channels_last)
 
 
 def conv2d_grad_weight_oihw(g: Tensor, x: Tensor, geometry: Conv2dGeometry) -> Tensor:
     """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW)."""
-    return to_oihw(conv2d_grad_weight(from_nchw(g), from_nchw(x), geometry))
+    grad_w = to_oihw(conv2d_grad_weight(from_nchw(g), from_nchw(x), geometry))
+    return grad_w if geometry.channels_last else as_contiguous(grad_w)
 
 
 # ------------------------------------------------------------- Functions: one for each row of the table above
@@ -158,6 +169,7 @@ conv2d_grad_weight_apply: Apply = bilinear(
 )
 
 
+@traceable
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -168,6 +180,7 @@ def conv2d(
     groups: int = 1,
     *,
     flip_kernel: bool = True,
+    channels_last: bool = True,
 ) -> Tensor:
     """2-D convolution of equation (1), with the bias of (17); its derivatives are (2) and (3).
 
@@ -183,10 +196,10 @@ def conv2d(
             its own.
         flip_kernel: True is (1), a true convolution. False is the correlation of ``torch.nn.functional.conv2d``,
             which equals ``conv2d(input, weight.flip(2, 3), flip_kernel=True)``.
+        channels_last: memory format of the result and of the gradient of the input: True, or False for contiguous.
 
     Returns:
-        (N, C_out, H_out, W_out) or (C_out, H_out, W_out), channels last in memory; under autocast in autocast's
-        dtype.
+        (N, C_out, H_out, W_out) or (C_out, H_out, W_out); under autocast in autocast's dtype.
 
     Raises:
         TypeError: a tensor is not real floating point, or dtypes differ.
@@ -196,7 +209,9 @@ def conv2d(
     checks.require_tensor("conv2d", "weight", weight)
     input, weight, bias = cast_to_autocast_dtype(input, weight, bias)
     checks.require_floating("conv2d", input=input, weight=weight, bias=bias)
-    geometry = make_conv2d_geometry(input, weight, bias, stride, padding, dilation, groups, flip_kernel)
+    geometry = make_conv2d_geometry(
+        input, weight, bias, stride, padding, dilation, groups, flip_kernel, channels_last
+    )
     if input.dim() == 3:
         return conv2d_apply(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
     return conv2d_apply(input, weight, bias, geometry)

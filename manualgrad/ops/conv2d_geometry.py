@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from manualgrad.ops import checks
+from manualgrad.ops.tracers import as_constant
 from manualgrad.ops.windows import Windows
 
 
@@ -15,12 +16,14 @@ class Conv2dGeometry:
     """Arguments of a convolution that are not tensors.
 
     ``input_size`` is (H, W) without padding. ``flip_kernel`` True is a convolution, False a correlation.
+    ``channels_last`` is the memory format of results in PyTorch's layout: True or, for contiguous ones, False.
     """
 
     windows: Windows
     input_size: tuple[int, int]
     groups: int = 1
     flip_kernel: bool = True
+    channels_last: bool = True
 
 
 def make_conv2d_geometry(
@@ -32,6 +35,7 @@ def make_conv2d_geometry(
     dilation: int | tuple[int, int],
     groups: int,
     flip_kernel: bool,
+    channels_last: bool = True,
 ) -> Conv2dGeometry:
     """Check the arguments of :func:`manualgrad.functional.conv2d` and return their geometry.
 
@@ -46,7 +50,7 @@ def make_conv2d_geometry(
             f"conv2d: weight must have shape (out_channels, in_channels / groups, kH, kW), none of them 0, "
             f"got shape {tuple(weight.shape)}"
         )
-    out_channels, group_channels, *kernel_size = weight.shape
+    out_channels, group_channels, *kernel_size = map(as_constant, weight.shape)
     if not isinstance(flip_kernel, bool):
         raise TypeError(f"conv2d: flip_kernel must be True or False, got {flip_kernel!r}")
     groups = checks.as_integer("conv2d", "groups", groups, minimum=1)
@@ -74,7 +78,7 @@ def make_conv2d_geometry(
             f"conv2d: the kernel must fit into the padded input, got a kernel of {span[0]}x{span[1]} (dilation "
             f"included) on {padded[0]}x{padded[1]}"
         )
-    return Conv2dGeometry(windows, (height, width), groups, flip_kernel)
+    return Conv2dGeometry(windows, (height, width), groups, flip_kernel, channels_last)
 
 
 def as_padding(padding: int | tuple[int, int] | str, windows: Windows) -> tuple[int, int, int, int]:

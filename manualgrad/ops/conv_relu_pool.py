@@ -21,6 +21,7 @@ from manualgrad.ops.differentiable import autograd_inactive, differentiable, sav
 from manualgrad.ops.layout import as_non_view
 from manualgrad.ops.precision import cast_to_autocast_dtype
 from manualgrad.ops.relu_pool import relu_pool_backward_apply, relu_pool_jvp_apply
+from manualgrad.ops.tracers import traceable
 
 
 class ConvReLUPoolFunction(Function):
@@ -74,6 +75,7 @@ class ConvReLUPoolFunction(Function):
 conv_relu_pool_apply = differentiable(ConvReLUPoolFunction)
 
 
+@traceable
 def conv2d_relu_max_pool2d(
     input: Tensor,
     weight: Tensor,

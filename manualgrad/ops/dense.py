@@ -16,6 +16,7 @@ from torch import Tensor
 from manualgrad.ops import checks
 from manualgrad.ops.linear_maps import bilinear
 from manualgrad.ops.precision import cast_to_autocast_dtype
+from manualgrad.ops.tracers import traceable
 
 # ----------------------------------------------------------------------------------------------- formulas
 
@@ -54,6 +55,7 @@ dense_apply = bilinear(
 )
 
 
+@traceable
 def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Fully connected layer of equation (6), with the bias of (17); its derivatives are (7) and (8).
 

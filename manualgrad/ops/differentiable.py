@@ -16,6 +16,7 @@ from manualgrad._torch_compat import (
     BackwardContext,
     is_forward_mode_active,
     is_functorch_active,
+    jit_tracing_state,
     set_forward_mode_enabled,
 )
 
@@ -50,7 +51,7 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
 
     TorchDynamo refuses a Function with a ``jvp``, although a compiled graph runs in reverse mode only. While it
     traces, a subclass without ``jvp`` is applied. Where nothing will be differentiated, as in most backward passes,
-    only ``forward`` is called.
+    only ``forward`` is called. So it is while ``torch.jit.trace`` traces: its graphs cannot be saved with a Function.
     """
     forward: Callable[..., Any] = function.forward
     forward.__signature__ = PositionalSignature.from_callable(forward)  # type: ignore[attr-defined]
@@ -59,7 +60,7 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     )
 
     def apply(*args: Any) -> Any:
-        if autograd_inactive():
+        if autograd_inactive() or jit_tracing_state():
             return forward(*args)
         return (reverse_only if torch.compiler.is_compiling() else function).apply(*args)
 

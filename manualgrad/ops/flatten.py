@@ -18,6 +18,7 @@ from torch.autograd import Function
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.layout import from_nchw, to_nchw
+from manualgrad.ops.tracers import traceable
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ flatten_apply: Callable[[Tensor], Tensor] = differentiable(FlattenFunction)
 unflatten_apply: Callable[[Tensor, ImageSize], Tensor] = differentiable(UnflattenFunction)
 
 
+@traceable
 def flatten(input: Tensor) -> Tensor:
     """Each image as one vector, in the (row, column, channel) order of equation (5).
 

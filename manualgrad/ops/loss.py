@@ -15,6 +15,7 @@ from manualgrad.cpu.tensor_checks import supports_tensors
 from manualgrad.ops.precision import cast_to_float32_under_autocast
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_apply, cross_entropy_backward_apply
 from manualgrad.ops.targets import Reduction, target_distribution
+from manualgrad.ops.tracers import traceable
 
 
 class LabelCrossEntropyFunction(Function):
@@ -51,6 +52,7 @@ def _kernel_loss(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Te
     return loss
 
 
+@traceable
 def softmax_cross_entropy(
     input: Tensor,
     target: Tensor,

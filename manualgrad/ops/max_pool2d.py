@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from manualgrad._torch_compat import jit_tracing_state
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
-from manualgrad.ops.layout import as_non_view, from_nchw, to_nchw
+from manualgrad.ops.layout import as_non_view, from_nchw, in_memory_format, to_nchw
 from manualgrad.ops.linear_maps import linear_pair
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
 from manualgrad.ops.selection import compare, select
+from manualgrad.ops.tracers import traceable
 from manualgrad.ops.windows import crop, offset_view, pad
 
 # ----------------------------------------------------------------------------------------------- formulas
@@ -37,6 +39,8 @@ def max_pool2d_forward(x: Tensor, geometry: MaxPool2dGeometry) -> tuple[Tensor, 
     padding_value = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     padded = pad(x, windows, padding_value)
     maximum = offset_view(padded, windows, 0, 0, output_size)
+    if windows.kernel_size == (1, 1):
+        maximum = maximum.clone()  # the maximum of no others must not be a view of x
     pool_index = torch.zeros_like(maximum, dtype=geometry.index_dtype)
     image_mask = _image_mask(x, geometry)
     has_pixel = None if image_mask is None else offset_view(image_mask, windows, 0, 0, output_size)
@@ -51,24 +55,28 @@ def max_pool2d_forward(x: Tensor, geometry: MaxPool2dGeometry) -> tuple[Tensor, 
         maximum = torch.maximum(maximum, value)  # eq. (4)
         # indices increase, so the larger one is the later maximum
         pool_index = torch.maximum(pool_index, is_new_maximum.to(pool_index.dtype) * index)
-    return maximum.contiguous(), pool_index.contiguous()
+    return maximum, pool_index
 
 
 def _image_mask(x: Tensor, geometry: MaxPool2dGeometry) -> Tensor | None:
     """(1, H, W, 1) of the padded image, True where it is no padding; None without padding."""
     if not any(geometry.windows.padding):
         return None
-    return pad(x.new_ones(1, *x.shape[1:3], 1, dtype=torch.bool), geometry.windows, False)
+    return pad(x.new_ones(1, *x.shape[1:3], 1, dtype=torch.bool), geometry.windows, 0)
 
 
 def max_pool2d_backward(g: Tensor, pool_index: Tensor, geometry: MaxPool2dGeometry) -> Tensor:
     """P⁻¹(g): each g_ijk added to the place that its maximum came from. (N, C, H_out, W_out) to (N, C, H, W)."""
-    g, pool_index, windows = from_nchw(g), from_nchw(pool_index), geometry.windows
-    x = g.new_zeros(g.shape[0], *windows.padded_size(*geometry.input_size), g.shape[3])
+    (height, width), windows = geometry.windows.padded_size(*geometry.input_size), geometry.windows
+    if geometry.channels_last:
+        x = g.new_zeros(g.shape[0], height, width, g.shape[1])
+    else:
+        x = from_nchw(g.new_zeros(*g.shape[:2], height, width))
+    g, pool_index = from_nchw(g), from_nchw(pool_index)
     for index, (p, q) in enumerate(windows.offsets()):
         place = offset_view(x, windows, p, q, geometry.output_size)
         place.add_(select(compare(pool_index, "==", index), g))  # eq. (4)
-    return to_nchw(crop(x, windows).contiguous())
+    return in_memory_format(to_nchw(crop(x, windows)), geometry.channels_last)
 
 
 def max_pool2d_jvp(x: Tensor, pool_index: Tensor, geometry: MaxPool2dGeometry) -> Tensor:
@@ -78,7 +86,7 @@ def max_pool2d_jvp(x: Tensor, pool_index: Tensor, geometry: MaxPool2dGeometry) -
     picked = offset_view(padded, windows, 0, 0, geometry.output_size)
     for index, (p, q) in enumerate(windows.offsets()):
         picked = torch.where(pool_index == index, offset_view(padded, windows, p, q, geometry.output_size), picked)
-    return to_nchw(picked.contiguous())
+    return in_memory_format(to_nchw(picked), geometry.channels_last)
 
 
 def indices_in_image(pool_index: Tensor, geometry: MaxPool2dGeometry) -> Tensor:
@@ -104,7 +112,12 @@ class MaxPool2dFunction(Function):
     @staticmethod
     def forward(x: Tensor, geometry: MaxPool2dGeometry) -> tuple[Tensor, Tensor]:
         maximum, pool_index = max_pool2d_forward(from_nchw(x), geometry)
-        return as_non_view(to_nchw(maximum)), to_nchw(pool_index)
+        maximum, pool_index = (
+            in_memory_format(to_nchw(result), geometry.channels_last) for result in (maximum, pool_index)
+        )
+        if jit_tracing_state():  # P(x) = (∂P/∂x) x, whose derivative autograd computes as P⁻¹
+            maximum = max_pool2d_jvp(x, pool_index, geometry)
+        return as_non_view(maximum), pool_index
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -139,6 +152,8 @@ def max_pool2d(
     dilation: int | tuple[int, int] = 1,
     ceil_mode: bool = False,
     return_indices: Literal[False] = False,
+    *,
+    channels_last: bool = ...,
 ) -> Tensor: ...
 @overload
 def max_pool2d(
@@ -150,6 +165,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     *,
     return_indices: Literal[True],
+    channels_last: bool = ...,
 ) -> tuple[Tensor, Tensor]: ...
 @overload
 def max_pool2d(
@@ -160,7 +176,10 @@ def max_pool2d(
     dilation: int | tuple[int, int] = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    *,
+    channels_last: bool = ...,
 ) -> Tensor | tuple[Tensor, Tensor]: ...
+@traceable
 def max_pool2d(
     input: Tensor,
     kernel_size: int | tuple[int, int] = 2,
@@ -169,6 +188,8 @@ def max_pool2d(
     dilation: int | tuple[int, int] = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
+    *,
+    channels_last: bool = True,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Max-pooling of equation (4); its derivative is P⁻¹ of section 4.2.
 
@@ -182,10 +203,11 @@ def max_pool2d(
         dilation: distance between neighbouring pixels of a window.
         ceil_mode: True also takes windows that begin inside the image and end outside of it.
         return_indices: True also returns the places of the maxima.
+        channels_last: memory format of the results and of the gradient of the input: True, or False for contiguous.
 
     Returns:
-        (N, C, H_out, W_out) or (C, H_out, W_out), channels last in memory; with ``return_indices`` also an int64
-        tensor of the same shape: row · W + column of each maximum in its image.
+        (N, C, H_out, W_out) or (C, H_out, W_out); with ``return_indices`` also an int64 tensor of the same shape:
+        row · W + column of each maximum in its image.
 
     Raises:
         TypeError: a dtype without an order.
@@ -193,11 +215,14 @@ def max_pool2d(
     """
     checks.require_images("max_pool2d", input)
     checks.require_real("max_pool2d", input)
-    geometry = make_max_pool2d_geometry(tuple(input.shape), kernel_size, stride, padding, dilation, ceil_mode)
+    geometry = make_max_pool2d_geometry(
+        tuple(input.shape), kernel_size, stride, padding, dilation, ceil_mode, channels_last
+    )
     maximum, pool_index = max_pool2d_apply(input if input.dim() == 4 else input.unsqueeze(0), geometry)
     results = [maximum]
     if return_indices:
-        results.append(to_nchw(indices_in_image(from_nchw(pool_index), geometry)))
+        indices = to_nchw(indices_in_image(from_nchw(pool_index), geometry))
+        results.append(in_memory_format(indices, channels_last))
     if input.dim() == 3:
         results = [result.squeeze(0) for result in results]
     return (results[0], results[1]) if return_indices else results[0]

@@ -12,11 +12,15 @@ from manualgrad.ops.windows import Windows
 
 @dataclass(frozen=True)
 class MaxPool2dGeometry:
-    """Windows, (H, W) and (H_out, W_out) of a pooling. The windows' padding reaches as far as the last window."""
+    """Windows, (H, W) and (H_out, W_out) of a pooling. The windows' padding reaches as far as the last window.
+
+    ``channels_last`` is the memory format of results in PyTorch's layout: True or, for contiguous ones, False.
+    """
 
     windows: Windows
     input_size: tuple[int, int]
     output_size: tuple[int, int]
+    channels_last: bool = True
 
     @property
     def index_dtype(self) -> torch.dtype:
@@ -32,6 +36,7 @@ def make_max_pool2d_geometry(
     padding: int | tuple[int, int],
     dilation: int | tuple[int, int],
     ceil_mode: bool,
+    channels_last: bool = True,
 ) -> MaxPool2dGeometry:
     """Check the arguments of :func:`manualgrad.functional.max_pool2d` and return their geometry.
 
@@ -66,7 +71,7 @@ def make_max_pool2d_geometry(
             f"{dilations} and padding {paddings} on {height}x{width}"
         )
     windows = Windows(kernel, strides, (paddings[0], bottom, paddings[1], right), dilations)
-    return MaxPool2dGeometry(windows, (height, width), (out_height, out_width))
+    return MaxPool2dGeometry(windows, (height, width), (out_height, out_width), channels_last)
 
 
 def _windows_along(

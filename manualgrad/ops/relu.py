@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from manualgrad._torch_compat import jit_tracing_state
 from manualgrad.cpu import small_kernels
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.selection import select
+from manualgrad.ops.tracers import traceable
 
 # ----------------------------------------------------------------------------------------------- formulas
 
@@ -51,6 +53,8 @@ class ReLUFunction(Function):
 
     @staticmethod
     def forward(z: Tensor, subgradient: float) -> Tensor:
+        if jit_tracing_state():
+            return relu_backward(z, z, subgradient)  # R(z) = (∂R/∂z) z, whose derivative autograd computes as (10)
         return relu_forward(z)
 
     @staticmethod
@@ -106,6 +110,7 @@ relu_apply: Callable[[Tensor, float], Tensor] = differentiable(ReLUFunction)
 relu_backward_apply: Callable[[Tensor, Tensor, float], Tensor] = differentiable(ReLUBackwardFunction)
 
 
+@traceable
 def relu(input: Tensor, *, subgradient: float = 0.5) -> Tensor:
     """ReLU of equation (9); its derivative is (10).
 

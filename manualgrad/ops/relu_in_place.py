@@ -19,6 +19,7 @@ from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.relu import relu_apply, relu_backward_apply
+from manualgrad.ops.tracers import traceable
 
 
 class ReLUInPlaceFunction(Function):
@@ -42,6 +43,7 @@ class ReLUInPlaceFunction(Function):
 relu_in_place_apply: Callable[[Tensor], Tensor] = differentiable(ReLUInPlaceFunction)
 
 
+@traceable
 def relu_in_place(input: Tensor) -> Tensor:
     """ReLU of equation (9), written over ``input``, which is returned.
 

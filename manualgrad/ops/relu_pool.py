@@ -31,6 +31,7 @@ from manualgrad.ops.windows import offset_view
 def relu_pool_forward(z: Tensor, geometry: ConvReLUPoolGeometry) -> tuple[Tensor, Tensor]:
     """P(R(z)) and the pooling indices, both (N, H_out, W_out, C), from z (N, H, W, C)."""
     maximum, pool_index = max_pool2d_forward(z, geometry.pooling)  # eq. (4), of z: R does not change the order
+    maximum, pool_index = maximum.contiguous(), pool_index.contiguous()
     first = offset_view(z, geometry.pooling.windows, 0, 0, geometry.pooling.output_size)
     first_is_zero = compare(first, "==", 0).to(pool_index.dtype)
     not_positive = compare(maximum, "<=", 0).to(pool_index.dtype)

@@ -22,8 +22,10 @@ from torch.autograd import Function
 from manualgrad.cpu import small_kernels
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable, outer_forward_mode, save_for_derivatives, sum_present
+from manualgrad.ops.layout import as_contiguous
 from manualgrad.ops.precision import accumulation_dtype, cast_to_float32_under_autocast
 from manualgrad.ops.products import difference, product_apply
+from manualgrad.ops.tracers import traceable
 
 # ----------------------------------------------------------------------------------------------- formulas
 
@@ -39,7 +41,7 @@ def softmax_forward(z: Tensor, dim: int) -> Tensor:
 
 def softmax_backward(g: Tensor, s: Tensor, dim: int) -> Tensor:
     """B(g, S) = Σ_i g_i ∂S_i/∂z_j."""
-    return s * (g - _dot(g, s, dim))  # eq. (12)
+    return as_contiguous(s * (g - _dot(g, s, dim)))  # eq. (12)
 
 
 def softmax_backward_grad_s(v: Tensor, g: Tensor, s: Tensor, dim: int) -> Tensor:
@@ -126,6 +128,7 @@ softmax_apply: Callable[[Tensor, int], Tensor] = differentiable(SoftmaxFunction)
 softmax_backward_apply: Callable[[Tensor, Tensor, int], Tensor] = differentiable(SoftmaxBackwardFunction)
 
 
+@traceable
 def softmax(input: Tensor, dim: int = -1) -> Tensor:
     """Softmax of equation (11) along ``dim``; its derivative is (12).
 
@@ -136,7 +139,7 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:
         dim: the dimension along which the results sum to 1.
 
     Returns:
-        A tensor of the shape and dtype of input; under autocast float32, except on the CPU.
+        A contiguous tensor of the shape and dtype of input; under autocast float32, except on the CPU.
 
     Raises:
         TypeError: input is not real floating point.
@@ -148,4 +151,4 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:
         input = cast_to_float32_under_autocast(input)
     if input.numel() == 0:
         return input.clone()  # amax of no elements would raise
-    return softmax_apply(input.to(accumulation_dtype(input.dtype)), dim).to(input.dtype)
+    return softmax_apply(as_contiguous(input.to(accumulation_dtype(input.dtype))), dim).to(input.dtype)
