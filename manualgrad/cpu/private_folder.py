@@ -17,7 +17,7 @@ MAX_LINKS = 40  # symbolic links in a path, as in Linux
 
 
 class NotPrivateError(Exception):
-    """Another user can change the file or folder, or the file is not a regular one. The message says which and why."""
+    """Another user can change the file or folder, or the file is not a regular one. The message says why."""
 
 
 class PrivateFolder:

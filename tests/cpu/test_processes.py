@@ -134,7 +134,7 @@ def exit_code_of_fork(run: Callable[[], int]) -> int:
 
 @needs_kernels
 def test_a_signal_handler_may_fork_and_compute_during_a_compilation(monkeypatch):
-    """The handler interrupts the thread that compiles, which cannot wait for itself. In the handler formulas compute."""
+    """The handler interrupts the thread that compiles, which cannot wait for itself. There, formulas compute."""
     torch.set_num_threads(1)
     x, w = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)
     load_module = instruction_set.load_module
