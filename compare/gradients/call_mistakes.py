@@ -3,6 +3,7 @@ gradients, or several calls."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -50,8 +51,11 @@ def _find_call_mistakes(
             continue
         repeatable = {name for name in right if side_effects.get(name) != "not repeatable"}
         found = list(requested_gradients.find_dependence_on_requested_gradients(runner, first, repeatable))
-        tolerances = {name: row.tolerance for name, row in right.items() if row.tolerance == row.tolerance}
-        gradients = {name: tolerance for name, tolerance in tolerances.items() if name.startswith("gradient")}
+        gradients = {
+            name: right[name].tolerance
+            for name in repeatable
+            if name.startswith("gradient") and not math.isnan(right[name].tolerance)
+        }
         found += linearity.find_nonlinearity(runner, first, gradients)
         if not any(row.variant == second and row.status == REFUSED for row in rows):
             ours = run_variant(runner.case.ours, runner.oracles(first).inputs, first, runner.seed)

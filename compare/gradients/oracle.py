@@ -136,7 +136,8 @@ class Oracles:
         )
         if result.error is not None:
             error = f"{type(result.error).__name__}: {result.error}"
-            raise CaseError(f"{self.case.name}: native raises in float64: {error}") from result.error
+            name = "a convention" if function is not None else "native" if self.case.native else "the function"
+            raise CaseError(f"{self.case.name}: {name} raises in float64: {error}") from result.error
         outputs = [v for name, v in result.values.items() if name.startswith(OUTPUT) and v is not None]
         if not any(has_gradient(output) for output in outputs):
             raise CaseError(f"{self.case.name}: expected a floating-point tensor from native, got none")

@@ -105,7 +105,7 @@ def find_dependence_on_earlier_calls(
         native = runner.run_native(variant)
         try:
             results = calls()
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             if "second time" in str(error) or "call" in found:
                 continue  # a Function may free what it saved: that is a capability, and no wrong gradient
             found.add("call")

@@ -40,7 +40,7 @@ class RunResult:
     """
 
     values: dict[str, Tensor | None] = field(default_factory=dict)
-    error: BaseException | None = None
+    error: Exception | None = None
     rejected_gradients: dict[str, Tensor] = field(default_factory=dict)
     modified: tuple[str, ...] = ()
     in_place: bool = False
@@ -58,7 +58,7 @@ def run_variant(
 ) -> RunResult:
     """Run ``function`` forward and backward on ``inputs`` in the dtype and layouts of ``variant``.
 
-    An exception that ``function`` raises is part of the result, ``SystemExit`` too.
+    An exception that ``function`` raises is part of the result; SystemExit is not.
 
     Args:
         inputs: by name, in the order of the function's arguments; real and complex ones in double precision.
@@ -119,7 +119,7 @@ def _run(
             for (n, _), gradient, original in zip(numbered, incoming, original_incoming, strict=False)
             if not _equal(gradient, original)
         ]
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         return RunResult(values, error, rejected, tuple(modified), in_place)
     modified += [
         name

@@ -133,7 +133,8 @@ def _has_float32_errors(mismatch: Mismatch) -> bool:
 def _dtype_finding(mismatch: Mismatch, wrong: set[Variant], rows: Sequence[Row]) -> Finding:
     names = sorted({str(v.dtype).removeprefix("torch.") for v in wrong})
     if not mismatch.message:
-        for finding in () if mismatch.has_complex_numbers else find_special_values(mismatch):
+        is_real_and_finite = not mismatch.has_complex_numbers and bool(mismatch.ours.isfinite().all())
+        for finding in find_special_values(mismatch) if is_real_and_finite else ():
             if finding.kind == "only at bounds":
                 return replace(finding, evidence=f"in {mismatch.variant}: {finding.evidence}")
     row = next(r for r in rows if r.quantity == mismatch.quantity and r.variant == mismatch.variant)
