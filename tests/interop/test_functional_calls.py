@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import manualgrad as mg
-from manualgrad.interop import operations
+from manualgrad.interop import layers, operations
 from tests.interop.test_from_torch import CLOSE, run, seeded
 from tests.ops.test_purity import OperatorRecorder
 
@@ -226,7 +226,7 @@ def test_a_forward_that_a_trace_would_change_is_refused_or_listed(kind: type[Net
     ours, report = mg.from_torch(native, functional=True, report=True)
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert [m.training for m in ours.modules()] == before[2]
-    assert type(ours[0]) is kind and isinstance(ours[0].conv1, mg.nn.Conv2d), (
+    assert type(ours[0]) is kind and isinstance(ours[0].conv1, layers.Conv2d), (
         "its layers must be replaced nevertheless"
     )
     assert vars(ours[0]).get("calls", 0) == 0 and not getattr(ours[0], "inputs", ())
