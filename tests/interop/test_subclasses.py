@@ -27,12 +27,12 @@ class Features(nn.Module):
         self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 8, 3), nn.ReLU())
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        found = []
+        outputs = []
         for layer in self.net:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                found.append(x)
-        return found
+                outputs.append(x)
+        return outputs
 
 
 class Indices(nn.Module):
@@ -164,8 +164,7 @@ def test_outputs_and_gradients_have_natives_strides(shape: tuple[int, ...]) -> N
             for function in (native, ours):
                 leaf = x.detach().requires_grad_()
                 y = function(leaf, *options)
-                grads = [torch.ones(()).expand(y.shape), torch.randn(y.shape)]
-                grads.append(grads[1].to(memory_format=torch.channels_last))
+                grads = (torch.ones(()).expand(y.shape), torch.randn(y.shape).to(memory_format=torch.channels_last))
                 grads_x = [torch.autograd.grad(y, leaf, g, retain_graph=True)[0] for g in grads]
                 strides.append([y.stride(), *(g.stride() for g in grads_x)])
             assert strides[0] == strides[1], f"{name}, {layout}"

@@ -17,7 +17,7 @@ CLOSE = {"rtol": 0, "atol": 1e-12}  # for float64 values of about 1, whose terms
 
 
 class SqueezeExcite(nn.Module):
-    """All layers of ours, with in-place changes of results of 1x1 and of one channel."""
+    """A network of each layer of ours, with in-place changes of results of 1x1 and of one channel."""
 
     def __init__(self) -> None:
         super().__init__()
