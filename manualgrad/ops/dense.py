@@ -92,7 +92,7 @@ def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"dense: bias must have shape {tuple(weight.shape[:-1])}, got {tuple(bias.shape)}")
     shape = input.shape[:-1] + weight.shape[:-1]
     if input.dim() != 2:
-        input = input.reshape(input.shape[:-1].numel(), input.shape[-1])
+        input = input.flatten(0, -2) if input.dim() > 2 else input.unsqueeze(0)
     if weight.dim() == 1:
         weight, bias = weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
     output = dense_apply(input, weight, bias)
