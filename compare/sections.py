@@ -37,7 +37,7 @@ class Table:
 
     def __post_init__(self) -> None:
         _make_printable(self, "title", "note", "columns")
-        object.__setattr__(self, "rows", [[_printable_cell(cell) for cell in row] for row in self.rows])
+        object.__setattr__(self, "rows", [tuple(_printable_cell(cell) for cell in row) for row in self.rows])
 
 
 @dataclass(frozen=True)

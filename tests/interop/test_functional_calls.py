@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import manualgrad as mg
-from manualgrad.interop import layers, operations
+from manualgrad.interop import operations
 from tests.interop.test_from_torch import CLOSE, run, seeded
 from tests.ops.test_purity import OperatorRecorder
 
