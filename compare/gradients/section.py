@@ -41,7 +41,7 @@ def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] =
     Args:
         failures: the cases that could not be compared.
     """
-    compared = [row for c in comparisons for row in c.rows if row.status != REFUSED]
+    compared = [row for c in comparisons for row in c.rows if row.is_compared]
     refused = sum(row.status == REFUSED for c in comparisons for row in c.rows)
     counts = {status: sum(row.status == status for row in compared) for status in (EQUAL, CLOSE, EXPLAINED, WRONG)}
     text = [
@@ -51,11 +51,21 @@ def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] =
         f"tolerance, {counts[EXPLAINED]:,} differ only where a convention allows it, "
         f"and {counts[WRONG]:,} are wrong.",
         "The tolerance of an element is twice native's largest error in the same dtype, plus the change of the "
-        "expected value when the inputs change by a few rounding errors, plus 2 ulp. Cases are also run on inputs "
-        "rounded to whole numbers, which have exact zeros and ties.",
+        "expected value when the inputs change by a few rounding errors, plus 2 ulp; at a kink that rounding may "
+        "cross, it is the jump there, of this element alone. Cases are also run on inputs rounded to whole numbers, "
+        "which have exact zeros and ties; with other incoming gradients; with only some inputs that require a "
+        "gradient; and in several calls, before and between each other.",
     ]
+    if without := [c.case.name for c in comparisons if c.case.native is None]:
+        text.append(
+            f"Without a native function: {', '.join(without)}. There the forward is unchecked, and the expected "
+            "gradients are finite differences of the function itself in float64."
+        )
     if refused:
-        text.append(f"{refused} runs are left out because native PyTorch raises in them.")
+        text.append(
+            f"{refused} runs are left out because native PyTorch raises in them, or has no complex numbers of that "
+            "precision; the report has the reasons."
+        )
     parts: list[Table | Picture] = failure_tables(failures)
     if findings := _findings(comparisons):
         parts.append(findings)
@@ -63,6 +73,7 @@ def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] =
     if explained := _explained(comparisons):
         parts.append(explained)
     parts += _errors(comparisons)
+    parts += _unchecked(comparisons)
     parts.append(_census(comparisons))
     parts += _heat_maps(comparisons)
     sentences = [
@@ -84,7 +95,7 @@ def _findings(comparisons: Sequence[Comparison]) -> Table | None:
 def _cases(comparisons: Sequence[Comparison]) -> Table:
     rows = []
     for c in comparisons:
-        compared = [row for row in c.rows if row.status != REFUSED]
+        compared = [row for row in c.rows if row.is_compared]
         counts = [sum(row.status == status for row in compared) for status in (EQUAL, CLOSE, EXPLAINED, WRONG)]
         measured = [row for row in compared if row.tolerance_used == row.tolerance_used]  # not NaN: has numbers
         worst = max(measured, key=lambda row: row.tolerance_used, default=None)
@@ -131,6 +142,11 @@ def _explained(comparisons: Sequence[Comparison]) -> Table | None:
     rows = [(c.case.name, name, count) for c in comparisons for name, count in c.explained().items()]
     note = "Elements that differ from native and follow the convention, over all variants of the case."
     return Table("Explained by a convention", ("case", "convention", "elements"), rows, note) if rows else None
+
+
+def _unchecked(comparisons: Sequence[Comparison]) -> list[Table]:
+    rows = [(c.case.name, sentence) for c in comparisons for sentence in c.unchecked()]
+    return [Table("Not compared, and elements at kinks", ("case", ""), rows, detail=True)] if rows else []
 
 
 def _census(comparisons: Sequence[Comparison]) -> Table:

@@ -44,6 +44,6 @@ def got_and_expected(index: Sequence[int], ours: float, oracle: float) -> str:
 
 def format_number(value: float) -> str:
     """A number as a person writes it: -1, 2, 0.3333, and 1 + 1e-06 instead of 1.000001."""
-    if 1e-12 < abs(value - 1) < 1e-3:
+    if 1e-12 < abs(value - 1) < 1e-5:
         return f"1 {'+' if value > 1 else '-'} {abs(value - 1):.2g}"
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.6g}"
