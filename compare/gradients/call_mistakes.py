@@ -50,18 +50,18 @@ def _find_call_mistakes(
         if not right or any(row.quantity == "backward" for row in rows if row.variant == first):
             continue
         repeatable = {name for name in right if side_effects.get(name) != "not repeatable"}
-        found = list(requested_gradients.find_dependence_on_requested_gradients(runner, first, repeatable))
+        results = list(requested_gradients.find_dependence_on_requested_gradients(runner, first, repeatable))
         gradients = {
             name: right[name].tolerance
             for name in repeatable
             if name.startswith("gradient") and not math.isnan(right[name].tolerance)
         }
-        found += linearity.find_nonlinearity(runner, first, gradients)
+        results += linearity.find_nonlinearity(runner, first, gradients)
         if not any(row.variant == second and row.status == REFUSED for row in rows):
             ours = run_variant(runner.case.ours, runner.oracles(first).inputs, first, runner.seed)
-            found += repeated_calls.find_dependence_on_earlier_calls(
+            results += repeated_calls.find_dependence_on_earlier_calls(
                 runner, first, second, repeatable, in_place=ours.in_place
             )
-        for finding in found:
+        for finding in results:
             findings.setdefault(finding.quantity, finding)
     return list(findings.values())

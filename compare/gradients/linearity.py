@@ -29,7 +29,7 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
         tolerances: tolerance of each gradient that is right in ``variant``, by quantity.
     """
     oracle = runner.oracles(variant)
-    found: set[str] = set()
+    reported: set[str] = set()
     outputs = [oracle.values[output_name(n)] for n in range(len(oracle.values)) if output_name(n) in oracle.values]
     for description, incoming, scale in _incoming_gradients(variant, runner.seed, len(outputs)):
         ours = run_variant(runner.case.ours, oracle.inputs, variant, runner.seed, incoming)
@@ -38,8 +38,8 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
         except CaseError:  # native accepts no such incoming gradient
             continue
         if ours.error is not None:
-            if OUTPUT not in found:
-                found.add(OUTPUT)
+            if OUTPUT not in reported:
+                reported.add(OUTPUT)
                 message = f"{type(ours.error).__name__}: {ours.error}"
                 yield Finding(KIND, "backward", f"an exception is raised for {description}", message)
             continue
@@ -47,7 +47,7 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
         if runner.case.native is not None:
             native = run_variant(runner.case.native, oracle.inputs, variant, runner.seed, incoming).values
         for quantity, tolerance in tolerances.items():
-            if quantity in found:
+            if quantity in reported:
                 continue
             got, wanted, other = (r.get(quantity) for r in (ours.values, expected, native))
             if wanted is None or other is None:
@@ -64,7 +64,7 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
                 comparable &= ~jumps
             wrong = comparable & ~((got - wanted).abs() <= limit)
             if wrong.any():
-                found.add(quantity)
+                reported.add(quantity)
                 index = tuple(torch.nonzero(wrong)[0].tolist())
                 evidence = f"at {list(index)}: got {float(got[index]):.6g}, expected {float(wanted[index]):.6g}"
                 yield Finding(KIND, quantity, f"is wrong for {description}", evidence)

@@ -86,7 +86,7 @@ def find_dependence_on_earlier_calls(
         right: quantities that are right in ``first``.
         in_place: the function changes its arguments in place and declares it, so it gets clones of the leaves.
     """
-    found: set[str] = set()
+    reported: set[str] = set()
     for situation, variant, calls in (
         (
             "if another forward comes before backward",
@@ -106,22 +106,22 @@ def find_dependence_on_earlier_calls(
         try:
             results = calls()
         except Exception as error:
-            if "second time" in str(error) or "call" in found:
+            if "second time" in str(error) or "call" in reported:
                 continue  # a Function may free what it saved: that is a capability, and no wrong gradient
-            found.add("call")
+            reported.add("call")
             yield Finding(KIND, "backward", f"an exception is raised {situation}", f"{type(error).__name__}: {error}")
             continue
         for result in results:
-            names = [name for name in native.values if name in right - found]
+            names = [name for name in native.values if name in right - reported]
             for judgement in runner.judge(variant, RunResult(result.values), native, names):
                 if judgement.mismatch is not None:
                     row = judgement.row
-                    found.add(row.quantity)
+                    reported.add(row.quantity)
                     numbers = f"at {list(row.index)}: got {row.ours_value:.6g}, expected {row.oracle_value:.6g}"
                     yield Finding(KIND, row.quantity, f"is wrong {situation}", row.message or numbers)
             for name in result.overwritten():
-                if name in right - found:
-                    found.add(name)
+                if name in right - reported:
+                    reported.add(name)
                     yield Finding(
                         KIND, name, "is overwritten by a later call", "it shares its memory with the next one"
                     )

@@ -23,26 +23,24 @@ def find_dependence_on_requested_gradients(
         right: quantities that are right in ``variant`` if all inputs require a gradient.
     """
     inputs = runner.oracles(variant).inputs
-    found: set[str] = set()
+    reported: set[str] = set()
     for names in _subsets(runner.input_names):
+        native = runner.run_native(variant, names)
+        if native.error is not None:
+            continue
+        situation = "no input wants a gradient"
+        if names:
+            situation = f"only {join_words(names)} {'want' if len(names) > 1 else 'wants'} one"
         ours = run_variant(runner.case.ours, inputs, variant, runner.seed, requires_grad=names)
-        judgements, native = [], None
-        if ours.error is None:
-            native = runner.run_native(variant, names)
-            judgements = _judge(runner, variant, ours, native, names, right - found)
-        elif found.isdisjoint({OUTPUT}):
-            native = runner.run_native(variant, names)
-        if native is None or native.error is not None:
-            continue  # native raises too
-        situation = f"only {join_words(list(names))} {'want' if len(names) > 1 else 'wants'} one" if names else ""
-        situation = situation or "no input wants a gradient"
         if ours.error is not None:
-            found.add(OUTPUT)
-            message = f"{type(ours.error).__name__}: {ours.error}"
-            yield Finding(KIND, OUTPUT, f"an exception is raised where {situation}", message)
-        for judgement in judgements:
+            if OUTPUT not in reported:
+                reported.add(OUTPUT)
+                message = f"{type(ours.error).__name__}: {ours.error}"
+                yield Finding(KIND, OUTPUT, f"an exception is raised where {situation}", message)
+            continue
+        for judgement in _judge(runner, variant, ours, native, names, right - reported):
             quantity = judgement.row.quantity
-            found.add(quantity)
+            reported.add(quantity)
             missing = judgement.row.message == NO_GRADIENT
             statement = f"None where {situation}" if missing else f"is wrong where {situation}"
             yield Finding(KIND, quantity, statement, "" if missing else _evidence(judgement))
