@@ -21,6 +21,7 @@ from compare.native_functions import relu as native_relu
 from tests.compare.gallery import WRONG
 from tests.compare.gallery.planted_faults import gradcheck_accepts, planted_faults
 from tests.compare.gallery.right import right_cases
+from tests.compare.gallery.wrong_function import hand_written, randn
 
 # Found, but not named: no pattern describes a term that is missing inside an attention's softmax.
 FOUND_BUT_NOT_NAMED = {"attention: sum over the row not subtracted in softmax"}
@@ -245,6 +246,47 @@ def test_tolerances_are_tight_in_float64(factor):
 
     case = compare.Case("slightly off", SlightlyOff.apply, torch.clone, lambda: torch.randn(5, 4))
     assert not compare.compare(case, dtypes=[torch.float64]).ok
+
+
+FORMULAS = {
+    "square": (torch.square, lambda g, x: 2 * g * x, randn(x=(6, 8))),
+    "relu": (torch.relu, lambda g, x: g * (x > 0), randn(x=(6, 8))),
+    "matrix product": (torch.matmul, lambda g, x, w: (g @ w.mT, x.mT @ g), randn(x=(6, 8), w=(8, 4))),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_factor_of_a_few_units_in_the_last_place_is_found(name, dtype):
+    forward, backward, make_inputs = FORMULAS[name]
+    factor = 1 + 8 * torch.finfo(dtype).eps
+
+    def scaled(*tensors):
+        gradients = backward(*tensors)
+        return tuple(factor * g for g in gradients) if isinstance(gradients, tuple) else factor * gradients
+
+    for formula, is_right in ((backward, True), (scaled, False)):
+        case = compare.Case(name, hand_written(forward, formula), forward, make_inputs)
+        assert compare.compare(case, dtypes=[dtype]).ok == is_right
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_one_wrong_element_of_ten_thousand_is_found(dtype):
+    def backward(g, x):
+        gradient = 2 * g * x
+        gradient[37, 41] *= 1.1
+        return gradient
+
+    def make_inputs():
+        x = torch.randn(100, 100)
+        x[37, 41] = 3.0
+        return {"x": x}
+
+    case = compare.Case("square", hand_written(torch.square, backward), torch.square, make_inputs)
+    (finding,) = compare.compare(case, dtypes=[dtype]).findings
+    assert finding.quantity == "gradient of x"
+    if dtype in (torch.float64, torch.float32):  # in half types the error is a few times the tolerance
+        assert finding.kind == "few elements" and "[37, 41]" in finding.evidence
 
 
 def test_conventions_explain_their_elements_and_no_others():
