@@ -87,7 +87,7 @@ class Case:
                 inputs, parameters = tensors[: -len(keys)] if keys else tensors, tensors[len(tensors) - len(keys) :]
                 example = next((t for t in tensors if t.is_floating_point()), None)
                 buffers = {key: _cast_buffer(buffer, example) for key, buffer in module.named_buffers()}
-                with torch.random.fork_rng(devices=[]):
+                with torch.random.fork_rng(devices=random_devices()):
                     torch.manual_seed(0)
                     return functional_call(module, dict(zip(keys, parameters, strict=True)) | buffers, inputs)
 
@@ -102,7 +102,7 @@ class Case:
         Raises:
             CaseError: ``make_inputs`` raises, or returns something else than tensors.
         """
-        with torch.random.fork_rng(devices=[]), errors_name_the_case(self.name):
+        with torch.random.fork_rng(devices=random_devices()), errors_name_the_case(self.name):
             torch.manual_seed(INPUT_STREAM + seed)
             drawn = self.make_inputs()
             try:
@@ -111,6 +111,11 @@ class Case:
                 location = definition_of(self.make_inputs)
                 raise CaseError(f"{self.name}: {error}" + (f" ({location})" if location else "")) from error
         return {key: tensor.detach() for key, tensor in inputs.items()}
+
+
+def random_devices() -> list[int]:
+    """CUDA devices whose random states ``torch.manual_seed`` sets: those in use."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def name_inputs(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor]:
@@ -151,7 +156,7 @@ def _type_name(value: Any) -> str:
 
 
 def _cast_buffer(buffer: Tensor, example: Tensor | None) -> Tensor:
-    """Copy a buffer; a floating-point one gets the dtype and device of ``example``."""
-    if example is None or not buffer.is_floating_point():
+    """Copy a buffer to the device of ``example``; a floating-point one gets its dtype too."""
+    if example is None:
         return buffer.clone()
-    return buffer.to(example, copy=True)
+    return buffer.to(example, copy=True) if buffer.is_floating_point() else buffer.to(example.device, copy=True)

@@ -52,7 +52,7 @@ def run_comparisons(options: argparse.Namespace, command: list[str]) -> int:
     requested = COMPARISONS if options.comparison == "all" else (options.comparison,)
     if problem := find_option_conflict(options, requested):
         raise UsageError(problem)
-    auto_device = "cuda" if torch.cuda.is_available() and not options.model else "cpu"
+    auto_device = "cuda" if torch.cuda.is_available() else "cpu"
     options.device = options.device.replace("auto", auto_device)
     case_run = CaseRun.from_options(options)
     model_names = torchvision_models.parse_model_names(options.model)
@@ -103,7 +103,7 @@ def gradient_section(case_run: CaseRun, bar: Any) -> Section:
 
 def model_section(options: argparse.Namespace, names: list[str], bar: Any) -> Section:
     size = options.size or (64 if options.quick else 224)
-    model_options = torchvision_models.ModelOptions(size, options.batch or 2, options.functional)
+    model_options = torchvision_models.ModelOptions(size, options.batch or 2, options.functional, options.device)
     return format_models(compare_models(names, model_options, range(options.seeds), bar))
 
 

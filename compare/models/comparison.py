@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import manualgrad as mg
+from compare.case import random_devices
 from compare.models.gradient_errors import Float32Errors, SeedErrors, measure_errors
 from compare.models.torchvision_models import (
     ModelOptions,
@@ -134,7 +135,7 @@ def compare_models(
     Raises:
         CaseError: a model does not run on such images; raised before any model is measured.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=random_devices()):
         parameters = {name: parameters_in_forward_order(name, options) for name in names}
         progress.total = len(names) * (len(seeds) + 1)
         return [_compare_model(name, options, parameters[name], seeds, progress) for name in names]
@@ -151,7 +152,7 @@ def _compare_model(
     progress.set_description_str(f"{name}: training step")
     step = benchmark_training_step(name, options)
     progress.update()
-    conversion = convert_model(make_native_model(name, 0), options)[1]
+    conversion = convert_model(make_native_model(name, 0, options), options)[1]
     return ModelComparison(name, options, parameters, conversion, seed_errors, step)
 
 

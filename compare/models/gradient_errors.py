@@ -70,7 +70,7 @@ class SeedErrors:
 
 def measure_errors(name: str, seed: int, options: ModelOptions) -> SeedErrors:
     """Run both models on one random batch, in float32 and float64."""
-    native = make_native_model(name, seed)
+    native = make_native_model(name, seed, options)
     batch = random_batch(options, seed)
     ours, _ = convert_model(native, options)
     our_loss, native_loss = mg.nn.SoftmaxCrossEntropyLoss(), nn.CrossEntropyLoss()

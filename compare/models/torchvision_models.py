@@ -26,11 +26,13 @@ class ModelOptions:
         size: height and width of the images.
         batch: number of images in a batch.
         functional: also convert functional calls in a model's forward.
+        device: device of models and images.
     """
 
     size: int = 224
     batch: int = 2
     functional: bool = False
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,12 @@ def parse_model_names(arguments: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def make_native_model(name: str, seed: int) -> nn.Module:
-    """Build torchvision's model with random weights, in training mode."""
+def make_native_model(name: str, seed: int, options: ModelOptions) -> nn.Module:
+    """Build torchvision's model with random weights, in training mode, on the options' device."""
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about the weight initialization of the two inceptions
-        return torchvision.models.get_model(name, weights=None).train()
+        return torchvision.models.get_model(name, weights=None).train().to(options.device)
 
 
 def convert_model(native: nn.Module, options: ModelOptions) -> tuple[nn.Module, mg.interop.Report]:
@@ -85,7 +87,8 @@ def convert_model(native: nn.Module, options: ModelOptions) -> tuple[nn.Module, 
 def random_batch(options: ModelOptions, dropout_seed: int) -> Batch:
     """Draw a batch from the present random state: call it right after the model's weights were drawn."""
     images = torch.randn(options.batch, 3, options.size, options.size)
-    return Batch(images, torch.randint(CLASSES, (options.batch,)), dropout_seed)
+    labels = torch.randint(CLASSES, (options.batch,))
+    return Batch(images.to(options.device), labels.to(options.device), dropout_seed)
 
 
 def compute_loss(model: nn.Module, loss: nn.Module, batch: Batch) -> Tensor:
@@ -101,7 +104,7 @@ def parameters_in_forward_order(name: str, options: ModelOptions) -> list[str]:
     Raises:
         CaseError: torchvision's model does not accept such images.
     """
-    native = make_native_model(name, 0)
+    native = make_native_model(name, 0, options)
     call_order: dict[str, int] = {}
 
     def recorder(layer_name: str) -> Callable[..., None]:

@@ -40,7 +40,7 @@ class StepBenchmark:
 
 def benchmark_training_step(name: str, options: models.ModelOptions, rounds: int = ROUNDS) -> StepBenchmark:
     """Time ``rounds`` steps of each model in turn, after one warm-up step of each; then measure peak memory."""
-    native = models.make_native_model(name, 0)
+    native = models.make_native_model(name, 0, options)
     batch = models.random_batch(options, 0)
     ours, _ = models.convert_model(native, options)
     steps = (
@@ -50,14 +50,22 @@ def benchmark_training_step(name: str, options: models.ModelOptions, rounds: int
     seconds: tuple[list[float], list[float]] = ([], [])
     for round_number in range(rounds + 1):
         for step, times in zip(steps, seconds, strict=True):
+            synchronize(options.device)
             start = time.perf_counter()
             step()
+            synchronize(options.device)
             if round_number:  # round 0 is the warm-up
                 times.append(time.perf_counter() - start)
     ratios = [a / b for a, b in zip(*seconds, strict=True)]
-    peaks = [peak_memory(step, steps=3) for step in steps]
+    peaks = [peak_memory(step, steps=3, device=options.device) for step in steps]
     medians = [statistics.median(values) for values in (*seconds, ratios)]
     return StepBenchmark(*medians, *peaks, torch.get_num_threads())
+
+
+def synchronize(device: str) -> None:
+    """Wait for the work of all streams of a CUDA device; work on the CPU is complete already."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def make_sgd_step(model: nn.Module, loss: nn.Module, batch: models.Batch) -> Callable[[], None]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from compare.case import random_devices
 from compare.native_network import from_native, native_twin
 from compare.speed import correctness
 from manualgrad import DocumentCNN, backprop, kernels
@@ -40,7 +41,7 @@ class Network:
 
     def make_model(self, subgradient: float = 0.5) -> DocumentCNN:
         """Build the model, with the same weights at every call."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=random_devices()):
             torch.manual_seed(0)
             return DocumentCNN(channels=self.channels, subgradient=subgradient)
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compare.case import random_devices
 from compare.native_network import from_native, native_twin
 from compare.training.checks import (
     FLOAT64_STEPS,
@@ -93,7 +94,10 @@ def compare_training(
     if progress is not None:
         progress.total = len(settings.seeds) * (len(networks) * settings.steps + 3 * trainer.num_first_steps)
     # With TF32, native's convolutions would be a thousand times less exact than with float32.
-    with torch.random.fork_rng(devices=[]), torch.backends.cudnn.flags(True, deterministic=True, allow_tf32=False):
+    with (
+        torch.random.fork_rng(devices=random_devices()),
+        torch.backends.cudnn.flags(True, deterministic=True, allow_tf32=False),
+    ):
         for seed in settings.seeds:
             trainer.compare_first_steps(seed)
             for network, subgradient in networks:

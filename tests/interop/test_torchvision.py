@@ -237,7 +237,9 @@ def test_parameters_are_listed_in_forward_order(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_seed_determines_the_weights() -> None:
-    first, again, other = (make_native_model("squeezenet1_1", seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (
+        make_native_model("squeezenet1_1", seed, ModelOptions()).state_dict() for seed in (0, 0, 1)
+    )
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
