@@ -1,7 +1,7 @@
 """Compare hand-written gradients with PyTorch's own. The report goes to the terminal, and to HTML, Markdown and JSON.
 
 python -m compare all --data-dir DIR           # gradients, training, speed, capabilities
-python -m compare all --quick                  # a first look, in less than a minute
+python -m compare all --quick                  # a first look, in a minute or two
 python -m compare gradients --cases my_file.py # your own Function: see docs/write-your-own.md
 python -m compare gradients --model torchvision:resnet18  # a whole model: see docs/any-model.md
 

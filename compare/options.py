@@ -49,7 +49,7 @@ def parse_arguments(argv: list[str] | None, description: str | None, prog: str) 
     )
     add = parser.add_argument
     add("comparison", choices=(*COMPARISONS, "all"), help="what to compare; all runs the four in turn")
-    add("--quick", action="store_true", help="fewer cases, seeds and sizes; all takes less than a minute")
+    add("--quick", action="store_true", help="fewer cases, seeds and sizes; all takes a minute or two")
     add("--cases", metavar="MODULE", help="compare your own compare.Cases: a module, or a .py file")
     add("--isolate", action="store_true",
         help="run each case in a process of its own, for cases that hang or end the interpreter")  # fmt: skip

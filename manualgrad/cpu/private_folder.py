@@ -92,7 +92,10 @@ def _open_folder(path: Path) -> int:
     try:
         while names:
             name = names.pop()
-            child = _open_child(folder, name)
+            try:
+                child = _open_child(folder, name)
+            except OSError as error:  # its own path is relative to the folder
+                raise OSError(error.errno, os.strerror(error.errno or 0), str(here / name)) from error
             try:
                 status, there = os.fstat(child), here / name
                 if stat.S_ISLNK(status.st_mode):

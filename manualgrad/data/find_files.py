@@ -14,7 +14,7 @@ MAX_LISTED = 10  # entries of a folder that a message names
 def find_files(source: Source, data_dir: Path) -> list[Path] | None:
     """Return the paths of training images, training labels, test images and test labels; None if there is none.
 
-    The files are in torchvision's folder below `data_dir`, such as MNIST/raw, or in `data_dir` itself. A file has
+    The files are in torchvision's folder below `data_dir`, MNIST/raw or raw, or in `data_dir` itself. A file has
     torchvision's name, such as train-images-idx3-ubyte, or Kaggle's, train-images.idx3-ubyte. It may be packed by
     gzip, with ".gz" at the end of its name; the unpacked file is used if both exist.
 
@@ -24,7 +24,7 @@ def find_files(source: Source, data_dir: Path) -> list[Path] | None:
     """
     if data_dir.is_file():
         raise DataError(f"{data_dir}: expected a folder for the data, got a file")
-    for folder in (source.raw_folder(data_dir), data_dir):
+    for folder in (source.raw_folder(data_dir), data_dir / "raw", data_dir):
         names = _list(folder)
         paths = [_find(folder, name, names) for name in source.files]
         missing = [str(folder / name) for name, path in zip(source.files, paths, strict=True) if path is None]

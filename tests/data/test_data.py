@@ -420,7 +420,7 @@ def test_files_under_other_names_and_in_a_flat_folder_are_used(tmp_path, files, 
     for name in FILES:  # Kaggle has a folder of this name beside each file
         if name not in files:
             (tmp_path / folder / name).mkdir()
-    for data_dir in (tmp_path, tmp_path / folder):
+    for data_dir in (tmp_path, tmp_path / folder, tmp_path / folder.partition("/")[0]):
         data = load("fashion-mnist", data_dir, announce=pytest.fail)
         assert np.array_equal(data.train.images.numpy(), IMAGES[:, None])
         assert np.array_equal(data.test.labels.numpy(), digits(20, 2)[1])
