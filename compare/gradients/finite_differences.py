@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compare.gradients.extrapolation import EPS, Extrapolation, Outputs
 
-MAX_ELEMENTS = 2000  # of all inputs together; of larger inputs, this many elements are drawn at random
+MAX_ELEMENTS = 500  # of all inputs together; of larger inputs, this many elements are drawn at random
 SMALL_ERROR = 1e-9  # relative to the largest element until then
 # The noise of the outputs is measured at inputs scaled by 1 + kδ: zeros and ties stay, and no kink at the inputs is
 # crossed. Along such a line the fifth difference of a smooth function is 0, that of rounding errors is not (Hamming;

@@ -11,6 +11,7 @@ from compare.case import CaseError
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.numbers import as_real
+from compare.gradients.oracle import Values
 from compare.gradients.run_variant import OUTPUT, output_name, run_variant
 from compare.gradients.variants import SECOND_DRAW, Variant, incoming_gradient
 
@@ -31,12 +32,13 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
     oracle = runner.oracles(variant)
     reported: set[str] = set()
     outputs = [oracle.values[output_name(n)] for n in range(len(oracle.values)) if output_name(n) in oracle.values]
-    for description, incoming, scale in _incoming_gradients(variant, runner.seed, len(outputs)):
+    for description, incoming, factor in _incoming_gradients(variant, runner.seed, len(outputs)):
         ours = run_variant(runner.case.ours, oracle.inputs, variant, runner.seed, incoming)
         try:
-            expected, errors = runner.oracles.rerun(variant, incoming)
+            expected, errors = _expected(runner, variant, incoming, factor)
         except CaseError:  # native accepts no such incoming gradient
             continue
+        scale = 2.0 if factor is None else abs(factor) or 1.0
         if ours.error is not None:
             if OUTPUT not in reported:
                 reported.add(OUTPUT)
@@ -70,6 +72,19 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
                 yield Finding(KIND, quantity, f"is wrong for {description}", evidence)
 
 
+def _expected(
+    runner: CaseRunner, variant: Variant, incoming: Incoming, factor: float | None
+) -> tuple[Values, dict[str, Tensor]]:
+    """Values for another incoming gradient, and bounds on their errors; multiples of finite differences are known."""
+    oracle = runner.oracles(variant)
+    if runner.case.native is not None or factor is None:
+        return runner.oracles.rerun(variant, incoming)
+    multiples = {name: None if value is None else factor * value for name, value in oracle.values.items()}
+    return multiples, {
+        name: torch.where(error.isinf(), error, abs(factor) * error) for name, error in oracle.errors.items()
+    }
+
+
 def find_nonlinear_mistake(runner: CaseRunner, finding: Finding) -> Finding:
     """Return ``finding``, of a gradient that is wrong without a pattern, or one that says it is not linear."""
     variant, quantity = runner.plain, finding.quantity
@@ -93,8 +108,10 @@ def find_nonlinear_mistake(runner: CaseRunner, finding: Finding) -> Finding:
     return Finding(KIND, quantity, statement, f"{finding.statement}; {finding.evidence}")
 
 
-def _incoming_gradients(variant: Variant, seed: int, num_outputs: int) -> Iterator[tuple[str, Incoming, float]]:
-    """(description, incoming gradient, its size relative to that of the variant)."""
+def _incoming_gradients(
+    variant: Variant, seed: int, num_outputs: int
+) -> Iterator[tuple[str, Incoming, float | None]]:
+    """(description, incoming gradient, the factor if it is a multiple of the variant's)."""
     second = Variant(variant.dtype, data=SECOND_DRAW, device=variant.device)
     exponent = EXPONENT if variant.dtype in (torch.float64, torch.float32) else EXPONENT_HALF
 
@@ -104,10 +121,10 @@ def _incoming_gradients(variant: Variant, seed: int, num_outputs: int) -> Iterat
     def scaled(factor: float) -> Incoming:
         return lambda n, output: factor * draw(n, output)
 
-    yield "an incoming gradient of zeros", scaled(0.0), 1.0
-    yield "minus the incoming gradient", scaled(-1.0), 1.0
+    yield "an incoming gradient of zeros", scaled(0.0), 0.0
+    yield "minus the incoming gradient", scaled(-1.0), -1.0
     for e in (exponent, -exponent):
         yield f"2**{e} times the incoming gradient", scaled(2.0**e), 2.0**e
-    yield "the sum of two incoming gradients", lambda n, o: draw(n, o) + draw(n, o, second), 2.0
+    yield "the sum of two incoming gradients", lambda n, o: draw(n, o) + draw(n, o, second), None
     for k in range(num_outputs) if num_outputs > 1 else ():
-        yield f"{output_name(k)} alone", lambda n, output, k=k: draw(n, output) if n == k else None, 1.0
+        yield f"{output_name(k)} alone", lambda n, output, k=k: draw(n, output) if n == k else None, None

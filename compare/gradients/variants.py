@@ -119,6 +119,7 @@ def incoming_gradient(output: Tensor, variant: Variant, seed: int) -> Tensor:
     values = torch.randn(output.shape, generator=generator, dtype=dtype)
     if variant.data == "whole numbers":
         values = _to_whole_numbers(values)
+        values = values.where(values != 0, 1.0)  # a zero would hide a mistake at a tie
     if variant.gradient_layout == "expanded":
         values = torch.full_like(values, 0.75)
     return to_precision(to_precision(values, variant.dtype), torch.float64).to(variant.device)
