@@ -300,3 +300,12 @@ def run_load_names(path: Path) -> object:
     from compare.run_cases import load_names
 
     return isolation.call(load_names, (str(path),), path.name, time_limit=1)
+
+
+def test_a_reader_that_ends_is_one_line(monkeypatch, capsys):
+    def run(options, words):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("compare.__main__.run_comparisons", run)
+    assert main(["gradients", "--quick"]) == 2
+    assert capsys.readouterr().err == "compare: error: the reader of stdout ended before the report was complete\n"
