@@ -284,18 +284,18 @@ def test_the_section_lists_the_capabilities_that_ours_lacks():
     ]
     matrix, reasons, descriptions = report.parts
     assert matrix.columns == ["capability", "a", "b", "c"]
-    assert matrix.rows == [["vmap", "yes", "ours", "NO / –"], ["hooks", "NATIVE", "no", ""]]
+    assert matrix.rows == [("vmap", "yes", "ours", "NO / –"), ("hooks", "NATIVE", "no", "")]
     assert matrix.failed == {0, 1}
     assert [row[:2] for row in reasons.rows] == [
-        ["hooks", "a"],
-        ["vmap", "c"],
-        ["vmap", "b"],
-        ["hooks", "b"],
-        [COPIES, "a; b"],
+        ("hooks", "a"),
+        ("vmap", "c"),
+        ("vmap", "b"),
+        ("hooks", "b"),
+        (COPIES, "a; b"),
     ]
     assert list(reasons.failed) == [0, 1]
-    assert reasons.rows[-1] == [COPIES, "a; b", "not applicable: no module", "not applicable"]
-    assert descriptions.rows[0] == ["vmap", describe("vmap")]
+    assert reasons.rows[-1] == (COPIES, "a; b", "not applicable: no module", "not applicable")
+    assert descriptions.rows[0] == ("vmap", describe("vmap"))
     assert any("ours works in 1 cell where native fails" in sentence for sentence in report.text)
     json.dumps(report.data)
 
