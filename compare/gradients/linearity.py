@@ -125,6 +125,13 @@ def _incoming_gradients(
     yield "minus the incoming gradient", scaled(-1.0), -1.0
     for e in (exponent, -exponent):
         yield f"2**{e} times the incoming gradient", scaled(2.0**e), 2.0**e
+    yield "an incoming gradient with zeros at every second element", lambda n, o: draw(n, o) * _every_second(o), None
     yield "the sum of two incoming gradients", lambda n, o: draw(n, o) + draw(n, o, second), None
     for k in range(num_outputs) if num_outputs > 1 else ():
         yield f"{output_name(k)} alone", lambda n, output, k=k: draw(n, output) if n == k else None, None
+
+
+def _every_second(output: Tensor) -> Tensor:
+    """Ones and zeros in turn, in the shape of ``output``."""
+    positions = torch.arange(output.numel(), device=output.device).reshape(output.shape)
+    return (positions % 2).double()
