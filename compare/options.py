@@ -26,6 +26,10 @@ def find_option_conflict(options: argparse.Namespace, requested: Sequence[str]) 
         return "--model and --cases cannot be used together"
     if options.model and options.dtype:
         return "--dtype cannot be used with --model, which compares float32 and float64"
+    if options.isolate and (options.model or not set(CASE_COMPARISONS) & set(requested)):
+        return f"--isolate is for cases, not for {'--model' if options.model else options.comparison}"
+    if options.time_limit and not options.isolate:
+        return "--time-limit needs --isolate"
     for name in ("size", "batch", "functional"):
         if getattr(options, name) and not options.model:
             return f"--{name} needs --model"
