@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from manualgrad.cpu.conv_pool_scratch import KERNEL_COLUMNS_PER_TILE, backward_scratch_bytes
-from manualgrad.cpu.pool_index import AT_ZERO
+from manualgrad.pool_index import AT_ZERO
 from manualgrad.cpu.program import BufferRef
 from manualgrad.cpu.team import float_bits
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import unpack_dual
 
-from manualgrad.cpu.tensor_checks import is_plain_tensor
+from manualgrad.tensor_checks import is_plain_tensor
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.relu import relu_apply, relu_backward_apply

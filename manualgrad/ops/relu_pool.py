@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manualgrad.cpu.pool_index import AT_ZERO, INACTIVE
+from manualgrad.pool_index import AT_ZERO, INACTIVE
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
 from manualgrad.ops.layout import from_nchw, to_nchw
 from manualgrad.ops.linear_maps import linear_pair
