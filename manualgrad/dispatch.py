@@ -118,19 +118,19 @@ def dispatched(formula: Callable[P, R]) -> Callable[P, R]:
 
     The arguments are positional, the first is a tensor. ``__wrapped__`` is ``formula`` itself.
     """
-    name = formula.__name__
+    name, compute = formula.__name__, cast("Callable[..., R]", formula)
 
     @functools.wraps(formula)
     def call(*args: Any) -> Any:
         result, reason = _run_kernel(name, args)
         if explanation.records is None or torch.compiler.is_compiling():
-            return formula(*args) if result is None else result
+            return compute(*args) if result is None else result
         if result is not None:
             explanation.record(name, f"{args[0].device.type} kernel", "", *args)
             return result
         explanation.record(name, "formula", reason, *args)
         with explanation.indented():
-            return formula(*args)
+            return compute(*args)
 
     return cast("Callable[P, R]", call)
 

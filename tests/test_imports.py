@@ -33,7 +33,7 @@ ALLOWED = {
     "functional": {"ops"},
     "kernels": {"cpu", "explanation"},
     "nn": {"functional", "ops"},
-    "network": {"_torch_compat", "cpu", "nn", "ops"},
+    "network": {"_torch_compat", "cpu", "nn", "ops", "tensor_checks"},
     "models": {"_torch_compat", "functional", "network", "nn", "ops"},
     "backprop": {"_torch_compat", "models", "network", "nn", "ops"},
     "interop": {"_torch_compat", "functional", "models", "nn", "ops"},

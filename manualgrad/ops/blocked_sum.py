@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from manualgrad.dispatch import sum_block_length
-from manualgrad.tensor_checks import is_plain_tensor
 from manualgrad.ops.precision import cast_to_autocast_dtype
 from manualgrad.ops.tracers import as_constant
+from manualgrad.tensor_checks import is_plain_tensor
 
 
 def blocked_bmm_sum(a: Iterable[Tensor], b: Iterable[Tensor], c: Tensor | None = None) -> Tensor:

@@ -46,9 +46,10 @@ def _kernel_loss(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Te
     y_loss_grad = by_kernel("cross_entropy_with_grad", z, labels, ignore_index, mean)
     if y_loss_grad is None:
         return None
+    loss: Tensor = y_loss_grad[1]
     if not (z.requires_grad and torch.is_grad_enabled()):
-        return y_loss_grad[1]
-    loss: Tensor = LabelCrossEntropyFunction.apply(z, y_loss_grad)
+        return loss
+    loss = LabelCrossEntropyFunction.apply(z, y_loss_grad)
     return loss
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from manualgrad import kernels
 from manualgrad.cpu import conv_pool, jit, team
-from manualgrad.pool_index import AT_ZERO, INACTIVE
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import relu_pool
 from manualgrad.ops.conv2d import conv2d_forward
@@ -25,6 +24,7 @@ from manualgrad.ops.conv_relu_pool import (
 )
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
 from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw
+from manualgrad.pool_index import AT_ZERO, INACTIVE
 
 pytestmark = pytest.mark.usefixtures("restore_kernels")
 

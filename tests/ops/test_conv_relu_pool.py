@@ -7,11 +7,11 @@ import torch
 
 import manualgrad as mg
 from manualgrad import dispatch
-from manualgrad.pool_index import AT_ZERO, INACTIVE
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
 from manualgrad.ops.max_pool2d_geometry import make_max_pool2d_geometry
 from manualgrad.ops.relu_pool import relu_pool_forward
+from manualgrad.pool_index import AT_ZERO, INACTIVE
 
 
 def composed(x, w, b, subgradient, **options):
