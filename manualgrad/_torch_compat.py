@@ -53,6 +53,16 @@ def is_graph_freed() -> bool:
     return not _keep_graph()
 
 
+# ------------------------------------------------------------------------------------------------- torch.compile
+
+
+def assume_constant_result(function: Callable[[], bool]) -> Callable[[], bool]:
+    """Do what ``torch.compiler.assume_constant_result`` does, without its import of ``torch._dynamo``: that takes as
+    long as ``import torch`` and sets an environment variable. Without the mark a compiled graph would end there."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
 # ------------------------------------------------------------------------------------------------------- tensors
 
 # True for a tensor that functorch wraps (vmap, grad, jvp). Without it kernels would be given wrappers without memory.
