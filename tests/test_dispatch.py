@@ -1,4 +1,4 @@
-"""Promise: one module decides what computes a formula, and for every call it says what did, and why nothing faster."""
+"""Promise: one module decides what computes a formula, and says for every call what did, and why nothing faster."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch.autograd import forward_ad
 
 import manualgrad as mg
 from manualgrad import dispatch, kernels
-from manualgrad.dispatch import Backend, Kernel, registered
+from manualgrad.dispatch import Backend, Kernel, by_kernel, registered
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
+from manualgrad.ops.conv_relu_pool_geometry import make_conv_relu_pool_geometry
 from manualgrad.ops.relu import relu_forward
 
 pytestmark = pytest.mark.usefixtures("restore_kernels")
@@ -123,14 +124,19 @@ def test_reasons_of_the_cpu_kernels():
 
 
 @needs_kernels
-def test_operators_of_compiled_code_dispatch_when_it_runs():
+def test_compilers_record_an_operator_where_a_kernel_supports_the_call(monkeypatch):
+    """``tests/cpu/test_conv_pool.py`` compiles one; here nothing is compiled."""
     x, w = torch.randn(2, 1, 6, 6), torch.randn(8, 1, 3, 3)
-    compiled = torch.compile(conv2d_relu_max_pool2d, fullgraph=True, backend="eager")
-    expected = conv2d_relu_max_pool2d(x, w)
-    assert torch.equal(compiled(x, w), expected)
-    assert [r[:2] for r in reasons(compiled, x, w)] == [("conv_relu_pool_forward", "cpu kernel")]
+    geometry = make_conv_relu_pool_geometry(x, w, None, 1, 0, True, 0.5)
+    strided = make_conv_relu_pool_geometry(x, w, None, 2, 0, True, 0.5)
+    monkeypatch.setattr(dispatch, "_operators", {"conv_relu_pool_forward": lambda *args: "the operator"})
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert by_kernel("conv_relu_pool_forward", x, w, None, geometry) == "the operator"
+    assert by_kernel("conv_relu_pool_forward", x, w, None, strided) is None
+    assert by_kernel("conv_relu_pool_forward", x.double(), w, None, geometry) is None
+    assert by_kernel("relu_backward", x, x, 0.5) is None, "a kernel without an operator"
     kernels.choose("off")
-    assert reasons(compiled, x, w)[0] == ("conv_relu_pool_forward", "formula", "kernels are switched off")
+    assert by_kernel("conv_relu_pool_forward", x, w, None, geometry) is None
 
 
 @pytest.mark.parametrize("choice", ["auto", "off"])

@@ -42,12 +42,12 @@ def _softmax_cross_entropy(
     rows, classes = logits.shape
     probs, losses = memory.new(rows, classes), memory.new(rows if needs_loss else 0)
     grad_logits = memory.new(rows, classes) if grad_out is not None else probs
-    team.run(module, "softmax_cross_entropy", 1, [
-        logits.data_ptr(), 0 if targets is None else targets.data_ptr(),
-        *((0, 0) if grad_out is None else (grad_out.data_ptr(), grad_out.dim())),
-        probs.data_ptr(), losses.data_ptr(), grad_logits.data_ptr(), rows, rows, classes, needs_loss,
-        grad_out is not None,
-    ])  # fmt: skip
+    team.run(
+        module, "softmax_cross_entropy", 1, logits=logits.data_ptr(), targets=_address(targets),
+        grad_out=_address(grad_out), grad_out_stride=0 if grad_out is None else grad_out.dim(),
+        probs=probs.data_ptr(), losses=losses.data_ptr(), grad_logits=grad_logits.data_ptr(),
+        rows=rows, share=rows, classes=classes, needs_loss=needs_loss, needs_grad=grad_out is not None,
+    )  # fmt: skip
     return probs, losses, grad_logits
 
 
@@ -69,9 +69,9 @@ def cross_entropy_forward(module: KernelModule, logits: Tensor, targets: Tensor,
     losses = _softmax_cross_entropy(module, logits, targets, None, True)[1]
     if not summed:
         return losses
-    total = memory.new()
-    team.run(module, "sum_losses", 1, [losses.data_ptr(), total.data_ptr(), len(losses)])
-    return total
+    loss = memory.new()
+    team.run(module, "sum_losses", 1, losses=losses.data_ptr(), loss=loss.data_ptr(), rows=len(losses))
+    return loss
 
 
 def unsupported_backward(grad_out: Tensor, logits: Tensor, targets: Tensor) -> str:
@@ -105,7 +105,7 @@ def targets_from_labels(
 
     None if a label is no class, or if all are ignored."""
     targets, counts = memory.new(len(labels), classes), (ctypes.c_int64 * 2)()
-    team.run(module, "one_hot_targets", 1, _target_arguments(labels, targets, counts, ignore_index, mean))
+    team.run(module, "one_hot_targets", 1, **_target_arguments(labels, targets, counts, ignore_index, mean))
     return None if counts[1] or not counts[0] else (targets, False)
 
 
@@ -127,16 +127,18 @@ def cross_entropy_with_grad(
     None if a label is no class, or if all are ignored."""
     (rows, classes), counts = logits.shape, (ctypes.c_int64 * 2)()
     probs, targets, grad_logits = (memory.new_like(logits) for _ in range(3))
-    losses, total, grad_out = memory.new(rows), memory.new(), ctypes.c_float(1)
-    team.run_kernels(module, [
-        ("one_hot_targets", _target_arguments(labels, targets, counts, ignore_index, mean)),
-        ("softmax_cross_entropy", [
-            logits.data_ptr(), targets.data_ptr(), ctypes.addressof(grad_out), 0, probs.data_ptr(), losses.data_ptr(),
-            grad_logits.data_ptr(), rows, rows, classes, True, True,
-        ]),
-        ("sum_losses", [losses.data_ptr(), total.data_ptr(), rows]),
+    losses, loss, grad_out = memory.new(rows), memory.new(), ctypes.c_float(1)
+    team.run_calls(module, [
+        module.call("one_hot_targets", **_target_arguments(labels, targets, counts, ignore_index, mean)),
+        module.call(
+            "softmax_cross_entropy", logits=logits.data_ptr(), targets=targets.data_ptr(),
+            grad_out=ctypes.addressof(grad_out), grad_out_stride=0, probs=probs.data_ptr(), losses=losses.data_ptr(),
+            grad_logits=grad_logits.data_ptr(), rows=rows, share=rows, classes=classes,
+            needs_loss=True, needs_grad=True,
+        ),
+        module.call("sum_losses", losses=losses.data_ptr(), loss=loss.data_ptr(), rows=rows),
     ])  # fmt: skip
-    return None if counts[1] or not counts[0] else (targets, total, grad_logits)
+    return None if counts[1] or not counts[0] else (targets, loss, grad_logits)
 
 
 def _unsupported_labels(labels: Tensor, classes: int) -> str:
@@ -149,11 +151,22 @@ def _unsupported_labels(labels: Tensor, classes: int) -> str:
 
 def _target_arguments(
     labels: Tensor, targets: Tensor, counts: ctypes.Array[ctypes.c_int64], ignore_index: int, mean: bool
-) -> list[int]:
+) -> dict[str, int]:
     rows, classes = targets.shape
-    return [
-        labels.data_ptr(), targets.data_ptr(), ctypes.addressof(counts), rows, rows, classes, ignore_index, mean
-    ]  # fmt: skip
+    return {
+        "labels": labels.data_ptr(),
+        "targets": targets.data_ptr(),
+        "counts": ctypes.addressof(counts),
+        "rows": rows,
+        "share": rows,
+        "classes": classes,
+        "ignore_index": int(ignore_index),
+        "divides_by_count": mean,
+    }
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 def unsupported_relu(grad_out: Tensor, z: Tensor, _: float) -> str:
@@ -174,8 +187,9 @@ def relu_backward(module: KernelModule, grad_out: Tensor, z: Tensor, subgradient
     numel = z.numel()
     grad_z = memory.new(numel).as_strided(z.shape, z.stride())
     num_tasks = max(1, min(torch.get_num_threads(), numel // NUMEL_PER_THREAD))
-    team.run(module, "relu_backward", num_tasks, [
-        grad_out.data_ptr(), z.data_ptr(), grad_z.data_ptr(), numel, -(-numel // num_tasks), subgradient != 0,
-        team.float_bits(subgradient),
-    ])  # fmt: skip
+    team.run(
+        module, "relu_backward", num_tasks, grad_out=grad_out.data_ptr(), z=z.data_ptr(), grad_z=grad_z.data_ptr(),
+        numel=numel, share=-(-numel // num_tasks), has_subgradient=bool(subgradient != 0),
+        subgradient=float(subgradient),
+    )  # fmt: skip
     return grad_z
