@@ -1,6 +1,6 @@
 """The one place that decides what computes a formula: a kernel for the tensors' device, or the formula itself.
 
-A formula of ``ops/`` marked :func:`dispatched` is plain tensor algebra that a kernel may replace. A :class:`Kernel`
+A formula of ``ops/`` marked :func:`dispatched` is plain tensor algebra that a kernel may replace. A :class:`FormulaKernel`
 names the formula, says which calls it does not support, and computes the others. The kernels of a device stand in one
 module (``_PACKAGES``), which is imported when the first tensor of that device asks. The device of a call is that of
 its first argument.
@@ -37,7 +37,7 @@ class Backend:
 
     Attributes:
         device: type of the device, such as "cpu".
-        current_module: returns the compiled kernels in use, the first argument of every ``Kernel.run``, or None if
+        current_module: returns the compiled kernels in use, the first argument of every ``FormulaKernel.run``, or None if
             kernels are off. It runs only for supported calls, so that nothing is compiled for others.
         why_none: the reason why ``current_module`` returned None.
     """
@@ -48,7 +48,7 @@ class Backend:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class FormulaKernel:
     """A faster way to compute one formula on one device.
 
     Attributes:
@@ -69,17 +69,19 @@ class Kernel:
 
     def __post_init__(self) -> None:
         if self.declines and self.backend.device != "cpu":
-            raise ValueError(f"Kernel: only a CPU kernel may decline, not {self.formula} on {self.backend.device}")
+            raise ValueError(
+                f"FormulaKernel: only a CPU kernel may decline, not {self.formula} on {self.backend.device}"
+            )
 
 
 # ------------------------------------------------------------------------------------------------ the table
 
-_kernels: dict[tuple[str, str], Kernel] = {}  # by formula and device
+_kernels: dict[tuple[str, str], FormulaKernel] = {}  # by formula and device
 _loaded_devices: set[str] = set()
 _operators: dict[str, Callable[..., Any]] = {}  # by formula
 
 
-def find_kernel(formula: str, device: str) -> Kernel | None:
+def find_kernel(formula: str, device: str) -> FormulaKernel | None:
     """The kernel for ``formula``, a name, on the type of device; None if there is none."""
     if device not in _loaded_devices:
         if device in _PACKAGES:
@@ -90,7 +92,7 @@ def find_kernel(formula: str, device: str) -> Kernel | None:
 
 
 @contextmanager
-def registered(kernel: Kernel) -> Iterator[None]:
+def registered(kernel: FormulaKernel) -> Iterator[None]:
     """Use ``kernel`` inside the block, instead of the one that its formula has on its device, if any."""
     key = (kernel.formula, kernel.backend.device)
     previous = find_kernel(*key)

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 import manualgrad as mg
 from manualgrad import dispatch, kernels
-from manualgrad.dispatch import Backend, Kernel, by_kernel, registered
+from manualgrad.dispatch import Backend, FormulaKernel, by_kernel, registered
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.ops.conv_relu_pool_geometry import make_conv_relu_pool_geometry
 from manualgrad.ops.relu import relu_forward
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("restore_kernels")
 
 TOY = Backend("cpu", lambda: "toy module", lambda: "")
 # ReLU + 100, for a known mistake; it supports rows only, and declines where a number is larger than 9
-TOY_RELU = Kernel(
+TOY_RELU = FormulaKernel(
     "relu_forward",
     TOY,
     unsupported=lambda z: "" if z.dim() == 1 else "z is not a row",
@@ -58,7 +58,7 @@ def test_a_registered_kernel_computes_the_calls_that_it_supports():
 def test_a_kernel_of_another_device():
     """A device is a type of tensor and a row in the table: here one whose tensors have no memory."""
     meta = Backend("meta", lambda: "module", lambda: "")
-    with registered(Kernel("relu_forward", meta, lambda z: "", lambda module, z: z.new_empty(7))):
+    with registered(FormulaKernel("relu_forward", meta, lambda z: "", lambda module, z: z.new_empty(7))):
         assert mg.relu(torch.empty(3, device="meta")).shape == (7,)
         assert reasons(mg.relu, torch.empty(3, device="meta")) == [("relu_forward", "meta kernel", "")]
         assert mg.relu(torch.ones(3)).shape == (3,)
@@ -77,7 +77,9 @@ def test_the_kernels_of_a_device_are_imported_when_its_first_tensor_asks(monkeyp
 
 
 KERNELS = (
-    Kernel("relu_forward", Backend("meta", lambda: 1, lambda: ""), lambda z: "", lambda module, z: z.new_empty(5)),
+    FormulaKernel(
+        "relu_forward", Backend("meta", lambda: 1, lambda: ""), lambda z: "", lambda module, z: z.new_empty(5)
+    ),
 )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from manualgrad.cpu import conv_pool, instruction_set, small_kernels
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import unsupported_tensors
-from manualgrad.dispatch import Backend, Kernel
+from manualgrad.dispatch import Backend, FormulaKernel
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
@@ -62,20 +62,26 @@ CPU = Backend("cpu", instruction_set.current_module, instruction_set.why_none)
 _NONFINITE = "an element of x or w is not finite, and the kernel skips products with 0"
 _LABELS = "a label is no class, or none counts"
 KERNELS = (
-    Kernel("conv_relu_pool_forward", CPU, _unsupported_conv_relu_pool, _conv_relu_pool),
-    Kernel(
+    FormulaKernel("conv_relu_pool_forward", CPU, _unsupported_conv_relu_pool, _conv_relu_pool),
+    FormulaKernel(
         "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, _NONFINITE
     ),
-    Kernel("relu_backward", CPU, small_kernels.unsupported_relu, small_kernels.relu_backward),
-    Kernel("softmax_forward", CPU, small_kernels.unsupported_softmax, small_kernels.softmax_forward),
-    Kernel("cross_entropy_forward", CPU, small_kernels.unsupported_forward, small_kernels.cross_entropy_forward),
-    Kernel("cross_entropy_backward", CPU, small_kernels.unsupported_backward, small_kernels.cross_entropy_backward),
-    Kernel(
+    FormulaKernel("relu_backward", CPU, small_kernels.unsupported_relu, small_kernels.relu_backward),
+    FormulaKernel("softmax_forward", CPU, small_kernels.unsupported_softmax, small_kernels.softmax_forward),
+    FormulaKernel(
+        "cross_entropy_forward", CPU, small_kernels.unsupported_forward, small_kernels.cross_entropy_forward
+    ),
+    FormulaKernel(
+        "cross_entropy_backward", CPU, small_kernels.unsupported_backward, small_kernels.cross_entropy_backward
+    ),
+    FormulaKernel(
         "cross_entropy_with_grad",
         CPU,
         small_kernels.unsupported_labels,
         small_kernels.cross_entropy_with_grad,
         _LABELS,
     ),
-    Kernel("targets_from_labels", CPU, small_kernels.unsupported_targets, small_kernels.targets_from_labels, _LABELS),
+    FormulaKernel(
+        "targets_from_labels", CPU, small_kernels.unsupported_targets, small_kernels.targets_from_labels, _LABELS
+    ),
 )
