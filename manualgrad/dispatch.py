@@ -1,9 +1,9 @@
 """The one place that decides what computes a formula: a kernel for the tensors' device, or the formula itself.
 
-A formula of ``ops/`` marked :func:`dispatched` is plain tensor algebra that a kernel may replace. A :class:`FormulaKernel`
-names the formula, says which calls it does not support, and computes the others. The kernels of a device stand in one
-module (``_PACKAGES``), which is imported when the first tensor of that device asks. The device of a call is that of
-its first argument.
+A formula of ``ops/`` marked :func:`dispatched` is plain tensor algebra that a kernel may replace. A
+:class:`FormulaKernel` names the formula, says which calls it does not support, and computes the others. The kernels
+of a device stand in one module (``_PACKAGES``), which is imported when the first tensor of that device asks. The
+device of a call is that of its first argument.
 
 Nothing is remembered between calls but the table of kernels: what a tensor or a mode is, is looked at in every call.
 """
@@ -37,8 +37,8 @@ class Backend:
 
     Attributes:
         device: type of the device, such as "cpu".
-        current_module: returns the compiled kernels in use, the first argument of every ``FormulaKernel.run``, or None if
-            kernels are off. It runs only for supported calls, so that nothing is compiled for others.
+        current_module: returns the compiled kernels in use, the first argument of every ``run``, or None if kernels
+            are off. It is called only for supported calls, so that nothing is compiled for others.
         why_none: the reason why ``current_module`` returned None.
     """
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from manualgrad.cpu import conv_pool, instruction_set, small_kernels
+from manualgrad.cpu import conv_pool, instruction_set
+from manualgrad.cpu import small_kernels as small
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import unsupported_tensors
 from manualgrad.dispatch import Backend, FormulaKernel
@@ -59,29 +60,27 @@ def _conv_relu_pool_backward(
 
 
 CPU = Backend("cpu", instruction_set.current_module, instruction_set.why_none)
-_NONFINITE = "an element of x or w is not finite, and the kernel skips products with 0"
-_LABELS = "a label is no class, or none counts"
+NONFINITE = "an element of x or w is not finite, and the kernel skips products with 0"
+INVALID = "a label is no class, or none counts"
 KERNELS = (
     FormulaKernel("conv_relu_pool_forward", CPU, _unsupported_conv_relu_pool, _conv_relu_pool),
     FormulaKernel(
-        "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, _NONFINITE
+        "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, NONFINITE
     ),
-    FormulaKernel("relu_backward", CPU, small_kernels.unsupported_relu, small_kernels.relu_backward),
-    FormulaKernel("softmax_forward", CPU, small_kernels.unsupported_softmax, small_kernels.softmax_forward),
+    FormulaKernel("relu_backward", CPU, small.unsupported_relu_backward, small.relu_backward),
+    FormulaKernel("softmax_forward", CPU, small.unsupported_softmax_forward, small.softmax_forward),
+    FormulaKernel("cross_entropy_forward", CPU, small.unsupported_cross_entropy_forward, small.cross_entropy_forward),
     FormulaKernel(
-        "cross_entropy_forward", CPU, small_kernels.unsupported_forward, small_kernels.cross_entropy_forward
-    ),
-    FormulaKernel(
-        "cross_entropy_backward", CPU, small_kernels.unsupported_backward, small_kernels.cross_entropy_backward
+        "cross_entropy_backward", CPU, small.unsupported_cross_entropy_backward, small.cross_entropy_backward
     ),
     FormulaKernel(
         "cross_entropy_with_grad",
         CPU,
-        small_kernels.unsupported_labels,
-        small_kernels.cross_entropy_with_grad,
-        _LABELS,
+        small.unsupported_cross_entropy_with_grad,
+        small.cross_entropy_with_grad,
+        INVALID,
     ),
     FormulaKernel(
-        "targets_from_labels", CPU, small_kernels.unsupported_targets, small_kernels.targets_from_labels, _LABELS
+        "targets_from_labels", CPU, small.unsupported_targets_from_labels, small.targets_from_labels, INVALID
     ),
 )

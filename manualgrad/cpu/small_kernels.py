@@ -51,7 +51,7 @@ def _softmax_cross_entropy(
     return probs, losses, grad_logits
 
 
-def unsupported_softmax(logits: Tensor, dim: int) -> str:
+def unsupported_softmax_forward(logits: Tensor, dim: int) -> str:
     return _unsupported_logits(logits) if dim in (-1, 1) else "the softmax is not along the last of two dimensions"
 
 
@@ -60,7 +60,7 @@ def softmax_forward(module: KernelModule, logits: Tensor, _: int) -> Tensor:
     return _softmax_cross_entropy(module, logits, None, None, False)[0]
 
 
-def unsupported_forward(logits: Tensor, targets: Tensor, _: bool) -> str:
+def unsupported_cross_entropy_forward(logits: Tensor, targets: Tensor, _: bool) -> str:
     return _unsupported_logits(logits, targets) if targets.shape == logits.shape else _TARGET_SHAPE
 
 
@@ -74,7 +74,7 @@ def cross_entropy_forward(module: KernelModule, logits: Tensor, targets: Tensor,
     return loss
 
 
-def unsupported_backward(grad_out: Tensor, logits: Tensor, targets: Tensor) -> str:
+def unsupported_cross_entropy_backward(grad_out: Tensor, logits: Tensor, targets: Tensor) -> str:
     if targets.shape != logits.shape or grad_out.shape not in ((), logits.shape[:1]):
         return _TARGET_SHAPE
     return _unsupported_logits(logits, targets, grad_out)
@@ -88,7 +88,7 @@ def cross_entropy_backward(module: KernelModule, grad_out: Tensor, logits: Tenso
 _TARGET_SHAPE = "targets or incoming gradients do not have the shape of the logits"
 
 
-def unsupported_targets(
+def unsupported_targets_from_labels(
     labels: Tensor, logits: Tensor, weight: Tensor | None, classes: int, _: int, __: bool, label_smoothing: float
 ) -> str:
     if weight is not None or label_smoothing:
@@ -109,7 +109,7 @@ def targets_from_labels(
     return None if counts[1] or not counts[0] else (targets, False)
 
 
-def unsupported_labels(logits: Tensor, labels: Tensor, ignore_index: int, _: bool) -> str:
+def unsupported_cross_entropy_with_grad(logits: Tensor, labels: Tensor, ignore_index: int, _: bool) -> str:
     if reason := _unsupported_logits(logits):
         return reason
     if labels.shape != logits.shape[:1]:
@@ -169,7 +169,7 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def unsupported_relu(grad_out: Tensor, z: Tensor, _: float) -> str:
+def unsupported_relu_backward(grad_out: Tensor, z: Tensor, _: float) -> str:
     """Check that the tensors have one shape, and both are contiguous or both channels_last."""
     if grad_out.shape != z.shape:
         return "the tensors do not have one shape"
