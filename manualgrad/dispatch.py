@@ -85,8 +85,10 @@ def find_kernel(formula: str, device: str) -> FormulaKernel | None:
     """The kernel for ``formula``, a name, on the type of device; None if there is none."""
     if device not in _loaded_devices:
         if device in _PACKAGES:
-            for kernel in importlib.import_module(_PACKAGES[device]).KERNELS:
-                _kernels[kernel.formula, device] = kernel
+            kernels = getattr(importlib.import_module(_PACKAGES[device]), "KERNELS", None)
+            if kernels is None:  # this is a signal handler that interrupted the import
+                return None
+            _kernels.update({(kernel.formula, device): kernel for kernel in kernels})
         _loaded_devices.add(device)
     return _kernels.get((formula, device))
 
