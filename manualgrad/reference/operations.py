@@ -8,8 +8,8 @@ Layouts are those of the formula sheet: x (B, H, W, C_in), kernels w (P+1, Q+1, 
 docstrings P(x) is pooling and R(z) is ReLU. δ with two indices is Kronecker's: 1 where they are equal, 0 elsewhere.
 
 ``g`` is a gradient: the derivative of a number by a layer's output. The functions named ``..._grad_...`` and
-``..._backward`` turn it into the derivative by an operand, such as Σ_ijk g_ijk ∂C_ijk/∂x_tuv. Section 4, where δ^l is a
-gradient times −η, is in ``reference/network.py``.
+``..._backward`` turn it into the derivative by an operand, such as Σ_ijk g_ijk ∂C_ijk/∂x_tuv. Section 4, where δ^l is
+a gradient times −η, is in ``reference/network.py``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def conv2d(x: Array, w: Array, bias: Array | None = None, stride: Pair = (1, 1))
 
 
 def conv2d_grad_input(g: Array, w: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
-    """Σ_ijk g_ijk ∂C_ijk/∂x_tuv, (2): g (B, I, J, C_out), w (P+1, Q+1, C_in, C_out), to x's shape (B, H, W, C_in)."""
+    """Σ_ijk g_ijk ∂C_ijk/∂x_tuv, (2): g (B, I, J, C_out), w (P+1, Q+1, C_in, C_out), to ``shape``, that of x."""
     (s1, s2), P, Q = stride, w.shape[0] - 1, w.shape[1] - 1
     gradient = np.zeros(shape)
     for b, t, u, v in np.ndindex(shape):
@@ -49,7 +49,7 @@ def conv2d_grad_input(g: Array, w: Array, shape: tuple[int, ...], stride: Pair =
 
 
 def conv2d_grad_weight(g: Array, x: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
-    """Σ_bijk g_ijk ∂C_ijk/∂w_ctuv, (3): g (B, I, J, C_out), x (B, H, W, C_in), to w's shape (P+1, Q+1, C_in, C_out)."""
+    """Σ_bijk g_ijk ∂C_ijk/∂w_ctuv, (3): g (B, I, J, C_out), x (B, H, W, C_in), to ``shape``, that of w."""
     (s1, s2), P, Q = stride, shape[0] - 1, shape[1] - 1
     gradient = np.zeros(shape)
     for c, t, u, v in np.ndindex(shape):
