@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import assume_constant_result
 from manualgrad.cpu import instruction_set
 from manualgrad.cpu.tensor_checks import supports_tensors
 
@@ -65,7 +66,7 @@ def supports_traced(geometry: Any, *tensors: Tensor | None) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no types
+@assume_constant_result
 def _kernels_in_use() -> bool:
     return instruction_set.current_module() is not None
 

@@ -37,12 +37,12 @@ def _softmax_cross_entropy(
     rows, classes = logits.shape
     probs, losses = memory.new(rows, classes), memory.new(rows if needs_loss else 0)
     grad_logits = memory.new(rows, classes) if grad_out is not None else probs
-    team.run(module, "softmax_cross_entropy", 1, [
-        logits.data_ptr(), 0 if targets is None else targets.data_ptr(),
-        *((0, 0) if grad_out is None else (grad_out.data_ptr(), grad_out.dim())),
-        probs.data_ptr(), losses.data_ptr(), grad_logits.data_ptr(), rows, rows, classes, needs_loss,
-        grad_out is not None,
-    ])  # fmt: skip
+    team.run(
+        module, "softmax_cross_entropy", 1, logits=logits.data_ptr(), targets=_address(targets),
+        grad_out=_address(grad_out), grad_out_stride=0 if grad_out is None else grad_out.dim(),
+        probs=probs.data_ptr(), losses=losses.data_ptr(), grad_logits=grad_logits.data_ptr(),
+        rows=rows, share=rows, classes=classes, needs_loss=needs_loss, needs_grad=grad_out is not None,
+    )  # fmt: skip
     return probs, losses, grad_logits
 
 
@@ -60,9 +60,9 @@ def cross_entropy_forward(logits: Tensor, targets: Tensor, summed: bool) -> Tens
     losses = _softmax_cross_entropy(module, logits, targets, None, True)[1]
     if not summed:
         return losses
-    total = memory.new()
-    team.run(module, "sum_losses", 1, [losses.data_ptr(), total.data_ptr(), len(losses)])
-    return total
+    loss = memory.new()
+    team.run(module, "sum_losses", 1, losses=losses.data_ptr(), loss=loss.data_ptr(), rows=len(losses))
+    return loss
 
 
 def cross_entropy_backward(grad_out: Tensor, logits: Tensor, targets: Tensor) -> Tensor | None:
@@ -83,7 +83,7 @@ def target_distribution(labels: Tensor, logits: Tensor, classes: int, ignore_ind
     if (module := instruction_set.current_module()) is None:
         return None
     targets, counts = memory.new(len(labels), classes), (ctypes.c_int64 * 2)()
-    team.run(module, "one_hot_targets", 1, _target_arguments(labels, targets, counts, ignore_index, mean))
+    team.run(module, "one_hot_targets", 1, **_target_arguments(labels, targets, counts, ignore_index, mean))
     return None if counts[1] or not counts[0] else targets
 
 
@@ -101,16 +101,18 @@ def cross_entropy_with_grad(
         return None
     (rows, classes), counts = logits.shape, (ctypes.c_int64 * 2)()
     probs, targets, grad_logits = (memory.new_like(logits) for _ in range(3))
-    losses, total, grad_out = memory.new(rows), memory.new(), ctypes.c_float(1)
-    team.run_kernels(module, [
-        ("one_hot_targets", _target_arguments(labels, targets, counts, ignore_index, mean)),
-        ("softmax_cross_entropy", [
-            logits.data_ptr(), targets.data_ptr(), ctypes.addressof(grad_out), 0, probs.data_ptr(), losses.data_ptr(),
-            grad_logits.data_ptr(), rows, rows, classes, True, True,
-        ]),
-        ("sum_losses", [losses.data_ptr(), total.data_ptr(), rows]),
+    losses, loss, grad_out = memory.new(rows), memory.new(), ctypes.c_float(1)
+    team.run_calls(module, [
+        module.call("one_hot_targets", **_target_arguments(labels, targets, counts, ignore_index, mean)),
+        module.call(
+            "softmax_cross_entropy", logits=logits.data_ptr(), targets=targets.data_ptr(),
+            grad_out=ctypes.addressof(grad_out), grad_out_stride=0, probs=probs.data_ptr(), losses=losses.data_ptr(),
+            grad_logits=grad_logits.data_ptr(), rows=rows, share=rows, classes=classes,
+            needs_loss=True, needs_grad=True,
+        ),
+        module.call("sum_losses", losses=losses.data_ptr(), loss=loss.data_ptr(), rows=rows),
     ])  # fmt: skip
-    return None if counts[1] or not counts[0] else (targets, total, grad_logits)
+    return None if counts[1] or not counts[0] else (targets, loss, grad_logits)
 
 
 def _supports_labels(labels: Tensor, classes: int) -> bool:
@@ -124,11 +126,22 @@ def _supports_labels(labels: Tensor, classes: int) -> bool:
 
 def _target_arguments(
     labels: Tensor, targets: Tensor, counts: ctypes.Array[ctypes.c_int64], ignore_index: int, mean: bool
-) -> list[int]:
+) -> dict[str, int]:
     rows, classes = targets.shape
-    return [
-        labels.data_ptr(), targets.data_ptr(), ctypes.addressof(counts), rows, rows, classes, ignore_index, mean
-    ]  # fmt: skip
+    return {
+        "labels": labels.data_ptr(),
+        "targets": targets.data_ptr(),
+        "counts": ctypes.addressof(counts),
+        "rows": rows,
+        "share": rows,
+        "classes": classes,
+        "ignore_index": int(ignore_index),
+        "divides_by_count": mean,
+    }
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 def relu_backward(grad_out: Tensor, z: Tensor, subgradient: float) -> Tensor | None:
@@ -144,8 +157,9 @@ def relu_backward(grad_out: Tensor, z: Tensor, subgradient: float) -> Tensor | N
     numel = z.numel()
     grad_z = memory.new(numel).as_strided(z.shape, z.stride())
     num_tasks = max(1, min(torch.get_num_threads(), numel // NUMEL_PER_THREAD))
-    team.run(module, "relu_backward", num_tasks, [
-        grad_out.data_ptr(), z.data_ptr(), grad_z.data_ptr(), numel, -(-numel // num_tasks), subgradient != 0,
-        team.float_bits(subgradient),
-    ])  # fmt: skip
+    team.run(
+        module, "relu_backward", num_tasks, grad_out=grad_out.data_ptr(), z=z.data_ptr(), grad_z=grad_z.data_ptr(),
+        numel=numel, share=-(-numel // num_tasks), has_subgradient=bool(subgradient != 0),
+        subgradient=float(subgradient),
+    )  # fmt: skip
     return grad_z

@@ -241,9 +241,9 @@ def calls(monkeypatch) -> list[str]:
     names: list[str] = []
     run = team.run
 
-    def run_and_record(module, kernel, num_tasks, arguments):
+    def run_and_record(module, kernel, num_tasks, /, **arguments):
         names.append(kernel)
-        run(module, kernel, num_tasks, arguments)
+        run(module, kernel, num_tasks, **arguments)
 
     monkeypatch.setattr(team, "run", run_and_record)
     return names
