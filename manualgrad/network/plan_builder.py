@@ -160,8 +160,8 @@ class PlanBuilder:
         losses = self._call(
             "softmax_cross_entropy", logits=BufferRef("z"), targets=BufferRef("targets"),
             grad_out=BufferRef("factor"), grad_out_stride=0, probs=BufferRef("probabilities"),
-            losses=BufferRef("losses"), grad_logits=BufferRef("g"), rows=self.batch_size, share=self.images_per_task, classes=classes,
-            needs_loss=True, needs_grad=True,
+            losses=BufferRef("losses"), grad_logits=BufferRef("g"), rows=self.batch_size, share=self.images_per_task,
+            classes=classes, needs_loss=True, needs_grad=True,
         )  # fmt: skip  # eq. (11), (14), (15), (19)
         loss = self._call("sum_losses", losses=BufferRef("losses"), loss=BufferRef("loss"), rows=self.batch_size)
         return [
@@ -281,7 +281,8 @@ class PlanBuilder:
                 grad_weight_parts=BufferRef(f"grad_weight_parts{n}"),
                 grad_bias_parts=BufferRef(f"grad_bias_parts{n}"),
                 nonfinite=BufferRef("nonfinite", 4 * self.num_tasks * n), scratch=BufferRef(f"conv_scratch{n}"),
-                share=self.images_per_task, needs_grad_input=n > 0, needs_grad_weight=True, **sizes.backward_sizes(conv, subgradient),
+                share=self.images_per_task, needs_grad_input=n > 0, needs_grad_weight=True,
+                **sizes.backward_sizes(conv, subgradient),
             )  # fmt: skip
             calls.append(call)
         return calls  # eq. (20), and each task's part of (18), (21) for the convolutions
