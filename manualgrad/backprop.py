@@ -32,7 +32,6 @@ from torch import Tensor
 
 from manualgrad._torch_compat import foreach_add_
 from manualgrad.models import DocumentCNN
-from manualgrad.network import guards
 from manualgrad.nn import Conv2d, Dense
 from manualgrad.ops.bias import grad_bias
 from manualgrad.ops.conv2d import conv2d_forward, conv2d_grad_input, conv2d_grad_weight_per_example
@@ -305,10 +304,10 @@ def _backpropagate_by_plan(
         or is_autocast_enabled(x)
     ):
         return None
-    plan_and_parameters = guards.find_plan(model, x)
-    if plan_and_parameters is None:
+    found = model.find_plan(x)
+    if isinstance(found, str):
         return None
-    plan, parameters = plan_and_parameters
+    plan, parameters = found
     result = plan.loss_and_grads(x, target, parameters, -eta, update=update)  # eq. (13) to (21)
     if result is None:
         return None

@@ -31,13 +31,14 @@ ALLOWED = {
     "nn": {"functional", "ops"},
     "network": {"_torch_compat", "cpu", "nn", "ops"},
     "models": {"_torch_compat", "functional", "network", "nn", "ops"},
-    "backprop": {"_torch_compat", "models", "network", "nn", "ops"},
-    "interop": {"_torch_compat", "functional", "models", "nn", "ops"},
+    "sequential": {"_torch_compat", "network"},
+    "backprop": {"_torch_compat", "models", "nn", "ops"},
+    "interop": {"_torch_compat", "functional", "models", "network", "nn", "ops", "sequential"},
     "data": set(),
     "training": {
         "_torch_compat", "backprop", "data", "extras", "files", "functional", "kernels", "models", "network",
     },
-    "__init__": {"_startup", "functional", "interop", "models", "nn"},
+    "__init__": {"_startup", "functional", "interop", "models", "nn", "sequential"},
     "doctor": {"__init__", "cpu", "data", "extras", "functional", "kernels", "models"},
     "__main__": {"__init__", "doctor", "training"},
 }  # fmt: skip
