@@ -8,8 +8,8 @@ from functools import cached_property, lru_cache
 import torch
 
 from manualgrad.cpu.conv_pool_scratch import KERNEL_COLUMNS_PER_TILE, backward_scratch_bytes
-from manualgrad.cpu.pool_index import AT_ZERO
 from manualgrad.cpu.signature import Address
+from manualgrad.pool_index import AT_ZERO
 
 IMAGES_PER_TASK = 16  # at most: intermediate results stay in cache, and short sums, added at the end, round less
 MULTIPLICATIONS_PER_THREAD = 1 << 20  # fewer are done before another thread wakes up

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from manualgrad import explanation
 from manualgrad._torch_compat import (
     child_modules,
     has_global_hooks,
@@ -20,11 +21,11 @@ from manualgrad._torch_compat import (
     is_forward_mode_active,
     own_parameters,
 )
-from manualgrad.cpu.tensor_checks import in_plain_eager_mode
 from manualgrad.network.kinds import KINDS
 from manualgrad.network.layers import Conv, Dense, NetworkSpec, UnfusedLayer, fuse
 from manualgrad.network.plan import Plan, get_plan
 from manualgrad.ops.precision import is_autocast_enabled
+from manualgrad.tensor_checks import active_mode
 
 _ORIGINAL_CALL = nn.Module.__call__
 MAX_CACHED_NETWORKS = 256
@@ -50,9 +51,12 @@ def explain(model: PlannedModel, x: Tensor) -> str | None:
 def find_usable_plan(model: PlannedModel, x: Tensor) -> PlanAndParameters | str:
     """The plan that computes ``model(x)``, with the model's weights and biases, or the reason why none does."""
     found = model.find_plan(x)
-    if isinstance(found, str):
-        return found
-    return hooks_reason(model) or gradients_reason(x, found[1]) or found
+    if not isinstance(found, str):
+        found = hooks_reason(model) or gradients_reason(x, found[1]) or found
+    if explanation.records is not None and not torch.compiler.is_compiling():
+        reason, computed_by = (found, "its layers, one by one") if isinstance(found, str) else ("", "one program")
+        explanation.record(type(model).__name__, computed_by, reason, x)
+    return found
 
 
 def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameters | str:
@@ -61,8 +65,11 @@ def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameter
     Returns the reason if there is none. Hooks and gradients are for :func:`find_usable_plan`.
     """
     # test_torch_func_differentiates_the_model, test_errors_are_those_of_the_layers, test_compile_traces_the_layers
-    if not isinstance(x, Tensor) or not in_plain_eager_mode():
-        return "a tracer, compiler, transform or mode is active, or the input is no tensor"
+    mode = active_mode()
+    if mode:
+        return mode
+    if not isinstance(x, Tensor):
+        return "the input is no tensor"
     if x.dim() != 4:  # test_input_gradients_and_transforms_run_layer_by_layer
         return "the input is no batch of images"
     parameters: list[Tensor] = []

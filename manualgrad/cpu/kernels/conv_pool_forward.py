@@ -15,8 +15,8 @@ from __future__ import annotations
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import INT64, Value, Variable
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
-from manualgrad.cpu.pool_index import AT_ZERO, INACTIVE
 from manualgrad.cpu.signature import INT, POINTER, kernel
+from manualgrad.pool_index import AT_ZERO, INACTIVE
 
 BLOCK_K = 128  # products that are summed before they are added to z, or one kernel row if C_in·kW is larger
 
