@@ -9,11 +9,13 @@ from manualgrad import functional, interop, models, nn
 from manualgrad.functional import conv2d, dense, flatten, max_pool2d, relu, softmax, softmax_cross_entropy
 from manualgrad.interop import from_torch, to_torch
 from manualgrad.models import DocumentCNN
+from manualgrad.sequential import Sequential
 
 __version__ = "0.2.0"
 
 __all__ = [
     "DocumentCNN",
+    "Sequential",
     "conv2d",
     "dense",
     "flatten",

@@ -32,7 +32,6 @@ from torch import Tensor
 
 from manualgrad._torch_compat import foreach_add_
 from manualgrad.models import DocumentCNN
-from manualgrad.network import guards
 from manualgrad.nn import Conv2d, Dense
 from manualgrad.ops.bias import grad_bias
 from manualgrad.ops.conv2d import conv2d_forward, conv2d_grad_input, conv2d_grad_weight_per_example
@@ -183,28 +182,10 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
     layers, probabilities = forward(model, x)
     logits = layers[-1].z
     distribution = target_distribution(logits, target, None, -100, "mean", 0.0)
-    y, cost = distribution.y, cross_entropy_forward(logits, distribution.y, True)
+    cost = cross_entropy_forward(logits, distribution.y, True)
     if isinstance(distribution.is_empty, Tensor):
         cost = cost.masked_fill(distribution.is_empty, torch.nan)  # the mean over no example
-    grad_output = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
-    weights, biases, grad_outputs = (list[Tensor]() for _ in range(3))
-    for l in range(len(layers) - 1, -1, -1):  # noqa: E741
-        layer = layers[l]
-        grad_outputs.insert(0, grad_output)
-        if isinstance(layer, DenseLayer):
-            grad_x = dense_forward(grad_output, layer.w.t(), None)  # eq. (20), ∂D/∂x
-            weights.insert(0, dense_forward(grad_output.t(), layer.x, None))  # eq. (21), ∂D/∂w: a matrix product
-            biases.insert(0, grad_bias(grad_output))  # eq. (18)
-        else:
-            operands = grad_output, to_nchw(layer.x), to_oihw(layer.w), layer.pool_index, layer.geometry
-            needed = (l > 0, True, True)  # which of grad_x, grad_w and grad_b; P⁻¹ and ∂R/∂z of eq. (20) come first
-            grads = conv_relu_pool_backward(*operands, needed)  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w
-            grad_x, grad_w, grad_b = cast("tuple[Tensor, Tensor, Tensor]", grads)
-            weights.insert(0, grad_w)
-            biases.insert(0, grad_b)
-        if l > 0:
-            grad_output = _grad_output(layers[l - 1], grad_x, model.subgradient)
-    return Updates(probabilities, cost, weights, biases, lambda: (layers, grad_outputs))
+    return _recursion(model, layers, probabilities, cost, distribution.y, eta, _mean_gradients)
 
 
 @torch.no_grad()
@@ -218,27 +199,62 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
     layers, probabilities = forward(model, x)
     logits = layers[-1].z
     y = target_distribution(logits, target, None, -100, "sum", 0.0).y
+    costs = cross_entropy_forward(logits, y, False)
+    return _recursion(model, layers, probabilities, costs, y, eta, _gradients_of_each)
+
+
+# Of a layer, from grad_output: Δw, Δb and grad_x, which a convolution computes only if it is needed.
+Gradients = Callable[[Layer, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+
+
+def _recursion(
+    model: DocumentCNN,
+    layers: list[Layer],
+    probabilities: Tensor,
+    cost: Tensor,
+    y: Tensor,
+    eta: float,
+    gradients: Gradients,
+) -> Updates:
+    """δ^l, Δw^l and Δb^l for l = L − 1 to 0."""
+    logits = layers[-1].z
     grad_output = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
     weights, biases, grad_outputs = (list[Tensor]() for _ in range(3))
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
-        layer = layers[l]
+        grad_w, grad_b, grad_x = gradients(layers[l], grad_output, l > 0)  # eq. (18), (21), ∂f/∂x of (20)
+        weights.insert(0, grad_w)
+        biases.insert(0, grad_b)
         grad_outputs.insert(0, grad_output)
-        delta = _delta(layer, grad_output)
-        if isinstance(layer, DenseLayer):
-            weights.insert(0, delta.unsqueeze(2) * layer.x.unsqueeze(1))  # eq. (21), ∂D/∂w
-            biases.insert(0, delta)  # eq. (18)
-            grad_x = dense_forward(delta, layer.w.t(), None)  # eq. (20), ∂D/∂x
-        else:
-            convolution = layer.geometry.convolution
-            grad_w = conv2d_grad_weight_per_example(delta, layer.x, convolution)  # eq. (21), ∂C/∂w
-            weights.insert(0, grad_w.permute(0, 4, 3, 1, 2))
-            biases.insert(0, delta.sum((1, 2)))  # eq. (18)
-            if l > 0:
-                grad_x = to_nchw(conv2d_grad_input(delta, layer.w, convolution).contiguous())  # eq. (20), ∂C/∂x
         if l > 0:
-            grad_output = _grad_output(layers[l - 1], grad_x, model.subgradient)
-    costs = cross_entropy_forward(logits, y, False)
-    return Updates(probabilities, costs, weights, biases, lambda: (layers, grad_outputs))
+            grad_output = _grad_output(layers[l - 1], grad_x, model.subgradient)  # eq. (20), ∂σ/∂z
+    return Updates(probabilities, cost, weights, biases, lambda: (layers, grad_outputs))
+
+
+def _mean_gradients(layer: Layer, grad_output: Tensor, needs_grad_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Δw and Δb, added up over the examples, and grad_x."""
+    if isinstance(layer, DenseLayer):
+        grad_x = dense_forward(grad_output, layer.w.t(), None)  # eq. (20), ∂D/∂x
+        grad_w = dense_forward(grad_output.t(), layer.x, None)  # eq. (21), ∂D/∂w: a matrix product
+        return grad_w, grad_bias(grad_output), grad_x  # eq. (18)
+    operands = grad_output, to_nchw(layer.x), to_oihw(layer.w), layer.pool_index, layer.geometry
+    needed = (needs_grad_x, True, True)  # of grad_x, grad_w and grad_b; P⁻¹ and ∂R/∂z of eq. (20) come first
+    grads = conv_relu_pool_backward(*operands, needed)  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w
+    grad_x, grad_w, grad_b = cast("tuple[Tensor, Tensor, Tensor]", grads)
+    return grad_w, grad_b, grad_x
+
+
+def _gradients_of_each(layer: Layer, grad_output: Tensor, needs_grad_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Δw and Δb of each example, and grad_x."""
+    delta = _delta(layer, grad_output)
+    if isinstance(layer, DenseLayer):
+        grad_w = delta.unsqueeze(2) * layer.x.unsqueeze(1)  # eq. (21), ∂D/∂w
+        return grad_w, delta, dense_forward(delta, layer.w.t(), None)  # eq. (18), (20), ∂D/∂x
+    convolution = layer.geometry.convolution
+    grad_w = conv2d_grad_weight_per_example(delta, layer.x, convolution).permute(0, 4, 3, 1, 2)  # eq. (21), ∂C/∂w
+    grad_x = delta
+    if needs_grad_x:
+        grad_x = to_nchw(conv2d_grad_input(delta, layer.w, convolution).contiguous())  # eq. (20), ∂C/∂x
+    return grad_w, delta.sum((1, 2)), grad_x  # eq. (18)
 
 
 def _grad_output(layer: Layer, grad_x: Tensor, subgradient: float) -> Tensor:
@@ -305,10 +321,10 @@ def _backpropagate_by_plan(
         or is_autocast_enabled(x)
     ):
         return None
-    plan_and_parameters = guards.find_plan(model, x)
-    if plan_and_parameters is None:
+    found = model.find_plan(x)
+    if isinstance(found, str):
         return None
-    plan, parameters = plan_and_parameters
+    plan, parameters = found
     result = plan.loss_and_grads(x, target, parameters, -eta, update=update)  # eq. (13) to (21)
     if result is None:
         return None

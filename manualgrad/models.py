@@ -11,7 +11,6 @@ from manualgrad import functional
 from manualgrad._torch_compat import child_modules, has_hooks, is_compiled_in_place
 from manualgrad.network import guards
 from manualgrad.network.function import logits_apply, loss_apply
-from manualgrad.network.plan import Plan
 from manualgrad.nn import Conv2d, ConvReLUMaxPool2d, Dense, Device, Flatten, MaxPool2d, ReLU
 from manualgrad.ops import checks
 from manualgrad.ops.loss import softmax_cross_entropy
@@ -39,6 +38,8 @@ class DocumentCNN(nn.Module):
     Raises:
         ValueError: an image that is too small for the layers; the message names the convolution and its input size.
     """
+
+    fused = True
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class DocumentCNN(nn.Module):
             height, width, in_channels = out_height, out_width, out_channels
         layers.append(("flatten", Flatten()))
         self.num_conv_blocks, self.subgradient, self.classes = len(channels), subgradient, classes
+        self.fused = fused
         self.flatten_input_shape = (in_channels, height, width)  # C, H, W of the last pooling
         self.first_dense = f"dense{len(channels)}"
         features = in_channels * height * width
@@ -97,9 +99,9 @@ class DocumentCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """z^{L−1}, the logits: (N, classes)."""
-        plan_and_parameters = self._find_usable_plan(x)
-        if plan_and_parameters is not None:
-            return logits_apply(x, *plan_and_parameters)  # the layers below as one plan
+        usable = guards.find_usable_plan(self, x)
+        if not isinstance(usable, str):
+            return logits_apply(x, *usable)  # the layers below as one plan
         for layer in filter(None, child_modules(self).values()):  # eq. (16), (17), (22), (23)
             x = layer(x)
         return x
@@ -131,19 +133,22 @@ class DocumentCNN(nn.Module):
         logits = self(x)
         return functional.softmax_cross_entropy(logits, target), functional.softmax(logits.detach())  # eq. (23)
 
-    def _find_usable_plan(self, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
-        plan_and_parameters = guards.find_plan(self, x)
-        if plan_and_parameters is None or not guards.has_no_hooks(self):
-            return None
-        _, parameters = plan_and_parameters
-        return plan_and_parameters if guards.wants_all_parameter_grads_or_none(x, parameters) else None
+    def find_plan(self, x: Tensor) -> guards.PlanAndParameters | str:
+        """The plan for ``x`` with the parameters that it reads, or the reason why there is none."""
+        if not self.fused:
+            return "DocumentCNN(fused=False) runs each layer as a Function of its own"
+        found = guards.find_plan(child_modules(self).values(), x)
+        # backprop.py reads R'(0) of all layers from the model, and has a ReLU behind each layer but the last
+        if not isinstance(found, str) and found[0].network.subgradients != {self.subgradient}:
+            return "a layer was removed, or its subgradient is not the model's"
+        return found
 
     def _cost_by_plan(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
         """J and x^L by a plan, which computes the gradients too; None without a plan, or if gradients are off."""
         if not torch.is_grad_enabled() or not isinstance(target, Tensor) or not self._has_original_call():
             return None
-        plan_and_parameters = self._find_usable_plan(x)
-        return None if plan_and_parameters is None else loss_apply(x, target, *plan_and_parameters)
+        usable = guards.find_usable_plan(self, x)
+        return None if isinstance(usable, str) else loss_apply(x, target, *usable)
 
     def _has_original_call(self) -> bool:
         """Return True if calling the model runs :meth:`forward` above and no more, and the loss function is ours."""

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NoReturn
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -55,7 +56,8 @@ class Signature:
     def __init__(self, kernel: str, types: Mapping[str, ArgumentType]) -> None:
         self.kernel, self.types = kernel, dict(types)
         self._floats = [n for n, type_ in enumerate(types.values()) if type_ is FLOAT32]
-        self._checked: set[tuple[type, ...]] = set()  # argument types that have passed: a call checks no more
+        # names and types of arguments that have passed, and what selects their values: a call checks no more
+        self._selectors: dict[tuple[object, ...], Callable[[Mapping[str, Any]], tuple[Any, ...]]] = {}
 
     def encode(self, arguments: Mapping[str, Any]) -> list[Word]:
         """Arrange ``arguments`` as the kernel reads them.
@@ -63,27 +65,26 @@ class Signature:
         Raises:
             TypeError: an argument is missing, has another type, or is none of the kernel's.
         """
-        try:
-            words = [arguments[name] for name in self.types]
-        except KeyError:
-            self._refuse(arguments)
-        kinds = tuple(map(type, words))
-        if kinds not in self._checked or len(words) != len(arguments):
-            for (name, type_), kind in zip(self.types.items(), kinds, strict=True):
-                if kind not in _ACCEPTED[type_]:
-                    value = f"{arguments[name]!r} ({kind.__name__})"
-                    raise TypeError(f"kernel {self.kernel}: argument {name} must be {type_.value}, got {value}")
-            if len(words) != len(arguments):
-                self._refuse(arguments)
-            self._checked.add(kinds)
+        key = (*arguments, *map(type, arguments.values()))
+        selector = self._selectors.get(key)
+        if selector is None:
+            self._check(arguments)
+            first, *others = self.types
+            selector = self._selectors[key] = itemgetter(first, *others) if others else lambda a: (a[first],)
+        words = list(selector(arguments))
         for n in self._floats:
             words[n] = _float_bits(words[n])
         return words
 
-    def _refuse(self, arguments: Mapping[str, Any]) -> NoReturn:
+    def _check(self, arguments: Mapping[str, Any]) -> None:
         problems = [f"argument {name} is missing" for name in self.types if name not in arguments]
         problems += [f"there is no argument {name}" for name in arguments if name not in self.types]
-        raise TypeError(f"kernel {self.kernel}: {', '.join(problems)}")
+        for name, type_ in self.types.items():
+            if name in arguments and type(arguments[name]) not in _ACCEPTED[type_]:
+                value = arguments[name]
+                problems.append(f"argument {name} must be {type_.value}, got {value!r} ({type(value).__name__})")
+        if problems:
+            raise TypeError(f"kernel {self.kernel}: {', '.join(problems)}")
 
 
 def _float_bits(number: float) -> int:

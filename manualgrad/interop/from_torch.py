@@ -14,6 +14,8 @@ from manualgrad.interop import layers
 from manualgrad.interop.copies import copy_module
 from manualgrad.interop.functional_calls import replace_functional_calls
 from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
+from manualgrad.network import guards
+from manualgrad.sequential import Sequential
 
 # Native layer: our subclass of it.
 COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -71,6 +73,9 @@ def from_torch(
     counterparts of ``Conv2d`` (any ``padding_mode``; the kernel is not flipped), ``MaxPool2d``, ``ReLU`` (``inplace``
     too; the derivative at 0 is 0), ``Linear``, ``Softmax``, ``CrossEntropyLoss`` and ``Flatten`` (PyTorch's order).
 
+    An ``nn.Sequential`` of such layers becomes :class:`manualgrad.Sequential` if kernels can run its layers as one
+    program.
+
     Parameters and buffers keep their names, so state dicts load in both directions. Shared layers and tied weights
     stay shared. Training mode, dtype, device, memory format, ``requires_grad``, hooks and attributes are kept.
 
@@ -102,6 +107,9 @@ def from_torch(
     converted, full_report = copy_module("from_torch", module, copy_parameters), Report()
     for name, layer in list(converted.named_modules()):
         _convert_layer(name, layer, subclasses, full_report)
+    for layer in converted.modules():
+        if type(layer) is nn.Sequential and guards.may_have_plan(layer):
+            layer.__class__ = Sequential
     if functional:
         unchanged = replace_functional_calls(converted, full_report)
         if unchanged and not report:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from manualgrad._torch_compat import reversed_padding
 from manualgrad.interop import operations
+from manualgrad.network import kinds
+from manualgrad.network.layers import Flatten as FlattenLayer
+from manualgrad.network.layers import ReLU as ReLULayer
 from manualgrad.ops.targets import Reduction
 from manualgrad.ops.tracers import NotScriptable
 
@@ -83,3 +86,15 @@ class CrossEntropyLoss(NotScriptable, nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+# A plan can stand for them (``network/``). Where it does, nobody sees an output that a ReLU would change in place.
+kinds.register(Conv2d, kinds.describe_conv, (*kinds.CONV_ATTRIBUTES, "padding_mode"), has_parameters=True)
+kinds.register(MaxPool2d, kinds.describe_pool, kinds.POOL_ATTRIBUTES)
+kinds.register(ReLU, lambda _: ReLULayer(0.0))
+kinds.register(
+    Flatten,
+    lambda module: FlattenLayer(True) if (module.start_dim, module.end_dim) == (1, -1) else None,
+    ("start_dim", "end_dim"),
+)
+kinds.register(Linear, kinds.describe_dense, has_parameters=True)

@@ -16,6 +16,7 @@ from manualgrad.interop.from_torch import COUNTERPARTS
 from manualgrad.interop.report import Left, Replaced, Report, type_name
 from manualgrad.interop.rewritten_class import original_class
 from manualgrad.models import DocumentCNN
+from manualgrad.sequential import Sequential
 
 OUR_ATTRIBUTES = ("flip_kernel", "subgradient", FX_LEAF)  # attributes that no native layer has
 FLIPPED = "the kernel is flipped: weights and their gradients are mirrored"
@@ -150,6 +151,10 @@ def _convert_flatten(layer: ours.Flatten) -> None:
     layer.add_module("flatten", nn.Flatten().train(layer.training))
 
 
+def _convert_sequential(layer: nn.Module) -> None:
+    layer.__class__ = nn.Sequential
+
+
 def _convert_document_cnn(network: DocumentCNN) -> None:
     """Make ``network`` a ``Sequential`` with convolution, ReLU and pooling as layers of their own."""
     children: dict[str, nn.Module | None] = {}
@@ -188,6 +193,7 @@ CONVERTERS: dict[type[nn.Module], Callable[[Any], None]] = {
     ours.Conv2d: _convert_conv2d,
     ours.MaxPool2d: _convert_max_pool2d,
     ours.Flatten: _convert_flatten,
+    Sequential: _convert_sequential,
     ours.Dense: lambda layer: _become(layer, nn.Linear(1, 1, device="meta")),
     ours.ReLU: lambda layer: _become(layer, nn.ReLU()),
     ours.Softmax: lambda layer: _become(layer, nn.Softmax()),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import instruction_set, memory
-from manualgrad.cpu.program import Program, WorkspaceLayout
+from manualgrad.cpu.program import WorkspaceLayout
 from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
 from manualgrad.network.plan import Plan
 from manualgrad.network.plan_builder import PixelFormat
@@ -69,7 +69,7 @@ class Descent:
         self._workspace = self._layout.allocate()
         self._loss, self._learning_rate = self._buffer("loss"), self._buffer("learning_rate")
         self._label_probs, self._num_correct = self._buffer("label_probs"), self._buffer("num_correct", torch.int64)
-        self._nonfinite = self._buffer("nonfinite")[: plan.builder.num_tasks * plan.builder.num_convs]
+        self._nonfinite = self._buffer("nonfinite")[: plan.builder.nonfinite_numel]
         self._buffer("factor").fill_(1)
 
         buffers = dict(zip(self._layout.sizes, self._layout.addresses(self._workspace), strict=True))
@@ -77,7 +77,8 @@ class Descent:
         parameter_addresses = [p.data_ptr() for p in self.parameters]
         self._fixed_addresses = [*parameter_addresses, *buffers.values(), buffers["x"], images.data_ptr()]
         pixels = PixelFormat(images.stride(0), images.stride(2), mean, std)
-        self._program = Program(plan.module, plan.builder.num_threads, plan.builder.descent_regions(pixels), names)
+        regions = plan.builder.descent_regions(pixels)
+        self._program = plan.device.program(plan.builder.split.num_threads, regions, names)
 
     def _memory(self) -> list[tuple[object, ...]]:
         """Address, shape, strides and storage size of the parameters and of the images."""
@@ -103,7 +104,7 @@ class Descent:
             )
         indices = indices.to("cpu", torch.int64)
         labels = self.labels.index_select(0, indices)
-        if ((labels < 0) | (labels >= self.plan.network.dense_features[-1])).any():
+        if ((labels < 0) | (labels >= self.plan.network.classes)).any():
             indices = labels = indices[:0]
         self._epoch_indices, self._epoch_labels = (memory.new(len(indices), dtype=torch.int64) for _ in range(2))
         self._epoch_indices.copy_(indices)
@@ -136,7 +137,7 @@ class Descent:
 
 def _buffer_sizes(plan: Plan) -> dict[str, int]:
     """Bytes of every buffer of a step: those of the plan's programs, their results, inputs and outputs."""
-    builder, batch_size, classes = plan.builder, plan.batch_size, plan.network.dense_features[-1]
+    builder, batch_size, classes = plan.builder, plan.batch_size, plan.network.classes
     buffers = {
         **builder.saved_buffers(), **builder.packed_buffers(), **builder.scratch_buffers(), **builder.loss_buffers()
     }  # fmt: skip

@@ -1,15 +1,14 @@
-r"""Two Functions of a whole network of equations (22) and (23), computed by a plan: its logits, and its loss.
+r"""Two Functions of a whole network, computed by a plan: its logits, and its loss.
 
 :class:`LogitsFunction` is z^{L−1}, :class:`LossFunction` is J with S(z^{L−1}). Their backward is section 4's
 recursion, by kernels. Where kernels cannot compute it, and for second derivatives, backward calls the Functions of
-the layers.
+the layers (``differentiable.py``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,16 +17,10 @@ from torch.autograd import Function
 
 from manualgrad._torch_compat import foreach_mul, is_forward_mode_active, is_graph_freed, version_of
 from manualgrad.cpu.tensor_checks import supports_tensors
+from manualgrad.network import differentiable
+from manualgrad.network.cpu_blocks import IGNORE_INDEX
+from manualgrad.network.layers import NetworkSpec
 from manualgrad.network.plan import LossAndSteps, Plan
-from manualgrad.network.plan_builder import IGNORE_INDEX, NetworkSpec
-from manualgrad.ops.bias import grad_bias_apply
-from manualgrad.ops.conv2d import conv2d_grad_input_apply, conv2d_grad_weight_apply
-from manualgrad.ops.conv_relu_pool import conv_relu_pool_apply
-from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
-from manualgrad.ops.dense import dense_apply
-from manualgrad.ops.flatten import ImageSize, flatten_apply, unflatten_apply
-from manualgrad.ops.relu import relu_apply, relu_backward_apply
-from manualgrad.ops.relu_pool import relu_pool_backward_apply
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_backward_apply
 from manualgrad.ops.targets import target_distribution
 
@@ -55,9 +48,8 @@ class LogitsFunction(Function):
         if not torch.is_grad_enabled() and supports_tensors(g) and not is_forward_mode_active():
             grads = ctx.plan.backward(g, x, workspace, weights)
         if grads is None:
-            network = ctx.plan.network
-            activations = _forward_layer_by_layer(x, _weight_bias_pairs(weights, ctx.biases), network)
-            grads = _backward_layer_by_layer(g, activations, network)
+            _, backwards = differentiable.forward(x, ctx.plan.network, _weight_bias_pairs(weights, ctx.biases))
+            grads = differentiable.backward(g, backwards)
         return None, None, *grads
 
 
@@ -91,11 +83,10 @@ class LossFunction(Function):
         x, labels, *weights_and_grads = ctx.saved_tensors
         weights, grads = weights_and_grads[: len(ctx.biases)], weights_and_grads[len(ctx.biases) :]
         if torch.is_grad_enabled() or not supports_tensors(g) or not math.isfinite(g):
-            activations = _forward_layer_by_layer(x, _weight_bias_pairs(weights, ctx.biases), ctx.network)
-            z = activations.logits
+            z, backwards = differentiable.forward(x, ctx.network, _weight_bias_pairs(weights, ctx.biases))
             y = target_distribution(z, labels, None, IGNORE_INDEX, "mean", 0.0).y
             delta = cross_entropy_backward_apply(g, z, y)  # eq. (15), (19)
-            grads = _backward_layer_by_layer(delta, activations, ctx.network)
+            grads = differentiable.backward(delta, backwards)
         elif g != 1 or not is_graph_freed():  # another backward could read the saved gradients
             grads = foreach_mul(grads, g)
         return None, None, None, None, *grads
@@ -125,68 +116,7 @@ def _weight_bias_pairs(weights: list[Tensor], biases: list[Bias]) -> list[tuple[
     for number, (b, version) in enumerate(biases):
         if version_of(b) != version:
             raise RuntimeError(
-                f"DocumentCNN: a bias needed for derivatives was modified by an inplace operation: expected version "
+                f"manualgrad: a bias needed for derivatives was modified by an inplace operation: expected version "
                 f"{version} of bias {number}, got version {version_of(b)}"
             )
     return [(w, b) for w, (b, _) in zip(weights, biases, strict=True)]
-
-
-# ------------------------------------------------------------------------------------------ layer by layer
-
-
-@dataclass(frozen=True)
-class _Activations:
-    """Tensors of forward that the layers' backward needs.
-
-    Attributes:
-        convs: x^l, w^l, pool index and geometry of each convolution.
-        dense: x^l, w^l and z^l of each dense layer.
-        pooled_size: size of the images that F flattens.
-    """
-
-    convs: list[tuple[Tensor, Tensor, Tensor, ConvReLUPoolGeometry]]
-    dense: list[tuple[Tensor, Tensor, Tensor]]
-    pooled_size: ImageSize
-
-    @property
-    def logits(self) -> Tensor:
-        """z^{L−1}."""
-        return self.dense[-1][2]
-
-
-def _forward_layer_by_layer(x: Tensor, pairs: list[tuple[Tensor, Tensor]], network: NetworkSpec) -> _Activations:
-    num_convs, subgradient = len(network.conv_shapes), network.subgradient
-    convs, dense = [], []
-    for w, b in pairs[:num_convs]:
-        geometry = make_conv_relu_pool_geometry(x, w, b, 1, 0, network.flip_kernel, subgradient)
-        pooled, pool_index = conv_relu_pool_apply(x, w, b, geometry)  # eq. (16), (17), σ = P∘R, f = C
-        convs.append((x, w, pool_index, geometry))
-        x = pooled
-    pooled_size = ImageSize(*x.shape[1:])
-    x = flatten_apply(x)  # eq. (16), F
-    for w, b in pairs[num_convs:]:
-        z = dense_apply(x, w, b)  # eq. (17), f = D
-        dense.append((x, w, z))
-        x = relu_apply(z, subgradient)  # eq. (16), σ = R
-    return _Activations(convs, dense, pooled_size)
-
-
-def _backward_layer_by_layer(g: Tensor, activations: _Activations, network: NetworkSpec) -> list[Tensor]:
-    """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, by Functions that can be differentiated again."""
-    dense = activations.dense
-    grads: list[Tensor] = []
-    for l in range(len(dense) - 1, -1, -1):  # noqa: E741
-        x, w, _ = dense[l]
-        grads = [dense_apply(g.t(), x.t(), None), grad_bias_apply(g), *grads]  # eq. (18), (21)
-        g = dense_apply(g, w.t(), None)  # eq. (20), ∂D/∂x
-        if l:
-            g = relu_backward_apply(g, dense[l - 1][2], network.subgradient)  # eq. (20), ∂R/∂z
-    g = unflatten_apply(g, activations.pooled_size)  # eq. (20), F⁻¹
-    for l in range(len(activations.convs) - 1, -1, -1):  # noqa: E741
-        x, w, pool_index, geometry = activations.convs[l]
-        delta = relu_pool_backward_apply(g, pool_index, geometry)  # eq. (20), P⁻¹ and ∂R/∂z
-        grad_weight = conv2d_grad_weight_apply(delta, x, geometry.convolution)  # eq. (21)
-        grads = [grad_weight, grad_bias_apply(delta), *grads]  # eq. (18)
-        if l:
-            g = conv2d_grad_input_apply(delta, w, geometry.convolution)  # eq. (20), ∂C/∂x
-    return grads

@@ -1,17 +1,19 @@
-"""Conditions under which the layers of a DocumentCNN may run as one plan.
+"""The conditions under which the layers of a model may run as one plan, all of them.
 
-The plan computes what the layers compute as :class:`DocumentCNN` made them. A layer that was replaced, reconfigured,
-patched or hooked since then is noticed here, and the model runs layer by layer.
+A plan computes what the layers would. Each guard below names the test that shows why it is needed; tests without a
+file are in ``tests/network/test_plan.py``. Where a guard fails, the model runs layer by layer, and the string that
+the guard returns is the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from manualgrad import explanation
 from manualgrad._torch_compat import (
     child_modules,
     has_global_hooks,
@@ -19,160 +21,217 @@ from manualgrad._torch_compat import (
     is_forward_mode_active,
     own_parameters,
 )
+from manualgrad.network.kinds import KINDS
+from manualgrad.network.layers import Conv, Dense, NetworkSpec, UnfusedLayer, fuse
 from manualgrad.network.plan import Plan, get_plan
-from manualgrad.network.plan_builder import NetworkSpec
-from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
 from manualgrad.ops.precision import is_autocast_enabled
-from manualgrad.tensor_checks import in_plain_eager_mode
+from manualgrad.tensor_checks import active_mode
 
-if TYPE_CHECKING:
-    from manualgrad.models import DocumentCNN
-
-# Attributes of each layer class that decide what it computes, besides its weight and bias.
-_CONFIG_ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
-    ConvReLUMaxPool2d: ("stride", "padding", "dilation", "groups", "flip_kernel", "subgradient"),
-    Flatten: (),
-    Dense: (),
-    ReLU: ("subgradient",),
-}
-# The methods at import, to notice a class that is patched later.
-_ORIGINAL_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {kind: kind.forward for kind in _CONFIG_ATTRIBUTES}
 _ORIGINAL_CALL = nn.Module.__call__
-
 MAX_CACHED_NETWORKS = 256
-_network_cache: dict[tuple[Any, ...], NetworkSpec | None] = {}
-_NOT_CACHED: Any = object()
+_network_cache: dict[tuple[Any, ...], NetworkSpec | str] = {}
+_MISSING: Any = object()
+PlanAndParameters = tuple[Plan, list[Tensor]]
 
 
-def find_plan(model: DocumentCNN, x: Tensor) -> tuple[Plan, list[Tensor]] | None:
-    """The plan for ``x``, (N, C_in, H, W), with the weights and biases that it reads, in the order of the layers.
+class PlannedModel(Protocol):
+    """A model whose layers a plan can stand for."""
 
-    None if the layers have to run one by one: x or a parameter is no plain float32 tensor on the CPU, a convolution
-    has a stride, a layer was replaced or changed, or kernels are off.
+    def find_plan(self, x: Tensor) -> PlanAndParameters | str:
+        """:func:`find_plan` for the model's layers."""
+        ...
+
+
+def explain(model: PlannedModel, x: Tensor) -> str | None:
+    """Why the layers of ``model`` run one by one on ``x``; None if one plan runs them all."""
+    usable = find_usable_plan(model, x)
+    return usable if isinstance(usable, str) else None
+
+
+def find_usable_plan(model: PlannedModel, x: Tensor) -> PlanAndParameters | str:
+    """The plan that computes ``model(x)``, with the model's weights and biases, or the reason why none does."""
+    found = model.find_plan(x)
+    if not isinstance(found, str):
+        found = hooks_reason(model) or gradients_reason(x, found[1]) or found
+    if explanation.records is not None and not torch.compiler.is_compiling():
+        reason, computed_by = (found, "its layers, one by one") if isinstance(found, str) else ("", "one program")
+        explanation.record(type(model).__name__, computed_by, reason, x)
+    return found
+
+
+def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameters | str:
+    """The plan for ``layers`` on ``x``, (N, C_in, H, W), with the weights and biases that it reads, in their order.
+
+    Returns the reason if there is none. Hooks and gradients are for :func:`find_usable_plan`.
     """
-    if not isinstance(x, Tensor) or not in_plain_eager_mode() or x.dim() != 4:
-        return None
-    network_and_parameters = _describe(model, x.shape[1:])
-    if network_and_parameters is None:
-        return None
-    network, parameters = network_and_parameters
-    plan = get_plan(network, x.shape[0])
-    return (plan, parameters) if plan is not None and plan.supports(x, parameters) else None
-
-
-def has_no_hooks(model: nn.Module) -> bool:
-    """Return True if no layer of ``model`` has a hook, and none is registered for all modules."""
-    layers = child_modules(model).values()
-    return not has_global_hooks() and not any(has_hooks(layer) for layer in layers if layer is not None)
-
-
-def wants_all_parameter_grads_or_none(x: Tensor, parameters: list[Tensor]) -> bool:
-    """Return True if reverse mode has to compute the gradient of every parameter and of nothing else, or no gradient.
-
-    False in forward mode and under autocast.
-    """
-    if is_forward_mode_active() or is_autocast_enabled(x):
-        return False
-    return not torch.is_grad_enabled() or (not x.requires_grad and all(p.requires_grad for p in parameters))
-
-
-def guard_values(model: DocumentCNN) -> list[Any]:
-    """The objects that the result of :func:`find_plan` depends on, for a comparison by identity.
-
-    The result stays valid for as long as all of them are the same objects.
-    """
-    values: list[Any] = [model.num_conv_blocks, model.subgradient, nn.Module.__call__]
-    for layer in child_modules(model).values():
-        if layer is None:
-            continue
-        kind, attributes = type(layer), vars(layer)
-        values += (layer, kind, kind.forward, attributes.get("forward"))
-        values += [attributes.get(name) for name in _CONFIG_ATTRIBUTES.get(kind, ())]
-        if kind is ConvReLUMaxPool2d or kind is Dense:
-            values += own_parameters(layer).values()
-    return values
-
-
-def _describe(model: DocumentCNN, image_shape: torch.Size) -> tuple[NetworkSpec, list[Tensor]] | None:
-    """The network that the layers make, and their weights and biases; None if they make no network of a plan.
-
-    Everything that the network depends on is read at each call. It is the key under which the network is cached.
-    """
+    # test_torch_func_differentiates_the_model, test_errors_are_those_of_the_layers, test_compile_traces_the_layers
+    mode = active_mode()
+    if mode:
+        return mode
+    if not isinstance(x, Tensor):
+        return "the input is no tensor"
+    if x.dim() != 4:  # test_input_gradients_and_transforms_run_layer_by_layer
+        return "the input is no batch of images"
     parameters: list[Tensor] = []
-    key_parts: list[Any] = [image_shape, model.num_conv_blocks, model.subgradient]
-    for layer in child_modules(model).values():
-        if layer is None or type(layer) not in _CONFIG_ATTRIBUTES:
-            return None
-        kind, attributes = type(layer), vars(layer)
-        if kind.forward is not _ORIGINAL_FORWARDS[kind] or "forward" in attributes:
-            return None
-        config = [attributes.get(name) for name in _CONFIG_ATTRIBUTES[kind]]
-        if not all(map(_is_plain_constant, config)):
-            return None
-        key_parts += (kind, *config)
-        if kind is ConvReLUMaxPool2d or kind is Dense:
-            weight, bias = own_parameters(layer).get("weight"), own_parameters(layer).get("bias")
-            if weight is None or bias is None:
-                return None
-            parameters += (weight, bias)
-            key_parts += (weight.shape, bias.shape)
-    if nn.Module.__call__ is not _ORIGINAL_CALL or not _is_plain_constant(model.subgradient):
-        return None
-    key = tuple(key_parts)
-    network = _network_cache.get(key, _NOT_CACHED)
-    if network is _NOT_CACHED:
+    key: list[Any] = [x.shape[1:]]
+    reason = _read_layers(layers, key, parameters)
+    if reason:
+        return reason
+    if nn.Module.__call__ is not _ORIGINAL_CALL:  # test_patched_call_is_used
+        return "nn.Module.__call__ was replaced"
+    network = _network_cache.get(tuple(key))
+    if network is None:
         if len(_network_cache) >= MAX_CACHED_NETWORKS:
             _network_cache.clear()
-        network = _network_cache[key] = _make_network_spec(model, image_shape)
-    return None if network is None else (network, parameters)
+        network = _network_cache[tuple(key)] = _make_network(layers, x.shape[1:])
+    if isinstance(network, str):
+        return network
+    plan = get_plan(network, x.shape[0])
+    if isinstance(plan, str):
+        return plan
+    # test_integer_results_equal_the_formulas_exactly: any strides of x are right
+    # test_input_gradients_and_transforms_run_layer_by_layer: other dtypes
+    # tests/network/test_descent.py::test_changes_take_effect_at_the_next_step: a transposed weight
+    if not plan.supports(x, parameters):
+        return "the input or a parameter is no plain float32 tensor on the CPU, or a parameter is not contiguous"
+    return plan, parameters
+
+
+def _read_layers(layers: Iterable[nn.Module | None], key: list[Any], parameters: list[Tensor]) -> str | None:
+    """Append what the layers depend on to ``key``, and their weights and biases to ``parameters``.
+
+    Everything is read anew in each call: nothing tells of a change. Returns the reason why a plan cannot stand for
+    the layers, or None.
+    """
+    for layer in layers:
+        kind = None if layer is None else KINDS.get(type(layer))
+        # test_changed_model_runs_layer_by_layer: replaced layer, subclass, layer None
+        if layer is None or kind is None:
+            return f"no kernel computes {type(layer).__name__}"
+        attributes = vars(layer)
+        # test_patched_class_forward_is_used; test_changed_model_runs_layer_by_layer: patched forward
+        if type(layer).forward is not kind.forward or "forward" in attributes:
+            return f"the forward of {type(layer).__name__} was replaced"
+        if kind.describe is None:
+            reason = _read_layers(child_modules(layer).values(), key, parameters)
+            if reason:
+                return reason
+            continue
+        config = [attributes.get(name, _MISSING) for name in kind.attributes]
+        # test_changed_model_runs_layer_by_layer: stride as a list, subgradient as a tensor
+        if not all(map(_is_plain_constant, config)):
+            return f"an attribute of {type(layer).__name__} is no plain number"
+        key += (type(layer), *config)
+        if kind.has_parameters:
+            own = own_parameters(layer)
+            weight, bias = own.get("weight"), own.get("bias")
+            # test_changed_model_runs_layer_by_layer: parametrization, no bias
+            if weight is None or bias is None:
+                return f"a {type(layer).__name__} has no weight or bias of its own"
+            parameters += (weight, bias)
+            key += (weight.shape, bias.shape)
+    return None
 
 
 def _is_plain_constant(value: object) -> bool:
-    """Return True for a Python number or a tuple of ints, whose equality means the same computation.
+    """Return True for None, a string, a number or a tuple of ints, whose equality means the same computation.
 
     A tensor or an instance of a subclass could equal a number and behave differently.
     """
     if type(value) is tuple:
         return all(type(item) is int for item in value)
-    return type(value) in (bool, int, float)
+    return value is None or type(value) in (bool, int, float, str)
 
 
-def _make_network_spec(model: DocumentCNN, image_shape: torch.Size) -> NetworkSpec | None:
-    """None if the layers are not P∘R∘C, F, D, R, D in this order, or if a layer does not fit the one before it."""
-    layers, num_convs, subgradient = list(child_modules(model).values()), model.num_conv_blocks, model.subgradient
-    convs = [layer for layer in layers if type(layer) is ConvReLUMaxPool2d]
-    dense_layers = [layer for layer in layers if type(layer) is Dense]
-    kinds = [ConvReLUMaxPool2d] * num_convs + [Flatten, Dense] + [ReLU, Dense] * (len(dense_layers) - 1)
-    if list(map(type, layers)) != kinds:
+def may_have_plan(model: nn.Module) -> bool:
+    """Return True if the layers of ``model`` are those of a plan, for images of some size."""
+    layers = child_modules(model).values()
+    if _read_layers(layers, [], []):
+        return False
+    network = _make_network(layers, torch.Size((0, 0, 0)))
+    if isinstance(network, str):
+        return False
+    first, last = network.layers[0], network.layers[-1]
+    return isinstance(first, Conv) and first.pool is not None and isinstance(last, Dense) and last.subgradient is None
+
+
+def hooks_reason(model: PlannedModel) -> str | None:
+    """Why hooks need the layers one by one, or None."""
+    if has_global_hooks():  # test_global_module_hooks_run
+        return "a hook is registered for all modules"
+    layers = child_modules(model).values()  # type: ignore[arg-type]
+    # test_changed_model_runs_layer_by_layer: forward hook, backward hook
+    if any(has_hooks(layer) for layer in layers if layer is not None) or _nested_layer_has_hooks(layers):
+        return "a layer has a hook"
+    return None
+
+
+def _nested_layer_has_hooks(layers: Iterable[nn.Module | None]) -> bool:
+    """Return True if a layer inside of a container has a hook: test_nested_sequentials_run_as_one_plan."""
+    containers = [layer for layer in layers if isinstance(layer, nn.Sequential)]
+    return any(has_hooks(layer) for container in containers for layer in container.modules())
+
+
+def gradients_reason(x: Tensor, parameters: list[Tensor]) -> str | None:
+    """Why the gradients that are needed are not those of a plan: of every parameter and of nothing else, or none."""
+    # test_input_gradients_and_transforms_run_layer_by_layer
+    if is_forward_mode_active() or is_autocast_enabled(x):
+        return "forward mode or autocast is active"
+    if not torch.is_grad_enabled():
         return None
-    flips = {conv.flip_kernel for conv in convs}
-    if not 0 <= subgradient <= 1 or len(flips) != 1 or not flips <= {True, False}:
-        return None
-    if any(layer.subgradient != subgradient for layer in layers if isinstance(layer, (ConvReLUMaxPool2d, ReLU))):
-        return None
-    channels, height, width = image_shape
-    for conv in convs:
-        if conv.weight.dim() != 4:
-            return None
-        out_channels, in_channels, kernel_height, kernel_width = conv.weight.shape
-        height, width = (height - kernel_height + 1) // 2, (width - kernel_width + 1) // 2
-        options = conv.stride, conv.padding, conv.dilation, conv.groups
-        if options != ((1, 1), (0, 0), (1, 1), 1) or in_channels != channels or min(height, width) < 1:
-            return None
-        if conv.bias is None or conv.bias.shape != (out_channels,):
-            return None
-        channels = out_channels
-    features = channels * height * width
-    for dense in dense_layers:
-        if dense.bias is None or dense.bias.shape != dense.weight.shape[:1] or dense.weight.shape[1:] != (features,):
-            return None
-        features = len(dense.weight)
-    conv_shapes = tuple((conv.weight.shape[0], *conv.weight.shape[2:]) for conv in convs)
-    dense_features = tuple(len(dense.weight) for dense in dense_layers)
-    return NetworkSpec(
-        (image_shape[0], image_shape[1], image_shape[2]),
-        conv_shapes,
-        dense_features,
-        bool(flips.pop()),
-        float(subgradient),
-    )
+    if x.requires_grad:  # test_input_gradients_and_transforms_run_layer_by_layer
+        return "the input needs a gradient"
+    # test_changed_model_runs_layer_by_layer: frozen layer
+    return None if all(p.requires_grad for p in parameters) else "a parameter is frozen"
+
+
+def guard_values(model: nn.Module) -> list[Any]:
+    """The objects that the result of ``model.find_plan`` depends on, for a comparison by identity.
+
+    The result stays valid for as long as all of them are the same objects:
+    tests/network/test_descent.py::test_changes_take_effect_at_the_next_step.
+    """
+    values: list[Any] = [nn.Module.__call__, *map(vars(model).get, ("num_conv_blocks", "subgradient", "fused"))]
+    for layer in child_modules(model).values():
+        if layer is None:
+            continue
+        attributes, kind = vars(layer), KINDS.get(type(layer))
+        values += (layer, type(layer), type(layer).forward, attributes.get("forward"))
+        if kind is not None:
+            values += [attributes.get(name) for name in kind.attributes]
+            values += own_parameters(layer).values() if kind.has_parameters else ()
+    return values
+
+
+def _make_network(layers: Iterable[nn.Module | None], image_shape: torch.Size) -> NetworkSpec | str:
+    """The network that the layers make, or the reason why they make none."""
+    unfused: list[UnfusedLayer] = []
+    reason = _describe_layers(layers, unfused)
+    fused = reason or fuse(unfused)
+    if isinstance(fused, str):
+        return fused
+    if not fused:
+        return "there are no layers"
+    return NetworkSpec((image_shape[0], image_shape[1], image_shape[2]), tuple(fused))
+
+
+def _describe_layers(layers: Iterable[nn.Module | None], unfused: list[UnfusedLayer]) -> str | None:
+    """Append the description of each layer to ``unfused``; return the reason if one has none."""
+    for layer in layers:
+        describe = KINDS[type(layer)].describe  # type: ignore[index]
+        if describe is None:
+            reason = _describe_layers(child_modules(layer).values(), unfused)  # type: ignore[arg-type]
+            if reason:
+                return reason
+            continue
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        if weight is not None and (weight.dim() not in (2, 4) or bias is None or bias.shape != weight.shape[:1]):
+            return f"weight and bias of {type(layer).__name__} do not fit each other"
+        description = describe(layer)
+        if description is None:
+            return f"no kernel computes a {type(layer).__name__} with these options"
+        subgradient = getattr(description, "subgradient", None)
+        if subgradient is not None and not 0 <= subgradient <= 1:
+            return "a subgradient is no number from 0 to 1"
+        unfused.append(description)
+    return None

@@ -1,4 +1,4 @@
-"""The network of section 4.2 as functions of tensors, computed by the kernel calls of ``plan_builder.py``.
+"""A network as functions of tensors, computed by the kernel calls of ``plan_builder.py``.
 
 A :class:`Plan` holds one program per function, made once for a network, a batch size and a number of threads. The
 tensors between the layers are buffers of one workspace, which one allocation per call provides.
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import instruction_set, jit, memory
-from manualgrad.cpu.conv_pool import check_tensor, to_backward_layout, to_contiguous
+from manualgrad.cpu.conv_pool import check_tensor, to_contiguous
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.program import Program, WorkspaceLayout
-from manualgrad.cpu.team import ParallelRegion
 from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
-from manualgrad.network.plan_builder import NetworkSpec, PlanBuilder
+from manualgrad.network.cpu_blocks import CPUDevice
+from manualgrad.network.device import Unsupported
+from manualgrad.network.layers import Conv, NetworkSpec
+from manualgrad.network.plan_builder import PlanBuilder, Region
 
 _MINUS_ONE = ctypes.c_float(-1)  # learning rate with which w − η Δw is w + Δw
 
@@ -68,14 +70,11 @@ class Plan:
 
     def __init__(self, module: KernelModule, network: NetworkSpec, batch_size: int, threads: int) -> None:
         self.module, self.network, self.batch_size = module, network, batch_size
-        builder = self.builder = PlanBuilder(module, network, batch_size, threads)
+        self.device = CPUDevice(module)
+        builder = self.builder = PlanBuilder(self.device, network, batch_size, threads)
         self.input_shape = torch.Size((batch_size, *network.image_shape))
-        self.parameter_shapes: list[torch.Size] = []
-        for conv in builder.convs:
-            weight_shape = conv.out_channels, conv.in_channels, conv.kernel_height, conv.kernel_width
-            self.parameter_shapes += [torch.Size(weight_shape), torch.Size((conv.out_channels,))]
-        for in_features, out_features in builder.dense_shapes:
-            self.parameter_shapes += [torch.Size((out_features, in_features)), torch.Size((out_features,))]
+        self.parameter_names = builder.parameter_names
+        self.parameter_shapes = list(map(torch.Size, builder.parameter_shapes))
         self.weight_shapes = self.parameter_shapes[::2]
 
         saved, packed = builder.saved_buffers(), builder.packed_buffers()
@@ -88,8 +87,8 @@ class Plan:
         parameters = self.parameter_names
         weights, steps = parameters[::2], [f"d{name}" for name in parameters]
 
-        def program(regions: list[ParallelRegion], names: list[str]) -> Program:
-            return Program(module, builder.num_threads, regions, names)
+        def program(regions: list[Region], names: list[str]) -> Program:
+            return self.device.program(builder.split.num_threads, regions, names)
 
         self._forward_program = program(builder.forward_regions(), [*parameters, *saved, "x", "z", *packed])
         names = [*weights, *saved, "x", "x_backward", "g", *steps, *scratch]
@@ -99,11 +98,6 @@ class Plan:
         regions = builder.loss_and_grads_regions()
         self._loss_program = program(regions, names)
         self._update_program = program([*regions, builder.update_region()], [*names, "learning_rate"])
-
-    @property
-    def parameter_names(self) -> list[str]:
-        """Names of the parameters in the kernel calls."""
-        return [f"{name}{n}" for n in range(self.builder.last_layer + 1) for name in ("w", "b")]
 
     def supports(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
         """Return True if the kernels can read ``x``, of any strides, and ``parameters``."""
@@ -117,7 +111,7 @@ class Plan:
 
         The plan must support x and the parameters (:meth:`supports`).
         """
-        z, saved = memory.new(self.batch_size, self.network.dense_features[-1]), self._saved_layout.allocate()
+        z, saved = memory.new(self.batch_size, self.network.classes), self._saved_layout.allocate()
         packed = self._packed_layout.allocate()
         x = to_contiguous(x, torch.channels_last)
         addresses = [*_addresses(parameters), *self._saved_layout.addresses(saved), x.data_ptr(), z.data_ptr()]
@@ -140,7 +134,7 @@ class Plan:
             and all(map(is_contiguous_as, weights, self.weight_shapes))
         ):
             raise ValueError(self._saved_tensor_error(x, saved, weights))
-        g = to_contiguous(check_tensor(g, (self.batch_size, self.network.dense_features[-1])))
+        g = to_contiguous(check_tensor(g, (self.batch_size, self.network.classes)))
         x, x_backward = self._input_layouts(x)
         scratch, grads = self._scratch_layout.allocate(), self._allocate_grads(weights)
         addresses = [*_addresses(weights), *self._saved_layout.addresses(saved), *_addresses((x, x_backward, g))]
@@ -158,7 +152,7 @@ class Plan:
         name, tensor, shape, dtype = next(modified, tensors[0])
         contiguous = "" if tensor is x else "contiguous "
         return (
-            f"DocumentCNN: a saved tensor was modified between forward and backward: expected {name} to be "
+            f"manualgrad: a saved tensor was modified between forward and backward: expected {name} to be "
             f"{contiguous}{_describe(dtype, shape)}, got {_describe(tensor.dtype, tensor.shape)} with strides "
             f"{tuple(tensor.stride())}"
         )
@@ -183,7 +177,7 @@ class Plan:
             (ctypes.c_int64 * 2)(),
             ctypes.c_float(factor),
         )  # counts: labels that count, labels of no class
-        probabilities, loss = memory.new(self.batch_size, self.network.dense_features[-1]), memory.new()
+        probabilities, loss = memory.new(self.batch_size, self.network.classes), memory.new()
         workspace, steps = self._workspace_layout.allocate(), self._allocate_grads(parameters[::2])
         x, x_backward = self._input_layouts(x)
         addresses = [*_addresses(parameters), *_addresses((x, x_backward, labels)), ctypes.addressof(counts)]
@@ -203,19 +197,22 @@ class Plan:
 
     def intermediates(self, result: LossAndSteps) -> Intermediates:
         """Views of the tensors between the layers in the workspace of ``result``."""
-        inputs, pool_indices, grad_outputs = [], [], []
-        workspace, buffer = result.workspace, self._workspace_layout.buffer
-        num_convs = self.builder.num_convs
-        for n, conv in enumerate(self.builder.convs):
-            shape = (self.batch_size, conv.out_height, conv.out_width, conv.out_channels)
-            pooled = buffer(workspace, f"pooled{n}", shape)
-            inputs.append(pooled.flatten(1) if n == num_convs - 1 else pooled)
-            pool_indices.append(buffer(workspace, f"pool_index{n}", shape, torch.uint8).permute(0, 3, 1, 2))
-            grad_outputs.append(buffer(workspace, f"g{n}", shape).permute(0, 3, 1, 2))
-        for n, (_, out_features) in enumerate(self.builder.dense_shapes[:-1], start=num_convs):
-            inputs.append(buffer(workspace, f"relu{n}", (self.batch_size, out_features)))
-            grad_outputs.append(buffer(workspace, f"g{n}", (self.batch_size, out_features)))
-        grad_outputs.append(buffer(workspace, "g", (self.batch_size, self.network.dense_features[-1])))
+        inputs, pool_indices, grad_outputs = list[Tensor](), list[Tensor](), list[Tensor]()
+
+        def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+            return self._workspace_layout.buffer(result.workspace, name, (self.batch_size, *shape), dtype)
+
+        for layer, block, at in zip(self.network.layers, self.builder.blocks, self.builder.places, strict=True):
+            shape, is_conv = block.out.shape, isinstance(layer, Conv)
+            if is_conv:
+                pool_indices.append(buffer(at.own("pool_index").name, shape, torch.uint8).permute(0, 3, 1, 2))
+            if block.is_view:
+                inputs[-1] = inputs[-1].flatten(1)
+            else:
+                grad = buffer(at.grad_out.name, shape)
+                grad_outputs.append(grad.permute(0, 3, 1, 2) if is_conv else grad)
+                inputs.append(buffer(at.out.name, shape))
+        inputs.pop()  # z^{L−1}, the input of no layer
         return Intermediates(inputs, pool_indices, grad_outputs)
 
     def _allocate_grads(self, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -224,11 +221,11 @@ class Plan:
 
     def _input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x in the memory layouts that the kernels of forward and of backward read."""
-        return to_contiguous(x, torch.channels_last), to_backward_layout(self.builder.convs[0], x)
+        return self.builder.blocks[0].input_layouts(x)
 
     def _grads_are_finite(self, layout: WorkspaceLayout, workspace: Tensor) -> bool:
         """Return True if no task met an infinity or NaN that skipping zeros would hide."""
-        shape = (self.builder.num_tasks * self.builder.num_convs,)
+        shape = (self.builder.nonfinite_numel,)
         return not any(map(math.isnan, layout.buffer(workspace, "nonfinite", shape).tolist()))
 
 
@@ -240,17 +237,17 @@ def _describe(dtype: torch.dtype, shape: torch.Size) -> str:
     return f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)}"
 
 
-def get_plan(network: NetworkSpec, batch_size: int) -> Plan | None:
-    """The plan for the kernels in use and torch's number of threads.
-
-    None if kernels are off, or if a convolution's output channels do not fill whole vectors.
-    """
+def get_plan(network: NetworkSpec, batch_size: int) -> Plan | str:
+    """The plan for the kernels in use and torch's number of threads, or the reason why there is none."""
     module = instruction_set.current_module()
-    if module is None or any(out_channels % module.lanes for out_channels, _, _ in network.conv_shapes):
-        return None
+    if module is None:
+        return f"there are {instruction_set.available()}"
     return _cached_plan(module.instructions, network, batch_size, torch.get_num_threads())
 
 
 @lru_cache(64)
-def _cached_plan(instructions: str, network: NetworkSpec, batch_size: int, threads: int) -> Plan:
-    return Plan(jit.load_module(instructions), network, batch_size, threads)
+def _cached_plan(instructions: str, network: NetworkSpec, batch_size: int, threads: int) -> Plan | str:
+    try:
+        return Plan(jit.load_module(instructions), network, batch_size, threads)
+    except Unsupported as reason:
+        return str(reason)

@@ -1,60 +1,22 @@
-r"""The kernel calls of a network as in section 4.2: forward, loss, backward and update.
+r"""Buffers and kernel calls of a list of blocks: forward, loss, backward and update.
 
 The calls stand in parallel regions. A region is split into tasks, which threads share. A task of the main region
-takes some images through all layers, so that a layer's output is still in the cache when the next layer reads it:
-
-    z^l = C(x^l, w^l) + b^l, x^{l+1} = P(R(z^l))           ``conv_pool_forward``, which also writes the pool index
-    z^l = D(x^l, w^l) + b^l, x^{l+1} = R(z^l)              ``gemm_nt``, ``relu_forward``
-
-then, if there are labels, S(z^{L−1}), J and δ^{L−1}       ``softmax_cross_entropy``
-
-and back, from the last layer to the first. g^l is δ^l of a dense layer. Of a convolution it is the gradient before
-P⁻¹ and R', which the kernel applies from the pool index:
-
-    g^{l−1} = (w^l δ^l) R'(z^{l−1})                        ``gemm_strided``, ``relu_backward``
-    g^{l−1}, Δw^l, Δb^l from g^l and the pool index        ``conv_pool_backward``
-
-The last region computes Δw^l and Δb^l of the dense layers, and adds up what the tasks have of the convolutions' Δw^l
-and Δb^l. F needs no kernel: in channels_last memory format an image is the row of numbers that F makes of it.
+takes some images through all blocks, so that a block's output is still in the cache when the next one reads it, and
+then back from the last block to the first. The last region computes the gradients of the parameters, or adds up those
+that the tasks have. ``cpu_blocks.py`` has the calls of each block.
 """
 
 from __future__ import annotations
 
-import ctypes
-import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from manualgrad.cpu import conv_pool_sizes as sizes
-from manualgrad.cpu.conv_pool_sizes import Sizes, sizes_of, split_work
-from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.signature import BufferRef, KernelCall
-from manualgrad.cpu.team import ParallelRegion
+from manualgrad.cpu.signature import BufferRef
+from manualgrad.network.device import Activation, Block, BlockBuffers, Device, Unsupported
+from manualgrad.network.layers import Conv, Dense, NetworkSpec
 
-IGNORE_INDEX = -100  # the label of an image that does not count
-
-_ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
-
-KernelCalls = list[KernelCall]
-
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """Shapes and options of a network.
-
-    Attributes:
-        image_shape: (C_in, H, W).
-        conv_shapes: (C_out, kH, kW) of each convolution.
-        dense_features: out_features of each dense layer.
-        flip_kernel: True for the convolution of equation (1), False for PyTorch's correlation.
-        subgradient: R'(0).
-    """
-
-    image_shape: tuple[int, int, int]
-    conv_shapes: tuple[tuple[int, int, int], ...]
-    dense_features: tuple[int, ...]
-    flip_kernel: bool
-    subgradient: float
+Region = tuple[int, list[Any]]  # a number of tasks, and the kernel calls of each
 
 
 @dataclass(frozen=True)
@@ -73,240 +35,145 @@ class PixelFormat:
 
 
 class PlanBuilder:
-    """Buffers and kernel calls of one network, for one batch size and one number of threads.
+    """Buffers and kernel calls of one network on one device, for one batch size and one number of threads.
 
-    Kernels refer to memory by name. For layer l, "w{l}", "b{l}", "dw{l}" and "db{l}" are w^l, b^l, Δw^l and Δb^l;
-    "x" is x^0, and "x_backward" is x^0 in the layout that its convolution's weight gradient reads. The other names
-    are those of the buffers, whose sizes in bytes ``*_buffers`` return: ``saved`` from forward to backward,
-    ``packed`` weights for forward, ``scratch`` of backward, and ``loss``, where "z" and "g" are z^{L−1} and δ^{L−1}.
+    Kernels refer to memory by name. For block n, "w{n}", "b{n}", "dw{n}" and "db{n}" are its parameters and their
+    gradients, "out{n}" its output and "g{n}" the gradient of that. "x" is the network's input, and "x_backward" the
+    input in the layout that backward reads. "z" and "g" are z^{L−1} and δ^{L−1}. The other names are those of the
+    buffers, whose sizes in bytes ``*_buffers`` return: ``saved`` from forward to backward, ``packed`` weights for
+    forward, ``scratch`` of backward, and ``loss``.
+
+    Raises:
+        Unsupported: the device has no kernel for one of the layers.
     """
 
-    def __init__(self, module: KernelModule, network: NetworkSpec, batch_size: int, threads: int) -> None:
-        self.network, self.batch_size, self._call = network, batch_size, module.call
+    def __init__(self, device: Device, network: NetworkSpec, batch_size: int, threads: int) -> None:
+        self.network, self.batch_size, self._call = network, batch_size, device.call
+        if not isinstance(network.layers[0], Conv):
+            raise Unsupported("the first layer is no convolution")
         channels, height, width = network.image_shape
-        self.convs: list[Sizes] = []
-        for out_channels, kernel_height, kernel_width in network.conv_shapes:
-            weight_shape = (out_channels, channels, kernel_height, kernel_width)
-            conv = sizes_of((batch_size, channels, height, width), weight_shape, module.lanes)
-            self.convs.append(conv)
-            channels, height, width = out_channels, conv.out_height, conv.out_width
-        self.num_convs = len(self.convs)
-        self.dense_shapes = list(itertools.pairwise((channels * height * width, *network.dense_features)))  # in, out
-        self.last_layer = self.num_convs + len(self.dense_shapes) - 1
-        multiplications = sum(conv.multiplications for conv in self.convs)
-        multiplications += batch_size * sum(math.prod(shape) for shape in self.dense_shapes)
-        self.num_threads = min(threads, 1 + multiplications // sizes.MULTIPLICATIONS_PER_THREAD)
-        partial_sums = sum(conv.grad_weight_layout.numel for conv in self.convs)
-        most_tasks = sizes.num_tasks_for(batch_size, self.num_threads, partial_sums)
-        self.num_tasks, self.images_per_task = split_work(batch_size, most_tasks)
+        x, self.blocks = Activation((height, width, channels)), list[Block]()
+        for layer in network.layers:
+            self.blocks.append(device.block(layer, x, batch_size))
+            x = self.blocks[-1].out
+        if not isinstance(network.layers[-1], Dense) or network.layers[-1].subgradient is not None:
+            raise Unsupported("the last layer is no dense layer, or ReLU follows it")
+        multiplications = sum(block.multiplications for block in self.blocks)
+        partial_sums = sum(block.partial_sums for block in self.blocks)
+        self.split = device.split(batch_size, threads, multiplications, partial_sums)
+        self.loss = device.loss(network.classes, batch_size)
+        self.places = self._places()
+
+    def _places(self) -> list[BlockBuffers]:
+        """The buffers of each block. The output of a view is its input."""
+        places: list[BlockBuffers] = []
+        x, x_backward, grad_x, checks = BufferRef("x"), BufferRef("x_backward"), None, 0
+        for n, block in enumerate(self.blocks):
+            is_last = n == len(self.blocks) - 1
+            out = x if block.is_view else BufferRef("z" if is_last else f"out{n}")
+            grad_out = grad_x if block.is_view and grad_x else BufferRef("g" if is_last else f"g{n}")
+            nonfinite = BufferRef("nonfinite", 4 * self.split.num_tasks * checks)
+            places.append(BlockBuffers(n, self.split, x, x_backward, out, grad_out, grad_x, nonfinite))
+            x, x_backward, grad_x, checks = out, out, grad_out, checks + bool(block.partial_sums)
+        self.nonfinite_numel = self.split.num_tasks * checks
+        return places
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of weight and bias of each block in turn."""
+        return [f"{name}{n}" for n, block in enumerate(self.blocks) if block.parameter_shapes for name in ("w", "b")]
+
+    @property
+    def parameter_shapes(self) -> list[tuple[int, ...]]:
+        return [shape for block in self.blocks for shape in block.parameter_shapes]
 
     # ------------------------------------------------------------------------------------------- memory
 
     def saved_buffers(self) -> dict[str, int]:
-        buffers: dict[str, int] = {}
-        for n, conv in enumerate(self.convs):
-            numel = self.batch_size * conv.out_height * conv.out_width * conv.out_channels
-            buffers |= {f"pooled{n}": 4 * numel, f"pool_index{n}": numel}
-        for n, (_, out_features) in enumerate(self.dense_shapes[:-1], start=self.num_convs):
-            numel = self.batch_size * out_features
-            buffers |= {f"z{n}": 4 * numel, f"relu{n}": 4 * numel}
-        return buffers
+        outs = {f"out{n}": nbytes for n, nbytes in self._inner_outputs().items()}
+        return outs | self._numbered([block.saved_buffers() for block in self.blocks])
 
     def packed_buffers(self) -> dict[str, int]:
-        return {f"packed_forward{n}": 4 * conv.forward_layout.numel for n, conv in enumerate(self.convs)}
+        return self._numbered([block.packed_buffers() for block in self.blocks])
 
     def scratch_buffers(self) -> dict[str, int]:
-        buffers = {"nonfinite": 4 * self.num_tasks * self.num_convs}
-        for n, conv in enumerate(self.convs):
-            buffers |= {
-                f"grad_weight_parts{n}": 4 * self.num_tasks * conv.grad_weight_layout.numel,
-                f"grad_bias_parts{n}": 4 * self.num_tasks * conv.out_channels,
-                f"conv_scratch{n}": self.num_tasks * conv.scratch_bytes,
-                f"packed_backward{n}": 4 * conv.grad_input_layout.numel if n else 0,
-            }
-        features = [conv.out_height * conv.out_width * conv.out_channels for conv in self.convs]
-        features += [out_features for _, out_features in self.dense_shapes[:-1]]
-        return buffers | {f"g{n}": 4 * self.batch_size * count for n, count in enumerate(features)}
+        grads = {f"g{n}": nbytes for n, nbytes in self._inner_outputs().items()}
+        own = [
+            block.scratch_buffers(self.split, at.grad_x is not None)
+            for block, at in zip(self.blocks, self.places, strict=True)
+        ]
+        return {"nonfinite": 4 * self.nonfinite_numel, **self._numbered(own), **grads}
 
     def loss_buffers(self) -> dict[str, int]:
-        numel = self.batch_size * self.network.dense_features[-1]
+        numel = self.batch_size * self.network.classes
         return {"z": 4 * numel, "targets": 4 * numel, "g": 4 * numel, "losses": 4 * self.batch_size}
+
+    def _inner_outputs(self) -> dict[int, int]:
+        """Bytes of the output of each block but the last that is no view, by its number."""
+        inner = enumerate(self.blocks[:-1])
+        return {n: 4 * self.batch_size * math.prod(block.out.shape) for n, block in inner if not block.is_view}
+
+    def _numbered(self, buffers: list[dict[str, int]]) -> dict[str, int]:
+        return {f"{name}{n}": nbytes for n, own in enumerate(buffers) for name, nbytes in own.items()}
 
     # ------------------------------------------------------------------------------------------ regions
 
-    def forward_regions(self) -> list[ParallelRegion]:
+    def forward_regions(self) -> list[Region]:
         """From x^0 to z^{L−1}."""
         return [
-            ParallelRegion(self.num_threads, self._pack_for_forward()),
-            ParallelRegion(self.num_tasks, self._forward_calls()),
+            (self.split.num_threads, self._calls("pack_for_forward")),
+            (self.split.num_tasks, self._calls("forward")),
         ]
 
-    def backward_regions(self) -> list[ParallelRegion]:
+    def backward_regions(self) -> list[Region]:
         """From δ^{L−1} to all Δw and Δb."""
         return [
-            ParallelRegion(self.num_threads, self._pack_for_backward()),
-            ParallelRegion(self.num_tasks, self._backward_calls()),
-            ParallelRegion(self.num_threads, self._parameter_grad_calls()),
+            (self.split.num_threads, self._calls("pack_for_backward")),
+            (self.split.num_tasks, self._calls("backward", is_reversed=True)),
+            (self.split.num_threads, self._calls("parameter_grads")),
         ]
 
-    def loss_and_grads_regions(self) -> list[ParallelRegion]:
+    def loss_and_grads_regions(self) -> list[Region]:
         """From x^0 and labels to the loss and all Δw and Δb."""
-        classes, rows_per_task = self.network.dense_features[-1], split_work(self.batch_size, self.num_threads)[1]
-        targets = self._call(
-            "one_hot_targets", labels=BufferRef("labels"), targets=BufferRef("targets"), counts=BufferRef("counts"),
-            rows=self.batch_size, share=rows_per_task, classes=classes, ignore_index=IGNORE_INDEX,
-            divides_by_count=True,
-        )  # fmt: skip
-        losses = self._call(
-            "softmax_cross_entropy", logits=BufferRef("z"), targets=BufferRef("targets"),
-            grad_out=BufferRef("factor"), grad_out_stride=0, probs=BufferRef("probabilities"),
-            losses=BufferRef("losses"), grad_logits=BufferRef("g"), rows=self.batch_size, share=self.images_per_task, classes=classes,
-            needs_loss=True, needs_grad=True,
-        )  # fmt: skip  # eq. (11), (14), (15), (19)
-        loss = self._call("sum_losses", losses=BufferRef("losses"), loss=BufferRef("loss"), rows=self.batch_size)
+        (threads, pack), (tasks, forward) = self.forward_regions()
+        (_, pack_again), (_, backward), (_, grads) = self.backward_regions()
         return [
-            ParallelRegion(self.num_threads, [*self._pack_for_forward(), *self._pack_for_backward(), targets]),
-            ParallelRegion(self.num_tasks, [*self._forward_calls(), losses, *self._backward_calls()]),
-            ParallelRegion(self.num_threads, [*self._parameter_grad_calls(), loss]),
+            (threads, [*pack, *pack_again, *self.loss.before(self.split)]),
+            (tasks, [*forward, *self.loss.losses(self.split), *backward]),
+            (threads, [*grads, *self.loss.after()]),
         ]
 
-    def descent_regions(self, pixels: PixelFormat) -> list[ParallelRegion]:
+    def descent_regions(self, pixels: PixelFormat) -> list[Region]:
         """From uint8 images, the indices of a batch and its labels to w − η ∂J/∂w of all parameters."""
-        before, all_layers, after = self.loss_and_grads_regions()
-        classes, (_, height, width) = self.network.dense_features[-1], self.network.image_shape
+        before, (tasks, all_blocks), (threads, after) = self.loss_and_grads_regions()
+        _, height, width = self.network.image_shape
         gather = self._call(
             "gather_images", images=BufferRef("images"), indices=BufferRef("indices"), x=BufferRef("x"),
-            batch_size=self.batch_size, share=self.images_per_task, height=height, width=width,
+            batch_size=self.batch_size, share=self.split.images_per_task, height=height, width=width,
             image_stride=pixels.image_stride, row_stride=pixels.row_stride, mean=pixels.mean, std=pixels.std,
         )  # fmt: skip
         top1 = self._call(
             "top1_stats", probs=BufferRef("probabilities"), labels=BufferRef("labels"),
             label_probs=BufferRef("label_probs"), num_correct=BufferRef("num_correct"), rows=self.batch_size,
-            classes=classes,
+            classes=self.network.classes,
         )  # fmt: skip
-        return [
-            before,
-            ParallelRegion(self.num_tasks, [gather, *all_layers.calls]),
-            ParallelRegion(self.num_threads, [*after.calls, top1]),
-            self.update_region(),
-        ]
+        return [before, (tasks, [gather, *all_blocks]), (threads, [*after, top1]), self.update_region()]
 
-    def update_region(self) -> ParallelRegion:
+    def update_region(self) -> Region:
         """w − η ∂J/∂w of all parameters, unless a label is no class or a gradient or the loss is not finite."""
-        numels = [(conv.out_channels * conv.weights_per_output, conv.out_channels) for conv in self.convs]
-        numels += [(in_features * out_features, out_features) for in_features, out_features in self.dense_shapes]
-        calls: KernelCalls = []
-        for n, (weight_numel, bias_numel) in enumerate(numels):
-            for name, numel in ((f"w{n}", weight_numel), (f"b{n}", bias_numel)):
-                share = split_work(numel, self.num_threads)[1]
-                update = self._call(
-                    "sgd_update", param=BufferRef(name), grad=BufferRef(f"d{name}"), numel=numel, share=share,
-                    learning_rate=BufferRef("learning_rate"), counts=BufferRef("counts"),
-                    nonfinite=BufferRef("nonfinite"), nonfinite_numel=self.num_tasks * self.num_convs,
-                    loss=BufferRef("loss"),
-                )  # fmt: skip
-                calls.append(update)
-        return ParallelRegion(self.num_threads, calls)
-
-    # -------------------------------------------------------------------------------------------- calls
-
-    def _x(self, n: int, input_name: str = "x") -> BufferRef:
-        """x^n."""
-        return BufferRef(input_name if n == 0 else f"pooled{n - 1}" if n <= self.num_convs else f"relu{n - 1}")
-
-    def _g(self, n: int) -> BufferRef:
-        """g^n."""
-        return BufferRef("g" if n == self.last_layer else f"g{n}")
-
-    def _pack_for_forward(self) -> KernelCalls:
-        return [self._pack_weight(n, conv.forward_layout, f"packed_forward{n}") for n, conv in enumerate(self.convs)]
-
-    def _pack_for_backward(self) -> KernelCalls:
-        layouts = [conv.grad_input_layout for conv in self.convs]
-        return [self._pack_weight(n, layout, f"packed_backward{n}") for n, layout in enumerate(layouts) if n]
-
-    def _pack_weight(self, n: int, layout: sizes.WeightLayout, target: str) -> KernelCall:
-        conv = self.convs[n]
-        share = split_work(conv.out_channels, self.num_threads)[1]
-        arguments = sizes.pack_arguments(conv, layout, self.network.flip_kernel, BufferRef(target))
-        return self._call("pack_weight", weight=BufferRef(f"w{n}"), share=share, **arguments)
-
-    def _forward_calls(self) -> KernelCalls:
-        calls: KernelCalls = []
-        for n, conv in enumerate(self.convs):
-            call = self._call(
-                "conv_pool_forward", x=self._x(n), packed_weight=BufferRef(f"packed_forward{n}"),
-                bias=BufferRef(f"b{n}"), out=BufferRef(f"pooled{n}"), pool_index=BufferRef(f"pool_index{n}"),
-                share=self.images_per_task * conv.out_height, **sizes.forward_sizes(conv),
+        calls = []
+        for name, shape in zip(self.parameter_names, self.parameter_shapes, strict=True):
+            numel = math.prod(shape)
+            update = self._call(
+                "sgd_update", param=BufferRef(name), grad=BufferRef(f"d{name}"), numel=numel,
+                share=-(-numel // self.split.num_threads), learning_rate=BufferRef("learning_rate"),
+                counts=BufferRef("counts"), nonfinite=BufferRef("nonfinite"), nonfinite_numel=self.nonfinite_numel,
+                loss=BufferRef("loss"),
             )  # fmt: skip
-            calls.append(call)
-        for n, (in_features, out_features) in enumerate(self.dense_shapes, start=self.num_convs):
-            z = BufferRef("z" if n == self.last_layer else f"z{n}")
-            gemm = self._call(
-                "gemm_nt", x=self._x(n), weight=BufferRef(f"w{n}"), bias=BufferRef(f"b{n}"), out=z,
-                rows=self.batch_size, share=self.images_per_task, in_features=in_features, out_features=out_features,
-            )  # fmt: skip
-            calls.append(gemm)
-            if n < self.last_layer:
-                numel, share = self.batch_size * out_features, self.images_per_task * out_features
-                relu = self._call("relu_forward", z=z, out=BufferRef(f"relu{n}"), numel=numel, share=share)
-                calls.append(relu)
-        return calls  # eq. (16), (17)
+            calls.append(update)
+        return self.split.num_threads, calls
 
-    def _backward_calls(self) -> KernelCalls:
-        calls: KernelCalls = []
-        subgradient = self.network.subgradient
-        for n in range(self.last_layer, self.num_convs - 1, -1):
-            in_features, out_features = self.dense_shapes[n - self.num_convs]
-            grad_input = BufferRef(f"g{n - 1}")
-            gemm = self._call(
-                "gemm_strided", lhs=self._g(n), row_stride=out_features, inner_stride=1, rhs=BufferRef(f"w{n}"),
-                out=grad_input, rows=self.batch_size, share=self.images_per_task, inner_size=out_features,
-                columns=in_features,
-            )  # fmt: skip
-            calls.append(gemm)
-            if n > self.num_convs:
-                relu = self._call(
-                    "relu_backward", grad_out=grad_input, z=BufferRef(f"z{n - 1}"), grad_z=grad_input,
-                    numel=self.batch_size * in_features, share=self.images_per_task * in_features,
-                    has_subgradient=subgradient != 0, subgradient=subgradient,
-                )  # fmt: skip
-                calls.append(relu)
-        for n in range(self.num_convs - 1, -1, -1):
-            conv = self.convs[n]
-            call = self._call(
-                "conv_pool_backward", x=self._x(n, "x_backward"),
-                packed_weight=BufferRef(f"packed_backward{n}") if n else 0, grad_out=BufferRef(f"g{n}"),
-                pool_index=BufferRef(f"pool_index{n}"), grad_input=BufferRef(f"g{n - 1}") if n else 0,
-                grad_weight_parts=BufferRef(f"grad_weight_parts{n}"),
-                grad_bias_parts=BufferRef(f"grad_bias_parts{n}"),
-                nonfinite=BufferRef("nonfinite", 4 * self.num_tasks * n), scratch=BufferRef(f"conv_scratch{n}"),
-                share=self.images_per_task, needs_grad_input=n > 0, needs_grad_weight=True, **sizes.backward_sizes(conv, subgradient),
-            )  # fmt: skip
-            calls.append(call)
-        return calls  # eq. (20), and each task's part of (18), (21) for the convolutions
-
-    def _parameter_grad_calls(self) -> KernelCalls:
-        calls: KernelCalls = []
-        for n, (in_features, out_features) in enumerate(self.dense_shapes, start=self.num_convs):
-            g, share = self._g(n), split_work(out_features, self.num_threads)[1]
-            weight_grad = self._call(
-                "gemm_strided", lhs=g, row_stride=1, inner_stride=out_features, rhs=self._x(n),
-                out=BufferRef(f"dw{n}"), rows=out_features, share=share, inner_size=self.batch_size,
-                columns=in_features,
-            )  # fmt: skip
-            bias_grad = self._call(
-                "gemm_strided", lhs=ctypes.addressof(_ONE), row_stride=0, inner_stride=0, rhs=g,
-                out=BufferRef(f"db{n}"), rows=1, share=1, inner_size=self.batch_size, columns=out_features,
-            )  # fmt: skip
-            calls += [weight_grad, bias_grad]
-        for n, conv in enumerate(self.convs):
-            share = split_work(conv.out_channels, self.num_threads)[1]
-            parts = BufferRef(f"grad_weight_parts{n}"), BufferRef(f"grad_bias_parts{n}")
-            call = self._call(
-                "unpack_reduce_grads", grad_weight=BufferRef(f"dw{n}"), grad_bias=BufferRef(f"db{n}"),
-                num_parts=self.num_tasks, share=share,
-                **sizes.unpack_reduce_arguments(conv, self.network.flip_kernel, *parts),
-            )  # fmt: skip
-            calls.append(call)
-        return calls  # eq. (18), (21)
+    def _calls(self, method: str, *, is_reversed: bool = False) -> list[Any]:
+        """The calls of one kind of all blocks, in their order or from the last to the first."""
+        pairs = list(zip(self.blocks, self.places, strict=True))
+        return [call for block, at in (pairs[::-1] if is_reversed else pairs) for call in getattr(block, method)(at)]

@@ -24,8 +24,8 @@ from torch import Tensor
 from manualgrad.cpu import conv_pool, instruction_set, jit, memory
 from manualgrad.dispatch import by_kernel
 from manualgrad.network.descent import Descent
+from manualgrad.network.layers import Conv, Dense, Flatten, MaxPool, NetworkSpec
 from manualgrad.network.plan import Plan
-from manualgrad.network.plan_builder import NetworkSpec
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -139,12 +139,25 @@ def run_convolution(draw: random.Random) -> None:
 
 def run_network(draw: random.Random) -> None:
     """Run a planned network forward and backward, its loss, and for one input channel its descent."""
-    channels = tuple(draw.choice([16, 32, 48]) for _ in range(draw.randint(1, 2)))
     kernel = draw.randint(1, 5), draw.randint(1, 5)
-    image_shape = draw.choice([1, 1, 2, 5, 16]), draw.randint(18, 24), draw.randint(18, 24)
-    features = tuple(draw.randint(1, 40) for _ in range(draw.randint(1, 3)))
+    in_channels, height, width = image_shape = (
+        draw.choice([1, 1, 2, 5, 16]),
+        draw.randint(18, 24),
+        draw.randint(18, 24),
+    )
     flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
-    network = NetworkSpec(image_shape, tuple((c, *kernel) for c in channels), features, flip, subgradient)
+    pool, layers = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False), []
+    for _ in range(draw.randint(1, 2)):
+        channels = draw.choice([16, 32, 48])
+        options = (1, 1), (0, 0), (1, 1), 1, "zeros", flip, subgradient, pool
+        layers.append(Conv(channels, in_channels, kernel, *options))
+        height, width = ((size - k + 1) // 2 for size, k in zip((height, width), kernel, strict=True))
+        in_channels = channels
+    layers.append(Flatten(channel_major=draw.random() < 0.5))
+    features = [in_channels * height * width, *(draw.randint(1, 40) for _ in range(draw.randint(1, 3)))]
+    for n in range(1, len(features)):
+        layers.append(Dense(features[n], features[n - 1], subgradient if n < len(features) - 1 else None))
+    network = NetworkSpec(image_shape, tuple(layers))
     batch_size = draw.choice([0, 1, 2, 3, 9])
     plan = Plan(instruction_set.current_module(), network, batch_size, torch.get_num_threads())
     x = guarded_copy(torch.randn(batch_size, *image_shape), draw.random() < 0.5)
@@ -163,7 +176,7 @@ def run_descent(draw: random.Random, plan: Plan, parameters: list[Tensor]) -> No
     margin = draw.choice([0, 0, 3])
     larger = guarded_copy(torch.randint(256, (count, 1, height + margin, width + margin), dtype=torch.uint8))
     images = larger[..., margin:, margin:] if draw.random() < 0.5 else larger[..., :height, :width]
-    labels = guarded_copy(torch.randint(plan.network.dense_features[-1], (count,)))
+    labels = guarded_copy(torch.randint(plan.network.classes, (count,)))
     descent = Descent(plan, parameters, images, labels, 33.0, 78.0)
     descent.begin_epoch(torch.randperm(count))
     for first in (0, count - plan.batch_size):

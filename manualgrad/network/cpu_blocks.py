@@ -1,0 +1,321 @@
+"""Blocks of the CPU: the kernel calls of each layer.
+
+    z = C(x, w) + b, out = P(R(z))          ``conv_pool_forward``, which also writes the pool index
+    z = D(x, w) + b, out = R(z)             ``gemm_nt``, ``relu_forward``
+
+and back, where grad_out is the gradient of out:
+
+    grad_x, Δw, Δb from grad_out            ``conv_pool_backward`` applies P⁻¹ and R' from the pool index
+    δ = grad_out R'(z), grad_x = w δ        ``relu_backward``, ``gemm_strided``; Δw and Δb are products too
+
+F needs no kernel: in channels_last memory format an image is the row of numbers that F makes of it. For PyTorch's
+channel-major F the columns of the next dense layer's weight are reordered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manualgrad.cpu import conv_pool_sizes as sizes
+from manualgrad.cpu.conv_pool import to_backward_layout, to_contiguous
+from manualgrad.cpu.conv_pool_sizes import sizes_of, split_work
+from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.program import Program
+from manualgrad.cpu.signature import BufferRef, KernelCall
+from manualgrad.cpu.team import ParallelRegion
+from manualgrad.network.device import Activation, Block, BlockBuffers, Split, Unsupported
+from manualgrad.network.layers import Conv, Dense, Flatten, Layer, MaxPool
+
+IGNORE_INDEX = -100  # the label of an image that does not count
+_ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
+_POOL = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False)
+KernelCalls = list[KernelCall]
+
+
+class CPUDevice:
+    """The kernels of one instruction set."""
+
+    def __init__(self, module: KernelModule) -> None:
+        self.module, self.call, self.lanes = module, module.call, module.lanes
+
+    def block(self, layer: Layer, x: Activation, batch_size: int) -> Block:
+        if isinstance(layer, Conv):
+            return ConvReLUPoolBlock(self, layer, x, batch_size)
+        return FlattenBlock(layer, x) if isinstance(layer, Flatten) else DenseBlock(self, layer, x, batch_size)
+
+    def loss(self, classes: int, batch_size: int) -> LossBlock:
+        return LossBlock(self, classes, batch_size)
+
+    def split(self, batch_size: int, threads: int, multiplications: int, partial_sums: int) -> Split:
+        num_threads = min(threads, 1 + multiplications // sizes.MULTIPLICATIONS_PER_THREAD)
+        return Split(num_threads, *split_work(batch_size, sizes.num_tasks_for(batch_size, num_threads, partial_sums)))
+
+    def program(self, num_threads: int, regions: Sequence[Any], names: Sequence[str]) -> Program:
+        return Program(self.module, num_threads, [ParallelRegion(*region) for region in regions], names)
+
+
+class ConvReLUPoolBlock:
+    """P∘R∘C with stride 1, no padding and windows of 2×2, whose output channels fill whole vectors."""
+
+    is_view = False
+
+    def __init__(self, device: CPUDevice, layer: Conv, x: Activation, batch_size: int) -> None:
+        _check_conv(layer, x, device.lanes)
+        height, width, channels = x.shape
+        shape = layer.out_channels, channels, *layer.kernel_size
+        self.sizes = s = sizes_of((batch_size, channels, height, width), shape, device.lanes)
+        self._call, self.flip, self.batch_size = device.call, layer.flip_kernel, batch_size
+        self.subgradient = layer.subgradient or 0.0
+        self.parameter_shapes: list[tuple[int, ...]] = [shape, (layer.out_channels,)]
+        self.out = Activation((s.out_height, s.out_width, s.out_channels))
+        self.multiplications, self.partial_sums = s.multiplications, s.grad_weight_layout.numel
+
+    def saved_buffers(self) -> dict[str, int]:
+        return {"pool_index": self.batch_size * math.prod(self.out.shape)}
+
+    def packed_buffers(self) -> dict[str, int]:
+        return {"packed_forward": 4 * self.sizes.forward_layout.numel}
+
+    def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:
+        s = self.sizes
+        return {
+            "grad_weight_parts": 4 * split.num_tasks * s.grad_weight_layout.numel,
+            "grad_bias_parts": 4 * split.num_tasks * s.out_channels,
+            "conv_scratch": split.num_tasks * s.scratch_bytes,
+            "packed_backward": 4 * s.grad_input_layout.numel if needs_grad_x else 0,
+        }
+
+    def pack_for_forward(self, at: BlockBuffers) -> KernelCalls:
+        return [self._pack(at, self.sizes.forward_layout, "packed_forward")]
+
+    def pack_for_backward(self, at: BlockBuffers) -> KernelCalls:
+        return [self._pack(at, self.sizes.grad_input_layout, "packed_backward")] if at.grad_x else []
+
+    def _pack(self, at: BlockBuffers, layout: sizes.WeightLayout, target: str) -> KernelCall:
+        arguments = sizes.pack_arguments(self.sizes, layout, self.flip, at.own(target))
+        return self._call("pack_weight", weight=at.own("w"), share=self._channels_per_thread(at.split), **arguments)
+
+    def _channels_per_thread(self, split: Split) -> int:
+        return split_work(self.sizes.out_channels, split.num_threads)[1]
+
+    def forward(self, at: BlockBuffers) -> KernelCalls:
+        call = self._call(
+            "conv_pool_forward", x=at.x, packed_weight=at.own("packed_forward"), bias=at.own("b"), out=at.out,
+            pool_index=at.own("pool_index"), share=at.split.images_per_task * self.sizes.out_height,
+            **sizes.forward_sizes(self.sizes),
+        )  # fmt: skip
+        return [call]  # eq. (16), (17)
+
+    def backward(self, at: BlockBuffers) -> KernelCalls:
+        call = self._call(
+            "conv_pool_backward", x=at.x_backward, packed_weight=at.own("packed_backward") if at.grad_x else 0,
+            grad_out=at.grad_out, pool_index=at.own("pool_index"), grad_input=at.grad_x or 0,
+            grad_weight_parts=at.own("grad_weight_parts"), grad_bias_parts=at.own("grad_bias_parts"),
+            nonfinite=at.nonfinite, scratch=at.own("conv_scratch"), share=at.split.images_per_task,
+            needs_grad_input=at.grad_x is not None, needs_grad_weight=True,
+            **sizes.backward_sizes(self.sizes, self.subgradient),
+        )  # fmt: skip
+        return [call]  # eq. (20), and each task's part of (18), (21)
+
+    def parameter_grads(self, at: BlockBuffers) -> KernelCalls:
+        parts = at.own("grad_weight_parts"), at.own("grad_bias_parts")
+        call = self._call(
+            "unpack_reduce_grads", grad_weight=at.own("dw"), grad_bias=at.own("db"), num_parts=at.split.num_tasks,
+            share=self._channels_per_thread(at.split), **sizes.unpack_reduce_arguments(self.sizes, self.flip, *parts),
+        )  # fmt: skip
+        return [call]  # eq. (18), (21)
+
+    def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return to_contiguous(x, torch.channels_last), to_backward_layout(self.sizes, x)
+
+
+def _check_conv(layer: Conv, x: Activation, lanes: int) -> None:
+    """Raise Unsupported unless the conv_pool kernels compute ``layer``."""
+    if x.is_flat or len(x.shape) != 3 or x.shape[2] != layer.in_channels:
+        raise Unsupported(f"a convolution of {layer.in_channels} channels does not fit the layer before it")
+    if (layer.stride, layer.padding, layer.dilation, layer.groups) != ((1, 1), (0, 0), (1, 1), 1):
+        raise Unsupported("no kernel computes a convolution with a stride, padding, dilation or groups")
+    if layer.subgradient is None or layer.pool != _POOL:
+        raise Unsupported("no kernel computes a convolution that ReLU and 2x2 max pooling do not follow")
+    if layer.out_channels % lanes:
+        raise Unsupported(f"{layer.out_channels} output channels do not fill whole vectors of {lanes} floats")
+    if any((size - kernel + 1) // 2 < 1 for size, kernel in zip(x.shape, layer.kernel_size, strict=False)):
+        raise Unsupported("the image is too small for the convolutions")
+
+
+class FlattenBlock:
+    """F: a view of the images' memory."""
+
+    is_view = True
+
+    def __init__(self, layer: Flatten, x: Activation) -> None:
+        if x.is_flat:
+            raise Unsupported("a flattened image is flattened again")
+        self.out = x._replace(is_flat=True, channel_major=layer.channel_major)
+        self.parameter_shapes: list[tuple[int, ...]] = []
+        self.multiplications = self.partial_sums = 0
+
+    def saved_buffers(self) -> dict[str, int]:
+        return {}
+
+    def packed_buffers(self) -> dict[str, int]:
+        return {}
+
+    def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:
+        return {}
+
+    def no_calls(self, at: BlockBuffers) -> KernelCalls:
+        return []
+
+    pack_for_forward = pack_for_backward = forward = backward = parameter_grads = no_calls
+
+    def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("a network begins with a convolution")
+
+
+class DenseBlock:
+    """D, or R∘D."""
+
+    is_view = False
+
+    def __init__(self, device: CPUDevice, layer: Dense, x: Activation, batch_size: int) -> None:
+        self.in_features, self.out_features = math.prod(x.shape), layer.out_features
+        if not x.is_flat or self.in_features != layer.in_features:
+            raise Unsupported(f"a dense layer of {layer.in_features} features does not fit the layer before it")
+        self._call, self.subgradient, self.batch_size = device.call, layer.subgradient, batch_size
+        self.parameter_shapes: list[tuple[int, ...]] = [
+            (layer.out_features, layer.in_features),
+            (layer.out_features,),
+        ]
+        self.out = Activation((layer.out_features,), is_flat=True)
+        self.multiplications, self.partial_sums = batch_size * layer.in_features * layer.out_features, 0
+        # positions and channels of an image whose weight columns are in another order than its memory
+        self.pixels, self.channels = math.prod(x.shape[:-1]), x.shape[-1]
+        self.is_reordered = x.channel_major and min(self.pixels, self.channels) > 1
+
+    @property
+    def weight_bytes(self) -> int:
+        return 4 * self.in_features * self.out_features
+
+    def saved_buffers(self) -> dict[str, int]:
+        return {} if self.subgradient is None else {"z": 4 * self.batch_size * self.out_features}
+
+    def packed_buffers(self) -> dict[str, int]:
+        return {"packed_forward": self.weight_bytes} if self.is_reordered else {}
+
+    def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:
+        if not self.is_reordered:
+            return {}
+        return {"packed_backward": self.weight_bytes, "packed_grad": self.weight_bytes}
+
+    def pack_for_forward(self, at: BlockBuffers) -> KernelCalls:
+        return self._to_pixel_major(at, "packed_forward")
+
+    def pack_for_backward(self, at: BlockBuffers) -> KernelCalls:
+        return self._to_pixel_major(at, "packed_backward")
+
+    def _to_pixel_major(self, at: BlockBuffers, target: str) -> KernelCalls:
+        if not self.is_reordered:
+            return []
+        return [self._transpose(at, at.own("w"), at.own(target), self.channels, self.pixels)]
+
+    def _transpose(
+        self, at: BlockBuffers, source: BufferRef, target: BufferRef, rows: int, columns: int
+    ) -> KernelCall:
+        """Transpose the ``rows`` × ``columns`` numbers of each output feature."""
+        return self._call(
+            "pack_weight", weight=source, packed_origin=target, out_channels=self.out_features,
+            share=self._rows_per_thread(at.split), in_channels=rows, kernel_height=columns, kernel_width=1,
+            c_out_stride=4 * self.in_features, c_in_stride=4, kh_stride=4 * rows, kw_stride=0,
+        )  # fmt: skip
+
+    def _rows_per_thread(self, split: Split) -> int:
+        return split_work(self.out_features, split.num_threads)[1]
+
+    def _weight(self, at: BlockBuffers, packed: str) -> BufferRef:
+        return at.own(packed if self.is_reordered else "w")
+
+    def forward(self, at: BlockBuffers) -> KernelCalls:
+        has_relu = self.subgradient is not None
+        gemm = self._call(
+            "gemm_nt", x=at.x, weight=self._weight(at, "packed_forward"), bias=at.own("b"),
+            out=at.own("z") if has_relu else at.out, rows=self.batch_size, share=at.split.images_per_task,
+            in_features=self.in_features, out_features=self.out_features,
+        )  # fmt: skip
+        if not has_relu:
+            return [gemm]  # eq. (17)
+        return [gemm, self._call("relu_forward", z=at.own("z"), out=at.out, **self._numels(at.split))]  # eq. (16)
+
+    def _numels(self, split: Split) -> dict[str, int]:
+        return {"numel": self.batch_size * self.out_features, "share": split.images_per_task * self.out_features}
+
+    def backward(self, at: BlockBuffers) -> KernelCalls:
+        calls: KernelCalls = []
+        if self.subgradient is not None:
+            relu = self._call(
+                "relu_backward", grad_out=at.grad_out, z=at.own("z"), grad_z=at.grad_out, **self._numels(at.split),
+                has_subgradient=self.subgradient != 0, subgradient=float(self.subgradient),
+            )  # fmt: skip
+            calls.append(relu)
+        if at.grad_x:
+            gemm = self._call(
+                "gemm_strided", lhs=at.grad_out, row_stride=self.out_features, inner_stride=1,
+                rhs=self._weight(at, "packed_backward"), out=at.grad_x, rows=self.batch_size,
+                share=at.split.images_per_task, inner_size=self.out_features, columns=self.in_features,
+            )  # fmt: skip
+            calls.append(gemm)
+        return calls  # eq. (20)
+
+    def parameter_grads(self, at: BlockBuffers) -> KernelCalls:
+        grad = at.own("packed_grad" if self.is_reordered else "dw")
+        weight = self._call(
+            "gemm_strided", lhs=at.grad_out, row_stride=1, inner_stride=self.out_features, rhs=at.x, out=grad,
+            rows=self.out_features, share=self._rows_per_thread(at.split), inner_size=self.batch_size,
+            columns=self.in_features,
+        )  # fmt: skip
+        bias = self._call(
+            "gemm_strided", lhs=ctypes.addressof(_ONE), row_stride=0, inner_stride=0, rhs=at.grad_out,
+            out=at.own("db"), rows=1, share=1, inner_size=self.batch_size, columns=self.out_features,
+        )  # fmt: skip
+        calls = [weight, bias]
+        if self.is_reordered:  # a task reorders the rows that it has computed
+            calls.append(self._transpose(at, grad, at.own("dw"), self.pixels, self.channels))
+        return calls  # eq. (18), (21)
+
+    def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("a network begins with a convolution")
+
+
+class LossBlock:
+    """S and J with δ^{L−1}, from "z" and "labels" to "probabilities", "loss" and "g"."""
+
+    def __init__(self, device: CPUDevice, classes: int, batch_size: int) -> None:
+        self._call, self.classes, self.batch_size = device.call, classes, batch_size
+
+    def before(self, split: Split) -> KernelCalls:
+        call = self._call(
+            "one_hot_targets", labels=BufferRef("labels"), targets=BufferRef("targets"), counts=BufferRef("counts"),
+            rows=self.batch_size, share=split_work(self.batch_size, split.num_threads)[1], classes=self.classes,
+            ignore_index=IGNORE_INDEX, divides_by_count=True,
+        )  # fmt: skip
+        return [call]  # eq. (14)
+
+    def losses(self, split: Split) -> KernelCalls:
+        call = self._call(
+            "softmax_cross_entropy", logits=BufferRef("z"), targets=BufferRef("targets"),
+            grad_out=BufferRef("factor"), grad_out_stride=0, probs=BufferRef("probabilities"),
+            losses=BufferRef("losses"), grad_logits=BufferRef("g"), rows=self.batch_size,
+            share=split.images_per_task, classes=self.classes, needs_loss=True, needs_grad=True,
+        )  # fmt: skip
+        return [call]  # eq. (11), (14), (15), (19)
+
+    def after(self) -> KernelCalls:
+        return [
+            self._call("sum_losses", losses=BufferRef("losses"), loss=BufferRef("loss"), rows=self.batch_size)
+        ]  # eq. (13)

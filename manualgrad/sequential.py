@@ -1,0 +1,38 @@
+"""``Sequential``: an ``nn.Sequential`` whose layers run as one program where kernels compute them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from manualgrad._torch_compat import child_modules
+from manualgrad.network import guards, kinds
+from manualgrad.network.function import logits_apply
+
+
+class Sequential(nn.Sequential):
+    """``torch.nn.Sequential``, which runs its layers as one program of CPU kernels where these compute all of them.
+
+    The layers, from ``manualgrad.nn`` or :func:`manualgrad.from_torch`, are convolutions, each followed by ReLU and
+    2×2 max pooling; then ``Flatten``; then dense layers with ReLU between them. The convolutions have stride 1, no
+    padding, and a multiple of 16 output channels, which fills whole vectors. Input and parameters are float32 on the
+    CPU. Any other list runs layer by layer, as in ``nn.Sequential``, and gives the same numbers up to rounding.
+    :func:`manualgrad.network.guards.explain` says why.
+
+    Everything else is as in ``nn.Sequential``: indices, slices, names, state dicts, hooks, copies, tracing.
+    """
+
+    def forward(self, input: Any) -> Any:
+        """The output of the last layer."""
+        usable = guards.find_usable_plan(self, input)
+        if isinstance(usable, str):
+            return super().forward(input)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
+        return logits_apply(input, *usable)
+
+    def find_plan(self, x: Tensor) -> guards.PlanAndParameters | str:
+        """The plan for ``x`` with the parameters that it reads, or the reason why there is none."""
+        return guards.find_plan(child_modules(self).values(), x)
+
+
+kinds.register(Sequential, None)
