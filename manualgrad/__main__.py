@@ -2,7 +2,7 @@
 
 python -m manualgrad train --help     # train the network of the formula sheet on MNIST
 python -m manualgrad compare --help   # compare hand-written gradients, ours or your own, with PyTorch's
-python -m manualgrad follow --help    # follow one digit through the equations: a page with every quantity as a picture
+python -m manualgrad follow --help    # follow one digit through the equations, on a page with pictures
 python -m manualgrad doctor           # versions, devices, kernels, cache and data of this installation; a self-test
 """
 
@@ -77,7 +77,7 @@ def doctor(argv: list[str], prog: str) -> int:
 
 
 def _import_compare() -> bool:
-    """Import the package ``compare`` beside this package, whatever else on the path has its name; False without one."""
+    """Import the ``compare`` beside this package, whatever else on the path has its name; False without one."""
     if "compare" not in sys.modules:
         spec = PathFinder.find_spec("compare", [str(Path(manualgrad.__file__).parents[1])])
         if spec is None or spec.loader is None:

@@ -18,9 +18,10 @@ from manualgrad.follow.quantities import Followed, follow_digit
 from manualgrad.follow.training import BATCH_SIZE, ETA, STEPS, normalize, train
 
 PAGE = "follow.html"
-DESCRIPTION = """Follow one test digit of the bundled sample of MNIST through the 23 equations, forward and back, and write one HTML
-page that shows every quantity as a picture. Without --weights, a small network is trained from PyTorch's initial
-weights, and the page has a slider over its training. Needs the extra "report"."""
+DESCRIPTION = """Follow one test digit of the bundled sample of MNIST through the 23 equations, forward and back, and
+write one HTML page that shows every quantity as a picture. Without --weights, a small network is
+trained from PyTorch's initial weights, and the page has a slider over its training. Needs the extra
+"report"."""
 
 
 def main(
@@ -33,23 +34,33 @@ def main(
     ``verdicts`` returns the words of ``compare`` about each mistake; the page is without them if it returns none.
     """
     parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("--image", type=int, default=0, metavar="N", help="index of the test image (default: %(default)s)")
+    parser.add_argument(
+        "--image", type=int, default=0, metavar="N", help="index of the test image (default: %(default)s)"
+    )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="weights.pt of `train`, in place of an untrained network"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/follow"), metavar="DIR", help=f"folder for {PAGE} (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("runs/follow"),
+        metavar="DIR",
+        help=f"folder for {PAGE} (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights and of the training (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the initial weights and of the training (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     problem = extras.find_import_problem(("jinja2",))
     if problem is not None:
-        return _error(prog, f"the page needs the extra \"report\": {problem}")
+        return _error(prog, f'the page needs the extra "report": {problem}')
     try:
         dataset = bundled_sample()
         if not 0 <= options.image < len(dataset.test):
             last = len(dataset.test) - 1
-            return _error(prog, f"--image {options.image}: expected an index from 0 to {last:,}, of the bundled test images")
+            return _error(
+                prog, f"--image {options.image}: expected an index from 0 to {last:,}, of the bundled test images"
+            )
         options.out.mkdir(parents=True, exist_ok=True)
         page = make_page(dataset, options.image, options.weights, options.seed, verdicts)
         write_atomic(options.out / PAGE, page.encode())
@@ -100,9 +111,8 @@ def make_page(
         words = verdicts()
     finally:
         torch.set_num_threads(threads)
-    provenance = (
-        f"Test image {index} of the {dataset.name}, its pixels normalised to mean 0 and standard deviation 1, in {origin}."
-    )
+    pixels = "its pixels normalised to mean 0 and standard deviation 1"
+    provenance = f"Test image {index} of the {dataset.name}, {pixels}, in {origin}."
     if weights is None:
         provenance += f" It is trained by gradient descent on batches of {BATCH_SIZE} digits, with η = {ETA}."
     return as_html(Contents(label, ETA, provenance, states, costs, panels, words), model)

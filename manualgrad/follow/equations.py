@@ -41,7 +41,8 @@ EQUATIONS: dict[int, tuple[str, ...]] = {
     ),
     22: (r"L = 4",),
     23: (
-        r"\sigma^0 = \mathbf{P}(\mathbf{R}(\mathbf{z}^0)), \qquad \mathbf{f}^0 = \mathbf{C}(\mathbf{x}^0, \mathbf{w}^0)",
+        r"\sigma^0 = \mathbf{P}(\mathbf{R}(\mathbf{z}^0)), \qquad "
+        r"\mathbf{f}^0 = \mathbf{C}(\mathbf{x}^0, \mathbf{w}^0)",
         r"\sigma^1 = \mathbf{F}(\mathbf{P}(\mathbf{R}(\mathbf{z}^1))), \qquad "
         r"\mathbf{f}^1 = \mathbf{C}(\mathbf{x}^1, \mathbf{w}^1)",
         r"\sigma^2 = \mathbf{R}(\mathbf{z}^2), \qquad \mathbf{f}^2 = \mathbf{D}(\mathbf{x}^2, \mathbf{w}^2)",

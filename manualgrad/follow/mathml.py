@@ -18,19 +18,19 @@ NAMES = {
 WITH_LIMITS = {r"\sum", r"\max"}  # their subscript stands below them
 
 
-def mathml(tex: str, label: str = "") -> str:
-    """Return a display formula; ``label`` is its text for programs that read the page aloud.
+def mathml(tex: str) -> str:
+    """Return a display formula.
 
     Raises:
         ValueError: ``tex`` uses a command that is not in the subset.
     """
-    aria = f' aria-label="{escape(label)}"' if label else ""
-    return f'<math display="block"{aria}>{_Parser(tex).row("")}</math>'
+    return f'<math display="block">{_Parser(tex).row("")}</math>'
 
 
 class _Parser:
     def __init__(self, tex: str) -> None:
-        self._tex, self._tokens = tex, TOKEN.findall(tex)[::-1]
+        self._tex = tex
+        self._tokens: list[str] = TOKEN.findall(tex)[::-1]
 
     def row(self, end: str) -> str:
         """Parse up to the token ``end``, or to the end of the text."""
@@ -54,7 +54,7 @@ class _Parser:
 
     def _scripted(self) -> str:
         token = self._next()
-        base, scripts = self._atom(token), {}
+        base, scripts = self._atom(token), dict[str, str]()
         while self._tokens and self._tokens[-1] in "_^":
             mark = self._next()
             scripts[mark] = self._argument()
@@ -74,7 +74,8 @@ class _Parser:
             self._next()
             letter = self._next()
             self._next()
-            return f"<mi>{chr(0x1D41A + ord(letter) - ord('a') if letter.islower() else 0x1D400 + ord(letter) - 65)}</mi>"
+            first, bold = ("a", 0x1D41A) if letter.islower() else ("A", 0x1D400)  # 𝐚 and 𝐀
+            return f"<mi>{chr(bold + ord(letter) - ord(first))}</mi>"
         if token in NAMES:
             return NAMES[token]
         if token.startswith("\\"):

@@ -1,4 +1,4 @@
-"""Four usual mistakes in a backward: the right and the wrong result on a digit, and the Function that has the mistake.
+"""Four usual mistakes in a backward: right and wrong results on a digit, and the Function that has the mistake.
 
 ``compare`` judges the Functions (compare/usual_mistakes.py), and the page shows the pictures beside its words.
 """
@@ -55,17 +55,20 @@ def conv2d_without_flip(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def spread_to_all_ties(g: Tensor, x: Tensor) -> Tensor:
-    """P⁻¹ that sends each number of ``g``, (..., H/2, W/2), to every place of x, (..., H, W), that has the maximum."""
+    """P⁻¹ that sends each number of ``g``, (..., H/2, W/2), to every place of x, (..., H, W), with the maximum."""
 
     def enlarge(small: Tensor) -> Tensor:
         return small.repeat_interleave(2, -2).repeat_interleave(2, -1)
 
-    maximum = x.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).amax((-3, -1))
-    return torch.where(x == enlarge(maximum), enlarge(g), 0)
+    (height, width), grad_x = g.shape[-2:], torch.zeros_like(x)
+    inner = x[..., : 2 * height, : 2 * width]  # an odd row or column is in no window
+    maximum = inner.reshape(*x.shape[:-2], height, 2, width, 2).amax((-3, -1))
+    grad_x[..., : 2 * height, : 2 * width] = torch.where(inner == enlarge(maximum), enlarge(g), 0)
+    return grad_x
 
 
 def max_pool2d_to_all_ties(input: Tensor) -> Tensor:
-    """``max_pool2d`` whose backward is :func:`spread_to_all_ties`, for even heights and widths."""
+    """``max_pool2d`` whose backward is :func:`spread_to_all_ties`."""
     return wrong_apply(functional.max_pool2d, lambda g, x: (spread_to_all_ties(g, x),), input)
 
 
@@ -140,18 +143,23 @@ def effect_of_all_ties(model: DocumentCNN, image: Tensor, label: int, eta: float
 @torch.no_grad()
 def effect_of_missing_half(model: DocumentCNN, image: Tensor, label: int, eta: float) -> Effect:
     """(10) with 0 in place of ½, in all layers: δ⁰ and Δb⁰."""
-    effects = []
+    effects, steps = [], []
     for subgradient in (model.subgradient, 0.0):
         before, model.subgradient = model.subgradient, subgradient
         try:
             updates = backprop.per_example(model, image, torch.tensor([label]), eta)
             effects.append({"delta0": updates.deltas[0][0], "db0": updates.biases[0][0]})
+            steps.append(updates.weights[0])
             z = updates.layers[0].z
         finally:
             model.subgradient = before
     right, wrong = effects
-    change = ((wrong["db0"] - right["db0"]).norm() / right["db0"].norm()).item()
-    return Effect(right, wrong, {"zeros": 100 * (z == 0).double().mean().item(), "change": 100 * change})
+    facts = {
+        "zeros": 100 * (z == 0).double().mean().item(),
+        "change": 100 * ((wrong["db0"] - right["db0"]).norm() / right["db0"].norm()).item(),
+        "weight change": (steps[1] - steps[0]).abs().max().item(),
+    }
+    return Effect(right, wrong, facts)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import cleandoc
 from typing import Any
 
 import jinja2
@@ -96,9 +97,10 @@ def _data(contents: Contents, model: DocumentCNN) -> dict[str, Any]:
 
 
 def _station_values(station: Station) -> dict[str, Any]:
-    recursion = None if station.recursion is None else Markup(mathml(RECURSION[station.recursion]))
+    recursion = None if station.recursion is None else _formula(RECURSION[station.recursion])
     return vars(station) | {
         "case": recursion,
+        "text": cleandoc(station.text).split("\n\n"),
         "equations": [(number, _formulas(number)) for number in station.equations],
         "lines": [cited_line(*line) for line in station.lines],
     }
@@ -107,11 +109,16 @@ def _station_values(station: Station) -> dict[str, Any]:
 def _panel_values(panel: Panel, verdict: str) -> dict[str, Any]:
     return vars(panel) | {
         "right": _formulas(panel.equation),
-        "wrong": [Markup(mathml(panel.wrong))] if panel.wrong else [],
+        "wrong": _formula(panel.wrong) if panel.wrong else "",
         "quantities": [{"name": name, "caption": caption} for name, caption in panel.quantities.items()],
         "verdict": verdict,
     }
 
 
 def _formulas(number: int) -> list[Markup]:
-    return [Markup(mathml(tex)) for tex in EQUATIONS[number]]
+    return [_formula(tex) for tex in EQUATIONS[number]]
+
+
+def _formula(tex: str) -> Markup:
+    """One formula for each clause, so that a narrow display can show them below each other."""
+    return Markup("".join(mathml(clause) for clause in tex.split(r"\qquad")))

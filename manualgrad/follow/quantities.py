@@ -7,7 +7,7 @@ Shapes are the formula sheet's, without the batch: images (H, W, C), kernels (kH
     argmax{l}                  of a convolution: the place of each window's maximum, 0 to 3 row by row (uint8)
     delta{l}, dw{l}, db{l}     δ^l, Δw^l and Δb^l of equations (18) to (21), with −η
     dx{l}                      δ^l ∂f^l/∂x^l, which is −η ∂J/∂x^l, for l ≥ 1
-    spread{l}                  of a convolution: P⁻¹ of what the next layer sends back, before it is multiplied by ∂R/∂z
+    spread{l}                  of a convolution: P⁻¹ of what the next layer sends back, not yet times ∂R/∂z
 """
 
 from __future__ import annotations

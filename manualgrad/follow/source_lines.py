@@ -10,9 +10,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-import manualgrad
-
-ROOT = Path(manualgrad.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ def cited_line(function: Callable[..., Any], citation: str) -> CodeLine:
         raise LookupError(f"{function.__qualname__}: expected one line with {citation!r}, got {len(rows)}")
     statements = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
     innermost = max(
-        (node for node in statements if node.lineno <= rows[0] <= (node.end_lineno or 0)), key=lambda node: node.lineno
+        (node for node in statements if node.lineno <= rows[0] <= (node.end_lineno or 0)),
+        key=lambda node: node.lineno,
     )
     text = dedent("\n".join(source.splitlines()[innermost.lineno - 1 : rows[0]]))
     file = Path(inspect.getfile(function)).relative_to(ROOT).as_posix()

@@ -20,9 +20,7 @@ def normalize(images: Tensor, dataset: Dataset) -> Tensor:
     return (images.float() / 255 - dataset.mean) / dataset.std
 
 
-def train(
-    model: DocumentCNN, dataset: Dataset, steps: Sequence[int], seed: int, costs: list[float]
-) -> Iterator[int]:
+def train(model: DocumentCNN, dataset: Dataset, steps: Sequence[int], seed: int, costs: list[float]) -> Iterator[int]:
     """Yield each number of ``steps``, in ascending order, when the model has taken that many steps.
 
     A step is ``backprop.descend`` on BATCH_SIZE random training images with the learning rate ETA. The cost of each

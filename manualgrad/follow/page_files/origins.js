@@ -18,7 +18,7 @@ function wholeMarks(type, array) {
 }
 
 function explain(name, n) {
-  const letters = name.replace(/\d/g), l = +name.replace(/\D/g), q = get(name), at = index(q, n);
+  const letters = name.replace(/\d/g, ""), l = +name.replace(/\D/g, ""), q = get(name), at = index(q, n);
   const isConv = CONVS.includes(l), value = q.values[n];
   const makers = {
     x: () => l === 0 ? pixel(at) : l === LAST ? probability(l, n) : CONVS.includes(l - 1) ? pooled(l, n) : rectified(l, n),
@@ -94,8 +94,9 @@ function maximum(l, n, [i, j, k]) {
 }
 
 // The five largest products of a sum, in words.
+const factor = v => v < 0 ? `(${format(v)})` : format(v);
+
 function products(left, right) {
-  const factor = v => v < 0 ? `(${format(v)})` : format(v);
   const all = left.map((v, n) => [v * right[n], v, right[n], n]).sort((a, b) => Math.abs(b[0]) - Math.abs(a[0]));
   const shown = all.slice(0, 5), rest = sum(all.slice(5).map(p => p[0]));
   return {
@@ -222,7 +223,7 @@ function kernelStep(l, [c, t, u, v]) {
 
 function denseStep(l, [i, j]) {
   const x = get("x" + l).values[i], d = get("delta" + l).values[j];
-  return {words: `Equations (21) and (8): x${UP[l]} · δ${UP[l]} = ${format(x)} · ${format(d)} = <b>${format(x * d)}</b>.`,
+  return {words: `Equations (21) and (8): x${UP[l]} · δ${UP[l]} = ${format(x)} · ${factor(d)} = <b>${format(x * d)}</b>.`,
           marks: [cellMark("source", "x" + l, i), cellMark("source", "delta" + l, j), cellMark("source", "w" + l, i * get("w" + l).shape[1] + j)], sum: x * d};
 }
 

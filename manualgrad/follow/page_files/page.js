@@ -17,16 +17,21 @@ function largestOf(name) {
 
 function look(station, name, n) {
   if (name !== undefined) { station.shown = name; station.n = n; }
-  const index = station.n ?? largestOf(station.shown), origin = explain(station.shown, index);
+  const index = station.n ?? (station.section.id === "J" ? DATA.label : largestOf(station.shown)), origin = explain(station.shown, index);
   for (const picture of station.pictures) picture.mark(origin.marks.filter(m => m.array === picture.name));
   station.lens.innerHTML = `<h4><span class="chip kind-${kind(station.shown)}">${origin.title}</span></h4>`
     + `<p>${origin.words}</p>` + `<div class="tables">${origin.tables.map(numbers).join("")}</div>`;
   Object.assign(station.lens.dataset, {name: station.shown, index, value: origin.value, sum: origin.sum ?? ""});
 }
 
+function inkOn(background) {
+  const [red, green, blue] = background.match(/\d+/g).map(Number);
+  return 0.3 * red + 0.59 * green + 0.11 * blue > 140 ? "#111418" : "#ffffff";
+}
+
 function numbers({caption, rows, chosen, of}) {
   const ink = colours(), largest = Math.max(...rows.flat().map(v => Math.abs(v) || 0));
-  const cell = (v, r, c) => `<td style="background:${colour(v, largest, ink)}"${chosen && chosen[0] === r && chosen[1] === c ? ' class="chosen"' : ""}>${format(v, 2)}</td>`;
+  const cell = (v, r, c) => `<td style="background:${colour(v, largest, ink)};color:${inkOn(colour(v, largest, ink))}"${chosen && chosen[0] === r && chosen[1] === c ? ' class="chosen"' : ""}>${format(v, 2)}</td>`;
   return `${of ? `<span class="sign">${of}</span>` : ""}<table><caption>${caption}</caption>${rows.map((row, r) => `<tr>${row.map((v, c) => cell(v, r, c)).join("")}</tr>`).join("")}</table>`;
 }
 
