@@ -59,8 +59,8 @@ def make_panels(model: DocumentCNN, dataset: Dataset, index: int, eta: float) ->
 
 def _flip(effect: Effect) -> Panel:
     text = (
-        "Forward rotates the kernel, and this backward does not know of it: it sends δ¹ back through the kernel "
-        "upside down. The shapes are right and no error is raised.",
+        "Forward rotates the kernel, and this backward does not know of it: it sends δ¹ back through "
+        "the kernel upside down. The shapes are right and no error is raised.",
         f"The mistake spoils everything before this layer: the wrong step Δw⁰ points {effect.facts['angle']:.0f}° "
         "away from the right one. (Forgotten in forward and in backward, it does no harm: the network learns the rotated "
         "kernel. That is PyTorch's conv2d.)",
@@ -103,8 +103,8 @@ def _mean(effect: Effect) -> Panel:
     factor = int(effect.facts["factor"])
     text = (
         f"For one digit B is 1, so this panel takes a batch of {factor}. Without 1/B every δ and every step is "
-        f"{factor} times too long. The direction is right. The two pictures have one scale, on which the right step can "
-        "hardly be seen.",
+        f"{factor} times too long. The direction is right. The two pictures have one scale, on which the right step "
+        "can hardly be seen.",
         f"It often goes unnoticed: training still works with a learning rate that is {factor} times smaller, and "
         "breaks when the batch size changes.",
     )

@@ -31,8 +31,8 @@ def make_network(seed: int) -> DocumentCNN:
 def load_network(path: Path, image_side: int) -> tuple[DocumentCNN, int]:
     """Load weights that ``train`` wrote; return the network and the side of its images.
 
-    The file has the weights and no sizes, so sizes follow from their shapes, and the side is the largest one up to
-    ``image_side`` that they fit.
+    The file has the weights and no sizes, so sizes follow from their shapes, and the side is the smallest one that
+    they fit, at most ``image_side``.
 
     Raises:
         WeightsError: no such file, another kind of file, or weights of another network.
@@ -43,11 +43,11 @@ def load_network(path: Path, image_side: int) -> tuple[DocumentCNN, int]:
     conv0, conv1, dense2, dense3 = (weights[name] for name in NAMES[::2])
     if [w.dim() for w in (conv0, conv1, dense2, dense3)] == [4, 4, 2, 2] and conv0.shape[2:] == conv1.shape[2:]:
         sizes = (conv0.shape[0], conv1.shape[0]), conv0.shape[2:], dense2.shape[:1], dense3.shape[0]
-        for side in range(image_side, 0, -1):
+        for side in range(1, image_side + 1):
             try:
                 model = DocumentCNN(1, side, sizes[0], tuple(sizes[1]), sizes[2], sizes[3])  # type: ignore[arg-type]
             except ValueError:  # the images are too small for the layers
-                break
+                continue
             if all(model.get_parameter(name).shape == weights[name].shape for name in NAMES):
                 model.load_state_dict(weights)
                 return model, side

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ console.error = console.warn = (...words) => problems.push(words.join(" "));
 </script>"""
 
 READER = """<pre id="seen"></pre><script>
-const seen = {steps: [], problems, width: [document.documentElement.scrollWidth, innerWidth]};
+const seen = {steps: [], problems, width: [document.documentElement.scrollWidth, document.documentElement.clientWidth]};
 
 function plate(section, array) { return document.querySelector(`#${section} [data-array="${array}"] .plate`); }
 
