@@ -62,8 +62,8 @@ def _flip(effect: Effect) -> Panel:
         "Forward rotates the kernel, and this backward does not know of it: it sends δ¹ back through "
         "the kernel upside down. The shapes are right and no error is raised.",
         f"The mistake spoils everything before this layer: the wrong step Δw⁰ points {effect.facts['angle']:.0f}° "
-        "away from the right one. (Forgotten in forward and in backward, it does no harm: the network learns the rotated "
-        "kernel. That is PyTorch's conv2d.)",
+        "away from the right one. (Forgotten in forward and in backward, it does no harm: the network learns the "
+        "rotated kernel. That is PyTorch's conv2d.)",
     )
     wrong = r"\frac{\partial C_{ijk}}{\partial x_{tuv}} = w_{(t-s_1 i)(u-s_2 j)vk}"
     return Panel("flip", "The kernel is not flipped", 2, wrong, text, {"dx1": "δ¹ ∂C/∂x¹", "dw0": "Δw⁰"}, effect)

@@ -33,7 +33,7 @@ class Page:
     verdicts: dict[str, str]
 
     def quantities(self, state: int) -> dict[str, np.ndarray]:
-        """All arrays of one state of training, by name."""
+        """Arrays of one state of training, by name."""
         return {name: decode(packed) for name, packed in self.data["states"][state]["q"].items()}
 
 

@@ -24,11 +24,6 @@ function look(station, name, n) {
   Object.assign(station.lens.dataset, {name: station.shown, index, value: origin.value, sum: origin.sum ?? ""});
 }
 
-function inkOn(background) {
-  const [red, green, blue] = background.match(/\d+/g).map(Number);
-  return 0.3 * red + 0.59 * green + 0.11 * blue > 140 ? "#111418" : "#ffffff";
-}
-
 function numbers({caption, rows, chosen, of}) {
   const ink = colours(), largest = Math.max(...rows.flat().map(v => Math.abs(v) || 0));
   const cell = (v, r, c) => `<td style="background:${colour(v, largest, ink)};color:${inkOn(colour(v, largest, ink))}"${chosen && chosen[0] === r && chosen[1] === c ? ' class="chosen"' : ""}>${format(v, 2)}</td>`;

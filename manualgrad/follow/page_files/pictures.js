@@ -35,6 +35,11 @@ function colour(v, largest, c) {
   return `rgb(${c.zero.map((z, n) => Math.round(z + share * (end[n] - z)))})`;
 }
 
+function inkOn(background) {
+  const [red, green, blue] = background.match(/\d+/g).map(Number);
+  return 0.3 * red + 0.59 * green + 0.11 * blue > 140 ? "#111418" : "#ffffff";
+}
+
 function extent(values) {
   let low = Infinity, high = -Infinity;
   for (const v of values) { if (v < low) low = v; if (v > high) high = v; }
@@ -68,7 +73,7 @@ class Picture {
       + `${format(high)}. Arrow keys choose a number.`);
 
     const room = this.figure.parentElement.clientWidth, phone = room < 500;
-    const most = l.width <= 10 ? (phone ? 14 : 18) : l.width <= 32 ? 11 : 8;
+    const most = l.height === 1 && l.width <= 10 ? 22 : l.width <= 10 ? (phone ? 14 : 18) : l.width <= 32 ? 11 : 8;
     const wide = columns => columns * l.width + (columns - 1) * GAP;
     const least = phone ? 4.5 : 7;  // pixels of a cell
     this.columns = l.columns || Math.max(1, Math.min(l.tiles, Math.floor((room / least + GAP) / (l.width + GAP))));
@@ -95,6 +100,8 @@ class Picture {
     this.svg.setAttribute("viewBox", `0 0 ${this.cellsWide} ${this.cellsHigh}`);
     const frames = [];
     for (let t = 0; t < l.tiles; t++) frames.push(this.rectangle("frame", t, 0, 0, l.height, l.width));
+    if (q.shape.length === 1 && q.values.length === get("y").values.length)  // a number for each digit
+      q.values.forEach((v, n) => frames.push(`<text x="${n + 0.5}" y="0.7" fill="${inkOn(colour(v, largest, ink))}">${n}</text>`));
     this.svg.innerHTML = `<g>${frames.join("")}</g><g class="marks"></g>`;
   }
 
