@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from manualgrad._torch_compat import dispatch_mode_count
-from manualgrad.cpu.tensor_checks import is_plain_tensor
+from manualgrad.tensor_checks import is_plain_tensor
 
 
 def from_nchw(x: Tensor) -> Tensor:
