@@ -2,6 +2,7 @@
 
 python -m manualgrad train --help     # train the network of the formula sheet on MNIST
 python -m manualgrad compare --help   # compare hand-written gradients, ours or your own, with PyTorch's
+python -m manualgrad follow --help    # follow one digit through the equations, on a page with pictures
 python -m manualgrad doctor           # versions, devices, kernels, cache and data of this installation; a self-test
 """
 
@@ -41,20 +42,31 @@ def train(argv: list[str], prog: str) -> int:
 
 
 def compare(argv: list[str], prog: str) -> int:
-    """Run the command of the package ``compare`` beside this package, whatever else on the path has its name."""
-    if "compare" not in sys.modules:
-        spec = PathFinder.find_spec("compare", [str(Path(manualgrad.__file__).parents[1])])
-        if spec is None or spec.loader is None:
-            print(f"{prog}: error: there is no package compare beside {manualgrad.__file__}", file=sys.stderr)
-            return 2
-        sys.modules["compare"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["compare"])
+    """Run the command of the package ``compare``."""
+    if not _import_compare():
+        print(f"{prog}: error: there is no package compare beside {manualgrad.__file__}", file=sys.stderr)
+        return 2
     import compare.__main__
 
     if any(argument.startswith("--c") for argument in argv):
         sys.path.append("")  # --cases may name a module of the current folder; installed modules come first
     exit_code: int = compare.__main__.main(argv, prog)
     return exit_code
+
+
+def follow(argv: list[str], prog: str) -> int:
+    """Write the page that follows one digit; ``compare``, where there is one, judges the mistakes on it."""
+    from manualgrad.follow import command
+
+    def verdicts() -> dict[str, str]:
+        if not _import_compare():
+            return {}
+        from compare import usual_mistakes
+
+        words: dict[str, str] = usual_mistakes.verdicts()
+        return words
+
+    return command.main(argv, prog, verdicts)
 
 
 def doctor(argv: list[str], prog: str) -> int:
@@ -64,7 +76,18 @@ def doctor(argv: list[str], prog: str) -> int:
     return command.main(argv, prog)
 
 
-COMMANDS = {"train": train, "compare": compare, "doctor": doctor}
+def _import_compare() -> bool:
+    """Import the ``compare`` beside this package, whatever else on the path has its name; False without one."""
+    if "compare" not in sys.modules:
+        spec = PathFinder.find_spec("compare", [str(Path(manualgrad.__file__).parents[1])])
+        if spec is None or spec.loader is None:
+            return False
+        sys.modules["compare"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["compare"])
+    return True
+
+
+COMMANDS = {"train": train, "compare": compare, "follow": follow, "doctor": doctor}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -44,7 +44,8 @@ ALLOWED = {
     },
     "__init__": {"_startup", "functional", "interop", "models", "nn", "sequential"},
     "doctor": {"__init__", "cpu", "data", "extras", "functional", "kernels", "models"},
-    "__main__": {"__init__", "doctor", "training"},
+    "follow": {"backprop", "data", "extras", "files", "functional", "kernels", "models", "nn", "ops"},
+    "__main__": {"__init__", "doctor", "follow", "training"},
 }  # fmt: skip
 FORBIDDEN_EVERYWHERE = {"compare", "scripts", "tests", "train"}
 EXCEPTIONS = {("__main__", "compare")}

@@ -73,7 +73,9 @@ def string_constants(*paths):
 
 def wrong_references(text):
     """Flags, sub-commands, scripts, paths and tests that a page names and the repository does not have."""
-    flags = string_constants("train.py", "manualgrad/training", "compare", "scripts", "tests/cpu/guard_pages.py")
+    flags = string_constants(
+        "train.py", "manualgrad/training", "manualgrad/follow", "compare", "scripts", "tests/cpu/guard_pages.py"
+    )
     wrong = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"<!--.*?-->", "", text))) - flags - FOREIGN_FLAGS
     wrong |= set(re.findall(r"python -m compare (\w+)", text)) - string_constants("compare")
     wrong |= set(re.findall(r"python -m manualgrad (\w+)", text)) - string_constants("manualgrad/__main__.py")

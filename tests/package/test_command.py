@@ -30,7 +30,7 @@ def run(arguments: list[str], folder: Path, **environment: str) -> subprocess.Co
 def test_without_a_command_the_help_lists_them(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(f"python -m manualgrad {name}" in text for name in ("train", "compare", "doctor"))
+    assert all(f"python -m manualgrad {name}" in text for name in ("train", "compare", "follow", "doctor"))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,8 @@ def test_without_a_command_the_help_lists_them(capsys):
         (["train", "--epochs", "none"], 2, "python -m manualgrad train: error:"),
         (["compare", "--help"], 0, "usage: python -m manualgrad compare"),
         (["compare", "nothing"], 2, "python -m manualgrad compare: error:"),
+        (["follow", "--help"], 0, "usage: python -m manualgrad follow"),
+        (["follow", "--image", "one"], 2, "python -m manualgrad follow: error:"),
         (["doctor", "--help"], 0, "usage: python -m manualgrad doctor"),
     ],
 )
