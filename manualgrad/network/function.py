@@ -25,6 +25,7 @@ from manualgrad.ops.conv2d import conv2d_grad_input_apply, conv2d_grad_weight_ap
 from manualgrad.ops.conv_relu_pool import conv_relu_pool_apply
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
 from manualgrad.ops.dense import dense_apply
+from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.flatten import ImageSize, flatten_apply, unflatten_apply
 from manualgrad.ops.relu import relu_apply, relu_backward_apply
 from manualgrad.ops.relu_pool import relu_pool_backward_apply
@@ -63,7 +64,7 @@ class LogitsFunction(Function):
 
 def logits_apply(x: Tensor, plan: Plan, parameters: list[Tensor]) -> Tensor:
     """z^{L−1} of tensors that the plan supports."""
-    if not torch.is_grad_enabled():
+    if not is_grad_recorded():
         return plan.forward(x, parameters)[0]
     z: Tensor = LogitsFunction.apply(x, plan, *parameters)
     return z

@@ -23,6 +23,7 @@ from manualgrad.cpu.tensor_checks import in_plain_eager_mode
 from manualgrad.network.plan import Plan, get_plan
 from manualgrad.network.plan_builder import NetworkSpec
 from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
+from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.precision import is_autocast_enabled
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def wants_all_parameter_grads_or_none(x: Tensor, parameters: list[Tensor]) -> bo
     """
     if is_forward_mode_active() or is_autocast_enabled(x):
         return False
-    return not torch.is_grad_enabled() or (not x.requires_grad and all(p.requires_grad for p in parameters))
+    return not is_grad_recorded() or (not x.requires_grad and all(p.requires_grad for p in parameters))
 
 
 def guard_values(model: DocumentCNN) -> list[Any]:

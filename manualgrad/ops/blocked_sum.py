@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops.precision import cast_to_autocast_dtype
-from manualgrad.ops.tracers import as_constant
+from manualgrad.ops.tracers import constant_shape
 
 # Approximate length m of a block. For K < 2,048 blocks of 32 have a smaller error, but take up to 12 % longer.
 BLOCK_K = 64
@@ -57,7 +57,9 @@ def add_product_(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of blocks of ``a`` and ``b``, split along the dimension that is summed over."""
-    depth = as_constant(a.shape[2])  # K
+    depth = constant_shape(a)[2]  # K
     is_blocked = a.dtype == torch.float32 and a.device.type == "cpu"
     length = math.ceil(depth / max(1, round(depth / BLOCK_K))) if is_blocked else depth
-    return zip(torch.split(a, max(length, 1), 2), torch.split(b, max(length, 1), 1), strict=True)
+    if length == depth:
+        return iter([(a, b)])
+    return zip(torch.split(a, length, 2), torch.split(b, length, 1), strict=True)

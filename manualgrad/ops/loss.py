@@ -12,6 +12,7 @@ from torch.autograd import Function
 from manualgrad._torch_compat import is_forward_mode_active
 from manualgrad.cpu import small_kernels
 from manualgrad.cpu.tensor_checks import supports_tensors
+from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.precision import cast_to_float32_under_autocast
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_apply, cross_entropy_backward_apply
 from manualgrad.ops.targets import Reduction, target_distribution
@@ -46,7 +47,7 @@ def _kernel_loss(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Te
     y_loss_grad = small_kernels.cross_entropy_with_grad(z, labels, ignore_index, mean)
     if y_loss_grad is None:
         return None
-    if not (z.requires_grad and torch.is_grad_enabled()):
+    if not (z.requires_grad and is_grad_recorded()):
         return y_loss_grad[1]
     loss: Tensor = LabelCrossEntropyFunction.apply(z, y_loss_grad)
     return loss
