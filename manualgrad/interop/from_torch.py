@@ -10,23 +10,17 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from manualgrad._torch_compat import CONV_FORWARD, own_parameters, set_fx_leaf
-from manualgrad.interop import layers
 from manualgrad.interop.copies import copy_module
 from manualgrad.interop.functional_calls import replace_functional_calls
+from manualgrad.interop.layers import COUNTERPARTS
 from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
 
-# Native layer: our subclass of it.
-COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv2d: layers.Conv2d,
-    nn.MaxPool2d: layers.MaxPool2d,
-    nn.Flatten: layers.Flatten,
-    nn.Linear: layers.Linear,
-    nn.ReLU: layers.ReLU,
-    nn.Softmax: layers.Softmax,
-    nn.CrossEntropyLoss: layers.CrossEntropyLoss,
-}
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+FAST_PATH = (
+    "in evaluation without gradients PyTorch computes it as a whole, without its layers; "
+    "torch.backends.mha.set_fastpath_enabled(False) prevents that"
+)
 ModuleTypes = Collection[type[nn.Module]]
 
 
@@ -124,6 +118,8 @@ def _convert_layer(name: str, layer: nn.Module, subclasses: ModuleTypes, report:
     if native is None:
         if _is_unsupported_leaf(name, layer):
             report.left.append(Left(name, type_name(kind), NO_SUCH_LAYER))
+        elif isinstance(layer, nn.TransformerEncoderLayer):
+            report.left.append(Left(name, type_name(kind), FAST_PATH))
         return
     reason = _reason_to_keep(layer, native, kind in subclasses)
     if reason:
@@ -138,9 +134,8 @@ def _is_unsupported_leaf(name: str, layer: nn.Module) -> bool:
     """Return True for a module without children that computes something, is not ours and no parametrization."""
     in_parametrization = ".parametrizations." in f".{name}."
     is_ours = type(layer).__module__.startswith("manualgrad.")
-    return not (
-        in_parametrization or is_ours or isinstance(layer, (*CONTAINERS, nn.Identity)) or any(layer.children())
-    )
+    has_layers = any(layer.children()) and not isinstance(layer, nn.MultiheadAttention)
+    return not (in_parametrization or is_ours or isinstance(layer, (*CONTAINERS, nn.Identity)) or has_layers)
 
 
 def _reason_to_keep(layer: nn.Module, native: type[nn.Module], is_listed_subclass: bool) -> str | None:

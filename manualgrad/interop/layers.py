@@ -83,3 +83,15 @@ class CrossEntropyLoss(NotScriptable, nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+# Native layer: our subclass of it.
+COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: Conv2d,
+    nn.MaxPool2d: MaxPool2d,
+    nn.Flatten: Flatten,
+    nn.Linear: Linear,
+    nn.ReLU: ReLU,
+    nn.Softmax: Softmax,
+    nn.CrossEntropyLoss: CrossEntropyLoss,
+}
