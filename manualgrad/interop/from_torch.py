@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from typing import Literal, overload
 
@@ -14,6 +15,7 @@ from manualgrad.interop.copies import copy_module
 from manualgrad.interop.functional_calls import replace_functional_calls
 from manualgrad.interop.layers import COUNTERPARTS
 from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
+from manualgrad.interop.type_comparisons import find_type_comparisons
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -103,6 +105,16 @@ def from_torch(
                 "from_torch: functional=True, but not every call can be replaced; pass report=True to leave these "
                 "as they are and list them:\n" + "\n".join(f"  {entry}" for entry in unchanged)
             )
+    layers = zip(module.modules(), converted.modules(), strict=True)
+    changed: set[type] = {type(native) for native, ours in layers if type(native) is not type(ours)}
+    comparisons = find_type_comparisons(converted, changed) if changed else []
+    full_report.left.extend(comparisons)
+    if comparisons and not report:
+        warnings.warn(
+            "from_torch: the model may compute something else, because its code compares the exact types of layers "
+            "(report=True lists all such places):\n" + "\n".join(f"  {entry}" for entry in comparisons[:5]),
+            stacklevel=2,
+        )
     return (converted, full_report) if report else converted
 
 

@@ -156,7 +156,7 @@ class _Rewriter(ast.NodeTransformer):
         if is_replaceable(value):
             node.func = self._replace(node, *FUNCTIONS[value])
         elif id(value) in NATIVE_FUNCTIONS:
-            self.calls.left[NATIVE_FUNCTIONS[id(value)]] = NO_SUCH_FUNCTION
+            self.calls.left[_name_as_written(node, NATIVE_FUNCTIONS[id(value)])] = NO_SUCH_FUNCTION
         elif isinstance(value, FunctionType):
             if is_model_code(value):
                 is_rewritten, calls = _rewrite_called(value)
@@ -258,9 +258,7 @@ class _Rewriter(ast.NodeTransformer):
         return made
 
     def _replace(self, node: ast.Call, native_name: str, ours: Callable[..., Any]) -> ast.expr:
-        written = ast.unparse(node.func)
-        if written == f"torch.{native_name.rpartition('.')[2]}":  # F and torch share some functions
-            native_name = written
+        native_name = _name_as_written(node, native_name)
         keywords = inspect.signature(ours).parameters
         unknown = [keyword.arg for keyword in node.keywords if keyword.arg and keyword.arg not in keywords]
         if unknown:
@@ -326,3 +324,9 @@ class _Rewriter(ast.NodeTransformer):
         if any(base is unknown for unknown in (UNKNOWN, SELF, LOCAL)) or isinstance(base, Tensor):
             return UNKNOWN
         return static_attribute(base, node.attr)
+
+
+def _name_as_written(node: ast.Call, name: str) -> str:
+    """``torch.relu_`` for ``F.relu_``, which is the same function, where the call is written so."""
+    written = ast.unparse(node.func)
+    return written if written == f"torch.{name.rpartition('.')[2]}" else name

@@ -6,7 +6,6 @@ import copy
 import functools
 import importlib
 import pickle
-import types
 from collections.abc import Callable
 from pathlib import Path
 
