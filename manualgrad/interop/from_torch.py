@@ -15,6 +15,7 @@ from manualgrad.interop.copies import copy_module
 from manualgrad.interop.functional_calls import replace_functional_calls
 from manualgrad.interop.layers import COUNTERPARTS
 from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
+from manualgrad.interop.rewritten_class import original_class
 from manualgrad.interop.type_comparisons import find_type_comparisons
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -100,6 +101,10 @@ def from_torch(
         _convert_layer(name, layer, subclasses, full_report)
     if functional:
         unchanged = replace_functional_calls(converted, full_report)
+        rewritten = {name for name, layer in converted.named_modules() if original_class(layer)}
+        full_report.left[:] = [
+            entry for entry in full_report.left if entry.why != NO_SUCH_LAYER or entry.name not in rewritten
+        ]
         if unchanged and not report:
             raise ValueError(
                 "from_torch: functional=True, but not every call can be replaced; pass report=True to leave these "

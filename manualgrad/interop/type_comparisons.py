@@ -27,7 +27,9 @@ from manualgrad.interop.source_code import SourceUnavailable, find_definition, n
 
 LOOKUPS = {"get", "pop", "index", "count", "__contains__", "__getitem__"}  # methods of tables that take a key
 COMPARISONS = (ast.Is, ast.IsNot, ast.Eq, ast.NotEq, ast.In, ast.NotIn)
-Found = tuple[str, str, set[type] | None]  # name of a function, file and line, classes compared with; None: unknown
+Comparison = tuple[
+    str, str, set[type] | None
+]  # name of a function, file and line, classes compared with; None: unknown
 
 
 def find_type_comparisons(model: nn.Module, changed: set[type]) -> list[Left]:
@@ -37,16 +39,16 @@ def find_type_comparisons(model: nn.Module, changed: set[type]) -> list[Left]:
     methods name are searched too.
     """
     entries: list[Left] = []
-    by_kind: dict[type, list[Found]] = {}
+    by_kind: dict[type, list[Comparison]] = {}
     for name, module in model.named_modules():
         kind = original_class(module) or type(module)
         own_forward = vars(module).get(ORIGINAL_FORWARD, vars(module).get("forward"))
-        found = list(_comparisons([getattr(own_forward, "__func__", own_forward)], module, set()))
+        comparisons = list(_comparisons([getattr(own_forward, "__func__", own_forward)], module, set()))
         if not is_library(kind):
             if kind not in by_kind:
                 by_kind[kind] = list(_comparisons(list(_methods(kind)), module, set()))
-            found += by_kind[kind]
-        for function, place, kinds in found:
+            comparisons += by_kind[kind]
+        for function, place, kinds in comparisons:
             compared = changed if kinds is None else kinds & changed
             if compared:
                 names = "a class" if kinds is None else " and ".join(sorted(map(type_name, compared)))
@@ -65,7 +67,7 @@ def _methods(kind: type) -> Iterator[Any]:
                     yield function
 
 
-def _comparisons(functions: list[Any], module: nn.Module, visited: set[Any]) -> Iterator[Found]:
+def _comparisons(functions: list[Any], module: nn.Module, visited: set[Any]) -> Iterator[Comparison]:
     for function in functions:
         while isinstance(getattr(function, "__wrapped__", None), FunctionType):
             function = function.__wrapped__
@@ -78,7 +80,7 @@ def _comparisons(functions: list[Any], module: nn.Module, visited: set[Any]) -> 
         yield from _comparisons([variable_of(function, name) for name in names], module, visited)
 
 
-def _in_function(function: FunctionType, module: nn.Module) -> Iterator[Found]:
+def _in_function(function: FunctionType, module: nn.Module) -> Iterator[Comparison]:
     file, line = function.__code__.co_filename, function.__code__.co_firstlineno
     try:
         node = find_definition(function).node
@@ -87,18 +89,18 @@ def _in_function(function: FunctionType, module: nn.Module) -> Iterator[Found]:
         return
     finder = _Finder(function, module)
     finder.visit(node)
-    yield from ((function.__qualname__, f"{file}:{line}", kinds) for line, kinds in finder.found.items())
+    yield from ((function.__qualname__, f"{file}:{line}", kinds) for line, kinds in finder.classes_by_line.items())
 
 
 class _Finder(ast.NodeVisitor):
     """Finds comparisons of types in one function.
 
     Attributes:
-        found: line, and the classes that a type is compared with there; None if they are not known.
+        classes_by_line: line, and the classes that a type is compared with there; None if they are not known.
     """
 
     def __init__(self, function: FunctionType, module: nn.Module) -> None:
-        self.function, self.module, self.found = function, module, dict[int, set[type] | None]()
+        self.function, self.module, self.classes_by_line = function, module, dict[int, set[type] | None]()
         codes = list(nested_codes(function.__code__))
         self.local_names = {name for code in codes for name in (*code.co_varnames, *code.co_cellvars)}
         self.type_names: set[str] = set()  # local variables that hold the type of something
@@ -143,8 +145,8 @@ class _Finder(ast.NodeVisitor):
             kinds = None
         else:
             return
-        known = self.found.setdefault(line, set())
-        self.found[line] = None if kinds is None or known is None else known | kinds
+        known = self.classes_by_line.setdefault(line, set())
+        self.classes_by_line[line] = None if kinds is None or known is None else known | kinds
 
     def is_type(self, node: ast.expr) -> bool:
         """Return True for ``type(x)``, ``x.__class__`` and a variable that holds one of them."""

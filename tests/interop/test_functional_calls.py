@@ -230,6 +230,17 @@ def test_torchscript_refuses_a_forward_with_replaced_calls() -> None:
         torch.jit.script(mg.from_torch(OnlyCalls(), functional=True))
 
 
+def test_a_rewritten_module_is_not_listed_as_left() -> None:
+    class OnlyCalls(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x)
+
+    assert not mg.from_torch(OnlyCalls(), functional=True, report=True)[1].left
+    assert [entry.why for entry in mg.from_torch(OnlyCalls(), report=True)[1].left] == [
+        "manualgrad has no such layer"
+    ]
+
+
 def test_the_report_counts_before_it_names() -> None:
     _, report = mg.from_torch(nn.Sequential(Net(), Net(), nn.GELU(), nn.Identity()), functional=True, report=True)
     lines = str(report).splitlines()
