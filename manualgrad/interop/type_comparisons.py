@@ -27,9 +27,7 @@ from manualgrad.interop.source_code import SourceUnavailable, find_definition, n
 
 LOOKUPS = {"get", "pop", "index", "count", "__contains__", "__getitem__"}  # methods of tables that take a key
 COMPARISONS = (ast.Is, ast.IsNot, ast.Eq, ast.NotEq, ast.In, ast.NotIn)
-Comparison = tuple[
-    str, str, set[type] | None
-]  # name of a function, file and line, classes compared with; None: unknown
+Comparison = tuple[str, str, set[type] | None]  # function, file and line, classes compared with (None: unknown)
 
 
 def find_type_comparisons(model: nn.Module, changed: set[type]) -> list[Left]:
