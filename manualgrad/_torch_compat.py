@@ -32,6 +32,9 @@ dispatch_mode_count: Callable[[], int] = torch._C._len_torch_dispatch_stack
 # The state of torch.jit.trace, or None. Without it a traced graph would lack what kernels compute.
 jit_tracing_state: Callable[[], Any] = torch._C._get_tracing_state
 
+# Sets that state. Without it every size that a check reads would be a few nodes of the traced graph.
+set_jit_tracing_state: Callable[[Any], None] = torch._C._set_tracing_state  # type: ignore[attr-defined]  # not in the stub
+
 # Context manager that switches forward mode on or off. Without it forward mode over forward mode would lose the
 # terms that plain operators contribute inside of a jvp, where PyTorch switches forward mode off.
 set_forward_mode_enabled: Callable[[bool], AbstractContextManager[Any]] = forward_ad._set_fwd_grad_enabled

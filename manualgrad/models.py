@@ -13,6 +13,7 @@ from manualgrad.network import guards
 from manualgrad.network.function import logits_apply, loss_apply
 from manualgrad.nn import Conv2d, ConvReLUMaxPool2d, Dense, Device, Flatten, MaxPool2d, ReLU
 from manualgrad.ops import checks
+from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.loss import softmax_cross_entropy
 
 
@@ -145,7 +146,7 @@ class DocumentCNN(nn.Module):
 
     def _cost_by_plan(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
         """J and x^L by a plan, which computes the gradients too; None without a plan, or if gradients are off."""
-        if not torch.is_grad_enabled() or not isinstance(target, Tensor) or not self._has_original_call():
+        if not is_grad_recorded() or not isinstance(target, Tensor) or not self._has_original_call():
             return None
         usable = guards.find_usable_plan(self, x)
         return None if isinstance(usable, str) else loss_apply(x, target, *usable)

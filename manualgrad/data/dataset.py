@@ -100,7 +100,7 @@ def mean_and_std(images: Tensor) -> tuple[float, float]:
 
     They are computed in float64 from a histogram of the 256 values, without a scaled copy of the images.
     """
-    frequency = torch.bincount(images.flatten(), minlength=256).double() / images.numel()
+    frequency = torch.bincount(images.flatten(), minlength=256).cpu().double() / images.numel()
     value = torch.arange(256, dtype=torch.float64) / 255
     mean = (frequency * value).sum()
     std = (frequency * (value - mean) ** 2).sum().sqrt()

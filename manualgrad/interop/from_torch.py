@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from typing import Literal, overload
 
@@ -10,25 +11,21 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from manualgrad._torch_compat import CONV_FORWARD, own_parameters, set_fx_leaf
-from manualgrad.interop import layers
 from manualgrad.interop.copies import copy_module
 from manualgrad.interop.functional_calls import replace_functional_calls
+from manualgrad.interop.layers import COUNTERPARTS
 from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
+from manualgrad.interop.rewritten_class import original_class
+from manualgrad.interop.type_comparisons import find_type_comparisons
 from manualgrad.network import guards
 from manualgrad.sequential import Sequential
 
-# Native layer: our subclass of it.
-COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv2d: layers.Conv2d,
-    nn.MaxPool2d: layers.MaxPool2d,
-    nn.Flatten: layers.Flatten,
-    nn.Linear: layers.Linear,
-    nn.ReLU: layers.ReLU,
-    nn.Softmax: layers.Softmax,
-    nn.CrossEntropyLoss: layers.CrossEntropyLoss,
-}
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+FAST_PATH = (
+    "in evaluation without gradients PyTorch computes it as a whole, without its layers; "
+    "torch.backends.mha.set_fastpath_enabled(False) prevents that"
+)
 ModuleTypes = Collection[type[nn.Module]]
 
 
@@ -112,11 +109,25 @@ def from_torch(
             layer.__class__ = Sequential
     if functional:
         unchanged = replace_functional_calls(converted, full_report)
+        rewritten = {name for name, layer in converted.named_modules() if original_class(layer)}
+        full_report.left[:] = [
+            entry for entry in full_report.left if entry.why != NO_SUCH_LAYER or entry.name not in rewritten
+        ]
         if unchanged and not report:
             raise ValueError(
                 "from_torch: functional=True, but not every call can be replaced; pass report=True to leave these "
                 "as they are and list them:\n" + "\n".join(f"  {entry}" for entry in unchanged)
             )
+    layers = zip(module.modules(), converted.modules(), strict=True)
+    changed: set[type] = {type(native) for native, ours in layers if type(native) is not type(ours)}
+    comparisons = find_type_comparisons(converted, changed) if changed else []
+    full_report.left.extend(comparisons)
+    if comparisons and not report:
+        warnings.warn(
+            "from_torch: the model may compute something else, because its code compares the exact types of layers "
+            "(report=True lists all such places):\n" + "\n".join(f"  {entry}" for entry in comparisons[:5]),
+            stacklevel=2,
+        )
     return (converted, full_report) if report else converted
 
 
@@ -132,6 +143,8 @@ def _convert_layer(name: str, layer: nn.Module, subclasses: ModuleTypes, report:
     if native is None:
         if _is_unsupported_leaf(name, layer):
             report.left.append(Left(name, type_name(kind), NO_SUCH_LAYER))
+        elif isinstance(layer, nn.TransformerEncoderLayer):
+            report.left.append(Left(name, type_name(kind), FAST_PATH))
         return
     reason = _reason_to_keep(layer, native, kind in subclasses)
     if reason:
@@ -146,9 +159,8 @@ def _is_unsupported_leaf(name: str, layer: nn.Module) -> bool:
     """Return True for a module without children that computes something, is not ours and no parametrization."""
     in_parametrization = ".parametrizations." in f".{name}."
     is_ours = type(layer).__module__.startswith("manualgrad.")
-    return not (
-        in_parametrization or is_ours or isinstance(layer, (*CONTAINERS, nn.Identity)) or any(layer.children())
-    )
+    has_layers = any(layer.children()) and not isinstance(layer, nn.MultiheadAttention)
+    return not (in_parametrization or is_ours or isinstance(layer, (*CONTAINERS, nn.Identity)) or has_layers)
 
 
 def _reason_to_keep(layer: nn.Module, native: type[nn.Module], is_listed_subclass: bool) -> str | None:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import CellType, FunctionType, ModuleType
+from itertools import islice
+from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from manualgrad.interop.native_calls import FUNCTION_TYPES, METHODS, is_replaceable
+from manualgrad.interop.layers import COUNTERPARTS
+from manualgrad.interop.native_calls import (
+    FUNCTION_TYPES,
+    METHOD_NAMES,
+    NATIVE_FUNCTIONS,
+    is_replaceable,
+    without_partials,
+)
 from manualgrad.interop.source_code import nested_codes
 
 LIBRARIES = {"torch", "manualgrad", "numpy", *sys.stdlib_module_names}
-NATIVE_FUNCTIONS = {
-    id(value): name
-    for name, value in vars(F).items()
-    if isinstance(value, FUNCTION_TYPES) and name[0] != "_" and value.__module__ != "torch.overrides"
-}
+NAMESPACES = (F, torch, torch.special)
+HELD_TYPES = (*FUNCTION_TYPES, MethodType, functools.partial, torch.jit.ScriptFunction)
+MAX_DEPTH, MAX_LENGTH = 3, 1000  # of the tables that are searched for functions
+# Functions among the attributes of all modules that are converted, by attribute; the inner values are not used.
+ATTRIBUTE_FUNCTIONS: dict[str, dict[Any, None]] = {}
 UNKNOWN = object()  # a value that only the call knows
 
 
@@ -32,11 +42,20 @@ class Owner:
     Attributes:
         kind: the class of a module.
         functions: the functions among the attributes of a module's instance, such as ``self.activation``, and a
-            tuple of functions for each list, tuple or dict that holds some.
+            tuple of functions for each attribute that holds some: a list, tuple, dict or object.
     """
 
     kind: type
     functions: Mapping[str, Any]
+
+    def attribute(self, name: str) -> Any:
+        """A function or a table of functions that ``self.name`` is, else UNKNOWN."""
+        if name in self.functions:
+            return self.functions[name]
+        if name == "__class__":
+            return self.kind
+        value = static_attribute(self.kind, name)
+        return value if functions_in(value) and not is_model_code(value) else UNKNOWN
 
 
 def is_library(value: FunctionType | type) -> bool:
@@ -63,10 +82,63 @@ def defaults_of(function: FunctionType) -> dict[str, Any]:
     return dict(zip(names, defaults, strict=True)) | (function.__kwdefaults__ or {})
 
 
-def functions_in(value: Any) -> list[Any]:
-    """Native functions that manualgrad has in a list, tuple or dict."""
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [item for item in values if is_replaceable(item)]
+def functions_in(value: Any, depth: int = MAX_DEPTH) -> list[Any]:
+    """Native functions that manualgrad has, and functions of the model's code, in a table or an object.
+
+    A table is a list, tuple or dict, and may hold other tables.
+    """
+    function = without_partials(value)
+    if is_replaceable(function) or is_model_code(function):
+        return [function]
+    items: Iterable[Any] = ()
+    if isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, (list, tuple)):
+        items = value
+    elif is_plain_object(value):
+        items = vars(value).values()
+    if depth == 0:
+        return []
+    return [function for item in islice(items, MAX_LENGTH) for function in functions_in(item, depth - 1)]
+
+
+def is_namespace(value: Any) -> bool:
+    """Return True for a module of PyTorch that has native functions."""
+    return any(value is namespace for namespace in NAMESPACES)
+
+
+def attributes_with_functions(module: nn.Module) -> dict[str, Any]:
+    """Functions among the attributes of ``module``, and a tuple of functions for each attribute that holds some."""
+    functions: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, HELD_TYPES) and name != "forward":
+            functions[name] = value
+        elif name[0] != "_" and (held := functions_in(value)):
+            functions[name] = tuple(held)
+    return functions
+
+
+def note_functions(model: nn.Module) -> bool:
+    """Add the functions among the attributes of all modules of ``model``; return True if some are new."""
+    count = sum(map(len, ATTRIBUTE_FUNCTIONS.values()))
+    kinds: dict[type, None] = {}
+    for module in model.modules():
+        kinds[type(module)] = None
+        for name, value in attributes_with_functions(module).items():
+            ATTRIBUTE_FUNCTIONS.setdefault(name, {}).update(dict.fromkeys(functions_in(value)))
+    for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__ if not is_library(base)):
+        for name, value in vars(base).items():
+            if not isinstance(value, (FunctionType, classmethod)) and name[0] != "_":
+                held = functions_in(value.__func__ if isinstance(value, staticmethod) else value)
+                ATTRIBUTE_FUNCTIONS.update({name: dict.fromkeys(held)} if held else {})
+    return sum(map(len, ATTRIBUTE_FUNCTIONS.values())) > count
+
+
+def is_plain_object(value: Any) -> bool:
+    """Return True for an instance of a class of the model's code, or a namespace, that is no module."""
+    if isinstance(value, (Tensor, nn.Module, type, ModuleType)) or not hasattr(value, "__dict__"):
+        return False
+    return isinstance(value, SimpleNamespace) or not is_library(type(value))
 
 
 def content_of(cell: CellType) -> Any:
@@ -102,17 +174,25 @@ def may_call(function: FunctionType, owner: Owner | None, visited: set[FunctionT
     """
     visited.add(function)
     names = {name for code in nested_codes(function.__code__) for name in (*code.co_names, *code.co_freevars)}
-    if names & METHODS.keys() or (owner and names & owner.functions.keys()) or "super" in names:
+    if names & METHOD_NAMES or names & ATTRIBUTE_FUNCTIONS.keys() or "super" in names:
+        return True
+    if owner and (
+        names & owner.functions.keys() or any(owner.attribute(name) is not UNKNOWN for name in names - {"__class__"})
+    ):
         return True
     values = [*defaults_of(function).values(), *(variable_of(function, name) for name in names)]
+    if names & {"getattr", "vars", "ops"} and any(map(is_namespace, values)):
+        return True
     values += [item for value in values for item in functions_in(value)]
     for value in list(values):
         if isinstance(value, ModuleType):
             values += [vars(value)[name] for name in names if name in vars(value)]
         elif not is_library(value if isinstance(value, (FunctionType, type)) else type(value)):
             values += [static_attribute(value, name) for name in names]
-    for value in values:
+    for value in map(without_partials, values):
         if is_replaceable(value) or id(value) in NATIVE_FUNCTIONS or isinstance(value, torch.jit.ScriptFunction):
+            return True
+        if isinstance(value, type) and value in COUNTERPARTS:
             return True
         if is_model_code(value) and value not in visited and may_call(value, None, visited):
             return True

@@ -98,3 +98,14 @@ kinds.register(
     ("start_dim", "end_dim"),
 )
 kinds.register(Linear, kinds.describe_dense, has_parameters=True)
+
+# Native layer: our subclass of it.
+COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: Conv2d,
+    nn.MaxPool2d: MaxPool2d,
+    nn.Flatten: Flatten,
+    nn.Linear: Linear,
+    nn.ReLU: ReLU,
+    nn.Softmax: Softmax,
+    nn.CrossEntropyLoss: CrossEntropyLoss,
+}

@@ -15,7 +15,7 @@ from torch import Tensor
 from manualgrad import functional
 from manualgrad.ops.relu_in_place import relu_in_place
 from manualgrad.ops.targets import Reduction
-from manualgrad.ops.tracers import traceable
+from manualgrad.ops.tracers import traceable, untraced
 
 
 @traceable
@@ -159,6 +159,7 @@ def pad2d(input: Tensor, padding: Sequence[int], mode: str) -> Tensor:
     return input.contiguous(memory_format=torch.channels_last) if channels_last else input
 
 
+@untraced
 def is_channels_last(x: Tensor) -> bool:
     """Return True if PyTorch's layers treat ``x`` (N, C, H, W) as channels_last: strides increase from C to W, H, N.
 

@@ -9,40 +9,45 @@ from __future__ import annotations
 
 import ast
 import copy
-import functools
 import inspect
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manualgrad.interop.calls import Calls
 from manualgrad.interop.known_values import (
-    NATIVE_FUNCTIONS,
+    ATTRIBUTE_FUNCTIONS,
     UNKNOWN,
     Owner,
     content_of,
     defaults_of,
     functions_in,
     is_model_code,
+    is_namespace,
     may_call,
     next_method,
     static_attribute,
     variable_of,
 )
+from manualgrad.interop.layers import COUNTERPARTS
 from manualgrad.interop.native_calls import (
     FUNCTIONS,
+    METHOD_NAMES,
     METHODS,
+    NATIVE_FUNCTIONS,
     is_replaceable,
     replacement_of,
+    replacement_of_layer,
     replacement_of_method,
     set_replacement,
+    without_partials,
 )
-from manualgrad.interop.report import NO_SUCH_FUNCTION
+from manualgrad.interop.report import NO_SUCH_FUNCTION, type_name
 from manualgrad.interop.source_code import (
     SourceUnavailable,
     copy_function,
@@ -51,8 +56,13 @@ from manualgrad.interop.source_code import (
     nested_codes,
 )
 
-RUNTIME = {"_manualgrad_replacement_of": replacement_of, "_manualgrad_method": replacement_of_method}
-REPLACEMENT_OF, REPLACEMENT_OF_METHOD = RUNTIME
+RUNTIME = {
+    "_manualgrad_replacement_of": replacement_of,
+    "_manualgrad_method": replacement_of_method,
+    "_manualgrad_layer": replacement_of_layer,
+}
+REPLACEMENT_OF, REPLACEMENT_OF_METHOD, REPLACEMENT_OF_LAYER = RUNTIME
+OPERATIONS = "manualgrad.interop.operations"
 NAMES = {name.rpartition(".")[2] for name, _ in FUNCTIONS.values()} | {"max_pool2d_with_indices"}
 SELF, LOCAL = object(), object()  # the values of ``self`` and of a local variable
 
@@ -140,14 +150,13 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         function = node.func
-        value = self.value_of(function)
+        value = without_partials(self.value_of(function))
         node.args = [self.visit(argument) for argument in node.args]
         node.keywords = [self.visit(keyword) for keyword in node.keywords]
         if is_replaceable(value):
-            native_name, ours = FUNCTIONS[value]
-            node.func = self._replace(node, native_name, ours)
+            node.func = self._replace(node, *FUNCTIONS[value])
         elif id(value) in NATIVE_FUNCTIONS:
-            self.calls.left[f"F.{NATIVE_FUNCTIONS[id(value)]}"] = NO_SUCH_FUNCTION
+            self.calls.left[_name_as_written(node, NATIVE_FUNCTIONS[id(value)])] = NO_SUCH_FUNCTION
         elif isinstance(value, FunctionType):
             if is_model_code(value):
                 is_rewritten, calls = _rewrite_called(value)
@@ -156,30 +165,55 @@ class _Rewriter(ast.NodeTransformer):
         elif isinstance(value, torch.jit.ScriptFunction):
             if re.search(rf"\b({'|'.join(NAMES)})\(", str(value.code)):
                 self.calls.left[ast.unparse(function)] = f"compiled by TorchScript, line {node.lineno}"
-        elif isinstance(value, functools.partial) and is_replaceable(value.func):
-            self.calls.left[f"{ast.unparse(function)}, a partial of {FUNCTIONS[value.func][0]},"] = (
-                f"manualgrad replaces calls and not partials, line {node.lineno}"
-            )
+        elif isinstance(value, MethodType):
+            method: Any = value.__func__
+            if is_model_code(method) and may_call(method, None, set()):
+                self.calls.left[ast.unparse(function)] = f"a bound method that an attribute holds, line {node.lineno}"
+        elif (value is getattr or value is vars) and node.args and is_namespace(self.value_of(node.args[0])):
+            self.calls.replaced[ast.unparse(node), f"{OPERATIONS}, where it has the function"] = None
+            self.is_changed = True
+        elif ast.unparse(function).startswith("torch.ops."):
+            self.calls.left[ast.unparse(function)] = NO_SUCH_FUNCTION
+        elif isinstance(function, ast.Call) and isinstance(value := self.value_of(function.func), type):
+            node.func = self._replace_layer(function, value)
         elif isinstance(function, ast.Attribute) and value is UNKNOWN and self._may_be_tensor_method(node, function):
             node.func = self._replace_method(node, function)
-        elif value is LOCAL or not isinstance(function, (ast.Name, ast.Attribute)):
-            for held in self._functions_held(function):
-                self._list(*FUNCTIONS[held])
-                self.is_changed = True
-            node.func = self._wrap(REPLACEMENT_OF, self.visit(function))
         else:
-            node.func = self.visit(function)
+            held = self._functions_held(function)
+            for item in held:
+                self._list_held(item)
+            if held or value is LOCAL or not isinstance(function, (ast.Name, ast.Attribute)):
+                node.func = self._wrap(REPLACEMENT_OF, self.visit(function))
+            else:
+                node.func = self.visit(function)
         return node
 
     def _functions_held(self, node: ast.expr) -> list[Any]:
-        """Native functions that a variable or an item may be: a default, or held by a list, tuple or dict."""
-        if isinstance(node, ast.Subscript):
-            return functions_in(self.value_of(node.value))
-        if not isinstance(node, ast.Name):
-            return []
-        attributes = self.owner.functions.values() if self.owner else ()
-        held = [function for functions in attributes if isinstance(functions, tuple) for function in functions]
-        return functions_in([self.defaults.get(node.id), *held])
+        """Functions that an expression may be: those of a default, a table, an object or a module inside this one."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # a table's method, such as get
+            node = node.func.value
+        item = node.value if isinstance(node, ast.Subscript) else node
+        if isinstance(item, ast.Name) and self.value_of(item) is LOCAL:
+            return self._functions_of_variable(item)
+        while isinstance(item, (ast.Name, ast.Attribute, ast.Subscript)):
+            held = functions_in(self.value_of(item))
+            if isinstance(item, ast.Attribute) and not held and self.value_of(item.value) is not SELF:
+                held = list(ATTRIBUTE_FUNCTIONS.get(item.attr, ()))  # of another module
+            if held:
+                return held
+            item = item.value if not isinstance(item, ast.Name) else ast.Constant(None)
+        return []
+
+    def _functions_of_variable(self, node: ast.Name) -> list[Any]:
+        """Functions that a local variable may be: a default value, or held by any table that the function names."""
+        tables: list[Any] = [*self.owner.functions.values()] if self.owner else []
+        tables = [value for value in tables if isinstance(value, tuple)]
+        names = {
+            name for code in nested_codes(self.function.__code__) for name in (*code.co_names, *code.co_freevars)
+        }
+        values = (variable_of(self.function, name) for name in names)
+        tables += [value for value in values if isinstance(value, (dict, list, tuple))]
+        return list(dict.fromkeys(functions_in([self.defaults.get(node.id), *tables])))
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         return self._check_value(node)
@@ -202,7 +236,29 @@ class _Rewriter(ast.NodeTransformer):
             self.is_changed = True
         return node
 
+    def _list_held(self, function: Any) -> None:
+        """List a function that a call may reach. The call looks up what replaces it."""
+        if is_replaceable(function):
+            self._list(*FUNCTIONS[function])
+            self.is_changed = True
+        else:
+            is_rewritten, calls = _rewrite_called(function)
+            self.calls.update(calls)
+            self.is_changed |= is_rewritten
+
+    def _replace_layer(self, made: ast.Call, kind: type) -> ast.expr:
+        """Replace the layer that ``nn.ReLU()(x)`` makes."""
+        made.func = self.visit(made.func)
+        if kind in COUNTERPARTS and not (kind is nn.Softmax and not made.args and not made.keywords):
+            self.calls.replaced[f"{type_name(kind)}()", type_name(COUNTERPARTS[kind])] = None
+            self.is_changed = True
+            made.func = self._wrap(REPLACEMENT_OF_LAYER, made.func)
+        elif issubclass(kind, nn.Module) and kind.__module__.startswith("torch.nn."):
+            self.calls.left[f"{type_name(kind)}()"] = f"made in every call, line {made.lineno}"
+        return made
+
     def _replace(self, node: ast.Call, native_name: str, ours: Callable[..., Any]) -> ast.expr:
+        native_name = _name_as_written(node, native_name)
         keywords = inspect.signature(ours).parameters
         unknown = [keyword.arg for keyword in node.keywords if keyword.arg and keyword.arg not in keywords]
         if unknown:
@@ -213,17 +269,20 @@ class _Rewriter(ast.NodeTransformer):
 
     def _replace_method(self, node: ast.Call, function: ast.Attribute) -> ast.expr:
         function.value = self.visit(function.value)
+        if function.attr not in METHODS:
+            self.calls.left[f"Tensor.{function.attr}"] = NO_SUCH_FUNCTION
+            return function
         self._list(f"Tensor.{function.attr}", METHODS[function.attr])
         return self._wrap(REPLACEMENT_OF_METHOD, function.value, ast.Constant(function.attr))
 
     def _may_be_tensor_method(self, node: ast.Call, function: ast.Attribute) -> bool:
         """Return False for other attributes and for calls such as ``self.block.relu(x)`` of a layer."""
-        if function.attr not in METHODS or self.value_of(function.value) is SELF:
+        if function.attr not in METHOD_NAMES or self.value_of(function.value) is SELF:
             return False
         return not (function.attr.startswith("relu") and node.args)
 
     def _list(self, native_name: str, ours: Callable[..., Any]) -> None:
-        self.calls.replaced[native_name, f"manualgrad.interop.operations.{ours.__name__}"] = None
+        self.calls.replaced[native_name, f"{OPERATIONS}.{ours.__name__}"] = None
 
     def _look_up(self, function: ast.expr) -> ast.expr:
         self.is_changed = True
@@ -261,7 +320,13 @@ class _Rewriter(ast.NodeTransformer):
             return UNKNOWN
         base = self.value_of(node.value)
         if base is SELF and self.owner:
-            return self.owner.functions.get(node.attr, UNKNOWN)
+            return self.owner.attribute(node.attr)
         if any(base is unknown for unknown in (UNKNOWN, SELF, LOCAL)) or isinstance(base, Tensor):
             return UNKNOWN
         return static_attribute(base, node.attr)
+
+
+def _name_as_written(node: ast.Call, name: str) -> str:
+    """``torch.relu_`` for ``F.relu_``, which is the same function, where the call is written so."""
+    written = ast.unparse(node.func)
+    return written if written == f"torch.{name.rpartition('.')[2]}" else name

@@ -5,19 +5,24 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import replace
+from types import FunctionType, MethodType
 from typing import Any, NoReturn
 
-import torch
 from torch import nn
 
 from manualgrad.interop.calls import Calls
-from manualgrad.interop.known_values import Owner, functions_in, is_model_code
-from manualgrad.interop.native_calls import FUNCTION_TYPES
+from manualgrad.interop.known_values import (
+    ATTRIBUTE_FUNCTIONS,
+    Owner,
+    attributes_with_functions,
+    is_model_code,
+    note_functions,
+)
 from manualgrad.interop.rewriting import clear_cache, rewrite
 
 ORIGINAL_CLASS = "_original_class"
+OWN_FORWARD, ORIGINAL_FORWARD = "_manualgrad_forward", "_manualgrad_original_forward"
 KEPT_METHODS = {"__init__", "__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
-HELD_TYPES = (*FUNCTION_TYPES, functools.partial, torch.jit.ScriptFunction)
 
 
 def original_class(module: nn.Module) -> type[nn.Module] | None:
@@ -31,22 +36,46 @@ def rewrite_methods(module: nn.Module) -> Calls:
     Returns:
         The calls in all methods of the class.
     """
-    functions: dict[str, Any] = {}
-    for name, value in vars(module).items():
-        if isinstance(value, HELD_TYPES):
-            functions[name] = value
-        elif isinstance(value, (list, tuple, dict)) and name[0] != "_":
-            functions |= {name: held} if (held := tuple(functions_in(value))) else {}
-    kind, calls = _rewritten_class(type(module), tuple(functions.items()))  # type: ignore[arg-type]  # a class is hashable
-    if kind is not type(module):
+    forward = vars(module).get("forward")
+    is_method = isinstance(forward, MethodType) and forward.__self__ is module
+    own_forward = forward.__func__ if is_method and isinstance(forward, MethodType) else forward
+    if not is_model_code(own_forward):
+        own_forward = None
+    base: Any = type(module)
+    functions = tuple(attributes_with_functions(module).items())
+    kind, calls = _rewritten_class(base, own_forward, is_method, functions)
+    if kind is not base:
         module.__class__ = kind
+    if OWN_FORWARD in vars(kind):
+        vars(module)[ORIGINAL_FORWARD], vars(module)["forward"] = forward, getattr(module, OWN_FORWARD)
     return calls
 
 
+def restore_methods(module: nn.Module) -> None:
+    """Undo :func:`rewrite_methods`."""
+    base = original_class(module)
+    assert base is not None
+    vars(module).update(_native_state(module, vars(module)))
+    vars(module).pop(ORIGINAL_FORWARD, None)
+    module.__class__ = base
+
+
 @functools.lru_cache(maxsize=512)
-def _rewritten_class(base: type[nn.Module], functions: tuple[tuple[str, Any], ...]) -> tuple[type[nn.Module], Calls]:
-    """(a subclass of ``base``, of the same name, with rewritten methods, or ``base``; the calls in the methods)."""
+def _rewritten_class(
+    base: type[nn.Module],
+    own_forward: FunctionType | None,
+    is_method: bool,
+    functions: tuple[tuple[str, Any], ...],
+) -> tuple[type[nn.Module], Calls]:
+    """(a subclass of ``base``, of the same name, with rewritten methods, or ``base``; the calls in the methods).
+
+    ``own_forward`` is the forward of an instance, which it calls as a method or as a plain function.
+    """
     owner, calls, members = Owner(base, dict(functions)), Calls(), dict[str, Any]()
+    if own_forward is not None:
+        new, calls = rewrite(own_forward, owner if is_method else None)
+        if new is not None:
+            members[OWN_FORWARD] = new if is_method else staticmethod(new)
     for name in dict.fromkeys(name for kind in base.__mro__ for name in vars(kind)):
         member = inspect.getattr_static(base, name)
         is_wrapper = isinstance(member, (staticmethod, classmethod))
@@ -72,6 +101,11 @@ def _rewritten_class(base: type[nn.Module], functions: tuple[tuple[str, Any], ..
 
 def clear_caches() -> None:
     """Forget rewritten classes, so that the next conversion sees functions that were defined anew."""
+    ATTRIBUTE_FUNCTIONS.clear()
+    _forget_rewritten()
+
+
+def _forget_rewritten() -> None:
     _rewritten_class.cache_clear()
     clear_cache()
 
@@ -80,7 +114,17 @@ def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
     base = original_class(module)
     assert base is not None
     state = object.__reduce_ex__(module, max(protocol, 2))[2]
-    return _new_instance, (base,), state
+    return _new_instance, (base,), _native_state(module, state)
+
+
+def _native_state(module: nn.Module, state: Any) -> Any:
+    """``state`` with the forward that an instance had before it was rewritten."""
+    if not isinstance(state, dict) or ORIGINAL_FORWARD not in state:
+        return state
+    native = {name: value for name, value in state.items() if name != ORIGINAL_FORWARD}
+    if native.get("forward") == getattr(module, OWN_FORWARD):  # otherwise it has another one since then
+        native["forward"] = state[ORIGINAL_FORWARD]
+    return native
 
 
 def _refuse_script(module: nn.Module) -> NoReturn:
@@ -102,4 +146,6 @@ def _set_state(module: nn.Module, state: Any) -> None:
     assert base is not None
     module.__class__ = base
     module.__setstate__(state)  # type: ignore[no-untyped-call]  # torch ships it untyped
+    if note_functions(module):
+        _forget_rewritten()
     rewrite_methods(module)

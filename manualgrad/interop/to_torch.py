@@ -11,10 +11,11 @@ from torch import nn
 
 from manualgrad import nn as ours
 from manualgrad._torch_compat import FX_LEAF, has_hooks, move_parameters, own_parameters, set_child_modules
+from manualgrad.interop import library_attributes
 from manualgrad.interop.copies import copy_module
-from manualgrad.interop.from_torch import COUNTERPARTS
+from manualgrad.interop.layers import COUNTERPARTS
 from manualgrad.interop.report import Left, Replaced, Report, type_name
-from manualgrad.interop.rewritten_class import original_class
+from manualgrad.interop.rewritten_class import original_class, restore_methods
 from manualgrad.models import DocumentCNN
 from manualgrad.sequential import Sequential
 
@@ -88,11 +89,12 @@ def to_torch(
 
 
 def _convert_layer(name: str, layer: nn.Module, any_subgradient: bool) -> Entries:
+    library_attributes.restore(layer)
     kind, is_flipped = type(layer), getattr(layer, "flip_kernel", False)
     if isinstance(layer, ours.ConvReLUMaxPool2d) and kind is ours.ConvReLUMaxPool2d:
         return _split_fused_layer(name, layer, any_subgradient)
     if original := original_class(layer):
-        layer.__class__ = original
+        restore_methods(layer)
         return [(layer, Replaced(name, "its forward, rewritten", type_name(original)))]
     if kind not in CONVERTERS:
         if isinstance(layer, tuple(CONVERTERS)):

@@ -21,6 +21,7 @@ from manualgrad.network import differentiable
 from manualgrad.network.cpu_blocks import IGNORE_INDEX
 from manualgrad.network.layers import NetworkSpec
 from manualgrad.network.plan import LossAndSteps, Plan
+from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_backward_apply
 from manualgrad.ops.targets import target_distribution
 
@@ -55,7 +56,7 @@ class LogitsFunction(Function):
 
 def logits_apply(x: Tensor, plan: Plan, parameters: list[Tensor]) -> Tensor:
     """z^{L−1} of tensors that the plan supports."""
-    if not torch.is_grad_enabled():
+    if not is_grad_recorded():
         return plan.forward(x, parameters)[0]
     z: Tensor = LogitsFunction.apply(x, plan, *parameters)
     return z

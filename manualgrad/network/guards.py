@@ -24,6 +24,7 @@ from manualgrad._torch_compat import (
 from manualgrad.network.kinds import KINDS
 from manualgrad.network.layers import Conv, Dense, NetworkSpec, UnfusedLayer, fuse
 from manualgrad.network.plan import Plan, get_plan
+from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.precision import is_autocast_enabled
 from manualgrad.tensor_checks import active_mode
 
@@ -177,7 +178,7 @@ def gradients_reason(x: Tensor, parameters: list[Tensor]) -> str | None:
     # test_input_gradients_and_transforms_run_layer_by_layer
     if is_forward_mode_active() or is_autocast_enabled(x):
         return "forward mode or autocast is active"
-    if not torch.is_grad_enabled():
+    if not is_grad_recorded():
         return None
     if x.requires_grad:  # test_input_gradients_and_transforms_run_layer_by_layer
         return "the input needs a gradient"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualgrad.dispatch import sum_block_length
 from manualgrad.ops.precision import cast_to_autocast_dtype
-from manualgrad.ops.tracers import as_constant
+from manualgrad.ops.tracers import constant_shape
 from manualgrad.tensor_checks import is_plain_tensor
 
 
@@ -53,7 +53,9 @@ def add_product_(z: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs of blocks of ``a`` and ``b``, split along the dimension that is summed over."""
-    depth = as_constant(a.shape[2])  # K
+    depth = constant_shape(a)[2]  # K
     block_length = sum_block_length(a)  # m
     length = depth if block_length is None else math.ceil(depth / max(1, round(depth / block_length)))
-    return zip(torch.split(a, max(length, 1), 2), torch.split(b, max(length, 1), 1), strict=True)
+    if length == depth:
+        return iter([(a, b)])
+    return zip(torch.split(a, length, 2), torch.split(b, length, 1), strict=True)

@@ -46,7 +46,7 @@ from manualgrad.ops.layout import (
 )
 from manualgrad.ops.linear_maps import Apply, bilinear
 from manualgrad.ops.precision import accumulation_dtype, cast_to_autocast_dtype
-from manualgrad.ops.tracers import traceable
+from manualgrad.ops.tracers import constant_shape, traceable
 from manualgrad.ops.windows import col2im, crop
 
 # ----------------------------------------------------------------------------------------------- formulas
@@ -56,10 +56,10 @@ def conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Conv2dGeome
     """C(x, w) + b: (N, H_out, W_out, C_out), in memory in the order of :func:`swap_batch_rows`."""
     bias = None if b is None else b.view(geometry.groups, 1, -1)
     z = blocked_bmm_sum(im2col_blocks(x, geometry), weight_to_gemm(w, geometry), bias)  # eq. (1), (17)
-    window = gemm_window(geometry, x.shape[3])
+    window = gemm_window(geometry, constant_shape(x)[3])
     out_height, out_width = geometry.windows.output_size(*geometry.input_size)
-    lead = gemm_lead_dims(x.shape[0], out_height, window, geometry)
-    return swap_batch_rows(z.transpose(0, 1).reshape(*lead, out_width, w.shape[3]), window, geometry)
+    lead = gemm_lead_dims(-1, out_height, window, geometry)
+    return swap_batch_rows(z.transpose(0, 1).reshape(*lead, out_width, constant_shape(w)[3]), window, geometry)
 
 
 def conv2d_grad_input(g: Tensor, w: Tensor, geometry: Conv2dGeometry) -> Tensor:

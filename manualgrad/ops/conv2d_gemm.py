@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
+from manualgrad.ops.tracers import constant_shape
 from manualgrad.ops.windows import Windows, pad, sliding_window_view
 
 MIN_GEMM_K = 32  # entries of one kernel row, below which a product of that row alone is too small to be worth while
@@ -53,21 +54,27 @@ def im2col(x: Tensor, window: Windows, geometry: Conv2dGeometry) -> Tensor:
     """
     groups = geometry.groups
     view = swap_batch_rows(sliding_window_view(pad(x, window), window), window, geometry)
-    outer, inner, out_width, kernel_height, kernel_width, channels = view.shape
-    view = view.reshape(outer, inner, out_width, kernel_height, kernel_width, groups, channels // groups)
-    rows, depth = outer * inner * out_width, kernel_height * kernel_width * channels // groups
+    out_height, out_width = window.output_size(*geometry.input_size)
+    *_, kernel_height, kernel_width, channels = constant_shape(view)
+    lead = gemm_lead_dims(-1, out_height, window, geometry)
+    view = view.reshape(*lead, out_width, kernel_height, kernel_width, groups, channels // groups)
+    depth = kernel_height * kernel_width * channels // groups
     if kernel_width * channels // groups >= out_width:
-        return view.permute(5, 0, 1, 2, 3, 4, 6).reshape(groups, rows, depth)
+        return view.permute(5, 0, 1, 2, 3, 4, 6).reshape(groups, -1, depth)
     # The innermost loop of the copy runs along W_out, the longer side: much faster for an image of one channel.
-    return view.permute(5, 3, 4, 6, 0, 1, 2).reshape(groups, depth, rows).transpose(1, 2)
+    return view.permute(5, 3, 4, 6, 0, 1, 2).reshape(groups, depth, -1).transpose(1, 2)
 
 
 def im2col_blocks(x: Tensor, geometry: Conv2dGeometry) -> Iterator[Tensor]:
     """Yield the matrix of :func:`im2col` for each block of the kernel, from top to bottom."""
-    window = gemm_window(geometry, x.shape[3])
+    window = gemm_window(geometry, constant_shape(x)[3])
     matrix = im2col(x, window, geometry)
-    for block in range(geometry.windows.kernel_size[0] // window.kernel_size[0]):
-        yield kernel_row_block(matrix, block, x.shape[0], geometry)
+    if window == geometry.windows:
+        yield matrix
+        return
+    batch = x.size(0)
+    for block in range(geometry.windows.kernel_size[0]):
+        yield kernel_row_block(matrix, block, batch, geometry)
 
 
 def kernel_row_block(matrix: Tensor, block: int, batch: int, geometry: Conv2dGeometry) -> Tensor:
@@ -84,7 +91,7 @@ def weight_to_gemm(w: Tensor, geometry: Conv2dGeometry) -> Sequence[Tensor]:
     """
     if geometry.flip_kernel:
         w = w.flip(0, 1)
-    kernel_height, kernel_width, in_channels, out_channels = w.shape
+    kernel_height, kernel_width, in_channels, out_channels = constant_shape(w)
     block_height = gemm_window(geometry, in_channels * geometry.groups).kernel_size[0]
     w = w.reshape(kernel_height * kernel_width * in_channels, geometry.groups, out_channels // geometry.groups)
     return torch.split(w.transpose(0, 1), block_height * kernel_width * in_channels, 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from manualgrad.ops import checks
-from manualgrad.ops.tracers import as_constant
+from manualgrad.ops.tracers import untraced
 from manualgrad.ops.windows import Windows
 
 
@@ -26,6 +26,7 @@ class Conv2dGeometry:
     channels_last: bool = True
 
 
+@untraced
 def make_conv2d_geometry(
     input: Tensor,
     weight: Tensor,
@@ -50,7 +51,7 @@ def make_conv2d_geometry(
             f"conv2d: weight must have shape (out_channels, in_channels / groups, kH, kW), none of them 0, "
             f"got shape {tuple(weight.shape)}"
         )
-    out_channels, group_channels, *kernel_size = map(as_constant, weight.shape)
+    out_channels, group_channels, *kernel_size = weight.shape
     if not isinstance(flip_kernel, bool):
         raise TypeError(f"conv2d: flip_kernel must be True or False, got {flip_kernel!r}")
     groups = checks.as_integer("conv2d", "groups", groups, minimum=1)

@@ -72,8 +72,13 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
 def autograd_inactive() -> bool:
     """Return True if no mode of differentiation is active: reverse, forward, ``torch.func`` or a compiler."""
     return not (
-        torch.compiler.is_compiling() or torch.is_grad_enabled() or is_forward_mode_active() or is_functorch_active()
+        torch.compiler.is_compiling() or is_grad_recorded() or is_forward_mode_active() or is_functorch_active()
     )
+
+
+def is_grad_recorded() -> bool:
+    """Return True if autograd records operations: in inference mode it does not, even under ``enable_grad``."""
+    return torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
 
 
 def save_for_derivatives(ctx: Any, *tensors: Tensor | None, needed: Sequence[bool]) -> None:

@@ -6,10 +6,13 @@ whatever the order of its input: forward mode requires that a tangent has the st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from manualgrad._torch_compat import dispatch_mode_count
+from manualgrad._torch_compat import dispatch_mode_count, jit_tracing_state
+from manualgrad.ops.tracers import constant_shape
 from manualgrad.tensor_checks import is_plain_tensor
 
 
@@ -38,12 +41,13 @@ def as_contiguous(x: Tensor) -> Tensor:
 
     PyTorch calls ``x`` contiguous even if dimensions of size 1 are out of order, but the next layer looks at strides.
     """
-    if x.is_contiguous() and (1 not in x.shape or x.stride() == _contiguous_strides(x.shape)):
+    shape = constant_shape(x)
+    if x.is_contiguous() and (1 not in shape or x.stride() == _contiguous_strides(shape)):
         return x
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def _contiguous_strides(shape: torch.Size) -> tuple[int, ...]:
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
     strides = [1]
     for size in reversed(shape[1:]):
         strides.insert(0, strides[0] * size)
@@ -59,8 +63,11 @@ def as_non_view(x: Tensor) -> Tensor:
     """Return ``x`` as a tensor that is no view, without a copy; no other tensor may use its memory.
 
     Autograd refuses an in-place change of a view that a Function returned. A ReLU with ``inplace=True`` after a
-    convolution would raise. Compilers, dispatch modes and ``torch.func`` do not support ``set_`` and get a copy.
+    convolution would raise. Compilers, dispatch modes and ``torch.func`` do not support ``set_`` and get a copy;
+    what ``torch.jit.trace`` records has no Function.
     """
+    if jit_tracing_state():
+        return x
     if not is_plain_tensor(x) or dispatch_mode_count():
         return x.clone()
     return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())

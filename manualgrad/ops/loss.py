@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from manualgrad._torch_compat import is_forward_mode_active
 from manualgrad.dispatch import by_kernel
+from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.precision import cast_to_float32_under_autocast
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_apply, cross_entropy_backward_apply
 from manualgrad.ops.targets import Reduction, target_distribution
@@ -47,7 +48,7 @@ def _kernel_loss(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Te
     if y_loss_grad is None:
         return None
     loss: Tensor = y_loss_grad[1]
-    if not (z.requires_grad and torch.is_grad_enabled()):
+    if not (z.requires_grad and is_grad_recorded()):
         return loss
     loss = LabelCrossEntropyFunction.apply(z, y_loss_grad)
     return loss

@@ -28,7 +28,7 @@ from manualgrad.ops.layout import as_non_view, from_nchw, in_memory_format, to_n
 from manualgrad.ops.linear_maps import linear_pair
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
 from manualgrad.ops.selection import compare, select
-from manualgrad.ops.tracers import traceable
+from manualgrad.ops.tracers import constant_shape, traceable
 from manualgrad.ops.windows import crop, offset_view, pad
 
 # ----------------------------------------------------------------------------------------------- formulas
@@ -219,7 +219,7 @@ def max_pool2d(
     checks.require_images("max_pool2d", input)
     checks.require_real("max_pool2d", input)
     geometry = make_max_pool2d_geometry(
-        tuple(input.shape), kernel_size, stride, padding, dilation, ceil_mode, channels_last
+        constant_shape(input), kernel_size, stride, padding, dilation, ceil_mode, channels_last
     )
     maximum, pool_index = max_pool2d_apply(input if input.dim() == 4 else input.unsqueeze(0), geometry)
     results = [maximum]

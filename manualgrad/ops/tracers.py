@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.jit import TracerWarning  # type: ignore[attr-defined]  # torch's types leave out a documented name
 from torch.overrides import handle_torch_function, has_torch_function
 
-from manualgrad._torch_compat import jit_tracing_state
+from manualgrad._torch_compat import jit_tracing_state, set_jit_tracing_state
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,9 +40,31 @@ def traceable(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def as_constant(size: int | Tensor) -> int:
-    """Return ``size`` as a constant of the traced graph: ``torch.jit.trace`` represents sizes by tensors."""
-    return int(size) if isinstance(size, Tensor) else size
+def untraced(function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function``, which computes no tensor, in a form that ``torch.jit.trace`` does not trace.
+
+    Sizes are integers in it, and constants of the traced graph. In traced code they are tensors, and the graph has a
+    few nodes for each size that is read.
+    """
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        state = jit_tracing_state()
+        if not state:
+            return function(*args, **kwargs)
+        set_jit_tracing_state(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            set_jit_tracing_state(state)
+
+    return call
+
+
+@untraced
+def constant_shape(x: Tensor) -> tuple[int, ...]:
+    """Shape of ``x``, whose sizes are constants of the traced graph; its batch size must not be among those used."""
+    return x.shape
 
 
 class NotScriptable:

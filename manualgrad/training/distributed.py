@@ -73,6 +73,12 @@ class DistributedContext:
             dist.all_reduce(tensor)
         return tensor
 
+    def all_reduce_sum_number(self, number: float, device: torch.device) -> float:
+        """Return the sum of all ranks' numbers. ``device`` is that of the process group, which has float64."""
+        if self.world_size == 1:
+            return number
+        return self.all_reduce_sum(torch.tensor(number, dtype=torch.float64, device=device)).item()
+
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum every ``grad`` over all ranks. The strides of a ``grad`` may differ between ranks."""
         if self.world_size == 1:

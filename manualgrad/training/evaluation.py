@@ -49,13 +49,15 @@ def evaluate(
 ) -> EvalResult:
     """Evaluate the model on ``split``, whose images are normalized as those of ``dataset``.
 
-    Each rank evaluates a shard of the images, and every rank returns the result for all of them, in order.
+    Each rank evaluates a shard of the images, and every rank returns the result for all of them, in order. The losses
+    of the batches are added as Python's numbers, since not every device has float64 (MPS).
     """
     dtype, device = next(model.parameters()).dtype, split.labels.device
-    predicted, loss = torch.zeros_like(split.labels), torch.zeros((), dtype=torch.float64, device=device)
+    predicted, losses = torch.zeros_like(split.labels), []
     for indices in torch.split(distributed.shard(torch.arange(len(split), device=device)), batch_size):
         logits = model(normalize(split.images[indices], dataset, dtype))
         predicted[indices] = logits.argmax(1)
-        loss += softmax_cross_entropy(logits, split.labels[indices], reduction="sum")
+        losses.append(softmax_cross_entropy(logits, split.labels[indices], reduction="sum"))
     distributed.all_reduce_sum(predicted)
-    return EvalResult(predicted.cpu(), split.labels.cpu(), distributed.all_reduce_sum(loss).item() / len(split))
+    loss = distributed.all_reduce_sum_number(sum(torch.stack(losses).tolist()), device)
+    return EvalResult(predicted.cpu(), split.labels.cpu(), loss / len(split))

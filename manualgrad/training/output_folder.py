@@ -6,12 +6,12 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from manualgrad.files import remove_unfinished
-from manualgrad.training.cli_exit import usage_error
+from manualgrad.training.cli_exit import EXIT_USAGE, to_cli_exit, usage_error
 from manualgrad.training.distributed import DistributedContext
 from manualgrad.training.metrics_logger import METRICS_FILE
 from manualgrad.training.schema import printable
@@ -55,19 +55,36 @@ def make_output_folder(path: Path) -> None:
 
 @contextmanager
 def output_folder(path: Path, distributed: DistributedContext) -> Iterator[None]:
-    """Create, check and lock the output folder on rank 0, and release it at the end. Raises CliExit."""
+    """Create, check and lock the output folder on rank 0, and release it at the end. Raises CliExit.
+
+    A run that is refused, with exit code 2, removes the folders that it made, if they are empty.
+    """
     lock = FolderLock(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()] if distributed.is_rank0 else []
 
     def take() -> None:
         make_output_folder(path)
         lock.acquire()
         remove_unfinished(path)
 
-    distributed.run_on_rank0(take)
     try:
+        distributed.run_on_rank0(take)
         yield
+    except Exception as error:
+        lock.release()
+        cli_exit = to_cli_exit(error)
+        if cli_exit is not None and cli_exit.code == EXIT_USAGE:
+            remove_empty(missing)
+        raise
     finally:
         lock.release()
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove ``folders``, each of which is in the next one, up to the first that is not empty."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 class FolderLock:

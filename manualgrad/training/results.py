@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import platform
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -48,9 +50,17 @@ def write_results(out: Path, run: TrainingRun, result: EvalResult, options: dict
         write_plots(out, run, result)
 
 
+def import_plots() -> ModuleType:
+    """Import the module of the plots, which needs matplotlib."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it warns that it builds a cache of fonts
+    from manualgrad.training import plots
+
+    return plots
+
+
 def write_plots(out: Path, run: TrainingRun, result: EvalResult) -> None:
     """Write curves.png, confusion.png, kernels.png and mistakes.png. Raises OSError."""
-    from manualgrad.training import plots  # needs matplotlib
+    plots = import_plots()
 
     dataset, title = run.dataset, f"{run.dataset.name}, seed {run.seed}"
     accuracies = [epoch["test_accuracy"] for epoch in run.history]

@@ -104,6 +104,8 @@ def test_jit_traces_a_model_for_every_batch_size(native: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", torch.jit.TracerWarning)
         traced = torch.jit.trace(mg.from_torch(native), X, check_trace=False)
+    kinds = [node.kind() for node in traced.inlined_graph.nodes()]
+    assert kinds.count("aten::size") <= 4 and "aten::floor_divide" not in kinds  # a trace with all sizes is slow
     file = io.BytesIO()
     torch.jit.save(traced, file)
     file.seek(0)

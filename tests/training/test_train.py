@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import socket
@@ -75,6 +76,7 @@ def test_the_weights_give_the_reported_accuracy(run, digits):
 @pytest.mark.parametrize("name", ["curves", "confusion", "kernels", "mistakes"])
 def test_plots_are_not_blank(run, name):
     image = imread(run[1] / f"{name}.png")
+    assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.WARNING), "its cache is no news"
     assert min(image.shape[:2]) > 100
     assert image[..., :3].std() > 0.02, "a blank image has no variation"
 
@@ -312,11 +314,12 @@ def test_damaged_missing_and_unwritable_files_are_reported(digits, tmp_path):
     files = sorted((digits / "FashionMNIST" / "raw").iterdir())
     for file in files:
         (raw / file.name).write_bytes(file.read_bytes())
-    common = ("--dataset", "fashion-mnist", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    common = ("--dataset", "fashion-mnist", "--data-dir", tmp_path, "--out", tmp_path / "new" / "out")
     (raw / files[0].name).write_bytes(files[0].read_bytes()[:-1])
     truncated = train(*common)
     (raw / files[0].name).unlink()
     missing = train(*common)
+    assert not (tmp_path / "new").exists(), "a refused run leaves no empty folder"
     (tmp_path / "file").write_text("")
     unwritable = train(*common[:4], "--out", tmp_path / "file")
     for result, message in ((truncated, "is truncated"), (missing, "missing"), (unwritable, "cannot be written to")):
