@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from operator import attrgetter
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd.function import BackwardCFunction
 from torch.optim import Optimizer
+
+P = ParamSpec("P")
 
 # ------------------------------------------------------------------------------------------- modes of the process
 
@@ -54,6 +56,23 @@ def is_graph_freed() -> bool:
     """Return True inside of a backward that frees the graph afterwards. Without it saved gradients would have to be
     copied before they are returned, since a second backward could read them."""
     return not _keep_graph()
+
+
+# ------------------------------------------------------------------------------------------------- torch.compile
+
+
+def assume_constant_result(function: Callable[P, bool]) -> Callable[P, bool]:
+    """Do what ``torch.compiler.assume_constant_result`` does, without its import of ``torch._dynamo``: that takes as
+    long as ``import torch`` and sets an environment variable. Without the mark a compiled graph would end there."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
+@assume_constant_result
+def is_autocast_available(device_type: str) -> bool:
+    """Return the result of ``torch.amp.is_autocast_available``. Without the mark a layer could not be compiled with
+    torch 2.11, whose compiler does not trace that function."""
+    return torch.amp.is_autocast_available(device_type)
 
 
 # ------------------------------------------------------------------------------------------------------- tensors

@@ -36,7 +36,7 @@ from manualgrad.network import guards
 from manualgrad.nn import Conv2d, Dense
 from manualgrad.ops.bias import grad_bias
 from manualgrad.ops.conv2d import conv2d_forward, conv2d_grad_input, conv2d_grad_weight_per_example
-from manualgrad.ops.conv_relu_pool_dispatch import conv_relu_pool_backward, conv_relu_pool_forward
+from manualgrad.ops.conv_relu_pool import conv_relu_pool_backward, conv_relu_pool_forward
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
 from manualgrad.ops.dense import dense_forward
 from manualgrad.ops.flatten import ImageSize, flatten_forward, unflatten_forward

@@ -86,6 +86,18 @@ def test_the_names_of_torch_compat_are_private():
     assert len(names) > 20
 
 
+def test_a_function_is_marked_for_the_compiler_as_torch_marks_it():
+    def marked() -> bool:
+        return True
+
+    def expected() -> bool:
+        return True
+
+    _torch_compat.assume_constant_result(marked)
+    torch.compiler.assume_constant_result(expected)
+    assert vars(marked) == vars(expected) != {}
+
+
 @pytest.mark.parametrize(
     "source",
     [

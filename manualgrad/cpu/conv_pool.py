@@ -45,8 +45,10 @@ def run_forward(
     out = memory.new(s.batch_size, s.out_height, s.out_width, s.out_channels_padded)
     pool_index = memory.new(*out.shape, dtype=torch.uint8)
     num_tasks, share = split_work(s.batch_size * s.out_height, sizes.num_threads_for(s.multiplications))
-    addresses = (t.data_ptr() for t in (x, packed, bias, out, pool_index))
-    team.run(module, "conv_pool_forward", num_tasks, sizes.forward_arguments(s, share, *addresses))
+    team.run(
+        module, "conv_pool_forward", num_tasks, x=x.data_ptr(), packed_weight=packed.data_ptr(), bias=bias.data_ptr(),
+        out=out.data_ptr(), pool_index=pool_index.data_ptr(), share=share, **sizes.forward_sizes(s),
+    )  # fmt: skip
     return _unpad_nchw(out, s.out_channels), _unpad_nchw(pool_index, s.out_channels)
 
 
@@ -86,27 +88,32 @@ def run_backward(
     grad_weight_numel = 0 if x is None else s.grad_weight_layout.numel
     max_tasks = sizes.num_tasks_for(s.batch_size, sizes.num_threads_for(s.multiplications), grad_weight_numel)
     num_tasks, share = split_work(s.batch_size, max_tasks)
-    scratch, weight_sums = memory.new(num_tasks * s.scratch_bytes // 4), memory.new(num_tasks * grad_weight_numel)
-    bias_sums, nonfinite = memory.new(num_tasks * s.out_channels_padded), memory.new(num_tasks)
+    scratch, weight_parts = memory.new(num_tasks * s.scratch_bytes // 4), memory.new(num_tasks * grad_weight_numel)
+    bias_parts, nonfinite = memory.new(num_tasks * s.out_channels_padded), memory.new(num_tasks)
     packed = grad_input = None
     if weight is not None:
         packed = _pack_weight(module, s, s.grad_input_layout, weight, flip)
         grad_input = memory.new(s.batch_size, s.height, s.width, s.in_channels_padded)
-    arguments = sizes.backward_arguments(
-        s, share, _address(x), _address(packed), grad_out.data_ptr(), pool_index.data_ptr(), _address(grad_input),
-        weight_sums.data_ptr(), bias_sums.data_ptr(), nonfinite.data_ptr(), scratch.data_ptr(),
-        weight is not None, x is not None, subgradient,
+    team.run(
+        module, "conv_pool_backward", num_tasks, x=_address(x), packed_weight=_address(packed),
+        grad_out=grad_out.data_ptr(), pool_index=pool_index.data_ptr(), grad_input=_address(grad_input),
+        grad_weight_parts=weight_parts.data_ptr(), grad_bias_parts=bias_parts.data_ptr(),
+        nonfinite=nonfinite.data_ptr(), scratch=scratch.data_ptr(), share=share,
+        needs_grad_input=weight is not None, needs_grad_weight=x is not None, **sizes.backward_sizes(s, subgradient),
     )  # fmt: skip
-    team.run(module, "conv_pool_backward", num_tasks, arguments)
     if any(map(math.isnan, nonfinite.tolist())):
         return None
     if grad_input is not None:
         grad_input = _unpad_nchw(grad_input, s.in_channels)
     grad_weight, grad_bias = None if x is None else memory.new(*shapes[1]), memory.new(s.out_channels)
-    addresses = map(_address, (grad_weight, weight_sums, grad_bias, bias_sums))
     pack_tasks, share = _split_output_channels(s)
-    arguments = sizes.unpack_reduce_arguments(s, flip, share, num_tasks, *addresses)
-    team.run(module, "unpack_reduce_grads", pack_tasks, arguments)
+    arguments = sizes.unpack_reduce_arguments(s, flip, weight_parts.data_ptr(), bias_parts.data_ptr())
+    if x is None:
+        arguments["in_channels"] = 0
+    team.run(
+        module, "unpack_reduce_grads", pack_tasks, grad_weight=_address(grad_weight), grad_bias=grad_bias.data_ptr(),
+        num_parts=num_tasks, share=share, **arguments,
+    )  # fmt: skip
     return grad_input, grad_weight, grad_bias
 
 
@@ -164,8 +171,8 @@ def _pack_weight(module: KernelModule, s: Sizes, layout: WeightLayout, weight: T
     packed = memory.new(layout.numel, zeros=layout.numel != weight.numel())
     weight = to_contiguous(weight)
     num_tasks, share = _split_output_channels(s)
-    arguments = sizes.pack_arguments(s, layout, flip, share, weight.data_ptr(), packed.data_ptr())
-    team.run(module, "pack_weight", num_tasks, arguments)
+    arguments = sizes.pack_arguments(s, layout, flip, packed.data_ptr())
+    team.run(module, "pack_weight", num_tasks, weight=weight.data_ptr(), share=share, **arguments)
     return packed
 
 

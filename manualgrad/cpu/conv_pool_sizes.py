@@ -1,26 +1,19 @@
-"""Sizes and memory layouts of the conv_pool kernels, and their argument lists.
-
-An address among the arguments is an integer, or a ``BufferRef`` that becomes one when a program runs.
-"""
+"""Sizes and memory layouts of the conv_pool kernels, and the arguments that follow from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
 
 import torch
 
 from manualgrad.cpu.conv_pool_scratch import KERNEL_COLUMNS_PER_TILE, backward_scratch_bytes
-from manualgrad.cpu.pool_index import AT_ZERO
-from manualgrad.cpu.program import BufferRef
-from manualgrad.cpu.team import float_bits
+from manualgrad.cpu.signature import Address
+from manualgrad.pool_index import AT_ZERO
 
 IMAGES_PER_TASK = 16  # at most: intermediate results stay in cache, and short sums, added at the end, round less
 MULTIPLICATIONS_PER_THREAD = 1 << 20  # fewer are done before another thread wakes up
 MAX_GRAD_WEIGHT_NUMEL = 1 << 26  # floats of the weight gradients of all tasks together
-
-Address = int | BufferRef
 
 
 @dataclass(frozen=True)
@@ -61,15 +54,11 @@ class Sizes:
         """Weights of one output channel."""
         return self.in_channels * self.kernel_height * self.kernel_width
 
-    @property
-    def x_channels(self) -> int:
-        """Channels of x as the backward kernel reads it."""
-        return self.in_channels if self.vectorizes_outputs else self.in_channels_padded
-
     @cached_property
     def scratch_bytes(self) -> int:
         """Scratch memory of one task of the backward kernel."""
-        image_numel = self.x_channels * self.height * self.width
+        channels = self.in_channels if self.vectorizes_outputs else self.in_channels_padded
+        image_numel = channels * self.height * self.width
         return backward_scratch_bytes(self.out_height * self.out_width, self.out_channels_padded, image_numel)
 
     @cached_property
@@ -150,61 +139,77 @@ def split_work(count: int, max_tasks: int) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------- arguments
 
 
-def forward_arguments(
-    s: Sizes, share: int, x: Address, weight: Address, bias: Address, out: Address, pool_index: Address
-) -> list[Any]:
-    """Arguments of ``conv_pool_forward``; a task computes ``share`` of N·H_out rows of windows."""
-    return [
-        x, weight, bias, out, pool_index, s.batch_size * s.out_height, share,
-        s.height, s.width, s.in_channels, s.kernel_height, s.kernel_width * s.in_channels, s.out_channels_padded,
-        s.out_height, s.out_width,
-    ]  # fmt: skip
+def forward_sizes(s: Sizes) -> dict[str, int]:
+    """Arguments of ``conv_pool_forward`` that are sizes; a task computes some of N·H_out rows of windows."""
+    return {
+        "window_rows": s.batch_size * s.out_height,
+        "height": s.height,
+        "width": s.width,
+        "in_channels": s.in_channels,
+        "kernel_height": s.kernel_height,
+        "kernel_row_numel": s.kernel_width * s.in_channels,
+        "out_channels_padded": s.out_channels_padded,
+        "out_height": s.out_height,
+        "out_width": s.out_width,
+    }
 
 
-def backward_arguments(
-    s: Sizes, share: int, x: Address, weight: Address, grad_out: Address, pool_index: Address, grad_input: Address,
-    grad_weight: Address, grad_bias: Address, nonfinite: Address, scratch: Address,
-    needs_grad_input: bool, needs_grad_weight: bool, subgradient: float,
-) -> list[Any]:  # fmt: skip
-    """Arguments of ``conv_pool_backward``; a task computes ``share`` images."""
-    return [
-        x, weight, grad_out, pool_index, grad_input, grad_weight, grad_bias, nonfinite, scratch, s.scratch_bytes,
-        s.batch_size, share, s.height, s.width, s.x_channels, s.in_channels_padded, s.kernel_height, s.kernel_width,
-        s.out_channels_padded, s.out_height, s.out_width, needs_grad_input, needs_grad_weight, s.vectorizes_outputs,
-        AT_ZERO if subgradient else -1, float_bits(subgradient),
-    ]  # fmt: skip
+def backward_sizes(s: Sizes, subgradient: float) -> dict[str, float]:
+    """Arguments of ``conv_pool_backward`` that are sizes and options; a task computes some images."""
+    return {
+        "scratch_bytes": s.scratch_bytes,
+        "batch_size": s.batch_size,
+        "height": s.height,
+        "width": s.width,
+        "in_channels": s.in_channels,
+        "in_channels_padded": s.in_channels_padded,
+        "kernel_height": s.kernel_height,
+        "kernel_width": s.kernel_width,
+        "out_channels_padded": s.out_channels_padded,
+        "out_height": s.out_height,
+        "out_width": s.out_width,
+        "vectorizes_outputs": s.vectorizes_outputs,
+        "at_zero_index": AT_ZERO if subgradient else -1,
+        "subgradient": float(subgradient),
+    }
 
 
-def pack_arguments(
-    s: Sizes, layout: WeightLayout, flip: bool, share: int, weight: Address, packed: Address
-) -> list[Any]:
-    """Arguments of ``pack_weight``; a task packs ``share`` output channels."""
-    first, strides = _first_and_strides(s, layout, flip, packed)
-    return [
-        weight, first, s.out_channels, share, s.in_channels, s.kernel_height, s.kernel_width, *strides, 1, 0, 0, 0, 0
-    ]  # fmt: skip
+def pack_arguments(s: Sizes, layout: WeightLayout, flip: bool, packed: Address) -> dict[str, Address]:
+    """Arguments of ``pack_weight`` for a packed weight at ``packed``; a task packs some output channels."""
+    return {"packed_origin": _origin(s, layout, flip, packed), **_packed_order(s, layout, flip)}
 
 
 def unpack_reduce_arguments(
-    s: Sizes, flip: bool, share: int, num_sums: int, grad_weight: Address, grad_weight_sums: Address,
-    grad_bias: Address, grad_bias_sums: Address,
-) -> list[Any]:  # fmt: skip
-    """Arguments of ``unpack_reduce_grads``, which adds up ``num_sums`` gradients; no weight gradient if its address
-    is 0."""
+    s: Sizes, flip: bool, grad_weight_parts: Address, grad_bias_parts: Address
+) -> dict[str, Address]:
+    """Arguments of ``unpack_reduce_grads`` for the parts that ``conv_pool_backward`` has written."""
     layout = s.grad_weight_layout
-    first, strides = _first_and_strides(s, layout, flip, grad_weight_sums)
-    in_channels = 0 if grad_weight == 0 else s.in_channels
-    return [
-        grad_weight, first, s.out_channels, share, in_channels, s.kernel_height, s.kernel_width, *strides, num_sums,
-        4 * layout.numel, grad_bias, grad_bias_sums, s.out_channels_padded,
-    ]  # fmt: skip
+    return {
+        "grad_weight_parts_origin": _origin(s, layout, flip, grad_weight_parts),
+        "grad_weight_part_bytes": 4 * layout.numel,
+        "grad_bias_parts": grad_bias_parts,
+        "grad_bias_part_bytes": 4 * s.out_channels_padded,
+        **_packed_order(s, layout, flip),
+    }
 
 
-def _first_and_strides(
-    s: Sizes, layout: WeightLayout, flip: bool, packed: Address
-) -> tuple[Address, tuple[int, int, int, int]]:
-    """Address of the first weight, and the strides in bytes, which are negative in kH and kW for a flipped kernel."""
+def _origin(s: Sizes, layout: WeightLayout, flip: bool, packed: Address) -> Address:
+    """Address of weight (0, 0, 0, 0), the last of its kernel if that is flipped."""
+    _, _, kh, kw = layout.strides
+    return packed + 4 * ((s.kernel_height - 1) * kh + (s.kernel_width - 1) * kw) if flip else packed
+
+
+def _packed_order(s: Sizes, layout: WeightLayout, flip: bool) -> dict[str, int]:
+    """Sizes of a weight, and its packed strides in bytes; those of a flipped kernel are negative in kH and kW."""
     c_out, c_in, kh, kw = (4 * stride for stride in layout.strides)
-    if not flip:
-        return packed, (c_out, c_in, kh, kw)
-    return packed + ((s.kernel_height - 1) * kh + (s.kernel_width - 1) * kw), (c_out, c_in, -kh, -kw)
+    sign = -1 if flip else 1
+    return {
+        "out_channels": s.out_channels,
+        "in_channels": s.in_channels,
+        "kernel_height": s.kernel_height,
+        "kernel_width": s.kernel_width,
+        "c_out_stride": c_out,
+        "c_in_stride": c_in,
+        "kh_stride": sign * kh,
+        "kw_stride": sign * kw,
+    }

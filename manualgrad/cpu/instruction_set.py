@@ -63,7 +63,7 @@ def available() -> Available:
     reason = team.single_thread_reason()
     threads = f"one thread: {reason}" if reason else "torch.get_num_threads() threads of PyTorch's own pool"
     if module is None:
-        return Available(None, _reason or "kernels are being compiled", threads, "")
+        return Available(None, why_none(), threads, "")
     return Available(module.instructions, _reason, threads, module.cache_problem)
 
 
@@ -119,3 +119,8 @@ def current_module() -> KernelModule | None:
                 except ValueError as error:
                     raise ValueError(f"{ENVIRONMENT_VARIABLE}={name}: {error}") from None
     return _module
+
+
+def why_none() -> str:
+    """Return the reason why :func:`current_module` returned None."""
+    return _reason or "kernels are being compiled"

@@ -13,18 +13,17 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manualgrad.cpu.object_cache import cached_object_code
+from manualgrad.cpu.signature import Address, Kernel, KernelCall, Signature
 
 if TYPE_CHECKING:
     import llvmlite.binding as llvm
 
-    from manualgrad.cpu.ir.vectors import Emitter
 
 LANES = {"avx512": 16, "avx2": 8}  # floats in a vector
 _TARGET_CPU = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}  # LLVM's names
@@ -46,6 +45,7 @@ class KernelModule:
         instructions: "avx512" or "avx2".
         lanes: floats in a vector.
         addresses: the address of each kernel, by name.
+        signatures: its arguments, by name.
         cache_problem: the reason why the object code is not cached, "" if it is.
         engine: LLVM's execution engine, which owns the machine code.
     """
@@ -53,8 +53,13 @@ class KernelModule:
     instructions: str
     lanes: int
     addresses: dict[str, int]
+    signatures: dict[str, Signature]
     cache_problem: str
     engine: llvm.ExecutionEngine
+
+    def call(self, kernel: str, /, **arguments: Address | float) -> KernelCall:
+        """Encode a call of ``kernel`` for a program; TypeError names an argument that the kernel does not accept."""
+        return self.addresses[kernel], self.signatures[kernel].encode(arguments)
 
 
 @cache
@@ -115,15 +120,13 @@ def emit_llvm_ir(lanes: int) -> str:
 
     module = ir.Module("manualgrad")
     module.triple = "x86_64-unknown-linux-gnu"
-    for name, emit_kernel in _kernels().items():
-        emit = Emitter(module, name, lanes)
-        emit_kernel(emit)
-        emit.finish()
+    for name, kernel in _kernels().items():
+        kernel.emit(Emitter(module, name, lanes))
     return str(module)
 
 
-def _kernels() -> dict[str, Callable[[Emitter], None]]:
-    """The functions that emit the kernels, by the kernel's name."""
+def _kernels() -> dict[str, Kernel]:
+    """The kernels by name."""
     from manualgrad.cpu.kernels.conv_pool_backward import conv_pool_backward
     from manualgrad.cpu.kernels.conv_pool_forward import conv_pool_forward
     from manualgrad.cpu.kernels.gather_images import gather_images
@@ -153,7 +156,7 @@ def _kernels() -> dict[str, Callable[[Emitter], None]]:
         sgd_update,
         run_program,
     )
-    return {kernel.__name__: kernel for kernel in kernels}
+    return {kernel.name: kernel for kernel in kernels}
 
 
 @cache
@@ -174,8 +177,10 @@ def load_module(instructions: str) -> KernelModule:
     object_code, cache_problem = cached_object_code(key, lambda: _compile(text, machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
     engine.finalize_object()
-    addresses = {name: engine.get_function_address(name) for name in _kernels()}
-    return KernelModule(instructions, lanes, addresses, cache_problem, engine)
+    kernels = _kernels()
+    addresses = {name: engine.get_function_address(name) for name in kernels}
+    signatures = {name: kernel.signature for name, kernel in kernels.items()}
+    return KernelModule(instructions, lanes, addresses, signatures, cache_problem, engine)
 
 
 def _compile(text: str, machine: llvm.TargetMachine) -> bytes:

@@ -7,7 +7,6 @@ program makes one call, and its kernels share one workspace with a buffer for ea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,17 +14,7 @@ from torch import Tensor
 
 from manualgrad.cpu import memory, team
 from manualgrad.cpu.jit import KernelModule
-
-
-@dataclass(frozen=True)
-class BufferRef:
-    """Address that a run of the program provides: ``offset`` bytes into the buffer ``name``."""
-
-    name: str
-    offset: int = 0
-
-    def __add__(self, offset: int) -> BufferRef:
-        return BufferRef(self.name, self.offset + offset)
+from manualgrad.cpu.signature import BufferRef
 
 
 class WorkspaceLayout:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.signature import Address, KernelCall, Word
 
 REGION_HEADER, CALL_HEADER = 3, 2  # integers before the calls of a region, and before the arguments of a call
 
@@ -80,19 +80,23 @@ def team_size(num_tasks: int) -> int:
     return 1 if num_tasks == 1 or _openmp() is None or _forked else min(num_tasks, torch.get_num_threads())
 
 
-def run(module: KernelModule, kernel: str, num_tasks: int, arguments: Sequence[int]) -> None:
-    """Run ``kernel(arguments, task)`` for every task, on at most torch.get_num_threads() threads."""
-    call_bytes = 8 * (CALL_HEADER + len(arguments))
-    block = _int64_struct(1 + REGION_HEADER + CALL_HEADER + len(arguments)).pack(
-        1, num_tasks, 1, 8 * REGION_HEADER + call_bytes, module.addresses[kernel], call_bytes, *arguments
+def run(module: KernelModule, kernel: str, num_tasks: int, /, **arguments: Address | float) -> None:
+    """Run ``kernel`` for every task, on at most torch.get_num_threads() threads.
+
+    Raises:
+        TypeError: the kernel's signature does not accept ``arguments``.
+    """
+    words = module.signatures[kernel].encode(arguments)
+    call_bytes = 8 * (CALL_HEADER + len(words))
+    block = _int64_struct(1 + REGION_HEADER + CALL_HEADER + len(words)).pack(
+        1, num_tasks, 1, 8 * REGION_HEADER + call_bytes, module.addresses[kernel], call_bytes, *words
     )
     run_program(module, team_size(num_tasks), block)
 
 
-def run_kernels(module: KernelModule, calls: Sequence[tuple[str, Sequence[int]]]) -> None:
-    """Run kernels, given by name and arguments, one after the other on this thread, as task 0 of 1."""
-    region = ParallelRegion(1, [(module.addresses[kernel], arguments) for kernel, arguments in calls])
-    block = encode_regions([region])
+def run_calls(module: KernelModule, calls: Sequence[KernelCall]) -> None:
+    """Run kernels one after the other on this thread, as task 0 of 1."""
+    block = encode_regions([ParallelRegion(1, calls)])
     run_program(module, 1, _int64_struct(len(block)).pack(*block))
 
 
@@ -112,23 +116,17 @@ class ParallelRegion:
     """Kernel calls, each an address and arguments, that run one after the other for each of ``num_tasks`` tasks."""
 
     num_tasks: int
-    calls: Sequence[tuple[int, Sequence[Any]]]
+    calls: Sequence[KernelCall]
 
 
-def encode_regions(regions: Sequence[ParallelRegion]) -> list[Any]:
+def encode_regions(regions: Sequence[ParallelRegion]) -> list[Word]:
     """Encode regions as the words that ``kernels/run_program.py`` reads; arguments are copied as they are."""
-    block: list[Any] = [len(regions)]
+    block: list[Word] = [len(regions)]
     for region in regions:
-        calls = [
+        calls: list[Word] = [
             word
             for kernel, arguments in region.calls
             for word in (kernel, 8 * (CALL_HEADER + len(arguments)), *arguments)
         ]
         block += [region.num_tasks, len(region.calls), 8 * (REGION_HEADER + len(calls)), *calls]
     return block
-
-
-def float_bits(number: float) -> int:
-    """Return ``number`` as a kernel's argument: an integer with the bits of a float32."""
-    bits: int = struct.unpack("i", struct.pack("f", number))[0]
-    return bits

@@ -5,62 +5,59 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manualgrad._torch_compat import (
-    dispatch_mode_count,
-    is_functorch_active,
-    is_functorch_wrapped,
-    is_legacy_batched,
-    is_zero_tensor,
-    jit_tracing_state,
-)
-
-
-def is_plain_tensor(x: Tensor) -> bool:
-    """Return True if ``x`` has memory and values of its own.
-
-    Not plain: what torch.compile or torch.jit.trace traces, fake and meta tensors, tensors wrapped by a transform of
-    ``torch.func``, and the batched gradients of ``is_grads_batched``."""
-    return not torch.compiler.is_compiling() and not jit_tracing_state() and _has_values(x)
-
-
-def _has_values(x: Tensor) -> bool:
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not x.is_meta
-        and not is_functorch_wrapped(x)
-        and not is_legacy_batched(x)
-    )
-
-
-def in_plain_eager_mode() -> bool:
-    """Return True if no dispatch mode, tracer, compiler or transform of ``torch.func`` is active.
-
-    These work on operators and would miss a kernel, which is none; and ``torch.func`` wraps every new tensor."""
-    return not (
-        torch.compiler.is_compiling() or dispatch_mode_count() or jit_tracing_state() or is_functorch_active()
-    )
+from manualgrad._torch_compat import is_zero_tensor
+from manualgrad.tensor_checks import has_values, in_plain_eager_mode
 
 
 def supports_tensors(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
     """Return True in plain eager mode if all tensors are plain, strided, of ``dtype`` and on the CPU."""
-    return in_plain_eager_mode() and all(t is None or _is_plain_cpu_tensor(t, dtype) for t in tensors)
+    return in_plain_eager_mode() and not unsupported_tensors(*tensors, dtype=dtype)
+
+
+def unsupported_tensors(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> str:
+    """Return the reason why kernels do not support one of the tensors, "" if they support all.
+
+    While torch.compile traces, it looks at dtype and device only: traced tensors have no memory."""
+    check = _unsupported_traced if torch.compiler.is_compiling() else unsupported_tensor
+    for x in tensors:
+        if x is not None and (reason := check(x, dtype)):
+            return reason
+    return ""
+
+
+def unsupported_tensor(x: Tensor, dtype: torch.dtype = torch.float32, *, contiguous: bool = False) -> str:
+    """Return the reason why kernels do not support ``x``, "" if they do.
+
+    Kernels read plain strided tensors of ``dtype`` on the CPU; those that need ``contiguous`` ones read all elements
+    from first to last, so the storage has to cover them."""
+    if x.dtype is not dtype:
+        return _WRONG_DTYPE[dtype]
+    if not x.is_cpu or x.layout is not torch.strided:
+        return "a tensor is not strided, or not on the CPU"
+    if not has_values(x) or is_zero_tensor(x):
+        return "a tensor has no memory of its own: a subclass, or a wrapper"
+    if contiguous:
+        if not x.is_contiguous() or x.is_neg():
+            return "a tensor is not contiguous"
+        if x.untyped_storage().nbytes() < (x.storage_offset() + x.numel()) * dtype.itemsize:
+            return "the storage of a tensor is too small"
+    return ""
+
+
+def _unsupported_traced(x: Tensor, dtype: torch.dtype) -> str:
+    return "" if x.dtype is dtype and x.device.type == "cpu" else f"{_WRONG_DTYPE[dtype]}, or not on the CPU"
+
+
+_WRONG_DTYPE = {
+    torch.float32: "a tensor is not float32",
+    torch.int64: "labels are not int64",
+    torch.uint8: "a tensor is not uint8",
+}
 
 
 def is_contiguous_as(x: Tensor, shape: torch.Size, dtype: torch.dtype = torch.float32) -> bool:
-    """Return True if a kernel can read ``x`` as a contiguous array of this shape and dtype.
-
-    It checks all of :func:`supports_tensors` except the mode, and that the storage covers the array."""
-    return (
-        x.shape == shape
-        and _is_plain_cpu_tensor(x, dtype)
-        and x.is_contiguous()
-        and not x.is_neg()
-        and x.untyped_storage().nbytes() >= (x.storage_offset() + x.numel()) * dtype.itemsize
-    )
-
-
-def _is_plain_cpu_tensor(x: Tensor, dtype: torch.dtype) -> bool:
-    return x.dtype is dtype and x.is_cpu and x.layout is torch.strided and _has_values(x) and not is_zero_tensor(x)
+    """Return True if a kernel can read ``x`` as a contiguous array of this shape and dtype, in any mode."""
+    return x.shape == shape and not unsupported_tensor(x, dtype, contiguous=True)
 
 
 def storage_covers(x: Tensor) -> bool:

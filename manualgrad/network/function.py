@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad._torch_compat import foreach_mul, is_graph_freed, version_of
+from manualgrad._torch_compat import foreach_mul, is_forward_mode_active, is_graph_freed, version_of
 from manualgrad.cpu.tensor_checks import supports_tensors
 from manualgrad.network.plan import LossAndSteps, Plan
 from manualgrad.network.plan_builder import IGNORE_INDEX, NetworkSpec
@@ -53,7 +53,7 @@ class LogitsFunction(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, workspace, *weights = ctx.saved_tensors
         grads: list[Tensor] | None = None
-        if not torch.is_grad_enabled() and supports_tensors(g):
+        if not torch.is_grad_enabled() and supports_tensors(g) and not is_forward_mode_active():
             grads = ctx.plan.backward(g, x, workspace, weights)
         if grads is None:
             network = ctx.plan.network

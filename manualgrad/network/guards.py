@@ -19,12 +19,12 @@ from manualgrad._torch_compat import (
     is_forward_mode_active,
     own_parameters,
 )
-from manualgrad.cpu.tensor_checks import in_plain_eager_mode
 from manualgrad.network.plan import Plan, get_plan
 from manualgrad.network.plan_builder import NetworkSpec
 from manualgrad.nn import ConvReLUMaxPool2d, Dense, Flatten, ReLU
 from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.precision import is_autocast_enabled
+from manualgrad.tensor_checks import in_plain_eager_mode
 
 if TYPE_CHECKING:
     from manualgrad.models import DocumentCNN

@@ -28,15 +28,13 @@ from dataclasses import dataclass
 from manualgrad.cpu import conv_pool_sizes as sizes
 from manualgrad.cpu.conv_pool_sizes import Sizes, sizes_of, split_work
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.program import BufferRef
-from manualgrad.cpu.team import ParallelRegion, float_bits
+from manualgrad.cpu.signature import BufferRef, KernelCall
+from manualgrad.cpu.team import ParallelRegion
 
 IGNORE_INDEX = -100  # the label of an image that does not count
 
 _ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
 
-Argument = int | BufferRef
-KernelCall = tuple[int, list[Argument]]  # the kernel's address and its arguments
 KernelCalls = list[KernelCall]
 
 
@@ -84,7 +82,7 @@ class PlanBuilder:
     """
 
     def __init__(self, module: KernelModule, network: NetworkSpec, batch_size: int, threads: int) -> None:
-        self.network, self.batch_size, self.kernel_addresses = network, batch_size, module.addresses
+        self.network, self.batch_size, self._call = network, batch_size, module.call
         channels, height, width = network.image_shape
         self.convs: list[Sizes] = []
         for out_channels, kernel_height, kernel_width in network.conv_shapes:
@@ -154,38 +152,42 @@ class PlanBuilder:
     def loss_and_grads_regions(self) -> list[ParallelRegion]:
         """From x^0 and labels to the loss and all Δw and Δb."""
         classes, rows_per_task = self.network.dense_features[-1], split_work(self.batch_size, self.num_threads)[1]
-        one_hot: list[Argument] = [
-            *map(BufferRef, ("labels", "targets", "counts")),
-            self.batch_size, rows_per_task, classes, IGNORE_INDEX, 1,
-        ]  # fmt: skip
-        cross_entropy: list[Argument] = [
-            *map(BufferRef, ("z", "targets", "factor")), 0, *map(BufferRef, ("probabilities", "losses", "g")),
-            self.batch_size, self.images_per_task, classes, 1, 1,
-        ]  # fmt: skip
-        sum_losses: list[Argument] = [BufferRef("losses"), BufferRef("loss"), self.batch_size]
-        before = [*self._pack_for_forward(), *self._pack_for_backward(), self._call("one_hot_targets", one_hot)]
-        loss = self._call("softmax_cross_entropy", cross_entropy)  # eq. (11), (14), (15), (19)
+        targets = self._call(
+            "one_hot_targets", labels=BufferRef("labels"), targets=BufferRef("targets"), counts=BufferRef("counts"),
+            rows=self.batch_size, share=rows_per_task, classes=classes, ignore_index=IGNORE_INDEX,
+            divides_by_count=True,
+        )  # fmt: skip
+        losses = self._call(
+            "softmax_cross_entropy", logits=BufferRef("z"), targets=BufferRef("targets"),
+            grad_out=BufferRef("factor"), grad_out_stride=0, probs=BufferRef("probabilities"),
+            losses=BufferRef("losses"), grad_logits=BufferRef("g"), rows=self.batch_size, share=self.images_per_task, classes=classes,
+            needs_loss=True, needs_grad=True,
+        )  # fmt: skip  # eq. (11), (14), (15), (19)
+        loss = self._call("sum_losses", losses=BufferRef("losses"), loss=BufferRef("loss"), rows=self.batch_size)
         return [
-            ParallelRegion(self.num_threads, before),
-            ParallelRegion(self.num_tasks, [*self._forward_calls(), loss, *self._backward_calls()]),
-            ParallelRegion(self.num_threads, [*self._parameter_grad_calls(), self._call("sum_losses", sum_losses)]),
+            ParallelRegion(self.num_threads, [*self._pack_for_forward(), *self._pack_for_backward(), targets]),
+            ParallelRegion(self.num_tasks, [*self._forward_calls(), losses, *self._backward_calls()]),
+            ParallelRegion(self.num_threads, [*self._parameter_grad_calls(), loss]),
         ]
 
     def descent_regions(self, pixels: PixelFormat) -> list[ParallelRegion]:
         """From uint8 images, the indices of a batch and its labels to w − η ∂J/∂w of all parameters."""
         before, all_layers, after = self.loss_and_grads_regions()
         classes, (_, height, width) = self.network.dense_features[-1], self.network.image_shape
-        gather: list[Argument] = [
-            *map(BufferRef, ("images", "indices", "x")), self.batch_size, self.images_per_task, height, width,
-            pixels.image_stride, pixels.row_stride, float_bits(pixels.mean), float_bits(pixels.std),
-        ]  # fmt: skip
-        top1: list[Argument] = [
-            *map(BufferRef, ("probabilities", "labels", "label_probs", "num_correct")), self.batch_size, classes,
-        ]  # fmt: skip
+        gather = self._call(
+            "gather_images", images=BufferRef("images"), indices=BufferRef("indices"), x=BufferRef("x"),
+            batch_size=self.batch_size, share=self.images_per_task, height=height, width=width,
+            image_stride=pixels.image_stride, row_stride=pixels.row_stride, mean=pixels.mean, std=pixels.std,
+        )  # fmt: skip
+        top1 = self._call(
+            "top1_stats", probs=BufferRef("probabilities"), labels=BufferRef("labels"),
+            label_probs=BufferRef("label_probs"), num_correct=BufferRef("num_correct"), rows=self.batch_size,
+            classes=classes,
+        )  # fmt: skip
         return [
             before,
-            ParallelRegion(self.num_tasks, [self._call("gather_images", gather), *all_layers.calls]),
-            ParallelRegion(self.num_threads, [*after.calls, self._call("top1_stats", top1)]),
+            ParallelRegion(self.num_tasks, [gather, *all_layers.calls]),
+            ParallelRegion(self.num_threads, [*after.calls, top1]),
             self.update_region(),
         ]
 
@@ -193,30 +195,20 @@ class PlanBuilder:
         """w − η ∂J/∂w of all parameters, unless a label is no class or a gradient or the loss is not finite."""
         numels = [(conv.out_channels * conv.weights_per_output, conv.out_channels) for conv in self.convs]
         numels += [(in_features * out_features, out_features) for in_features, out_features in self.dense_shapes]
-        conditions: list[Argument] = [
-            BufferRef("counts"),
-            BufferRef("nonfinite"),
-            self.num_tasks * self.num_convs,
-            BufferRef("loss"),
-        ]
         calls: KernelCalls = []
         for n, (weight_numel, bias_numel) in enumerate(numels):
             for name, numel in ((f"w{n}", weight_numel), (f"b{n}", bias_numel)):
                 share = split_work(numel, self.num_threads)[1]
-                update: list[Argument] = [
-                    BufferRef(name),
-                    BufferRef(f"d{name}"),
-                    numel,
-                    share,
-                    BufferRef("learning_rate"),
-                ]
-                calls.append(self._call("sgd_update", [*update, *conditions]))
+                update = self._call(
+                    "sgd_update", param=BufferRef(name), grad=BufferRef(f"d{name}"), numel=numel, share=share,
+                    learning_rate=BufferRef("learning_rate"), counts=BufferRef("counts"),
+                    nonfinite=BufferRef("nonfinite"), nonfinite_numel=self.num_tasks * self.num_convs,
+                    loss=BufferRef("loss"),
+                )  # fmt: skip
+                calls.append(update)
         return ParallelRegion(self.num_threads, calls)
 
     # -------------------------------------------------------------------------------------------- calls
-
-    def _call(self, kernel: str, arguments: list[Argument]) -> KernelCall:
-        return self.kernel_addresses[kernel], arguments
 
     def _x(self, n: int, input_name: str = "x") -> BufferRef:
         """x^n."""
@@ -236,26 +228,29 @@ class PlanBuilder:
     def _pack_weight(self, n: int, layout: sizes.WeightLayout, target: str) -> KernelCall:
         conv = self.convs[n]
         share = split_work(conv.out_channels, self.num_threads)[1]
-        buffers = BufferRef(f"w{n}"), BufferRef(target)
-        arguments = sizes.pack_arguments(conv, layout, self.network.flip_kernel, share, *buffers)
-        return self._call("pack_weight", arguments)
+        arguments = sizes.pack_arguments(conv, layout, self.network.flip_kernel, BufferRef(target))
+        return self._call("pack_weight", weight=BufferRef(f"w{n}"), share=share, **arguments)
 
     def _forward_calls(self) -> KernelCalls:
         calls: KernelCalls = []
         for n, conv in enumerate(self.convs):
-            read = self._x(n), BufferRef(f"packed_forward{n}"), BufferRef(f"b{n}")
-            written = BufferRef(f"pooled{n}"), BufferRef(f"pool_index{n}")
-            rows_per_task = self.images_per_task * conv.out_height
-            arguments = sizes.forward_arguments(conv, rows_per_task, *read, *written)
-            calls.append(self._call("conv_pool_forward", arguments))
+            call = self._call(
+                "conv_pool_forward", x=self._x(n), packed_weight=BufferRef(f"packed_forward{n}"),
+                bias=BufferRef(f"b{n}"), out=BufferRef(f"pooled{n}"), pool_index=BufferRef(f"pool_index{n}"),
+                share=self.images_per_task * conv.out_height, **sizes.forward_sizes(conv),
+            )  # fmt: skip
+            calls.append(call)
         for n, (in_features, out_features) in enumerate(self.dense_shapes, start=self.num_convs):
             z = BufferRef("z" if n == self.last_layer else f"z{n}")
-            gemm: list[Argument] = [self._x(n), BufferRef(f"w{n}"), BufferRef(f"b{n}"), z]
-            gemm += [self.batch_size, self.images_per_task, in_features, out_features]
-            calls.append(self._call("gemm_nt", gemm))
+            gemm = self._call(
+                "gemm_nt", x=self._x(n), weight=BufferRef(f"w{n}"), bias=BufferRef(f"b{n}"), out=z,
+                rows=self.batch_size, share=self.images_per_task, in_features=in_features, out_features=out_features,
+            )  # fmt: skip
+            calls.append(gemm)
             if n < self.last_layer:
-                numels = self.batch_size * out_features, self.images_per_task * out_features
-                calls.append(self._call("relu_forward", [z, BufferRef(f"relu{n}"), *numels]))
+                numel, share = self.batch_size * out_features, self.images_per_task * out_features
+                relu = self._call("relu_forward", z=z, out=BufferRef(f"relu{n}"), numel=numel, share=share)
+                calls.append(relu)
         return calls  # eq. (16), (17)
 
     def _backward_calls(self) -> KernelCalls:
@@ -264,40 +259,54 @@ class PlanBuilder:
         for n in range(self.last_layer, self.num_convs - 1, -1):
             in_features, out_features = self.dense_shapes[n - self.num_convs]
             grad_input = BufferRef(f"g{n - 1}")
-            gemm: list[Argument] = [self._g(n), out_features, 1, BufferRef(f"w{n}"), grad_input]
-            gemm += [self.batch_size, self.images_per_task, out_features, in_features]
-            calls.append(self._call("gemm_strided", gemm))
+            gemm = self._call(
+                "gemm_strided", lhs=self._g(n), row_stride=out_features, inner_stride=1, rhs=BufferRef(f"w{n}"),
+                out=grad_input, rows=self.batch_size, share=self.images_per_task, inner_size=out_features,
+                columns=in_features,
+            )  # fmt: skip
+            calls.append(gemm)
             if n > self.num_convs:
-                relu: list[Argument] = [grad_input, BufferRef(f"z{n - 1}"), grad_input]
-                relu += [self.batch_size * in_features, self.images_per_task * in_features]
-                relu += [subgradient != 0, float_bits(subgradient)]
-                calls.append(self._call("relu_backward", relu))
+                relu = self._call(
+                    "relu_backward", grad_out=grad_input, z=BufferRef(f"z{n - 1}"), grad_z=grad_input,
+                    numel=self.batch_size * in_features, share=self.images_per_task * in_features,
+                    has_subgradient=subgradient != 0, subgradient=subgradient,
+                )  # fmt: skip
+                calls.append(relu)
         for n in range(self.num_convs - 1, -1, -1):
             conv = self.convs[n]
-            weight = BufferRef(f"packed_backward{n}") if n else 0
-            grad_x = BufferRef(f"g{n - 1}") if n else 0
-            read = self._x(n, "x_backward"), weight, BufferRef(f"g{n}"), BufferRef(f"pool_index{n}")
-            written = grad_x, BufferRef(f"grad_weight_parts{n}"), BufferRef(f"grad_bias_parts{n}")
-            nonfinite = BufferRef("nonfinite", 4 * self.num_tasks * n)
-            buffers = *read, *written, nonfinite, BufferRef(f"conv_scratch{n}")
-            arguments = sizes.backward_arguments(conv, self.images_per_task, *buffers, n > 0, True, subgradient)
-            calls.append(self._call("conv_pool_backward", arguments))
+            call = self._call(
+                "conv_pool_backward", x=self._x(n, "x_backward"),
+                packed_weight=BufferRef(f"packed_backward{n}") if n else 0, grad_out=BufferRef(f"g{n}"),
+                pool_index=BufferRef(f"pool_index{n}"), grad_input=BufferRef(f"g{n - 1}") if n else 0,
+                grad_weight_parts=BufferRef(f"grad_weight_parts{n}"),
+                grad_bias_parts=BufferRef(f"grad_bias_parts{n}"),
+                nonfinite=BufferRef("nonfinite", 4 * self.num_tasks * n), scratch=BufferRef(f"conv_scratch{n}"),
+                share=self.images_per_task, needs_grad_input=n > 0, needs_grad_weight=True, **sizes.backward_sizes(conv, subgradient),
+            )  # fmt: skip
+            calls.append(call)
         return calls  # eq. (20), and each task's part of (18), (21) for the convolutions
 
     def _parameter_grad_calls(self) -> KernelCalls:
         calls: KernelCalls = []
         for n, (in_features, out_features) in enumerate(self.dense_shapes, start=self.num_convs):
             g, share = self._g(n), split_work(out_features, self.num_threads)[1]
-            weight: list[Argument] = [g, 1, out_features, self._x(n), BufferRef(f"dw{n}")]
-            calls.append(self._call("gemm_strided", [*weight, out_features, share, self.batch_size, in_features]))
-            bias: list[Argument] = [ctypes.addressof(_ONE), 0, 0, g, BufferRef(f"db{n}")]
-            calls.append(self._call("gemm_strided", [*bias, 1, 1, self.batch_size, out_features]))
+            weight_grad = self._call(
+                "gemm_strided", lhs=g, row_stride=1, inner_stride=out_features, rhs=self._x(n),
+                out=BufferRef(f"dw{n}"), rows=out_features, share=share, inner_size=self.batch_size,
+                columns=in_features,
+            )  # fmt: skip
+            bias_grad = self._call(
+                "gemm_strided", lhs=ctypes.addressof(_ONE), row_stride=0, inner_stride=0, rhs=g,
+                out=BufferRef(f"db{n}"), rows=1, share=1, inner_size=self.batch_size, columns=out_features,
+            )  # fmt: skip
+            calls += [weight_grad, bias_grad]
         for n, conv in enumerate(self.convs):
             share = split_work(conv.out_channels, self.num_threads)[1]
-            weight_grads = BufferRef(f"dw{n}"), BufferRef(f"grad_weight_parts{n}")
-            bias_grads = BufferRef(f"db{n}"), BufferRef(f"grad_bias_parts{n}")
-            arguments = sizes.unpack_reduce_arguments(
-                conv, self.network.flip_kernel, share, self.num_tasks, *weight_grads, *bias_grads
-            )
-            calls.append(self._call("unpack_reduce_grads", arguments))
+            parts = BufferRef(f"grad_weight_parts{n}"), BufferRef(f"grad_bias_parts{n}")
+            call = self._call(
+                "unpack_reduce_grads", grad_weight=BufferRef(f"dw{n}"), grad_bias=BufferRef(f"db{n}"),
+                num_parts=self.num_tasks, share=share,
+                **sizes.unpack_reduce_arguments(conv, self.network.flip_kernel, *parts),
+            )  # fmt: skip
+            calls.append(call)
         return calls  # eq. (18), (21)

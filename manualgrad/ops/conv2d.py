@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manualgrad.dispatch import dispatched
 from manualgrad.ops import checks
 from manualgrad.ops.blocked_sum import add_product_, blocked_bmm_sum
 from manualgrad.ops.conv2d_gemm import (
@@ -128,18 +129,21 @@ def conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Conv2dGeometry) -> Tensor
 # ------------------------------------------------------------------- the same formulas in PyTorch's layout
 
 
+@dispatched
 def conv2d_forward_nchw(x: Tensor, w: Tensor, b: Tensor | None, geometry: Conv2dGeometry) -> Tensor:
     """C(x, w) + b of equations (1) and (17): (N, C_out, H_out, W_out)."""
     z = conv2d_forward(from_nchw(x), from_oihw(w), b, geometry)
     return as_non_view(in_memory_format(to_nchw(z), geometry.channels_last))
 
 
+@dispatched
 def conv2d_grad_input_nchw(g: Tensor, w: Tensor, geometry: Conv2dGeometry) -> Tensor:
     """X(g, w) of equation (2): (N, C_in, H, W)."""
     grad_x = to_nchw(conv2d_grad_input(from_nchw(g), from_oihw(w), geometry))
     return in_memory_format(grad_x, geometry.channels_last)
 
 
+@dispatched
 def conv2d_grad_weight_oihw(g: Tensor, x: Tensor, geometry: Conv2dGeometry) -> Tensor:
     """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW)."""
     grad_w = to_oihw(conv2d_grad_weight(from_nchw(g), from_nchw(x), geometry))

@@ -6,22 +6,99 @@ for each window, its pooling index.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from manualgrad.dispatch import by_kernel, chunk_numel, dispatched
 from manualgrad.ops import checks
-from manualgrad.ops.bias import bias_jvp, grad_bias_apply
-from manualgrad.ops.conv2d import conv2d_apply, conv2d_grad_input_apply, conv2d_grad_weight_apply
-from manualgrad.ops.conv_relu_pool_dispatch import conv_relu_pool_backward, conv_relu_pool_forward, kernel_backward
+from manualgrad.ops.bias import bias_jvp, grad_bias, grad_bias_apply
+from manualgrad.ops.conv2d import (
+    conv2d_apply,
+    conv2d_forward,
+    conv2d_grad_input_apply,
+    conv2d_grad_input_nchw,
+    conv2d_grad_weight_apply,
+    conv2d_grad_weight_oihw,
+)
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
 from manualgrad.ops.differentiable import autograd_inactive, differentiable, save_for_derivatives, sum_present
-from manualgrad.ops.layout import as_non_view
+from manualgrad.ops.layout import as_non_view, from_nchw, from_oihw, to_nchw
 from manualgrad.ops.precision import cast_to_autocast_dtype
-from manualgrad.ops.relu_pool import relu_pool_backward_apply, relu_pool_jvp_apply
+from manualgrad.ops.relu_pool import (
+    relu_pool_backward,
+    relu_pool_backward_apply,
+    relu_pool_forward,
+    relu_pool_jvp_apply,
+)
 from manualgrad.ops.tracers import traceable
+
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+# ----------------------------------------------------------------------------------------------- formulas
+
+
+@dispatched
+def conv_relu_pool_forward(
+    x: Tensor, w: Tensor, b: Tensor | None, geometry: ConvReLUPoolGeometry
+) -> tuple[Tensor, Tensor]:
+    """P(R(C(x, w) + b)) and its pooling indices, both (N, C_out, H_out, W_out)."""
+    chunks = [
+        relu_pool_forward(conv2d_forward(from_nchw(x_chunk), from_oihw(w), b, geometry.convolution), geometry)
+        for (x_chunk,) in batch_chunks(geometry, w.shape[0], x)
+        if x_chunk is not None
+    ]
+    pooled, pool_index = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return to_nchw(pooled), to_nchw(pool_index)
+
+
+@dispatched
+def conv_relu_pool_backward(
+    g: Tensor,
+    x: Tensor | None,
+    w: Tensor | None,
+    pool_index: Tensor,
+    geometry: ConvReLUPoolGeometry,
+    needs_grad: tuple[bool, bool, bool],
+) -> Grads:
+    """Gradients of x, w and b, None for those that ``needs_grad`` does not ask for.
+
+    x may be None if w needs no gradient, and w if x needs none.
+    """
+    needs_x, needs_w, needs_b = needs_grad
+    grads: list[Grads] = []
+    for g_chunk, index_chunk, x_chunk in batch_chunks(geometry, g.shape[1], g, pool_index, x if needs_w else None):
+        assert g_chunk is not None and index_chunk is not None  # as g and pool_index are not
+        delta = relu_pool_backward(g_chunk, index_chunk, geometry)
+        grad_x = None if w is None or not needs_x else conv2d_grad_input_nchw(delta, w, geometry.convolution)
+        grad_w = None if x_chunk is None else conv2d_grad_weight_oihw(delta, x_chunk, geometry.convolution)
+        grads.append((grad_x, grad_w, grad_bias(delta) if needs_b else None))
+    if len(grads) == 1:
+        return grads[0]
+    grads_x, grads_w, grads_b = zip(*grads, strict=True)
+    return torch.cat(grads_x) if needs_x else None, sum_present(*grads_w), sum_present(*grads_b)
+
+
+def batch_chunks(
+    geometry: ConvReLUPoolGeometry, out_channels: int, *tensors: Tensor | None
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Yield parts of the batches in ``tensors``, so small that z of one part has ``dispatch.chunk_numel`` numbers.
+
+    None stays None in every part.
+    """
+    numel = chunk_numel(*tensors)
+    if numel is None:
+        return iter([tensors])
+    images = max(1, numel // (out_channels * math.prod(geometry.pooling.input_size)))
+    return zip(*(repeat(None) if t is None else torch.split(t, images) for t in tensors), strict=False)
+
+
+# ---------------------------------------------------------------------------------------------- Functions
 
 
 class ConvReLUPoolFunction(Function):
@@ -46,9 +123,11 @@ class ConvReLUPoolFunction(Function):
     def backward(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         x, w, pool_index = ctx.saved_tensors
         needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
-        if not torch.is_grad_enabled():
-            compute = conv_relu_pool_backward if autograd_inactive() else kernel_backward
-            grads = compute(g, x, w, pool_index, ctx.geometry, (needs_x, needs_w, needs_b))
+        needs_grad = (needs_x, needs_w, needs_b)
+        if autograd_inactive():
+            return *conv_relu_pool_backward(g, x, w, pool_index, ctx.geometry, needs_grad), None
+        if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            grads = by_kernel("conv_relu_pool_backward", g, x, w, pool_index, ctx.geometry, needs_grad)
             if grads is not None:
                 return *grads, None
         delta = relu_pool_backward_apply(g, pool_index, ctx.geometry)

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
+from manualgrad.tensor_checks import is_plain_tensor
 
 MAX_CACHED_GEOMETRIES = 256
 

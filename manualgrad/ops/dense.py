@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manualgrad.dispatch import dispatched
 from manualgrad.ops import checks
 from manualgrad.ops.linear_maps import bilinear
 from manualgrad.ops.precision import cast_to_autocast_dtype
@@ -21,6 +22,7 @@ from manualgrad.ops.tracers import traceable
 # ----------------------------------------------------------------------------------------------- formulas
 
 
+@dispatched
 def dense_forward(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """D(x, w) + b: x (N, in_features), w (in_features, out_features), b (out_features,) to (N, out_features)."""
     if b is None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from manualgrad._torch_compat import dispatch_mode_count, jit_tracing_state
-from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops.tracers import constant_shape
+from manualgrad.tensor_checks import is_plain_tensor
 
 
 def from_nchw(x: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad._torch_compat import is_forward_mode_active
-from manualgrad.cpu import small_kernels
-from manualgrad.cpu.tensor_checks import supports_tensors
+from manualgrad.dispatch import by_kernel
 from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.precision import cast_to_float32_under_autocast
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_apply, cross_entropy_backward_apply
 from manualgrad.ops.targets import Reduction, target_distribution
 from manualgrad.ops.tracers import traceable
+from manualgrad.tensor_checks import can_read_values
 
 
 class LabelCrossEntropyFunction(Function):
@@ -35,21 +35,22 @@ class LabelCrossEntropyFunction(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         z, y, grad_z = ctx.saved_tensors
-        if torch.is_grad_enabled() or not supports_tensors(g) or not math.isfinite(g):
+        if torch.is_grad_enabled() or not can_read_values(g) or not math.isfinite(g):
             return cross_entropy_backward_apply(g, z, y), None
         return grad_z * g, None  # eq. (15)
 
 
 def _kernel_loss(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Tensor | None:
-    """J by a kernel, or None if kernels do not support the tensors or if forward mode is active."""
-    if is_forward_mode_active():
+    """J by a kernel, or None if no kernel supports the tensors or if forward mode is active."""
+    if is_forward_mode_active() or not isinstance(z, Tensor) or not isinstance(labels, Tensor):
         return None
-    y_loss_grad = small_kernels.cross_entropy_with_grad(z, labels, ignore_index, mean)
+    y_loss_grad = by_kernel("cross_entropy_with_grad", z, labels, ignore_index, mean)
     if y_loss_grad is None:
         return None
+    loss: Tensor = y_loss_grad[1]
     if not (z.requires_grad and is_grad_recorded()):
-        return y_loss_grad[1]
-    loss: Tensor = LabelCrossEntropyFunction.apply(z, y_loss_grad)
+        return loss
+    loss = LabelCrossEntropyFunction.apply(z, y_loss_grad)
     return loss
 
 

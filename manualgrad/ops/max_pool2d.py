@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad._torch_compat import jit_tracing_state
+from manualgrad.dispatch import dispatched
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.layout import as_non_view, from_nchw, in_memory_format, to_nchw
@@ -33,6 +34,7 @@ from manualgrad.ops.windows import crop, offset_view, pad
 # ----------------------------------------------------------------------------------------------- formulas
 
 
+@dispatched
 def max_pool2d_forward(x: Tensor, geometry: MaxPool2dGeometry) -> tuple[Tensor, Tensor]:
     """P(x) and the pooling index of each maximum, both (N, H_out, W_out, C)."""
     windows, output_size = geometry.windows, geometry.output_size
@@ -65,6 +67,7 @@ def _image_mask(x: Tensor, geometry: MaxPool2dGeometry) -> Tensor | None:
     return pad(x.new_ones(1, *x.shape[1:3], 1, dtype=torch.bool), geometry.windows, 0)
 
 
+@dispatched
 def max_pool2d_backward(g: Tensor, pool_index: Tensor, geometry: MaxPool2dGeometry) -> Tensor:
     """P⁻¹(g): each g_ijk added to the place that its maximum came from. (N, C, H_out, W_out) to (N, C, H, W)."""
     (height, width), windows = geometry.windows.padded_size(*geometry.input_size), geometry.windows

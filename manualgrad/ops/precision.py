@@ -10,6 +10,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import is_autocast_available
+
 
 @overload
 def cast_to_autocast_dtype(a: Tensor, /) -> tuple[Tensor]: ...
@@ -41,7 +43,7 @@ def is_autocast_enabled(tensor: Tensor) -> bool:
 
 
 def _is_enabled_for(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _is_eligible(tensor: Tensor) -> bool:

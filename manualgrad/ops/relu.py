@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad._torch_compat import jit_tracing_state
-from manualgrad.cpu import small_kernels
+from manualgrad.dispatch import dispatched
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.selection import select
@@ -26,16 +26,15 @@ from manualgrad.ops.tracers import traceable
 # ----------------------------------------------------------------------------------------------- formulas
 
 
+@dispatched
 def relu_forward(z: Tensor) -> Tensor:
     """R(z); NaN stays NaN."""
     return z.clamp(min=0)  # eq. (9)
 
 
+@dispatched
 def relu_backward(g: Tensor, z: Tensor, subgradient: float) -> Tensor:
     """g ∂R/∂z; where z is NaN it is g, as in PyTorch."""
-    by_kernel = small_kernels.relu_backward(g, z, subgradient)
-    if by_kernel is not None:
-        return by_kernel
     grad_z = select(~(z <= 0), g)  # eq. (10), z > 0
     return grad_z + subgradient * select(z == 0, g) if subgradient else grad_z  # eq. (10), z = 0
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import unpack_dual
 
-from manualgrad.cpu.tensor_checks import is_plain_tensor
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.relu import relu_apply, relu_backward_apply
 from manualgrad.ops.tracers import traceable
+from manualgrad.tensor_checks import is_plain_tensor
 
 
 class ReLUInPlaceFunction(Function):

@@ -17,13 +17,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manualgrad.cpu.pool_index import AT_ZERO, INACTIVE
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
 from manualgrad.ops.layout import from_nchw, to_nchw
 from manualgrad.ops.linear_maps import linear_pair
 from manualgrad.ops.max_pool2d import max_pool2d_forward
 from manualgrad.ops.selection import compare, select
 from manualgrad.ops.windows import offset_view
+from manualgrad.pool_index import AT_ZERO, INACTIVE
 
 # ----------------------------------------------------------------------------------------------- formulas
 

@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import small_kernels
-from manualgrad.cpu.tensor_checks import is_plain_tensor
+from manualgrad.dispatch import dispatched
 from manualgrad.ops import checks
 from manualgrad.ops.precision import accumulation_dtype
+from manualgrad.tensor_checks import is_plain_tensor
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -51,19 +51,28 @@ def target_distribution(
         count = class_weight.new_tensor(float(y.shape[:-1].numel()))
         y = class_weight * ((1 - label_smoothing) * y + label_smoothing / classes)
         return TargetDistribution(y / count if reduction == "mean" else y, count == 0)  # the 1/B of eq. (13)
-    if weight is None and not label_smoothing:
-        by_kernel = small_kernels.target_distribution(target, logits, classes, ignore_index, reduction == "mean")
-        if by_kernel is not None:
-            return TargetDistribution(by_kernel, False)
-    dtype = accumulation_dtype(logits.dtype)
+    return TargetDistribution(
+        *targets_from_labels(target, logits, weight, classes, ignore_index, reduction == "mean", label_smoothing)
+    )
+
+
+@dispatched
+def targets_from_labels(
+    labels: Tensor,
+    logits: Tensor,
+    weight: Tensor | None,
+    classes: int,
+    ignore_index: int,
+    mean: bool,
+    label_smoothing: float,
+) -> tuple[Tensor, Tensor | bool]:
+    """y and ``is_empty`` of a :class:`TargetDistribution` for class indices. Of the logits it takes the dtype.
+
+    Raises:
+        IndexError: a label is no class.
+    """
+    labels, dtype = labels.long(), accumulation_dtype(logits.dtype)
     class_weight = logits.new_ones(classes, dtype=dtype) if weight is None else weight.to(dtype)
-    return _from_labels(target.long(), class_weight, ignore_index, reduction, label_smoothing)
-
-
-def _from_labels(
-    labels: Tensor, class_weight: Tensor, ignore_index: int, reduction: Reduction, label_smoothing: float
-) -> TargetDistribution:
-    classes = len(class_weight)
     is_counted = (labels != ignore_index).unsqueeze(-1)
     is_invalid = ((labels < 0) | (labels >= classes)).unsqueeze(-1) & is_counted
     one_hot = labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)
@@ -71,15 +80,15 @@ def _from_labels(
     total_weight = y.sum()
     if label_smoothing:
         y = (1 - label_smoothing) * y + label_smoothing / classes * class_weight
-    if reduction == "mean":
+    if mean:
         y = y / total_weight  # the 1/B of eq. (13)
     y = torch.where(is_counted, y, 0)  # an ignored example has y = 0, even if total_weight is 0
     if not is_plain_tensor(labels):  # values cannot be read: an invalid label gets NaN
-        return TargetDistribution(torch.where(is_invalid, torch.nan, y), total_weight == 0)
+        return torch.where(is_invalid, torch.nan, y), total_weight == 0
     if is_invalid.any():
         label = labels[is_invalid.squeeze(-1)].flatten()[0].item()
         raise IndexError(f"softmax_cross_entropy: a label must lie between 0 and {classes - 1}, got {label}")
-    return TargetDistribution(y, total_weight == 0)
+    return y, total_weight == 0
 
 
 def _check_arguments(

@@ -1,7 +1,7 @@
 """Section 4 of the formula sheet (docs/equations.md), equations (16) to (23): the network and its backpropagation.
 
 Everything is a float64 NumPy array in the layout that ``operations.py`` states; no code is shared with
-``manualgrad.ops``.
+``manualgrad.ops``. ``delta`` is δ^l = −η ∂J/∂z^l, and ``delta_x`` is −η ∂J/∂x^l.
 """
 
 from __future__ import annotations
@@ -55,22 +55,22 @@ def apply_activation(sigma: str, z: Array) -> Array:
     return z
 
 
-def activation_backward(sigma: str, delta: Array, z: Array, subgradient: float = 0.5) -> Array:
-    """Σ_k δ_k ∂σ_k/∂z_i, from the first letter of σ to its last, for the σ of :func:`activation_letters`."""
+def activation_backward(sigma: str, g: Array, z: Array, subgradient: float = 0.5) -> Array:
+    """Σ_k g_k ∂σ_k/∂z_i, from the first letter of σ to its last, for the σ of :func:`activation_letters`."""
     if sigma == "S":
-        return softmax_backward(delta, z)
+        return softmax_backward(g, z)
     if "F" in sigma:
         _, rows, columns, channels = max_pool2d(relu(z)).shape
-        delta = unflatten(delta, (rows, columns, channels))
+        g = unflatten(g, (rows, columns, channels))
     if "P" in sigma:
-        delta = max_pool2d_backward(delta, relu(z))
-    return relu_backward(delta, z, subgradient)
+        g = max_pool2d_backward(g, relu(z))
+    return relu_backward(g, z, subgradient)
 
 
 def forward(
     x: Array, weights: list[Array], biases: list[Array], stride: Pair = (1, 1)
 ) -> tuple[list[Array], list[Array]]:
-    """The lists of z^l, l = 0 to L−1, and of x^l, l = 0 to L, of the network of (23). x (B, H, W, R) is x^0."""
+    """The lists of z^l, l = 0 to L−1, and of x^l, l = 0 to L, of the network of (23). x (B, H, W, C_in) is x^0."""
     zs, xs = [], [x]
     for w, bias, sigma in zip(weights, biases, activation_letters(weights), strict=True):
         x = xs[-1]
@@ -98,8 +98,8 @@ def backpropagate(
     deltas = [activation_backward("S", -eta * output_gradient(xs[-1], y), zs[-1])]  # eq. (19)
     for n in range(len(weights) - 1, 0, -1):
         w, x, delta = weights[n], xs[n], deltas[0]
-        delta = conv2d_grad_input(delta, w, x.shape, stride) if w.ndim == 4 else dense_grad_input(delta, w)
-        deltas.insert(0, activation_backward(sigmas[n - 1], delta, zs[n - 1], subgradient))  # eq. (20)
+        delta_x = conv2d_grad_input(delta, w, x.shape, stride) if w.ndim == 4 else dense_grad_input(delta, w)
+        deltas.insert(0, activation_backward(sigmas[n - 1], delta_x, zs[n - 1], subgradient))  # eq. (20)
 
     weight_updates, bias_updates = [], []
     for w, bias, x, delta in zip(weights, biases, xs[:-1], deltas, strict=True):

@@ -3,10 +3,13 @@
 The tests compare ``manualgrad.ops`` with these functions, so no code is shared with it, and nothing here is fast.
 ``for i, j in np.ndindex(I, J)`` is the loop over every i from 0 to I−1 and every j from 0 to J−1.
 
-Letters and layouts are those of the formula sheet: x (B, H, W, R), kernels w (P+1, Q+1, R, K), z and δ (B, I, J, K),
-dense weights (I, J), and B examples. ``delta`` is the derivative of a number by a layer's output. The functions named
-``..._grad_...`` and ``..._backward`` turn it into the derivative by an operand, such as Σ_ijk δ_ijk ∂C_ijk/∂x_tuv.
-Section 4, the network, is in ``reference/network.py``.
+Layouts are those of the formula sheet: x (B, H, W, C_in), kernels w (P+1, Q+1, C_in, C_out), z and its gradient
+(B, I, J, C_out), dense weights (I, J), and B examples. In code P and Q are the last row and column of a kernel; in
+docstrings P(x) is pooling and R(z) is ReLU. δ with two indices is Kronecker's: 1 where they are equal, 0 elsewhere.
+
+``g`` is a gradient: the derivative of a number by a layer's output. The functions named ``..._grad_...`` and
+``..._backward`` turn it into the derivative by an operand, such as Σ_ijk g_ijk ∂C_ijk/∂x_tuv. Section 4, where δ^l is
+a gradient times −η, is in ``reference/network.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ Pair = tuple[int, int]
 
 
 def conv2d(x: Array, w: Array, bias: Array | None = None, stride: Pair = (1, 1)) -> Array:
-    """C(x, w) + b, (1) and (17): x (B, H, W, R), w (P+1, Q+1, R, K), bias (K,) or (I, J, K), to (B, I, J, K)."""
+    """C(x, w) + b, (1) and (17): x (B, H, W, C_in), w (P+1, Q+1, C_in, C_out), bias (C_out,) or (I, J, C_out), to
+    (B, I, J, C_out)."""
     (s1, s2), P, Q = stride, w.shape[0] - 1, w.shape[1] - 1
     B, H, W, _ = x.shape
     z = np.zeros((B, (H - 1 - P) // s1 + 1, (W - 1 - Q) // s2 + 1, w.shape[3]))
@@ -32,34 +36,34 @@ def conv2d(x: Array, w: Array, bias: Array | None = None, stride: Pair = (1, 1))
     return z
 
 
-def conv2d_grad_input(delta: Array, w: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
-    """Σ_ijk δ_ijk ∂C_ijk/∂x_tuv, (2): delta (B, I, J, K), w (P+1, Q+1, R, K), to x's shape (B, H, W, R)."""
+def conv2d_grad_input(g: Array, w: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
+    """Σ_ijk g_ijk ∂C_ijk/∂x_tuv, (2): g (B, I, J, C_out), w (P+1, Q+1, C_in, C_out), to ``shape``, that of x."""
     (s1, s2), P, Q = stride, w.shape[0] - 1, w.shape[1] - 1
     gradient = np.zeros(shape)
     for b, t, u, v in np.ndindex(shape):
-        for i, j, k in np.ndindex(delta.shape[1:]):
+        for i, j, k in np.ndindex(g.shape[1:]):
             row, column = P + s1 * i - t, Q + s2 * j - u
             if 0 <= row <= P and 0 <= column <= Q:
-                gradient[b, t, u, v] += delta[b, i, j, k] * w[row, column, v, k]  # eq. (2)
+                gradient[b, t, u, v] += g[b, i, j, k] * w[row, column, v, k]  # eq. (2)
     return gradient
 
 
-def conv2d_grad_weight(delta: Array, x: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
-    """Σ_bijk δ_ijk ∂C_ijk/∂w_ctuv, (3): delta (B, I, J, K), x (B, H, W, R), to w's shape (P+1, Q+1, R, K)."""
+def conv2d_grad_weight(g: Array, x: Array, shape: tuple[int, ...], stride: Pair = (1, 1)) -> Array:
+    """Σ_bijk g_ijk ∂C_ijk/∂w_ctuv, (3): g (B, I, J, C_out), x (B, H, W, C_in), to ``shape``, that of w."""
     (s1, s2), P, Q = stride, shape[0] - 1, shape[1] - 1
     gradient = np.zeros(shape)
     for c, t, u, v in np.ndindex(shape):
-        for b, i, j, k in np.ndindex(delta.shape):
-            gradient[c, t, u, v] += delta[b, i, j, k] * x[b, s1 * i + P - c, s2 * j + Q - t, u] * (k == v)  # eq. (3)
+        for b, i, j, k in np.ndindex(g.shape):
+            gradient[c, t, u, v] += g[b, i, j, k] * x[b, s1 * i + P - c, s2 * j + Q - t, u] * (k == v)  # eq. (3)
     return gradient
 
 
-def grad_bias(delta: Array, shape: tuple[int, ...]) -> Array:
-    """Σ δ_n ∂z_n/∂b_m, (17), where b with ``shape`` is broadcast to z: (B, I, J, K) or (B, J) to (K,), (J,), or the
-    (I, J, K) of a bias for every position."""
+def grad_bias(g: Array, shape: tuple[int, ...]) -> Array:
+    """Σ g_n ∂z_n/∂b_m, (17), where b with ``shape`` is broadcast to z: (B, I, J, C_out) or (B, J) to (C_out,),
+    (J,), or the (I, J, C_out) of a bias for every position."""
     gradient = np.zeros(shape)
-    for index in np.ndindex(delta.shape):
-        gradient[index[-len(shape) :]] += delta[index]  # eq. (17)
+    for index in np.ndindex(g.shape):
+        gradient[index[-len(shape) :]] += g[index]  # eq. (17)
     return gradient
 
 
@@ -83,14 +87,14 @@ def max_pool2d(x: Array, size: Pair = (2, 2), stride: Pair = (2, 2)) -> Array:
     return pooled
 
 
-def max_pool2d_backward(delta: Array, x: Array, size: Pair = (2, 2), stride: Pair = (2, 2)) -> Array:
-    """P⁻¹(δ) of section 4.2: each number of delta (B, I, J, K), at the position of its maximum in x (B, H, W, K)."""
+def max_pool2d_backward(g: Array, x: Array, size: Pair = (2, 2), stride: Pair = (2, 2)) -> Array:
+    """P⁻¹(g) of section 4.2: each number of g (B, I, J, K), at the position of its maximum in x (B, H, W, K)."""
     s1, s2 = stride
     gradient = np.zeros(x.shape)
-    for b, i, j, k in np.ndindex(delta.shape):
+    for b, i, j, k in np.ndindex(g.shape):
         window = x[b, s1 * i : s1 * i + size[0], s2 * j : s2 * j + size[1], k]
         p, q = argmax_position(window)
-        gradient[b, s1 * i + p, s2 * j + q, k] += delta[b, i, j, k]  # the derivative of eq. (4)
+        gradient[b, s1 * i + p, s2 * j + q, k] += g[b, i, j, k]  # the derivative of eq. (4)
     return gradient
 
 
@@ -123,21 +127,21 @@ def dense(x: Array, w: Array, bias: Array | None = None) -> Array:
     return z
 
 
-def dense_grad_input(delta: Array, w: Array) -> Array:
-    """Σ_j δ_j ∂D_j/∂x_k, (7): delta (B, J), w (I, J), to (B, I)."""
-    gradient = np.zeros((len(delta), len(w)))
+def dense_grad_input(g: Array, w: Array) -> Array:
+    """Σ_j g_j ∂D_j/∂x_k, (7): g (B, J), w (I, J), to (B, I)."""
+    gradient = np.zeros((len(g), len(w)))
     for b, k in np.ndindex(gradient.shape):
         for j in range(w.shape[1]):
-            gradient[b, k] += delta[b, j] * w[k, j]  # eq. (7)
+            gradient[b, k] += g[b, j] * w[k, j]  # eq. (7)
     return gradient
 
 
-def dense_grad_weight(delta: Array, x: Array) -> Array:
-    """Σ_bj δ_j ∂D_j/∂w_ck, (8): delta (B, J), x (B, I), to (I, J)."""
-    gradient = np.zeros((x.shape[1], delta.shape[1]))
+def dense_grad_weight(g: Array, x: Array) -> Array:
+    """Σ_bj g_j ∂D_j/∂w_ck, (8): g (B, J), x (B, I), to (I, J)."""
+    gradient = np.zeros((x.shape[1], g.shape[1]))
     for c, k in np.ndindex(gradient.shape):
-        for b, j in np.ndindex(delta.shape):
-            gradient[c, k] += delta[b, j] * x[b, c] * (j == k)  # eq. (8)
+        for b, j in np.ndindex(g.shape):
+            gradient[c, k] += g[b, j] * x[b, c] * (j == k)  # eq. (8)
     return gradient
 
 
@@ -149,16 +153,16 @@ def relu(z: Array) -> Array:
     return np.where(z < 0, 0.0, z)  # eq. (9)
 
 
-def relu_backward(delta: Array, z: Array, subgradient: float = 0.5) -> Array:
-    """Σ_i δ_i ∂R_i/∂z_j, (10), for z of any shape; ``subgradient`` is the derivative at 0, ½ in (10)."""
+def relu_backward(g: Array, z: Array, subgradient: float = 0.5) -> Array:
+    """Σ_i g_i ∂R_i/∂z_j, (10), for z of any shape; ``subgradient`` is the derivative at 0, ½ in (10)."""
     gradient = np.zeros(z.shape)
     for index in np.ndindex(z.shape):
         if z[index] < 0:
             gradient[index] = 0  # eq. (10)
         elif z[index] == 0:
-            gradient[index] = subgradient * delta[index]  # eq. (10)
+            gradient[index] = subgradient * g[index]  # eq. (10)
         else:
-            gradient[index] = delta[index]  # eq. (10)
+            gradient[index] = g[index]  # eq. (10)
     return gradient
 
 
@@ -179,11 +183,11 @@ def softmax_jacobian(z: Array) -> Array:
     return jacobian
 
 
-def softmax_backward(delta: Array, z: Array) -> Array:
-    """Σ_i δ_i ∂S_i/∂z_j: delta (B, C), z (B, C), to (B, C)."""
+def softmax_backward(g: Array, z: Array) -> Array:
+    """Σ_i g_i ∂S_i/∂z_j: g (B, C), z (B, C), to (B, C)."""
     jacobian, gradient = softmax_jacobian(z), np.zeros(z.shape)
     for b, i, j in np.ndindex(jacobian.shape):
-        gradient[b, j] += delta[b, i] * jacobian[b, i, j]
+        gradient[b, j] += g[b, i] * jacobian[b, i, j]
     return gradient
 
 

@@ -28,7 +28,6 @@ from compare.capabilities.section import section
 from compare.case import Case
 from compare.cases import operation_cases
 from manualgrad import kernels
-from manualgrad.cpu import conv_pool_guard
 from tests.compare.defective_functions import DEFECTIVE_FUNCTIONS, DefectiveFunction, inputs
 from tests.compare.defective_parts import PicklableProduct, Product, multiply, product
 
@@ -126,27 +125,14 @@ def test_a_fault_in_float32_alone_is_found_and_named():
 
 
 @pytest.mark.skipif(not kernels.available().instructions, reason=str(kernels.available()))
-def test_float32_goes_through_a_kernel(monkeypatch):
-    calls: list[tuple[str, torch.dtype, bool]] = []
-
-    def recorded(name):
-        original = getattr(conv_pool_guard, name)
-
-        def call(*arguments):
-            result = original(*arguments)
-            calls.append((name, arguments[0].dtype, result is not None))
-            return result
-
-        monkeypatch.setattr(conv_pool_guard, name, call)
-
-    names = "try_forward", "try_backward"
-    for name in names:
-        recorded(name)
+def test_float32_goes_through_a_kernel():
     (case,) = [case for case in operation_cases() if case.name.startswith("conv2d_relu_max_pool2d")]
-    (row,) = run_capabilities(case, only=["deterministic"])
+    explanation = kernels.explain(run_capabilities, case, only=["deterministic"])
+    (row,) = explanation.result
     assert row.ours.verdict == WORKS
-    assert {name for name, dtype, by_kernel in calls if by_kernel and dtype is torch.float32} == set(names)
-    assert not any(by_kernel for _, dtype, by_kernel in calls if dtype is torch.float64)
+    by_kernel = [record for record in explanation.records if record.computed_by == "cpu kernel"]
+    assert {record.formula for record in by_kernel} == {"conv_relu_pool_forward", "conv_relu_pool_backward"}
+    assert all(record.arguments.startswith("float32") for record in by_kernel)
 
 
 def test_native_is_judged_by_central_differences():

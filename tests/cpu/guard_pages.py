@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import conv_pool, instruction_set, jit, memory, small_kernels
+from manualgrad.cpu import conv_pool, instruction_set, jit, memory
+from manualgrad.dispatch import by_kernel
 from manualgrad.network.descent import Descent
 from manualgrad.network.plan import Plan
 from manualgrad.network.plan_builder import NetworkSpec
@@ -174,16 +175,16 @@ def run_small_kernels(draw: random.Random) -> None:
     z, y = (guarded_randn(rows, classes) for _ in range(2))
     labels = guarded_copy(torch.randint(-3, classes + 3, (rows,)))
     results = [
-        small_kernels.softmax_forward(z, -1),
-        small_kernels.cross_entropy_forward(z, y, draw.random() < 0.5),
-        small_kernels.cross_entropy_backward(guarded_randn(rows), z, y),
-        small_kernels.relu_backward(y, z, 0.5),
-        small_kernels.target_distribution(guarded_copy(labels.clamp(0, classes - 1)), z, classes, -100, True),
+        by_kernel("softmax_forward", z, -1),
+        by_kernel("cross_entropy_forward", z, y, draw.random() < 0.5),
+        by_kernel("cross_entropy_backward", guarded_randn(rows), z, y),
+        by_kernel("relu_backward", y, z, 0.5),
+        by_kernel("targets_from_labels", guarded_copy(labels.clamp(0, classes - 1)), z, None, classes, -100, True, 0),
     ]
     assert all(result is not None for result in results), "a kernel was not used"
-    small_kernels.target_distribution(labels, z, classes, -1, True)
+    by_kernel("targets_from_labels", labels, z, None, classes, -1, True, 0)
     large = guarded_randn(draw.randint(60_000, 140_000))
-    assert small_kernels.relu_backward(large, guarded_copy(large), 0.5) is not None
+    assert by_kernel("relu_backward", large, guarded_copy(large), 0.5) is not None
 
 
 def overrun(side: str, in_workspace: bool) -> None:

@@ -14,12 +14,17 @@ from torch import Tensor
 
 from manualgrad import kernels
 from manualgrad.cpu import conv_pool, jit, team
-from manualgrad.cpu.pool_index import AT_ZERO, INACTIVE
-from manualgrad.ops import conv_relu_pool_dispatch, relu_pool
+from manualgrad.dispatch import by_kernel
+from manualgrad.ops import relu_pool
 from manualgrad.ops.conv2d import conv2d_forward
-from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
+from manualgrad.ops.conv_relu_pool import (
+    conv2d_relu_max_pool2d,
+    conv_relu_pool_backward,
+    conv_relu_pool_forward,
+)
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
 from manualgrad.ops.layout import from_nchw, from_oihw, to_nchw
+from manualgrad.pool_index import AT_ZERO, INACTIVE
 
 pytestmark = pytest.mark.usefixtures("restore_kernels")
 
@@ -108,17 +113,17 @@ def run_formula(x, w, b, g, geometry) -> list[Tensor]:
     kernels.choose("off")
     z = conv2d_forward(from_nchw(x), from_oihw(w), b, geometry.convolution)
     out, pool_index = (to_nchw(t) for t in relu_pool.relu_pool_forward(z, geometry))
-    grads = conv_relu_pool_dispatch.conv_relu_pool_backward(g, x, w, pool_index, geometry, (True, True, True))
+    grads = conv_relu_pool_backward(g, x, w, pool_index, geometry, (True, True, True))
     return [out, pool_index, *grads]
 
 
 def run_kernels(instructions, x, w, b, g, geometry) -> list[Tensor]:
     """Run the kernels as the Function does; the formula computes the gradients if something is not finite."""
     kernels.choose(instructions)
-    out, pool_index = conv_relu_pool_dispatch.kernels.try_forward(x, w, b, geometry)
-    grads = conv_relu_pool_dispatch.kernels.try_backward(g, x, w, pool_index, geometry, (True, True))
+    out, pool_index = by_kernel("conv_relu_pool_forward", x, w, b, geometry)
+    grads = by_kernel("conv_relu_pool_backward", g, x, w, pool_index, geometry, (True, True, True))
     if grads is None:
-        grads = conv_relu_pool_dispatch.conv_relu_pool_backward(g, x, w, pool_index, geometry, (True, True, True))
+        grads = conv_relu_pool_backward(g, x, w, pool_index, geometry, (True, True, True))
     return [out, pool_index, *grads]
 
 
@@ -241,9 +246,9 @@ def calls(monkeypatch) -> list[str]:
     names: list[str] = []
     run = team.run
 
-    def run_and_record(module, kernel, num_tasks, arguments):
+    def run_and_record(module, kernel, num_tasks, /, **arguments):
         names.append(kernel)
-        run(module, kernel, num_tasks, arguments)
+        run(module, kernel, num_tasks, **arguments)
 
     monkeypatch.setattr(team, "run", run_and_record)
     return names
@@ -396,6 +401,4 @@ def test_a_storage_that_is_too_small_is_rejected():
     x, w, b = Case(3, 2, 4, (3, 3), (4, 4)).tensors(torch.randn)
     x.untyped_storage().resize_(16)
     with pytest.raises(ValueError, match="in 16 bytes"):
-        conv_relu_pool_dispatch.conv_relu_pool_forward(
-            x, w, b, make_conv_relu_pool_geometry(x, w, b, 1, 0, True, 0.5)
-        )
+        conv_relu_pool_forward(x, w, b, make_conv_relu_pool_geometry(x, w, b, 1, 0, True, 0.5))

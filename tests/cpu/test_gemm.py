@@ -7,7 +7,8 @@ import torch
 
 from manualgrad import kernels
 from manualgrad.cpu import instruction_set, jit, team
-from manualgrad.cpu.program import BufferRef, Program, WorkspaceLayout
+from manualgrad.cpu.program import Program, WorkspaceLayout
+from manualgrad.cpu.signature import BufferRef, KernelCall
 
 INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
 pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
@@ -40,13 +41,29 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, terms: int, integ
         torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6 * max(1, terms) ** 0.5)
 
 
+def run_gemm_nt(module, num_tasks, x, weight, bias, out) -> None:
+    rows, out_features = out.shape
+    team.run(
+        module, "gemm_nt", num_tasks, x=x.data_ptr(), weight=weight.data_ptr(), bias=bias.data_ptr(),
+        out=out.data_ptr(), rows=rows, share=-(-rows // num_tasks), in_features=x.shape[1], out_features=out_features,
+    )  # fmt: skip
+
+
+def run_gemm_strided(module, num_tasks, lhs, rhs, out) -> None:
+    rows, columns = out.shape
+    team.run(
+        module, "gemm_strided", num_tasks, lhs=lhs.data_ptr(), row_stride=lhs.stride(0), inner_stride=lhs.stride(1),
+        rhs=rhs.data_ptr(), out=out.data_ptr(), rows=rows, share=-(-rows // num_tasks), inner_size=len(rhs),
+        columns=columns,
+    )  # fmt: skip
+
+
 @every_case
 def test_gemm_nt(module, sizes, num_tasks, integers):
     rows, in_features, out_features = sizes
     x, w = (random_tensor(n, in_features, integers=integers) for n in (rows, out_features))
     b, out = random_tensor(out_features, integers=integers), torch.full((rows, out_features), torch.nan)
-    addresses = [t.data_ptr() for t in (x, w, b, out)]
-    team.run(module, "gemm_nt", num_tasks, [*addresses, rows, -(-rows // num_tasks), in_features, out_features])
+    run_gemm_nt(module, num_tasks, x, w, b, out)
     assert_close(out, torch.addmm(b.double(), x.double(), w.double().t()), in_features, integers)  # eq. (6), (17)
 
 
@@ -56,15 +73,8 @@ def test_gemm_strided(module, sizes, num_tasks, integers):
     x, w = (random_tensor(n, in_features, integers=integers) for n in (rows, out_features))
     g = random_tensor(rows, out_features, integers=integers)
     dx, dw = torch.full((rows, in_features), torch.nan), torch.full((out_features, in_features), torch.nan)
-    share = -(-rows // num_tasks), -(-out_features // num_tasks)
-    arguments = [
-        g.data_ptr(), out_features, 1, w.data_ptr(), dx.data_ptr(), rows, share[0], out_features, in_features
-    ]  # fmt: skip
-    team.run(module, "gemm_strided", num_tasks, arguments)
-    arguments = [
-        g.data_ptr(), 1, out_features, x.data_ptr(), dw.data_ptr(), out_features, share[1], rows, in_features
-    ]  # fmt: skip
-    team.run(module, "gemm_strided", num_tasks, arguments)
+    run_gemm_strided(module, num_tasks, g, w, dx)
+    run_gemm_strided(module, num_tasks, g.t(), x, dw)
     assert_close(dx, g.double() @ w.double(), out_features, integers)  # eq. (7)
     assert_close(dw, g.double().t() @ x.double(), rows, integers)  # eq. (8)
 
@@ -74,12 +84,8 @@ def test_errors_are_at_most_twice_natives(module, shape):
     rows, in_features, out_features = shape
     x, w, b = torch.randn(rows, in_features), torch.randn(out_features, in_features), torch.zeros(out_features)
     g, out, dw = torch.randn(rows, out_features), torch.empty(rows, out_features), torch.empty_like(w)
-    addresses = [t.data_ptr() for t in (x, w, b, out)]
-    team.run(module, "gemm_nt", 1, [*addresses, rows, rows, in_features, out_features])
-    arguments = [
-        g.data_ptr(), 1, out_features, x.data_ptr(), dw.data_ptr(), out_features, out_features, rows, in_features
-    ]  # fmt: skip
-    team.run(module, "gemm_strided", 1, arguments)
+    run_gemm_nt(module, 1, x, w, b, out)
+    run_gemm_strided(module, 1, g.t(), x, dw)
     for ours, native, exact in (
         (out, x @ w.t(), x.double() @ w.double().t()),
         (dw, g.t() @ x, g.double().t() @ x.double()),
@@ -93,7 +99,7 @@ def test_relu_forward(module, numel):
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])[:numel]
     z[: len(special)] = special
     out = torch.full((numel,), 7.0)
-    team.run(module, "relu_forward", 2, [z.data_ptr(), out.data_ptr(), numel, -(-numel // 2)])
+    team.run(module, "relu_forward", 2, z=z.data_ptr(), out=out.data_ptr(), numel=numel, share=-(-numel // 2))
     torch.testing.assert_close(out, z.clamp(min=0), rtol=0, atol=0, equal_nan=True)  # eq. (9)
 
 
@@ -107,12 +113,12 @@ def test_a_region_begins_when_the_region_before_is_done(module, threads):
     one, start = torch.ones(1), torch.arange(numel, dtype=torch.float32)
     shift = numel // 4
 
-    def rotated_copy(source: BufferRef, target: BufferRef) -> list[tuple[int, list]]:
+    def rotated_copy(source: BufferRef, target: BufferRef) -> list[KernelCall]:
         """Two products with 1, which copy ``source``, rotated by ``shift``."""
-        kernel, lhs = module.addresses["gemm_strided"], [one.data_ptr(), 0, 0]
+        lhs = {"lhs": one.data_ptr(), "row_stride": 0, "inner_stride": 0, "rows": 1, "share": 1, "inner_size": 1}
         return [
-            (kernel, [*lhs, source + 4 * shift, target, 1, 1, 1, numel - shift]),
-            (kernel, [*lhs, source, target + 4 * (numel - shift), 1, 1, 1, shift]),
+            module.call("gemm_strided", rhs=source + 4 * shift, out=target, columns=numel - shift, **lhs),
+            module.call("gemm_strided", rhs=source, out=target + 4 * (numel - shift), columns=shift, **lhs),
         ]
 
     regions = []

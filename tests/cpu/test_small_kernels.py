@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from manualgrad import kernels
-from manualgrad.cpu import jit, masking, small_kernels
+from manualgrad.cpu import jit
+from manualgrad.dispatch import by_kernel
 from manualgrad.ops import relu, softmax, softmax_cross_entropy
 from manualgrad.ops.selection import compare, select
 from manualgrad.ops.targets import target_distribution
@@ -23,13 +24,11 @@ def special_values(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_select_equals_where(dtype):
     condition, value = special_values(dtype)
-    assert masking.supports_select(condition, value)
-    expected = torch.where(condition, value, 0)
-    for selected in (masking.select(condition, value), select(condition, value)):
-        assert selected.dtype == dtype
-        assert torch.equal(selected.isnan(), expected.isnan())
-        assert torch.equal(selected.nan_to_num(7), expected.nan_to_num(7))
-        assert torch.equal(selected.signbit(), expected.signbit())
+    expected, selected = torch.where(condition, value, 0), select(condition, value)
+    assert selected.dtype == dtype
+    assert torch.equal(selected.isnan(), expected.isnan())
+    assert torch.equal(selected.nan_to_num(7), expected.nan_to_num(7))
+    assert torch.equal(selected.signbit(), expected.signbit())
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1,), (), (2, 3, 4, 5)], ids=str)
@@ -38,7 +37,7 @@ def test_select_of_any_layout(shape):
     transposed = value.T if value.dim() == 2 else value
     for view in (value, transposed, value.expand(2, *shape), value.unsqueeze(0)[:, ...]):
         condition = view > 0
-        assert torch.equal(masking.select(condition, view), torch.where(condition, view, 0))
+        assert torch.equal(select(condition, view), torch.where(condition, view, 0))
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.uint8], ids=str)
@@ -52,14 +51,8 @@ def test_compare_equals_the_operator(dtype):
                 assert torch.equal(batched, compare(x, operator, 2))
 
 
-def test_select_uses_the_formula_for_tensors_that_masking_does_not_support(monkeypatch):
-    def fail(*_):
-        raise AssertionError("the kernel ran")
-
-    monkeypatch.setattr(masking, "select", fail)
+def test_select_without_bit_masks():
     value = torch.randn(2, 3)
-    with pytest.raises(AssertionError, match="the kernel ran"):
-        select(value > 0, value)
     assert torch.equal(select((value > 0)[:1], value), torch.where((value > 0)[:1], value, 0))  # broadcast
     integers = torch.arange(3)
     assert torch.equal(select(integers > 1, integers), torch.tensor([0, 0, 2]))
@@ -114,15 +107,15 @@ def test_softmax_and_cross_entropy(rows, classes, nonfinite, instructions):
     )
     y[-1] = 0  # an example without a target
     g = torch.randn(rows)
-    for formula, kernel, arguments in [
-        (softmax.softmax_forward, small_kernels.softmax_forward, (z, -1)),
-        (softmax_cross_entropy.cross_entropy_forward, small_kernels.cross_entropy_forward, (z, y, False)),
-        (softmax_cross_entropy.cross_entropy_forward, small_kernels.cross_entropy_forward, (z, y, True)),
-        (softmax_cross_entropy.cross_entropy_backward, small_kernels.cross_entropy_backward, (g, z, y)),
-        (softmax_cross_entropy.cross_entropy_backward, small_kernels.cross_entropy_backward, (g[0], z, y)),
+    for formula, arguments in [
+        (softmax.softmax_forward, (z, -1)),
+        (softmax_cross_entropy.cross_entropy_forward, (z, y, False)),
+        (softmax_cross_entropy.cross_entropy_forward, (z, y, True)),
+        (softmax_cross_entropy.cross_entropy_backward, (g, z, y)),
+        (softmax_cross_entropy.cross_entropy_backward, (g[0], z, y)),
     ]:
         kernels.choose(instructions)
-        ours = kernel(*arguments)
+        ours = by_kernel(formula.__name__, *arguments)
         assert ours is not None, "the kernel was not used"
         expected = run_formula(formula, *arguments)
         assert ours.shape == expected.shape
@@ -133,17 +126,17 @@ def test_softmax_and_cross_entropy(rows, classes, nonfinite, instructions):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_targets_from_labels(reduction, instructions):
     z, labels = torch.randn(9, 4), torch.tensor([0, 3, 1, 2, 2, -100, 0, -100, 3])
-    ours = small_kernels.target_distribution(labels, z, 4, -100, reduction == "mean")
+    ours, _ = by_kernel("targets_from_labels", labels, z, None, 4, -100, reduction == "mean", 0.0)
     expected = run_formula(target_distribution, z, labels, None, -100, reduction, 0.0)
     assert torch.equal(ours, expected.y)
     kernels.choose(instructions)
     for invalid_label in (4, -1, 2**40, -(2**40)):
         labels[3] = invalid_label
-        assert small_kernels.target_distribution(labels, z, 4, -100, True) is None
+        assert by_kernel("targets_from_labels", labels, z, None, 4, -100, True, 0.0) is None
         with pytest.raises(IndexError, match=f"between 0 and 3, got {invalid_label}"):
             target_distribution(z, labels, None, -100, reduction, 0.0)
     ignored = torch.full((3,), -100)
-    assert small_kernels.target_distribution(ignored, z[:3], 4, -100, True) is None, "the mean over no rows"
+    assert by_kernel("targets_from_labels", ignored, z[:3], None, 4, -100, True, 0.0) is None, "the mean over no rows"
 
 
 @pytest.mark.parametrize("subgradient", [0, 0.5, 1])
@@ -151,7 +144,7 @@ def test_targets_from_labels(reduction, instructions):
 def test_relu_backward(numel, subgradient, instructions):
     values = torch.tensor([0.0, -0.0, 1.5, -2.0, torch.inf, -torch.inf, torch.nan])
     z, g = values[torch.randint(7, (numel,))], values[torch.randint(7, (numel,))]
-    ours = small_kernels.relu_backward(g, z, subgradient)
+    ours = by_kernel("relu_backward", g, z, subgradient)
     expected = run_formula(relu.relu_backward, g, z, subgradient)
     assert torch.equal(ours.isnan(), expected.isnan())
     assert torch.equal(ours.nan_to_num(7), expected.nan_to_num(7))
@@ -160,14 +153,14 @@ def test_relu_backward(numel, subgradient, instructions):
 def test_kernels_do_not_support_other_layouts_and_dtypes(instructions):
     z = torch.randn(6, 6)
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    assert small_kernels.relu_backward(image, image, 0.5).stride() == image.stride()
+    assert by_kernel("relu_backward", image, image, 0.5).stride() == image.stride()
     for other in (z.double(), z.half(), z.t(), z[:, ::2], z.expand(2, 6, 6)):
-        assert small_kernels.softmax_forward(other, -1) is None
-        assert small_kernels.cross_entropy_forward(other, other, True) is None
-    assert small_kernels.relu_backward(z.t(), z, 0.5) is None
-    assert small_kernels.softmax_forward(z, 0) is None
-    assert small_kernels.softmax_forward(torch.randn(1000, 10), -1) is None, "vectorised operators are faster"
+        assert by_kernel("softmax_forward", other, -1) is None
+        assert by_kernel("cross_entropy_forward", other, other, True) is None
+    assert by_kernel("relu_backward", z.t(), z, 0.5) is None
+    assert by_kernel("softmax_forward", z, 0) is None
+    assert by_kernel("softmax_forward", torch.randn(1000, 10), -1) is None, "vectorised operators are faster"
     truncated = torch.randn(4, 4)
     truncated.untyped_storage().resize_(8)
-    assert small_kernels.softmax_forward(truncated, -1) is None
-    assert small_kernels.relu_backward(truncated, truncated, 0.5) is None
+    assert by_kernel("softmax_forward", truncated, -1) is None
+    assert by_kernel("relu_backward", truncated, truncated, 0.5) is None

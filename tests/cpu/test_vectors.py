@@ -12,21 +12,23 @@ pytestmark = pytest.mark.skipif(available().instructions is None, reason=str(ava
 pytest.importorskip("llvmlite")
 from manualgrad.cpu import team  # noqa: E402
 from manualgrad.cpu.ir.values import FLOAT, INT64  # noqa: E402
-from manualgrad.cpu.ir.vectors import Emitter  # noqa: E402
+from manualgrad.cpu.ir.vectors import Arguments, Emitter  # noqa: E402
 from manualgrad.cpu.kernels.run_program import run_program  # noqa: E402
+from manualgrad.cpu.signature import FLOAT32, INT, POINTER, kernel  # noqa: E402
 
 
 @pytest.fixture(params=jit.LANES)
 def run(request, monkeypatch, tmp_path):
-    """run(kernel, *arguments) compiles ``kernel(emit)`` and runs it for every task."""
+    """run(body, **arguments) compiles the kernel ``body`` and runs it for every task."""
     if request.param not in jit.instruction_sets():
         pytest.skip(f"this processor has no {request.param}")
     monkeypatch.setenv("MANUALGRAD_CACHE_DIR", str(tmp_path))
 
-    def compile_and_run(kernel, *arguments, num_tasks=1):
-        monkeypatch.setattr(jit, "_kernels", lambda: {"kernel": kernel, "run_program": run_program})
+    def compile_and_run(body, num_tasks=1, **arguments):
+        monkeypatch.setattr(jit, "_kernels", lambda: {"body": body, "run_program": run_program})
         module = jit.load_module.__wrapped__(request.param)
-        team.run(module, "kernel", num_tasks, [a if isinstance(a, int) else a.data_ptr() for a in arguments])
+        addresses = {name: a.data_ptr() for name, a in arguments.items() if isinstance(a, torch.Tensor)}
+        team.run(module, "body", num_tasks, **(arguments | addresses))
 
     compile_and_run.lanes = jit.LANES[request.param]
     return compile_and_run
@@ -38,8 +40,8 @@ def test_vector_arithmetic_and_comparisons(run):
     x[2] = y[2]
     out = torch.zeros(9, run.lanes)
 
-    def kernel(emit: Emitter) -> None:
-        a = emit.load_arguments(("*x", "*y", "*out"))
+    @kernel(x=POINTER, y=POINTER, out=POINTER)
+    def body(emit: Emitter, a: Arguments) -> None:
         x, y = emit.load(a.x, emit.float_vector), emit.load(a.y, emit.float_vector)
         one, zero = emit.constant(emit.float_vector, 1), emit.constant(emit.float_vector, 0)
         results = [x + y, x - y, x * y, x / y, emit.fma(x, y, x)]
@@ -47,7 +49,7 @@ def test_vector_arithmetic_and_comparisons(run):
         for n, value in enumerate(results):
             emit.store(value, a.out + n * emit.vector_bytes)
 
-    run(kernel, x, y, out)
+    run(body, x=x, y=y, out=out)
     fma = (x.double() * y.double() + x.double()).float()  # a product of floats is exact in float64
     expected = [x + y, x - y, x * y, x / y, fma, x < y, x > y, x == y, x.isnan()]
     torch.testing.assert_close(out, torch.stack([e.float() for e in expected]), rtol=0, atol=0, equal_nan=True)
@@ -56,13 +58,13 @@ def test_vector_arithmetic_and_comparisons(run):
 def test_integer_arithmetic(run):
     out = torch.zeros(9, dtype=torch.int64)
 
-    def kernel(emit: Emitter) -> None:
-        a = emit.load_arguments(("*out", "x", "y"))
+    @kernel(out=POINTER, x=INT, y=INT)
+    def body(emit: Emitter, a: Arguments) -> None:
         results = [a.x + a.y, a.x - a.y, a.x * a.y, a.x // a.y, a.x % a.y, a.x & a.y, a.x | a.y, a.x >> 2, a.x << 2]
         for n, value in enumerate(results):
             emit.store(value, a.out + 8 * n)
 
-    run(kernel, out, 1234567, 89)
+    run(body, out=out, x=1234567, y=89)
     x, y = 1234567, 89
     assert out.tolist() == [x + y, x - y, x * y, x // y, x % y, x & y, x | y, x >> 2, x << 2]
 
@@ -70,12 +72,12 @@ def test_integer_arithmetic(run):
 def test_unsigned_and_signed_comparison(run):
     out = torch.zeros(2, dtype=torch.int64)
 
-    def kernel(emit: Emitter) -> None:
-        a = emit.load_arguments(("*out", "minus_one", "five"))
+    @kernel(out=POINTER, minus_one=INT, five=INT)
+    def body(emit: Emitter, a: Arguments) -> None:
         emit.store(emit.zext(a.minus_one.ult(a.five), INT64), a.out)
         emit.store(emit.zext(a.minus_one < a.five, INT64), a.out + 8)
 
-    run(kernel, out, -1, 5)
+    run(body, out=out, minus_one=-1, five=5)
     assert out.tolist() == [0, 1]
 
 
@@ -85,14 +87,14 @@ def test_unsigned_and_signed_comparison(run):
 def test_loop(run, start, stop, step):
     out = torch.full((20,), -9, dtype=torch.int64)
 
-    def kernel(emit: Emitter) -> None:
-        a = emit.load_arguments(("*out", "start", "stop"))
+    @kernel(out=POINTER, start=INT, stop=INT)
+    def body(emit: Emitter, a: Arguments) -> None:
         count = emit.variable(emit.constant(INT64, 0))
         with emit.loop(a.start, a.stop, step) as n:
             emit.store(n, a.out + count.get() * 8)
             count.add(1)
 
-    run(kernel, out, start, stop)
+    run(body, out=out, start=start, stop=stop)
     expected = list(range(start, stop, step))
     assert out.tolist() == expected + [-9] * (20 - len(expected))
 
@@ -101,15 +103,15 @@ def test_loop(run, start, stop, step):
 def test_block_loop(run, count, size):
     out = torch.full((20,), -9, dtype=torch.int64)
 
-    def kernel(emit: Emitter) -> None:
-        a = emit.load_arguments(("*out", "count"))
+    @kernel(out=POINTER, count=INT)
+    def body(emit: Emitter, a: Arguments) -> None:
         position = emit.variable(emit.constant(INT64, 0))
         with emit.block_loop(a.count, size) as block:
             for bound in block:
                 emit.store(bound, a.out + position.get() * 8)
                 position.add(1)
 
-    run(kernel, out, count)
+    run(body, out=out, count=count)
     expected = [n for start in range(0, count, size) for n in (start, min(start + size, count))]
     assert out.tolist() == expected + [-9] * (20 - len(expected))
 
@@ -118,14 +120,14 @@ def test_block_loop(run, count, size):
 def test_bit_loop(run, bits):
     out = torch.full((65,), -9, dtype=torch.int64)
 
-    def kernel(emit: Emitter) -> None:
-        a = emit.load_arguments(("*out", "bits"))
+    @kernel(out=POINTER, bits=INT)
+    def body(emit: Emitter, a: Arguments) -> None:
         count = emit.variable(emit.constant(INT64, 0))
         with emit.bit_loop(a.bits) as bit:
             emit.store(bit, a.out + count.get() * 8)
             count.add(1)
 
-    run(kernel, out, bits - (bits >> 63 << 64))  # as a signed integer
+    run(body, out=out, bits=bits - (bits >> 63 << 64))  # as a signed integer
     expected = [n for n in range(64) if bits >> n & 1]
     assert out.tolist() == expected + [-9] * (65 - len(expected))
 
@@ -137,10 +139,17 @@ def test_permute_reduce_add_bitmask_and_trunc(run):
     permuted, total, bits = torch.zeros(run.lanes), torch.zeros(2), torch.zeros(1, dtype=torch.int64)
     truncated = torch.zeros(run.lanes, dtype=torch.uint8)
 
-    def kernel(emit: Emitter) -> None:
-        a = emit.load_arguments(
-            ("*low", "*high", "*index", "*from_high", "*permuted", "*total", "*bits", "*truncated")
-        )
+    @kernel(
+        low=POINTER,
+        high=POINTER,
+        index=POINTER,
+        from_high=POINTER,
+        permuted=POINTER,
+        total=POINTER,
+        bits=POINTER,
+        truncated=POINTER,
+    )
+    def body(emit: Emitter, a: Arguments) -> None:
         from_high = emit.load(a.from_high, emit.int_vector) == 1
         values = emit.permute(a.low, a.high, emit.load(a.index, emit.int_vector), from_high)
         emit.store(values, a.permuted)
@@ -151,7 +160,10 @@ def test_permute_reduce_add_bitmask_and_trunc(run):
         emit.store(emit.trunc(extended, emit.byte_vector), a.truncated)
         emit.store(emit.load(a.total, FLOAT), a.total + 4)
 
-    run(kernel, low, high, index, from_high, permuted, total, bits, truncated)
+    run(
+        body, low=low, high=high, index=index, from_high=from_high, permuted=permuted, total=total, bits=bits,
+        truncated=truncated,
+    )  # fmt: skip
     expected = torch.where(from_high == 1, high[index.long()], low[index.long()])
     assert torch.equal(permuted, expected)
     torch.testing.assert_close(total[0], expected.sum(), rtol=1e-6, atol=1e-6)  # the same sum in another order
@@ -163,8 +175,8 @@ def test_arguments_tasks_and_splats(run):
     """A float argument, one row of results per task, splats of a value and of memory, and exp, log and double."""
     out = torch.zeros(5, run.lanes)
 
-    def kernel(emit: Emitter) -> None:
-        a = emit.load_arguments(("*out", "*source", "factor.0"))
+    @kernel(out=POINTER, source=POINTER, factor=FLOAT32)
+    def body(emit: Emitter, a: Arguments) -> None:
         value = emit.load_splat(a.source + a.task * 4) * emit.splat(a.factor)
         emit.store(value, a.out + a.task * emit.vector_bytes)
         number = emit.fptrunc(emit.fpext(emit.log(emit.exp(emit.sitofp(a.task)))))
@@ -172,7 +184,7 @@ def test_arguments_tasks_and_splats(run):
             emit.store(number, a.out + a.task * emit.vector_bytes)
 
     source = torch.randn(5)
-    run(kernel, out, source, team.float_bits(0.3), num_tasks=5)
+    run(body, num_tasks=5, out=out, source=source, factor=0.3)
     expected = (source * torch.tensor(0.3)).unsqueeze(1).repeat(1, run.lanes)
     expected[3, 0] = 3
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)

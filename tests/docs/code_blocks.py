@@ -1,9 +1,14 @@
-"""Blocks of Python in Markdown pages: a block that quotes the source is compared with it, any other block is run."""
+"""Blocks of Python in Markdown pages: a block that quotes the source is compared with it, any other block is run.
+
+A block that "It prints:" and another block follow must print exactly the text of that block.
+"""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import doctest
+import io
 import re
 from pathlib import Path
 
@@ -11,6 +16,7 @@ from scripts.equations_page import LINK, ROOT, scopes
 
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(rf"(?:{LINK.pattern}(?:,\s| and )?)+:\n\n\Z")  # the end of the text before a block that quotes
+PRINTED = re.compile(r"\nIt prints:\n\n```\n(?P<output>.*?)^```$", re.MULTILINE | re.DOTALL)  # the text after a block
 
 
 def source_lines(file: str, name: str) -> list[str]:
@@ -50,8 +56,13 @@ def check(text: str, page: str, names: dict[str, object] | None = None) -> dict[
         links = QUOTE.search(text, 0, match.start())
         if links:
             check_quote(match["code"], links[0])
-        else:
+            continue
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             run(match["code"], names, page)
+        printed = PRINTED.match(text, match.end() + 1)
+        if printed:
+            assert output.getvalue() == printed["output"]
     return names
 
 

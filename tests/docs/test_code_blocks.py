@@ -34,6 +34,7 @@ RELU = "Code: [relu.py::relu_forward](../manualgrad/ops/relu.py):"
         (block("undefined_name"), NameError),
         (block("x = 1") + block("y = x +"), SyntaxError),
         (block(">>> 1 + 1\n3"), AssertionError),
+        (block("print(1)") + "\nIt prints:\n\n```\n2\n```\n", AssertionError),
         (block("return z.clamp(min=1)  # eq. (9)", RELU), AssertionError),
         (block("return z.clamp(min=0)  # eq. (9)\ndef relu_forward(z: Tensor) -> Tensor:", RELU), AssertionError),
         (block("pass", RELU.replace("relu_forward", "no_such_function")), LookupError),
@@ -48,6 +49,7 @@ def test_a_wrong_block_is_noticed(text, error):
 def test_right_blocks_pass_and_share_their_names():
     quote = block("return z.clamp(min=0)  # eq. (9)", RELU)
     assert check(block("x = 1") + quote + block(">>> x + 1\n2"), "a page")["x"] == 1
+    check(block("print(1)") + "\nIt prints:\n\n```\n1\n```\n", "a page")
 
 
 # ------------------------------------------------------------------------------ commands, flags and paths
@@ -55,7 +57,7 @@ def test_right_blocks_pass_and_share_their_names():
 # Flags of argparse, torchrun, ruff and mypy.
 FOREIGN_FLAGS = {"--help", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-id", "--rdzv-endpoint",
                  "--max-restarts", "--check", "--strict"}  # fmt: skip
-FOLDERS = r"\.ci|compare|docs|manualgrad|scripts|tests|cpu|network|ops|reference"
+FOLDERS = r"\.ci|compare|docs|manualgrad|scripts|tests|cpu|network|ops|reference|examples"
 
 
 @cache

@@ -56,9 +56,18 @@ def test_every_section_has_the_formula_and_all_its_parts(n):
     assert all(len(part(n, name).strip()) > 20 for name in ("Reading", "Code", "Proof", "By hand"))
 
 
-@pytest.mark.parametrize("n", [2, 3, 12, 15])
+@pytest.mark.parametrize("n", [2, 3, 12, 15, 18, 19, 20, 21])
 def test_the_derivations_are_there(n):
     assert part(n, "Derivation").count("$$") >= 2
+
+
+def test_every_misprint_is_a_footnote_and_has_a_link():
+    """The equations are the corrected ones: only the footnotes quote the sheet."""
+    footnotes = section("Footnotes: misprints of the formula sheet")
+    linked = re.findall(r"\[Footnote \((\d+)\)\]\(#footnotes-misprints-of-the-formula-sheet\)", TEXT)
+    assert linked == ["5", "13", "14", "15", "20", "21"]
+    assert all(f"({n})" in footnotes for n in linked)
+    assert not re.search(r"\b[Pp]rint(ed|s)\b", TEXT[: TEXT.index("## Footnotes")])
 
 
 @pytest.mark.parametrize("subject", ["the convolution", "softmax", "the cost"])
@@ -123,7 +132,9 @@ def test_every_link_of_the_page_leads_somewhere():
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", TEXT), re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
-    assert len(LINK.findall(TEXT)) + TEXT.count("](#") == TEXT.count("](")
+    pages = re.findall(r"\]\(([\w-]+\.md)\)", TEXT)
+    assert all((PAGE.parent / page).exists() for page in pages)
+    assert len(LINK.findall(TEXT)) + TEXT.count("](#") + len(pages) == TEXT.count("](")
 
 
 @every_equation
@@ -248,17 +259,17 @@ def test_every_sum_on_the_page_is_right():
 
 
 def test_the_example_of_1_to_3(inputs):
-    x, w, delta = (sheet_layout(inputs[3][name]) for name in ("x", "w", "delta"))
+    x, _, g = (sheet_layout(inputs[3][name]) for name in ("x", "w", "g"))
     w = sheet_weight(inputs[3]["w"])
     z, z_00, z_01, correlation_00, correlation = outputs(1)
     close(sheet_layout(z), reference.conv2d(x, w))
     close(sheet_layout(correlation), reference.conv2d(x, w[::-1, ::-1]))
     assert [z_00, z_01, correlation_00] == [z[0, 0, 0, 0], z[0, 0, 0, 1], correlation[0, 0, 0, 0]]
     grad_x, corner, middle = outputs(2)
-    close(sheet_layout(grad_x), reference.conv2d_grad_input(delta, w, x.shape))
+    close(sheet_layout(grad_x), reference.conv2d_grad_input(g, w, x.shape))
     assert [corner, middle] == [grad_x[0, 0, 0, 0], grad_x[0, 0, 1, 1]]
     grad_w, first, last = outputs(3)
-    close(sheet_weight(grad_w), reference.conv2d_grad_weight(delta, x, w.shape))
+    close(sheet_weight(grad_w), reference.conv2d_grad_weight(g, x, w.shape))
     assert [first, last] == [grad_w[0, 0, 0, 0], grad_w[0, 0, 1, 1]]
 
 
@@ -281,21 +292,21 @@ def test_the_example_of_5():
 
 
 def test_the_example_of_6_to_8(inputs):
-    x, w, delta = (inputs[8][name].detach().numpy() for name in ("x", "w", "delta"))
+    x, w, g = (inputs[8][name].detach().numpy() for name in ("x", "w", "g"))
     (d, d_0), (grad_x, first), (grad_w, last) = outputs(6), outputs(7), outputs(8)
     close(d, reference.dense(x, w))
-    close(grad_x, reference.dense_grad_input(delta, w))
-    close(grad_w, reference.dense_grad_weight(delta, x))
+    close(grad_x, reference.dense_grad_input(g, w))
+    close(grad_w, reference.dense_grad_weight(g, x))
     assert [d_0, first, last] == [d[0, 0], grad_x[0, 0], grad_w[1, 2]]
 
 
 def test_the_example_of_9_and_10_at_zero(inputs):
-    z, delta = (inputs[10][name].detach().numpy() for name in ("z", "delta"))
+    z, g = (inputs[10][name].detach().numpy() for name in ("z", "g"))
     assert list(np.sign(z)) == [-1, 0, 1]
     close(*outputs(9), reference.relu(z))
     (ours,), (native,) = outputs(10)
-    close(ours, reference.relu_backward(delta, z))
-    close(native, reference.relu_backward(delta, z, subgradient=0))
+    close(ours, reference.relu_backward(g, z))
+    close(native, reference.relu_backward(g, z, subgradient=0))
 
 
 Z = np.array([[math.log(3), 0.0]])
@@ -349,7 +360,7 @@ def test_the_example_of_16_to_21(inputs):
     entry, delta_0 = outputs(20)
     close(delta_0, deltas[0][0, :, :, 0])
     assert entry == delta_0[1, 0]
-    (weight_1, bias_1), (weight_0, bias_0), by_hand, after = outputs(21)
+    (weight_1, bias_1), (weight_0, bias_0), by_hand, after, z_0_after = outputs(21)
     for shown, expected in zip((weight_0, weight_1), weight_steps, strict=True):
         close(sheet_weight(shown[0]), expected[0])
     for shown, expected in zip((bias_0, bias_1), bias_steps, strict=True):
@@ -358,8 +369,39 @@ def test_the_example_of_16_to_21(inputs):
 
     weights = [w + step for w, step in zip(weights, reference_network.batch_mean(weight_steps), strict=True)]
     biases = [b + step for b, step in zip(biases, reference_network.batch_mean(bias_steps), strict=True)]
-    close(after, reference.cost(reference_network.forward(x, weights, biases)[0][-1], y))
-    assert after < before
+    zs, _ = reference_network.forward(x, weights, biases)
+    close(after, reference.cost(zs[-1], y))
+    close(z_0_after, zs[0][0, :, :, 0])
+    assert after < before and (z_0_after > 0).any()
+
+
+def test_the_example_of_the_recursion_layer_by_layer(inputs):
+    """Its x¹ is the image of (16) to (21), and its numbers are those of the loops."""
+    text = section("The recursion, layer by layer")
+    names = check(text, PAGE.name, dict(inputs[21]))
+    weights = [sheet_weight(layer.weight).astype(float) for layer in names["deep"].layers_with_weights()]
+    biases = [layer.bias.detach().numpy() for layer in names["deep"].layers_with_weights()]
+    zs, xs = reference_network.forward(sheet_layout(names["image"]), weights, biases)
+    deltas, weight_steps, bias_steps = reference_network.backpropagate(
+        zs, xs, names["y"].numpy(), weights, biases, names["eta"]
+    )
+    assert (xs[1] == sheet_layout(names["x0"])).all()
+    for ours, expected in zip(names["steps"].deltas, deltas, strict=True):
+        close(ours, expected)
+    close(sheet_weight(names["steps"].weights[0][0]), weight_steps[0][0])
+    half = reference_network.backpropagate(zs, xs, names["y"].numpy(), weights, biases, names["eta"], subgradient=0)
+    assert [round(float(steps[0].sum()), 5) for steps in (bias_steps, half[2])] == [-0.225, -0.3]
+    assert "−0.3\n" in text
+
+
+def test_the_table_names_lines_that_cite_20_and_21():
+    """Every comment in the table, such as ∂C/∂x, ends a line of code of (20) or (21)."""
+    table = "".join(re.findall(r"^\|.*\n", section("The recursion, layer by layer"), re.MULTILINE))
+    markers = set(re.findall(r"∂[A-Z]/∂\w|[PF]⁻¹", table)) - {"∂J/∂x"}
+    assert markers == {"∂C/∂x", "∂C/∂w", "∂D/∂x", "∂D/∂w", "∂R/∂z", "P⁻¹", "F⁻¹"}
+    code = part(20, "Code") + part(21, "Code")
+    comments = [line.partition("#")[2] for line in "".join(BLOCK.findall(code)).splitlines()]
+    assert all(any(marker in comment for comment in comments) for marker in markers)
 
 
 def test_the_sizes_of_22():

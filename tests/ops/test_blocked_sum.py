@@ -9,7 +9,8 @@ from torch import Tensor, func
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import manualgrad as mg
-from manualgrad.ops.blocked_sum import BLOCK_K, blocked_bmm
+from manualgrad.dispatch import BLOCK_K
+from manualgrad.ops.blocked_sum import blocked_bmm
 
 LONG = 2 * BLOCK_K + 7  # terms: two full blocks, and a shorter one
 

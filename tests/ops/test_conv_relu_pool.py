@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import manualgrad as mg
-from manualgrad.cpu.pool_index import AT_ZERO, INACTIVE
-from manualgrad.ops import conv_relu_pool_dispatch
+from manualgrad import dispatch
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
 from manualgrad.ops.max_pool2d_geometry import make_max_pool2d_geometry
 from manualgrad.ops.relu_pool import relu_pool_forward
+from manualgrad.pool_index import AT_ZERO, INACTIVE
 
 
 def composed(x, w, b, subgradient, **options):
@@ -86,7 +86,7 @@ def test_chunks_of_a_batch_equal_the_whole_batch(monkeypatch):
 
     unchunked = output_and_gradients()
     for numel in (1, 2 * 3 * 7 * 6):  # chunks of one image; of two images, and one image left over
-        monkeypatch.setattr(conv_relu_pool_dispatch, "CHUNK_NUMEL", numel)
+        monkeypatch.setattr(dispatch, "CHUNK_NUMEL", numel)
         for chunked, expected in zip(output_and_gradients(), unchunked, strict=True):
             assert chunked.stride() == expected.stride()
             torch.testing.assert_close(chunked, expected, rtol=1e-12, atol=1e-12)  # some rounding errors of 1e-16

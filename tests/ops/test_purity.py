@@ -117,7 +117,9 @@ def forbidden_names(source: str) -> set[str]:
 
 
 SOURCES = sorted(
-    path for folder in ("ops", "cpu", "network") for path in (Path(mg.__file__).parent / folder).rglob("*.py")
+    path
+    for pattern in ("ops/**/*.py", "cpu/**/*.py", "network/**/*.py", "dispatch.py", "tensor_checks.py")
+    for path in Path(mg.__file__).parent.glob(pattern)
 )
 
 

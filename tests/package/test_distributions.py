@@ -17,7 +17,7 @@ from manualgrad import extras
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("manualgrad", "compare")
-FOLDERS = (*PACKAGES, "docs", "scripts", "tests")
+FOLDERS = (*PACKAGES, "docs", "examples", "scripts", "tests")
 FILES = (
     ".ci/run",
     "CHANGELOG.md",

@@ -12,7 +12,7 @@ tensors (``cpu/conv_pool.py``, ``cpu/small_kernels.py``, ``network/plan.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from manualgrad.cpu.ir.values import (
     Variable,
     constant,
 )
+from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, ArgumentType
 
 
 class Arguments(SimpleNamespace):
@@ -60,14 +61,15 @@ class Emitter:
         self.builder.ret_void()
         ir.IRBuilder(self.entry).branch(self.function.blocks[1])
 
-    def load_arguments(self, names: Sequence[str]) -> Arguments:
-        """Load the kernel's arguments, 8 bytes each, in the order of ``names``; ``task`` is added to them.
+    def load_arguments(self, types: Mapping[str, ArgumentType]) -> Arguments:
+        """Load the kernel's arguments, 8 bytes each, in the order of ``types``; ``task`` is added to them.
 
-        ``*name`` is an address, ``name.0`` a float, any other name a 64-bit integer."""
-        values = {}
-        for n, name in enumerate(names):
-            type_ = ADDRESS if name.startswith("*") else FLOAT if name.endswith(".0") else INT64
-            values[name.removeprefix("*").removesuffix(".0")] = self.load(self.arguments + 8 * n, type_)
+        A BOOL is the 64-bit integer 0 or 1."""
+        llvm_types = {POINTER: ADDRESS, INT: INT64, FLOAT32: FLOAT, BOOL: INT64}
+        values = {
+            name: self.load(self.arguments + 8 * n, llvm_types[type_])
+            for n, (name, type_) in enumerate(types.items())
+        }
         return Arguments(**values, task=self._value(self.function.args[1]))
 
     # ------------------------------------------------------------------------------ values and memory

@@ -22,49 +22,52 @@ from manualgrad.cpu.ir.values import FLOAT, INT32, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv_pool_grad_input import grad_input
 from manualgrad.cpu.kernels.conv_pool_grad_weight import grad_weight_over_inputs, grad_weight_over_outputs
+from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
 
-ARGUMENTS = (
-    "*x",  # (N, H, W, x_channels); if vectorizes_outputs, (N, x_channels, H, W)
-    "*weight",  # (C_out, kH, kW·C_in), flipped
-    "*grad_out",  # (N, H_out, W_out, C_out)
-    "*pool_index",  # the same, bytes
-    "*grad_input",  # (N, H, W, C_in)
-    "*grad_weight",  # (tasks, C_out, kH, kW·x_channels); if vectorizes_outputs, (tasks, C_in, kH, padded kW, C_out)
-    "*grad_bias",  # (tasks, C_out)
-    "*nonfinite",  # (tasks): 0, or NaN if a number that is multiplied is not finite
-    "*scratch",  # (tasks, scratch_bytes)
-    "scratch_bytes",
-    "batch_size",
-    "share",  # images per task
-    "height",
-    "width",
-    "x_channels",  # channels of x in memory: C_in as below, or not padded if vectorizes_outputs
-    "in_channels_padded",  # C_in of weight and grad_input, a multiple of the lanes
-    "kernel_height",
-    "kernel_width",
-    "out_channels",  # a multiple of the lanes
-    "out_height",
-    "out_width",
-    "needs_grad_input",
-    "needs_grad_weight",
-    "vectorizes_outputs",  # 1 if vectors of the weight gradient run over output channels, 0 if over kW·C_in
-    "at_zero_index",  # AT_ZERO, or no pooling index if R'(0) = 0
-    "subgradient.0",
+
+@kernel(
+    x=POINTER,  # (N, H, W, padded C_in); if vectorizes_outputs, (N, C_in, H, W)
+    packed_weight=POINTER,  # (padded C_out, kH, kW·padded C_in), flipped
+    grad_out=POINTER,  # (N, H_out, W_out, padded C_out)
+    pool_index=POINTER,  # the same, bytes
+    grad_input=POINTER,  # (N, H, W, padded C_in)
+    # (tasks, padded C_out, kH, kW·padded C_in); if vectorizes_outputs, (tasks, C_in, kH, padded kW, padded C_out)
+    grad_weight_parts=POINTER,
+    grad_bias_parts=POINTER,  # (tasks, padded C_out)
+    nonfinite=POINTER,  # (tasks): 0, or NaN if a number that is multiplied is not finite
+    scratch=POINTER,  # (tasks, scratch_bytes)
+    scratch_bytes=INT,
+    batch_size=INT,
+    share=INT,  # images per task
+    height=INT,
+    width=INT,
+    in_channels=INT,
+    in_channels_padded=INT,  # a multiple of the lanes
+    kernel_height=INT,
+    kernel_width=INT,
+    out_channels_padded=INT,  # a multiple of the lanes
+    out_height=INT,
+    out_width=INT,
+    needs_grad_input=BOOL,
+    needs_grad_weight=BOOL,
+    vectorizes_outputs=BOOL,  # True if vectors of the weight gradient run over output channels, not over kW·C_in
+    at_zero_index=INT,  # AT_ZERO, or no pooling index if R'(0) = 0
+    subgradient=FLOAT32,
 )
-
-
-def conv_pool_backward(emit: Emitter) -> None:
+def conv_pool_backward(emit: Emitter, a: Arguments) -> None:
     """Compute the gradients of this task's images."""
-    a = emit.load_arguments(ARGUMENTS)
     _derive_sizes(emit, a)
     weight_numel = emit.select(a.vectorizes_outputs == 1, a.numel_over_outputs, a.numel_over_inputs)
-    a.grad_weight = a.grad_weight + a.task * weight_numel * 4
-    a.grad_bias, a.nonfinite = a.grad_bias + a.task * a.out_channels * 4, a.nonfinite + a.task * 4
+    a.grad_weight = a.grad_weight_parts + a.task * weight_numel * 4  # this task's
+    a.grad_bias = a.grad_bias_parts + a.task * a.out_channels_padded * 4
+    a.nonfinite = a.nonfinite + a.task * 4
     clear(emit, a.grad_weight, emit.select(a.needs_grad_weight == 1, weight_numel, weight_numel * 0))
-    clear(emit, a.grad_bias, a.out_channels)
+    clear(emit, a.grad_bias, a.out_channels_padded)
     emit.store(emit.constant(FLOAT, 0), a.nonfinite)
     with emit.if_then(a.needs_grad_input == 1):
-        _accumulate_nonfinite(emit, a.nonfinite, a.weight, a.out_channels * a.kernel_height * a.weight_row_numel)
+        _accumulate_nonfinite(
+            emit, a.nonfinite, a.packed_weight, a.out_channels_padded * a.kernel_height * a.weight_row_numel
+        )
     start, stop = task_range(emit, a, a.batch_size)
     with emit.loop(start, stop, IMAGES_PER_BLOCK) as first:
         end = emit.select(first + IMAGES_PER_BLOCK < stop, first + IMAGES_PER_BLOCK, stop)
@@ -83,22 +86,23 @@ def conv_pool_backward(emit: Emitter) -> None:
 def _derive_sizes(emit: Emitter, a: Arguments) -> None:
     """Derive sizes from the arguments, and the addresses of the buffers in this task's scratch memory."""
     a.windows = a.out_height * a.out_width
-    a.image_numel = a.height * a.width * a.x_channels
-    a.x_row_numel, a.weight_row_numel = a.kernel_width * a.x_channels, a.kernel_width * a.in_channels_padded
+    channels_in_memory = emit.select(a.vectorizes_outputs == 1, a.in_channels, a.in_channels_padded)
+    a.image_numel = a.height * a.width * channels_in_memory
+    a.weight_row_numel = a.kernel_width * a.in_channels_padded
     tile = KERNEL_COLUMNS_PER_TILE
     a.padded_kernel_width = (a.kernel_width + (tile - 1)) // tile * tile
-    a.numel_over_inputs = a.out_channels * a.kernel_height * a.x_row_numel
-    a.numel_over_outputs = a.x_channels * a.kernel_height * a.padded_kernel_width * a.out_channels
+    a.numel_over_inputs = a.out_channels_padded * a.kernel_height * a.weight_row_numel
+    a.numel_over_outputs = a.in_channels * a.kernel_height * a.padded_kernel_width * a.out_channels_padded
     # floats (images of a block, windows, C_out)
     a.grad_z = a.scratch + a.task * a.scratch_bytes
     # integers (images of a block, windows): bytes from the first image to the window's first x
-    a.window_offsets = a.grad_z + a.windows * a.out_channels * (4 * IMAGES_PER_BLOCK)
+    a.window_offsets = a.grad_z + a.windows * a.out_channels_padded * (4 * IMAGES_PER_BLOCK)
     # integers (windows, 4 positions): one bit per output channel, 1 if grad_z goes to that position
     a.channel_masks = a.window_offsets + a.windows * (8 * IMAGES_PER_BLOCK)
     # integers of 4 bytes (4 positions, C_out): one bit per window, 1 if grad_z goes to that position
     a.window_masks = a.channel_masks + a.windows * 32
     # floats: an image and READ_SLACK
-    a.image_copy = a.window_masks + a.out_channels * 16
+    a.image_copy = a.window_masks + a.out_channels_padded * 16
     # bytes (images of a block, windows, C_out): the position that grad_z goes to, 4 if to none
     a.positions = a.image_copy + (a.image_numel + READ_SLACK) * 4
 
@@ -122,13 +126,13 @@ def _accumulate_nonfinite(emit: Emitter, nonfinite: Value, address: Value, numel
 
 def _grad_z(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
     """Store grad_z and its positions for one image, the block's number ``n``; add grad_z to the bias gradient."""
-    image_offset, block_offset = image * a.windows * a.out_channels, n * a.windows * a.out_channels
+    image_offset, block_offset = image * a.windows * a.out_channels_padded, n * a.windows * a.out_channels_padded
     zero, no_position = emit.constant(emit.float_vector, 0), emit.constant(emit.int_vector, 4)
     subgradient, at_zero_index = emit.splat(a.subgradient), emit.splat(emit.trunc(a.at_zero_index, INT32))
-    with emit.loop(0, a.out_channels, emit.lanes) as c_out:
+    with emit.loop(0, a.out_channels_padded, emit.lanes) as c_out:
         total = emit.variable(emit.load(a.grad_bias + c_out * 4, emit.float_vector))
         with emit.loop(0, a.windows) as window:
-            offset = window * a.out_channels + c_out
+            offset = window * a.out_channels_padded + c_out
             grad_out = emit.load(a.grad_out + (image_offset + offset) * 4, emit.float_vector)
             index_bytes = emit.load(a.pool_index + (image_offset + offset), emit.byte_vector)
             pool_index = emit.zext(index_bytes, emit.int_vector)

@@ -15,40 +15,39 @@ from __future__ import annotations
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import INT64, Value, Variable
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
-from manualgrad.cpu.pool_index import AT_ZERO, INACTIVE
+from manualgrad.cpu.signature import INT, POINTER, kernel
+from manualgrad.pool_index import AT_ZERO, INACTIVE
 
 BLOCK_K = 128  # products that are summed before they are added to z, or one kernel row if C_in·kW is larger
 
-ARGUMENTS = (
-    "*x",  # (N, H, W, C_in)
-    "*weight",  # (kH, kW·C_in, C_out), flipped
-    "*bias",  # (C_out)
-    "*out",  # (N, H_out, W_out, C_out)
-    "*pool_index",  # the same, bytes
-    "num_rows",  # N·H_out
-    "share",  # rows of windows per task
-    "height",
-    "width",
-    "in_channels",
-    "kernel_height",
-    "kernel_row_numel",  # kW·C_in
-    "out_channels",  # a multiple of the lanes
-    "out_height",
-    "out_width",
+
+@kernel(
+    x=POINTER,  # (N, H, W, C_in)
+    packed_weight=POINTER,  # (kH, kW·C_in, padded C_out), flipped
+    bias=POINTER,  # (padded C_out)
+    out=POINTER,  # (N, H_out, W_out, padded C_out)
+    pool_index=POINTER,  # the same, bytes
+    window_rows=INT,  # N·H_out
+    share=INT,  # rows of windows per task
+    height=INT,
+    width=INT,
+    in_channels=INT,
+    kernel_height=INT,
+    kernel_row_numel=INT,  # kW·C_in
+    out_channels_padded=INT,  # a multiple of the lanes
+    out_height=INT,
+    out_width=INT,
 )
-
-
-def conv_pool_forward(emit: Emitter) -> None:
+def conv_pool_forward(emit: Emitter, a: Arguments) -> None:
     """Compute this task's rows of windows."""
-    a = emit.load_arguments(ARGUMENTS)
     wide, narrow = (2, 4) if emit.lanes == 16 else (1, 2)  # windows of a tile: as many as the registers hold
-    with emit.loop(*task_range(emit, a, a.num_rows)) as row:
+    with emit.loop(*task_range(emit, a, a.window_rows)) as row:
         first_x_row = (row // a.out_height) * a.height + (row % a.out_height) * 2
         x, window = a.x + first_x_row * a.width * a.in_channels * 4, row * a.out_width
-        paired = a.out_channels // (2 * emit.lanes) * 2 * emit.lanes
+        paired = a.out_channels_padded // (2 * emit.lanes) * 2 * emit.lanes
         with emit.loop(0, paired, 2 * emit.lanes) as c_out:
             _row(emit, a, x, window, c_out, vectors=2, tile_windows=wide)
-        with emit.loop(paired, a.out_channels, emit.lanes) as c_out:
+        with emit.loop(paired, a.out_channels_padded, emit.lanes) as c_out:
             _row(emit, a, x, window, c_out, vectors=1, tile_windows=narrow)
 
 
@@ -58,7 +57,7 @@ def _row(emit: Emitter, a: Arguments, x: Value, window: Value, c_out: Value, vec
     for windows in dict.fromkeys((tile_windows, 1)):
         stop = a.out_width - a.out_width % windows
         with emit.loop(start, stop, windows) as w_out:
-            out_offset = (window + w_out) * a.out_channels + c_out
+            out_offset = (window + w_out) * a.out_channels_padded + c_out
             _tile(emit, a, x + w_out * a.in_channels * 8, out_offset, c_out, vectors, windows)
         start = stop
 
@@ -83,7 +82,7 @@ def _tile(emit: Emitter, a: Arguments, x: Value, out_offset: Value, c_out: Value
     for window in range(windows):
         for v in range(vectors):
             out, pool_index = relu_max(emit, [z[window][position][v].get() for position in range(4)])
-            offset = out_offset + a.out_channels * window + v * emit.lanes
+            offset = out_offset + a.out_channels_padded * window + v * emit.lanes
             emit.store(out, a.out + offset * 4)
             emit.store(emit.trunc(pool_index, emit.byte_vector), a.pool_index + offset)
 
@@ -103,7 +102,7 @@ def _add_products(
     with emit.loop(*kernel_rows) as kh, emit.loop(*row_numbers) as n:
         upper = x + kh * row_bytes + n * 4
         lower = upper + row_bytes
-        weight = a.weight + ((kh * a.kernel_row_numel + n) * a.out_channels + c_out) * 4
+        weight = a.packed_weight + ((kh * a.kernel_row_numel + n) * a.out_channels_padded + c_out) * 4
         weights = [emit.load(weight + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
         for column in range(2 * windows):
             for row, address in enumerate((upper, lower)):

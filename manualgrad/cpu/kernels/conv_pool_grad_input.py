@@ -23,14 +23,14 @@ def grad_input(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
     image_grad = a.grad_input + image * a.height * row_bytes
     clear(emit, image_grad, a.height * a.width * a.in_channels_padded)
     zero = emit.constant(INT64, 0)
-    with emit.loop(0, a.out_channels, CHANNELS_PER_BLOCK) as c_out:
-        offset = n * a.windows * a.out_channels + c_out
-        _store_channel_masks(emit, a, offset, a.out_channels - c_out)
+    with emit.loop(0, a.out_channels_padded, CHANNELS_PER_BLOCK) as c_out:
+        offset = n * a.windows * a.out_channels_padded + c_out
+        _store_channel_masks(emit, a, offset, a.out_channels_padded - c_out)
         for kh, rows in tiles(emit, zero, a.kernel_height, TILE[0]):
             for kw, columns in tiles(emit, zero, a.kernel_width, TILE[1]):
                 with emit.loop(0, a.in_channels_padded, emit.lanes) as c_in:
                     row = (c_out * a.kernel_height + kh) * a.weight_row_numel
-                    weight = a.weight + (row + kw * a.in_channels_padded + c_in) * 4
+                    weight = a.packed_weight + (row + kw * a.in_channels_padded + c_in) * 4
                     target = image_grad + kh * row_bytes + (kw * a.in_channels_padded + c_in) * 4
                     _add_tile(emit, a, (rows, columns), a.grad_z + offset * 4, weight, target)
 
@@ -42,7 +42,7 @@ def _store_channel_masks(emit: Emitter, a: Arguments, offset: Value, channels_le
     with emit.loop(0, a.windows) as window, emit.loop(0, 4) as position:
         mask = emit.variable(emit.constant(INT64, 0))
         with emit.loop(0, emit.select(channels_left < most, channels_left, most), emit.lanes) as c_out:
-            positions = emit.load(a.positions + offset + window * a.out_channels + c_out, emit.byte_vector)
+            positions = emit.load(a.positions + offset + window * a.out_channels_padded + c_out, emit.byte_vector)
             is_here = positions == emit.splat(emit.trunc(position, BYTE))
             mask.set(mask.get() | (emit.bitmask(is_here) << c_out))
         emit.store(mask.get(), a.channel_masks + (window * 4 + position) * 8)
@@ -65,7 +65,7 @@ def _add_tile(
             for t in range(2):
                 mask = emit.load(a.channel_masks + (window * 4 + (2 * s + t)) * 8, INT64)
                 with emit.bit_loop(mask) as c_out:
-                    factor = emit.load_splat(grad_z + (window * a.out_channels + c_out) * 4)
+                    factor = emit.load_splat(grad_z + (window * a.out_channels_padded + c_out) * 4)
                     channel_weight = weight + c_out * a.kernel_height * a.weight_row_numel * 4
                     for kh in range(rows):
                         for kw in range(columns):

@@ -9,26 +9,25 @@ from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import BYTE, INT32, INT64
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.signature import FLOAT32, INT, POINTER, kernel
 
-ARGUMENTS = (
-    "*images",  # (images, H, W) bytes; the pixels of a row are contiguous
-    "*indices",  # (N) int64: which image each row of x is
-    "*x",  # (N, H, W)
-    "batch_size",
-    "share",  # images per task
-    "height",
-    "width",
-    "image_stride",  # of images, in bytes
-    "row_stride",  # of images, in bytes
-    "mean.0",
-    "std.0",
+
+@kernel(
+    images=POINTER,  # (images, H, W) bytes; the pixels of a row are contiguous
+    indices=POINTER,  # (N) int64: which image each row of x is
+    x=POINTER,  # (N, H, W)
+    batch_size=INT,
+    share=INT,  # images per task
+    height=INT,
+    width=INT,
+    image_stride=INT,  # of images, in bytes
+    row_stride=INT,  # of images, in bytes
+    mean=FLOAT32,
+    std=FLOAT32,
 )
-
-
-def gather_images(emit: Emitter) -> None:
+def gather_images(emit: Emitter, a: Arguments) -> None:
     """Gather this task's images."""
-    a = emit.load_arguments(ARGUMENTS)
     with emit.loop(*task_range(emit, a, a.batch_size)) as n:
         image = a.images + emit.load(a.indices + n * 8, INT64) * a.image_stride
         x = a.x + n * a.height * a.width * 4

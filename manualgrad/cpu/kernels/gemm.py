@@ -19,34 +19,23 @@ from llvmlite import ir
 from manualgrad.cpu.ir.tiles import task_range, tiles
 from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.signature import INT, POINTER, kernel
 
 BLOCK_K = 128
-GEMM_NT_ARGUMENTS = (
-    "*x",  # (rows, in_features)
-    "*weight",  # (out_features, in_features)
-    "*bias",  # (out_features)
-    "*out",  # (rows, out_features)
-    "rows",
-    "share",  # rows per task
-    "in_features",
-    "out_features",
-)
-GEMM_STRIDED_ARGUMENTS = (
-    "*lhs",  # (rows, inner_size), of any strides
-    "row_stride",  # of lhs, in floats
-    "inner_stride",  # of lhs, in floats
-    "*rhs",  # (inner_size, columns)
-    "*out",  # (rows, columns)
-    "rows",
-    "share",  # rows per task
-    "inner_size",
-    "columns",
-)
 
 
-def gemm_nt(emit: Emitter) -> None:
+@kernel(
+    x=POINTER,  # (rows, in_features)
+    weight=POINTER,  # (out_features, in_features)
+    bias=POINTER,  # (out_features)
+    out=POINTER,  # (rows, out_features)
+    rows=INT,
+    share=INT,  # rows per task
+    in_features=INT,
+    out_features=INT,
+)
+def gemm_nt(emit: Emitter, a: Arguments) -> None:
     """Compute this task's rows of x·weightᵀ + bias."""
-    a = emit.load_arguments(GEMM_NT_ARGUMENTS)
     tile_rows, tile_columns = (4, 6) if emit.lanes == 16 else (2, 4)  # as many as the registers hold
     for column, columns in tiles(emit, emit.constant(INT64, 0), a.out_features, tile_columns):
         for row, rows in tiles(emit, *task_range(emit, a, a.rows), tile_rows):
@@ -71,9 +60,19 @@ def _nt_tile(emit: Emitter, a: Arguments, row: Value, column: Value, rows: int, 
         emit.store(total, a.out + ((row + r) * a.out_features + column + c) * 4)
 
 
-def gemm_strided(emit: Emitter) -> None:
+@kernel(
+    lhs=POINTER,  # (rows, inner_size), of any strides
+    row_stride=INT,  # of lhs, in floats
+    inner_stride=INT,  # of lhs, in floats
+    rhs=POINTER,  # (inner_size, columns)
+    out=POINTER,  # (rows, columns)
+    rows=INT,
+    share=INT,  # rows per task
+    inner_size=INT,
+    columns=INT,
+)
+def gemm_strided(emit: Emitter, a: Arguments) -> None:
     """Compute this task's rows of lhs·rhs."""
-    a = emit.load_arguments(GEMM_STRIDED_ARGUMENTS)
     tile_rows, tile_vectors = (8, 3) if emit.lanes == 16 else (4, 3)  # as many as the registers hold
     wide_end, vector_end = (a.columns - a.columns % (vectors * emit.lanes) for vectors in (tile_vectors, 1))
     for start, stop, vectors, type_ in (

@@ -1,30 +1,30 @@
-"""One-hot targets from labels: y of (14) is 1, or with ``mean`` 1/B of (13), at each row's label, and 0 elsewhere.
+"""One-hot targets from labels: y of (14), 1 at each row's label and 0 elsewhere.
 
-B counts the rows whose label is not ``ignore_index``; targets of the others are 0. Each task counts all rows and
-writes the targets of ``share`` rows. The caller discards the targets if a label is no class.
+With ``divides_by_count`` it is 1/B of (13) at the label. B counts the rows whose label is not ``ignore_index``;
+targets of the others are 0. Each task counts all rows and writes the targets of ``share`` rows. The caller discards
+the targets if a label is no class.
 """
 
 from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import FLOAT, INT64
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
-ARGUMENTS = (
-    "*labels",  # (rows) int64
-    "*targets",  # (rows, classes)
-    "*counts",  # two int64: the rows that are not ignored, and those of them whose label is no class
-    "rows",
-    "share",  # rows per task
-    "classes",
-    "ignore_index",
-    "mean",  # 1 if targets are divided by the number of rows that are not ignored
+
+@kernel(
+    labels=POINTER,  # (rows) int64
+    targets=POINTER,  # (rows, classes)
+    counts=POINTER,  # two int64: the rows that are not ignored, and those of them whose label is no class
+    rows=INT,
+    share=INT,  # rows per task
+    classes=INT,
+    ignore_index=INT,
+    divides_by_count=BOOL,  # True if targets are divided by the number of rows that are not ignored
 )
-
-
-def one_hot_targets(emit: Emitter) -> None:
+def one_hot_targets(emit: Emitter, a: Arguments) -> None:
     """Compute the targets of this task's rows; task 0 also stores the counts."""
-    a = emit.load_arguments(ARGUMENTS)
     one, zero = emit.constant(INT64, 1), emit.constant(INT64, 0)
     num_counted, num_invalid = emit.variable(zero), emit.variable(zero)
     with emit.loop(0, a.rows) as row:
@@ -34,7 +34,7 @@ def one_hot_targets(emit: Emitter) -> None:
         # as an unsigned integer, a negative label is larger than any class
         num_invalid.add(emit.select(label.ult(a.classes), zero, is_counted))
     mean_weight = emit.constant(FLOAT, 1) / emit.sitofp(num_counted.get())
-    weight = emit.select(a.mean == 1, mean_weight, emit.constant(FLOAT, 1))
+    weight = emit.select(a.divides_by_count == 1, mean_weight, emit.constant(FLOAT, 1))
     with emit.loop(*task_range(emit, a, a.rows)) as row:
         label = emit.load(a.labels + row * 8, INT64)
         row_weight = emit.select(label == a.ignore_index, emit.constant(FLOAT, 0), weight)

@@ -10,31 +10,34 @@ from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import float_tiles, task_range
 from manualgrad.cpu.ir.values import FLOAT, Value
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
 
-FORWARD_ARGUMENTS = ("*z", "*out", "numel", "share")
-BACKWARD_ARGUMENTS = (
-    "*grad_out",
-    "*z",
-    "*grad_z",
-    "numel",
-    "share",
-    "has_subgradient",  # 0 if the derivative at 0 is 0, else 1
-    "subgradient.0",
+
+@kernel(
+    z=POINTER,
+    out=POINTER,
+    numel=INT,
+    share=INT,
 )
-
-
-def relu_forward(emit: Emitter) -> None:
+def relu_forward(emit: Emitter, a: Arguments) -> None:
     """Compute R(z) of this task's floats."""
-    a = emit.load_arguments(FORWARD_ARGUMENTS)
     for n, type_ in float_tiles(emit, *task_range(emit, a, a.numel)):
         z, zero = emit.load(a.z + n * 4, type_), emit.constant(type_, 0)
         emit.store(emit.select((z > 0) | z.is_nan(), z, zero), a.out + n * 4)  # eq. (9)
 
 
-def relu_backward(emit: Emitter) -> None:
+@kernel(
+    grad_out=POINTER,
+    z=POINTER,
+    grad_z=POINTER,
+    numel=INT,
+    share=INT,
+    has_subgradient=BOOL,  # False if the derivative at 0 is 0
+    subgradient=FLOAT32,
+)
+def relu_backward(emit: Emitter, a: Arguments) -> None:
     """Compute the gradient with respect to z of this task's floats."""
-    a = emit.load_arguments(BACKWARD_ARGUMENTS)
     for n, type_ in float_tiles(emit, *task_range(emit, a, a.numel)):
         grad_out, z, zero = (
             emit.load(a.grad_out + n * 4, type_),

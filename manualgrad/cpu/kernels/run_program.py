@@ -16,21 +16,22 @@ stays in the thread's cache. The next region begins when all tasks are done.
 from __future__ import annotations
 
 from manualgrad.cpu.ir.values import INT32, INT64, VOID, Value
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.signature import INT, kernel
 
-HEADER = ("omp_get_thread_num", "omp_get_num_threads", "barrier", "num_regions")
+HEADER_WORDS = 4  # integers before the first region: the kernel's arguments
 
 
-def run_program(emit: Emitter) -> None:
+@kernel(omp_get_thread_num=INT, omp_get_num_threads=INT, barrier=INT, num_regions=INT)
+def run_program(emit: Emitter, a: Arguments) -> None:
     """Run this thread's tasks of every region: thread t of n runs tasks t, t + n, t + 2n, ...
 
     n is OpenMP's number of threads, which can be less than the number that the caller requested."""
-    a = emit.load_arguments(HEADER)
     thread_num, num_threads = (emit.variable(emit.constant(INT64, n)) for n in (0, 1))
     with emit.if_then(a.omp_get_thread_num > 0):
         for variable, function in ((thread_num, a.omp_get_thread_num), (num_threads, a.omp_get_num_threads)):
             variable.set(emit.zext(emit.call(function, INT32), INT64))
-    region = emit.variable(emit.arguments + 8 * len(HEADER))
+    region = emit.variable(emit.arguments + 8 * HEADER_WORDS)
     with emit.loop(0, a.num_regions):
         num_tasks, num_calls, region_bytes = _load_integers(emit, region.get(), 3)
         first_call = region.get() + 8 * 3

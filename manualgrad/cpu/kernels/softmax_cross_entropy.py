@@ -13,28 +13,26 @@ from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import DOUBLE, FLOAT, INT64, Value
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
-ARGUMENTS = (
-    "*logits",  # (rows, classes)
-    "*targets",  # the same, as probabilities; not read if neither needs_loss nor needs_grad
-    "*grad_out",  # (rows), of any stride
-    "grad_out_stride",  # in floats; 0 if one number serves all rows
-    "*probs",  # (rows, classes)
-    "*losses",  # (rows)
-    "*grad_logits",  # (rows, classes)
-    "rows",
-    "share",  # rows per task
-    "classes",
-    "needs_loss",
-    "needs_grad",
+
+@kernel(
+    logits=POINTER,  # (rows, classes)
+    targets=POINTER,  # the same, as probabilities; not read if neither needs_loss nor needs_grad
+    grad_out=POINTER,  # (rows), of any stride
+    grad_out_stride=INT,  # in floats; 0 if one number serves all rows
+    probs=POINTER,  # (rows, classes)
+    losses=POINTER,  # (rows)
+    grad_logits=POINTER,  # (rows, classes)
+    rows=INT,
+    share=INT,  # rows per task
+    classes=INT,
+    needs_loss=BOOL,
+    needs_grad=BOOL,
 )
-SUM_ARGUMENTS = ("*losses", "*total", "rows")
-
-
-def softmax_cross_entropy(emit: Emitter) -> None:
+def softmax_cross_entropy(emit: Emitter, a: Arguments) -> None:
     """Compute this task's rows: probabilities, and the loss and its gradient if needed."""
-    a = emit.load_arguments(ARGUMENTS)
     with emit.loop(*task_range(emit, a, a.rows)) as row:
         logits, targets, probs, grad_logits = (
             address + row * a.classes * 4 for address in (a.logits, a.targets, a.probs, a.grad_logits)
@@ -77,11 +75,15 @@ def _row_grad(
         emit.store(grad_out * difference, grad_logits + c * 4)  # eq. (15)
 
 
-def sum_losses(emit: Emitter) -> None:
+@kernel(
+    losses=POINTER,
+    loss=POINTER,
+    rows=INT,
+)
+def sum_losses(emit: Emitter, a: Arguments) -> None:
     """Sum the losses of all rows in double precision, in task 0."""
-    a = emit.load_arguments(SUM_ARGUMENTS)
     with emit.if_then(a.task == 0):
         total = emit.variable(emit.constant(DOUBLE, 0))
         with emit.loop(0, a.rows) as row:
             total.set(total.get() + emit.fpext(emit.load(a.losses + row * 4, FLOAT)))  # eq. (13)
-        emit.store(emit.fptrunc(total.get()), a.total)
+        emit.store(emit.fptrunc(total.get()), a.loss)

@@ -7,21 +7,20 @@ class 0, so that no address is out of bounds: the caller discards the results of
 from __future__ import annotations
 
 from manualgrad.cpu.ir.values import FLOAT, INT64
-from manualgrad.cpu.ir.vectors import Emitter
+from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.signature import INT, POINTER, kernel
 
-ARGUMENTS = (
-    "*probs",  # (rows, classes)
-    "*labels",  # (rows) int64
-    "*label_probs",  # (rows)
-    "*num_correct",  # one int64
-    "rows",
-    "classes",
+
+@kernel(
+    probs=POINTER,  # (rows, classes)
+    labels=POINTER,  # (rows) int64
+    label_probs=POINTER,  # (rows)
+    num_correct=POINTER,  # one int64
+    rows=INT,
+    classes=INT,
 )
-
-
-def top1_stats(emit: Emitter) -> None:
+def top1_stats(emit: Emitter, a: Arguments) -> None:
     """Compute the statistics of all rows, in task 0."""
-    a = emit.load_arguments(ARGUMENTS)
     with emit.if_then(a.task == 0):
         num_correct = emit.variable(emit.constant(INT64, 0))
         with emit.loop(0, a.rows) as row:

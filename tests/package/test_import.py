@@ -1,0 +1,33 @@
+"""Promise: ``import manualgrad`` imports no package that torch does not, and sets no environment variable."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import os, sys, torch
+
+modules, environment = set(sys.modules), dict(os.environ)
+import manualgrad
+
+added = {name.partition(".")[0] for name in set(sys.modules) - modules}
+print("modules:", *sorted(added - sys.stdlib_module_names - {"manualgrad"}))
+print("environment:", *sorted(dict(set(os.environ.items()) ^ set(environment.items()))))
+
+model, x = manualgrad.DocumentCNN(), torch.randn(2, 1, 28, 28)
+compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+for network in (model, compiled):
+    network(x).square().sum().backward()
+    print(*(f"{parameter.grad.norm():.3f}" for parameter in model.parameters()))
+    model.zero_grad()
+"""
+
+
+def test_the_import_is_light_and_layers_compile_although_torch_dynamo_comes_later():
+    # torch._dynamo imports sympy and inductor too, takes as long as torch itself, and needs 150 MB.
+    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    modules, environment, gradients, compiled_gradients = result.stdout.splitlines()
+    assert (modules, environment) == ("modules:", "environment:")
+    assert gradients == compiled_gradients
