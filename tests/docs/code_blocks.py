@@ -10,6 +10,7 @@ import contextlib
 import doctest
 import io
 import re
+from functools import cache
 from pathlib import Path
 
 from scripts.equations_page import LINK, ROOT, scopes
@@ -19,6 +20,7 @@ QUOTE = re.compile(rf"(?:{LINK.pattern}(?:,\s| and )?)+:\n\n\Z")  # the end of t
 PRINTED = re.compile(r"\nIt prints:\n\n```\n(?P<output>.*?)^```$", re.MULTILINE | re.DOTALL)  # the text after a block
 
 
+@cache  # most pages link to a few files many times
 def source_lines(file: str, name: str) -> list[str]:
     """The stripped lines of a class or function. Raises LookupError if the file has none of this name."""
     source = (ROOT / file).read_text(encoding="utf-8")
