@@ -30,15 +30,15 @@ class WhereWrong(Where):
 
 
 class Offset(Function):
-    """x + offset, for x (N, C, L) and offset (C, 1)."""
+    """x + offset, for x (N, C, L) and offset (C)."""
 
     @staticmethod
     def forward(ctx, x, offset):
-        return x + offset
+        return x + offset[:, None]
 
     @staticmethod
     def backward(ctx, g):
-        return g.clone(), g.sum((0, 2))[:, None]
+        return g.clone(), g.sum((0, 2))
 
 
 class OffsetWrong(Offset):
@@ -78,19 +78,22 @@ OPERATIONS = [
         lambda: {"condition": torch.randint(2, (4, 5)), "a": torch.randn(4, 5), "b": torch.randn(4, 5)},
         named="the gradients of a and b are exchanged",
         kinds=("swapped",),
-        named_words=(r"swapped|exchanged|interchanged", r"gradients? of (another|the other|input)? ?[ab]\b.*gradient of"),
+        named_words=(
+            r"swapped|exchanged|interchanged",
+            r"gradients? of (another|the other|input)? ?[ab]\b.*gradient of",
+        ),
         located=(r"\ba\b", r"\bb\b"),
     ),
     Operation(
         "offset of channels",
         Offset,
         OffsetWrong,
-        lambda x, offset: x + offset,
-        lambda: {"x": torch.randn(3, 4, 5), "offset": torch.randn(4, 1)},
-        named="not summed over dimension 2, over which offset is broadcast: shape (4, 5) instead of (4, 1)",
+        lambda x, offset: x + offset[:, None],
+        lambda: {"x": torch.randn(3, 4, 5), "offset": torch.randn(4)},
+        named="not summed over dimension 2, over which offset is broadcast: shape (4, 5) instead of (4)",
         kinds=("wrong shape", "raises", "not summed over the batch"),
         named_words=(r"shape", r"not summed|without .*sum|sum .*missing", r"broadcast", r"expand"),
-        located=(r"gradient of offset|offset", r"4, ?5|4, ?1|dimension 2|dim 2"),
+        located=(r"gradient of offset|offset", r"4, ?5|dimension 2|dim 2"),
     ),
     Operation(
         "division by columns",

@@ -146,7 +146,12 @@ OPERATIONS = [
         lambda: {"x": 2 * torch.randn(5, 4), "labels": torch.randint(4, (5,))},
         named="the element of the label is -1 instead of minus the number of active classes",
         kinds=("few elements",),
-        named_words=(r"label", r"where j = labels", r"class of the (label|target)", r"index(ed)? (by|of|in) .*labels"),
+        named_words=(
+            r"label",
+            r"where j = labels",
+            r"class of the (label|target)",
+            r"index(ed)? (by|of|in) .*labels",
+        ),
         located=(r"gradient of x", r"label"),
     ),
 ]

@@ -107,7 +107,7 @@ OPERATIONS = [
         "range of each row",
         Range,
         RangeWrong,
-        lambda x: (x.max(1).values - x.min(1).values),
+        lambda x: x.max(1).values - x.min(1).values,
         lambda: torch.randn(5, 4),
         named="the smallest element of each row has the wrong sign",
         kinds=(),

@@ -114,7 +114,10 @@ OPERATIONS = [
             r"carr(y|ied)",
             r"contributions? .*(later|following) (steps|outputs|elements)",
         ),
-        located=(r"gradient of x|gradients of a and x", r"(all|any|every|each|but|except|before).*last|later|step|column|j|t"),
+        located=(
+            r"gradient of x|gradients of a and x",
+            r"(all|any|every|each|but|except|before).*last|later|step|column|j|t",
+        ),
     ),
 ]
 WRONG, RIGHT = wrong_and_right(OPERATIONS)

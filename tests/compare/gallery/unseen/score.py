@@ -1,0 +1,105 @@
+"""Score of the diagnosis on the unseen Functions.
+
+``python -m tests.compare.gallery.unseen.score first_half`` prints, for each wrong Function, the findings and two judgements: is the
+mistake named, and is it located. Words that differ from those expected may still be right: read the statements.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+from compare import Case, Comparison, compare
+from tests.compare.gallery.unseen.operation import WrongFunction
+
+WITHOUT_NAME = {"unknown", "few elements"}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Verdict on the findings of one wrong Function.
+
+    Attributes:
+        named: "named", "unknown" (the diagnosis claims nothing) or "wrongly named".
+        located: True if the report matches every expression of ``located``.
+    """
+
+    named: str
+    located: bool
+
+
+def modules(half: str) -> Iterator[ModuleType]:
+    """Import the modules of first_half or second_half."""
+    package = importlib.import_module(f"{__package__}.{half}")
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
+        yield importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def wrong_functions(half: str) -> list[WrongFunction]:
+    """All wrong Functions of a half."""
+    return [wrong for module in modules(half) for wrong in module.WRONG]
+
+
+def right_cases(half: str) -> list[Case]:
+    """All right cases of a half."""
+    return [case for module in modules(half) for case in module.RIGHT]
+
+
+def judge(wrong: WrongFunction, result: Comparison) -> Judgement:
+    """Compare the findings with what a reviewer would accept."""
+    statements = [finding.statement for finding in result.findings]
+    report = "\n".join(f"{f.quantity}: {f.statement}\n{f.evidence or ''}" for f in result.findings)
+    if any(_matches(words, statement) for words in wrong.named_words for statement in statements):
+        named = "named"
+    elif {finding.kind for finding in result.findings} <= WITHOUT_NAME | set(wrong.kinds):
+        named = "unknown"
+    else:
+        named = "wrongly named"
+    return Judgement(named, bool(statements) and all(_matches(words, report) for words in wrong.located))
+
+
+def _matches(words: str, text: str) -> bool:
+    return re.search(words, text, re.IGNORECASE) is not None
+
+
+def main(half: str) -> None:
+    """Print all findings, then the sums."""
+    counts: Counter[str] = Counter()
+    kinds: dict[str, Counter[str]] = {}
+    wrongs, rights = wrong_functions(half), right_cases(half)
+    for wrong in wrongs:
+        start = time.process_time()
+        result = compare(wrong.case)
+        judgement = judge(wrong, result)
+        counts[judgement.named] += 1
+        counts["located"] += judgement.located
+        counts["found wrong"] += bool(result.findings)
+        for kind in {finding.kind for finding in result.findings}:
+            kinds.setdefault(kind, Counter()).update([judgement.named])
+        place = "located" if judgement.located else "not located"
+        print(f"\n{wrong.case.name}: {judgement.named}, {place} ({time.process_time() - start:.1f} s)")
+        print(f"  is: {wrong.named}")
+        for finding in result.findings:
+            print(f"  {finding.quantity}: {finding.statement} [{finding.kind}]")
+            print(*(f"      {line}" for line in str(finding.evidence or "").splitlines()), sep="\n")
+    print()
+    for case in rights:
+        if findings := compare(case).findings:
+            counts["right ones accused"] += 1
+            print(f"ACCUSED {case.name}: {findings}")
+    print(f"\n{half}: {len(wrongs)} wrong, {len(rights)} right")
+    for key in ("found wrong", "named", "located", "unknown", "wrongly named", "right ones accused"):
+        print(f"  {key:20} {counts[key]:3}")
+    for kind, judgements in sorted(kinds.items()):
+        print(f"  {kind:45} {dict(judgements)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
