@@ -1,1 +1,1 @@
-"""Wrong and right Functions that were written without knowledge of the diagnosis, and the score of the diagnosis on them."""
+"""Functions that were written without knowledge of the diagnosis, and its score on them."""
