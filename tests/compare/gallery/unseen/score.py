@@ -1,7 +1,7 @@
 """Score of the diagnosis on the unseen Functions.
 
-``python -m tests.compare.gallery.unseen.score first_half`` prints, for each wrong Function, the findings and two judgements: is the
-mistake named, and is it located. Words that differ from those expected may still be right: read the statements.
+``python -m tests.compare.gallery.unseen.score first_half`` prints the findings for each wrong Function, and two
+judgements: is the mistake named, and is it located. Words that differ from those expected may still be right: read the statements.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def modules(half: str) -> Iterator[ModuleType]:
 
 
 def wrong_functions(half: str) -> list[WrongFunction]:
-    """All wrong Functions of a half."""
+    """List the wrong Functions of a half."""
     return [wrong for module in modules(half) for wrong in module.WRONG]
 
 
 def right_cases(half: str) -> list[Case]:
-    """All right cases of a half."""
+    """List the right cases of a half."""
     return [case for module in modules(half) for case in module.RIGHT]
 
 

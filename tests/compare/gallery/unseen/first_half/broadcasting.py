@@ -80,7 +80,8 @@ OPERATIONS = [
         kinds=("swapped",),
         named_words=(
             r"swapped|exchanged|interchanged",
-            r"gradients? of (another|the other|input)? ?[ab]\b.*gradient of",
+            r"gradients? of (another|the other) input",
+            r"gradient of [ab]\b",
         ),
         located=(r"\ba\b", r"\bb\b"),
     ),

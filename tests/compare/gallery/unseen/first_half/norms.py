@@ -83,7 +83,7 @@ OPERATIONS = [
         named="the gradient of weight is computed from x instead of the normalized x",
         kinds=(),
         named_words=(
-            r"(computed|made|with|from|of|at|uses?)\b.*\bx\b.*(instead|in place|for|not)\b.*(normali[sz]ed|output|y\b)",
+            r"(computed|with|from|of|at|uses?)\b.*\bx\b.*(instead|in place|for|not)\b.*(normali[sz]ed|output|y\b)",
             r"(sum|product) of .*\bg\b.*\bx\b",
             r"pre-?\w* (for|instead of|in place of) post",
             r"another (operand|tensor|input)",

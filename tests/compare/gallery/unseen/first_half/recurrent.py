@@ -9,7 +9,7 @@ from tests.compare.gallery.unseen.operation import Operation, wrong_and_right
 
 
 def run(x, u, valid):
-    """All states of h = tanh(x[t] + h U) for x (B, T, D); where a step is not valid, h stays."""
+    """Compute all states of h = tanh(x[t] + h U) for x (B, T, D); where a step is not valid, h stays."""
     h, states = x.new_zeros(x[:, 0].shape), []
     for t in range(x.shape[1]):
         mask = valid[:, t, None] != 0
@@ -19,7 +19,7 @@ def run(x, u, valid):
 
 
 class MaskedRNN(Function):
-    """All states of a recurrent layer; steps that are not valid keep the state."""
+    """States of a recurrent layer; steps that are not valid keep the state."""
 
     @staticmethod
     def forward(ctx, x, u, valid):

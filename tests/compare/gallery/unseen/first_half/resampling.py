@@ -135,7 +135,7 @@ OPERATIONS = [
         named_words=(
             r"dilat|strid|spacing",
             r"(column|place|ind(ex|ices)|position)s?\b.*(instead|in place|other|another|wrong|moved)",
-            r"(entries|coefficients|contributions|numbers) .*(other|another|wrong|different) (places|columns|ind|element)",
+            r"(entries|coefficients|numbers) .*(other|another|wrong|different) (places|columns|ind|element)",
             r"permut|shift",
         ),
         located=(r"gradient of (x|input 0)", r"column|dimension 1|dim 1|index|place|\bj\b"),

@@ -116,7 +116,7 @@ OPERATIONS = [
         ),
         located=(
             r"gradient of x|gradients of a and x",
-            r"(all|any|every|each|but|except|before).*last|later|step|column|j|t",
+            r"(all|any|every|each|but|except|before).*last|later|step|column|\b[jt]\b",
         ),
     ),
 ]
