@@ -75,21 +75,26 @@ class Pinball(Function):
     @staticmethod
     def forward(ctx, x, target):
         d = target - x
-        slope = torch.where(d >= 0, TAU, TAU - 1).to(x.dtype)
-        ctx.save_for_backward(slope / d.numel())
-        return (slope * d).mean()
+        ctx.save_for_backward(d >= 0)
+        return torch.where(d >= 0, TAU * d, (TAU - 1) * d).mean()
+
+    @staticmethod
+    def grad_d(ctx, g):
+        (positive,) = ctx.saved_tensors
+        g = g / positive.numel()
+        return torch.where(positive, TAU * g, (TAU - 1) * g)
 
     @staticmethod
     def backward(ctx, g):
-        (slope,) = ctx.saved_tensors
-        return -g * slope, g * slope
+        grad = Pinball.grad_d(ctx, g)
+        return -grad, grad
 
 
 class PinballWrong(Pinball):
     @staticmethod
     def backward(ctx, g):
-        (slope,) = ctx.saved_tensors
-        return -slope, slope.clone()
+        grad = Pinball.grad_d(ctx, torch.ones_like(g))
+        return -grad, grad
 
 
 def pinball(x, target):
