@@ -74,7 +74,12 @@ OPERATIONS = [
         lambda: {"x": 2 * torch.randn(5, 6), "alpha": torch.tensor(1.25)},
         named="the gradient of alpha is a mean over the 30 elements instead of a sum",
         kinds=("constant factor",),
-        named_words=(r"1/30|0\.0333", r"mean .*(instead|in place|for|not).*sum", r"divided by 30", r"factor (of )?30\b"),
+        named_words=(
+            r"1/30|0\.0333",
+            r"mean .*(instead|in place|for|not).*sum",
+            r"divided by 30",
+            r"factor (of )?30\b",
+        ),
         located=(r"gradient of alpha",),
     ),
 ]

@@ -77,7 +77,12 @@ OPERATIONS = [
         lambda: torch.randn(3, 4, 5),
         named="the mean instead of the sum of the two copies: half of the expected gradient",
         kinds=("constant factor",),
-        named_words=(r"\b(1/2|0\.5|half)\b", r"factor (of )?2\b", r"divided by 2", r"mean .*(instead|in place|for|not).*sum"),
+        named_words=(
+            r"\b(1/2|0\.5|half)\b",
+            r"factor (of )?2\b",
+            r"divided by 2",
+            r"mean .*(instead|in place|for|not).*sum",
+        ),
         located=(r"gradient of (x|input 0)",),
     ),
     Operation(
