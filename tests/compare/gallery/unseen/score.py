@@ -1,7 +1,8 @@
 """Score of the diagnosis on the unseen Functions.
 
 ``python -m tests.compare.gallery.unseen.score first_half`` prints the findings for each wrong Function, and two
-judgements: is the mistake named, and is it located. Words that differ from those expected may still be right: read the statements.
+judgements: is the mistake named, and is it located. Other words than those expected may be right too, so
+read the statements.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class EmbeddingBag(Function):
 
     @staticmethod
     def backward(ctx, g):
-        ids, lengths = ctx.saved_tensors
+        _, lengths = ctx.saved_tensors
         return EmbeddingBag.add_rows(ctx, g / lengths[:, None]), None, None
 
     @staticmethod

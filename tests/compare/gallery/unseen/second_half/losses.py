@@ -145,8 +145,8 @@ OPERATIONS = [
         named="the incoming gradient is ignored",
         kinds=("ignores the incoming gradient", "not linear in the incoming gradient"),
         named_words=(
-            r"(incoming gradient|\bg\b).*(ignored|not used|no effect|has no|does not|all ones|is 1)",
-            r"(ignores|independent of|without|does not depend on|does not use|correct only if) .*(incoming gradient|\bg\b)",
+            r"(incoming gradient|\bg\b).*(ignored|not used|no effect|does not|all ones)",
+            r"(ignores|independent of|not depend on|not use|correct only if) .*(incoming gradient|\bg\b)",
         ),
         located=(r"\bx\b", r"target"),
     ),
