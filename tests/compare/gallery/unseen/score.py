@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from compare import Case, Comparison, compare
+from tests.compare.gallery.unseen.corrections import CORRECTIONS
 from tests.compare.gallery.unseen.operation import WrongFunction
 
 WITHOUT_NAME = {"unknown", "few elements"}
@@ -66,6 +67,18 @@ def judge(wrong: WrongFunction, result: Comparison) -> Judgement:
     return Judgement(named, bool(statements) and all(_matches(words, report) for words in wrong.located))
 
 
+def corrected(wrong: WrongFunction, result: Comparison) -> tuple[Judgement, str]:
+    """Judgement after a reader's corrections, and the reason of the correction."""
+    judgement = judge(wrong, result)
+    statements = [finding.statement for finding in result.findings]
+    for correction in CORRECTIONS:
+        if correction.applies(wrong.case.name, statements):
+            named = correction.named or judgement.named
+            located = judgement.located if correction.located is None else correction.located
+            return Judgement(named, located), correction.reason
+    return judgement, ""
+
+
 def _matches(words: str, text: str) -> bool:
     return re.search(words, text, re.IGNORECASE) is not None
 
@@ -78,7 +91,9 @@ def main(half: str) -> None:
     for wrong in wrongs:
         start = time.process_time()
         result = compare(wrong.case)
-        judgement = judge(wrong, result)
+        automatic, (judgement, reason) = judge(wrong, result), corrected(wrong, result)
+        counts[f"automatic: {automatic.named}"] += 1
+        counts["automatic: located"] += automatic.located
         counts[judgement.named] += 1
         counts["located"] += judgement.located
         counts["found wrong"] += bool(result.findings)
@@ -86,6 +101,8 @@ def main(half: str) -> None:
             kinds.setdefault(kind, Counter()).update([judgement.named])
         place = "located" if judgement.located else "not located"
         print(f"\n{wrong.case.name}: {judgement.named}, {place} ({time.process_time() - start:.1f} s)")
+        if reason:
+            print(f"  corrected from {automatic.named}, {'' if automatic.located else 'not '}located: {reason}")
         print(f"  is: {wrong.named}")
         for finding in result.findings:
             print(f"  {finding.quantity}: {finding.statement} [{finding.kind}]")
@@ -96,8 +113,9 @@ def main(half: str) -> None:
             counts["right ones accused"] += 1
             print(f"ACCUSED {case.name}: {findings}")
     print(f"\n{half}: {len(wrongs)} wrong, {len(rights)} right")
-    for key in ("found wrong", "named", "located", "unknown", "wrongly named", "right ones accused"):
-        print(f"  {key:20} {counts[key]:3}")
+    print(f"  found wrong {counts['found wrong']}, right ones accused {counts['right ones accused']}")
+    for key in ("named", "located", "unknown", "wrongly named"):
+        print(f"  {key:15} {counts[key]:3}   before corrections {counts[f'automatic: {key}']:3}")
     for kind, judgements in sorted(kinds.items()):
         print(f"  {kind:45} {dict(judgements)}")
 
