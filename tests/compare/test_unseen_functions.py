@@ -101,7 +101,7 @@ def test_a_mistake_is_named_and_located(wrong: WrongFunction):
     "case", parameters("RIGHT", lambda module, index: index == 1 and "second" in module.__name__)
 )
 def test_no_right_function_is_accused(case: Case):
-    assert compare(case).findings == []
+    assert not compare(case).findings
 
 
 def test_the_halves_have_different_functions():
