@@ -41,8 +41,8 @@ def rotate(x, direction):
     """Rotate the pairs (x[2 d], x[2 d + 1]) of each position t by an angle that grows with t."""
     position = torch.arange(x.shape[1], dtype=x.dtype)[:, None]
     angle = direction * position * 0.7 ** torch.arange(1, x.shape[2] // 2 + 1, dtype=x.dtype)
-    even, odd = x[..., ::2], x[..., 1::2]
-    pairs = even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()
+    first, second = x[..., ::2], x[..., 1::2]
+    pairs = first * angle.cos() - second * angle.sin(), first * angle.sin() + second * angle.cos()
     return torch.stack(pairs, 3).flatten(2)
 
 

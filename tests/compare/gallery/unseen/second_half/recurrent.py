@@ -33,7 +33,7 @@ def grad_arguments(g, states, step_back):
 
 
 class IndRNN(Function):
-    """All states of a layer in which each unit has one recurrent weight, u (D)."""
+    """States of a layer with one recurrent weight for each unit, u (D)."""
 
     @staticmethod
     def forward(ctx, x, u):
@@ -57,7 +57,7 @@ class IndRNNWrong(IndRNN):
 
 
 class Elman(Function):
-    """All states of a layer with the recurrent weights u (D, D)."""
+    """States of a layer with the recurrent weights u (D, D)."""
 
     @staticmethod
     def forward(ctx, x, u):
