@@ -1,7 +1,7 @@
 """Promise: mistakes in Functions that the diagnosis was not made for are named and located; no right one is accused.
 
-By default the first mistake and the third right Function of each file of ``gallery/unseen/second_half`` are tested, and
-the third mistake of each file of ``first_half``. The others are slow: ``pytest -m slow``.
+By default the first mistake and the third right Function of each file of ``gallery/unseen/second_half`` are tested,
+and the third mistake of each file of ``first_half``. The others are slow: ``pytest -m slow``.
 """
 
 from __future__ import annotations
