@@ -1,0 +1,1 @@
+"""Functions that were written without knowledge of the diagnosis, and its score on them."""

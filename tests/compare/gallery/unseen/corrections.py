@@ -1,0 +1,107 @@
+"""Judgements of a reader that replace the automatic ones where these are unfair."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A judgement on one statement; another statement about the same Function is judged anew.
+
+    Attributes:
+        name: name of the case.
+        statement: regular expression that the statement matches.
+        named: "named", "unknown" or "wrongly named"; None leaves the automatic judgement.
+        located: the same for the location.
+        reason: why the automatic judgement is unfair.
+    """
+
+    name: str
+    statement: str
+    named: str | None
+    located: bool | None
+    reason: str
+
+    def applies(self, name: str, statements: list[str]) -> bool:
+        """Tell whether this correction is about these statements."""
+        return name == self.name and any(re.search(self.statement, text) for text in statements)
+
+
+CORRECTIONS = (
+    Correction(
+        "shift of frequencies",
+        r"columns in the order 1, 2, 3, 4, 0",
+        "named",
+        True,
+        "an order of the columns is a shift by one",
+    ),
+    Correction(
+        "rotated columns",
+        r"columns in the order 3, 4, 5, 6, 0, 1, 2",
+        "named",
+        True,
+        "an order of the columns is a shift by four",
+    ),
+    Correction("tied embedding", r"use in __getitem__ .*missing", "named", True, "__getitem__ is the lookup"),
+    Correction("InfoNCE", r"use in t .*missing", "named", True, "z.t() is the use as key"),
+    Correction("highway", r"use in sigmoid \(use 2 of 2\) is missing", "named", True, "use 2 is that in 1 - t"),
+    Correction("entropy", r"use in log .*missing", "named", True, "the term of log's derivative is the missing one"),
+    Correction(
+        "unit rows, with epsilon",
+        r"examples have different factors",
+        "named",
+        True,
+        "an example of a matrix is a row",
+    ),
+    Correction(
+        "softmax with temperatures",
+        r"examples have different factors",
+        "named",
+        True,
+        "an example of a matrix is a row",
+    ),
+    Correction(
+        "rounding with bounds",
+        r"equals the incoming gradient, unchanged",
+        "named",
+        True,
+        "says that backward has no mask; all elements are concerned",
+    ),
+    Correction(
+        "mean over dimension 1",
+        r"the missing term is one number",
+        "wrongly named",
+        None,
+        "'one number' matched by chance: nothing is missing, a wrong element of g is used",
+    ),
+    Correction(
+        "batch norm",
+        r"the missing term is a \+ b · output",
+        "unknown",
+        None,
+        "'dimension 0' matched by chance: that the means are over another dimension is not said",
+    ),
+    Correction(
+        "rows of a matrix",
+        r"^3 of 12 elements are wrong$",
+        None,
+        False,
+        "one of the three elements is told, not the row that they share",
+    ),
+    Correction(
+        "reflected borders",
+        r"contributions of some output elements are missing",
+        None,
+        False,
+        "which columns or which outputs is not said",
+    ),
+    Correction(
+        "cumulative logsumexp",
+        r"contributions of some output elements are missing",
+        None,
+        False,
+        "that they are the later ones is not said",
+    ),
+)

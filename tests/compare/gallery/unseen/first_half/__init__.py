@@ -1,0 +1,1 @@
+"""Functions on which the diagnosis may be improved."""

@@ -1,0 +1,124 @@
+"""Score of the diagnosis on the unseen Functions.
+
+``python -m tests.compare.gallery.unseen.score first_half`` prints the findings for each wrong Function, and two
+judgements: is the mistake named, and is it located. Other words than those expected may be right too, so
+read the statements.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+from compare import Case, Comparison, compare
+from tests.compare.gallery.unseen.corrections import CORRECTIONS
+from tests.compare.gallery.unseen.operation import WrongFunction
+
+WITHOUT_NAME = {"unknown", "few elements"}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Verdict on the findings of one wrong Function.
+
+    Attributes:
+        named: "named", "unknown" (the diagnosis claims nothing) or "wrongly named".
+        located: True if the report matches every expression of ``located``.
+    """
+
+    named: str
+    located: bool
+
+
+def modules(half: str) -> Iterator[ModuleType]:
+    """Import the modules of first_half or second_half."""
+    package = importlib.import_module(f"{__package__}.{half}")
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
+        yield importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def wrong_functions(half: str) -> list[WrongFunction]:
+    """List the wrong Functions of a half."""
+    return [wrong for module in modules(half) for wrong in module.WRONG]
+
+
+def right_cases(half: str) -> list[Case]:
+    """List the right cases of a half."""
+    return [case for module in modules(half) for case in module.RIGHT]
+
+
+def judge(wrong: WrongFunction, result: Comparison) -> Judgement:
+    """Compare the findings with what a reviewer would accept."""
+    statements = [finding.statement for finding in result.findings]
+    report = "\n".join(f"{f.quantity}: {f.statement}\n{f.evidence or ''}" for f in result.findings)
+    if any(_matches(words, statement) for words in wrong.named_words for statement in statements):
+        named = "named"
+    elif {finding.kind for finding in result.findings} <= WITHOUT_NAME | set(wrong.kinds):
+        named = "unknown"
+    else:
+        named = "wrongly named"
+    return Judgement(named, bool(statements) and all(_matches(words, report) for words in wrong.located))
+
+
+def corrected(wrong: WrongFunction, result: Comparison) -> tuple[Judgement, str]:
+    """Judgement after a reader's corrections, and the reason of the correction."""
+    judgement = judge(wrong, result)
+    statements = [finding.statement for finding in result.findings]
+    for correction in CORRECTIONS:
+        if correction.applies(wrong.case.name, statements):
+            named = correction.named or judgement.named
+            located = judgement.located if correction.located is None else correction.located
+            return Judgement(named, located), correction.reason
+    return judgement, ""
+
+
+def _matches(words: str, text: str) -> bool:
+    return re.search(words, text, re.IGNORECASE) is not None
+
+
+def main(half: str) -> None:
+    """Print all findings, then the sums."""
+    counts: Counter[str] = Counter()
+    kinds: dict[str, Counter[str]] = {}
+    wrongs, rights = wrong_functions(half), right_cases(half)
+    for wrong in wrongs:
+        start = time.process_time()
+        result = compare(wrong.case)
+        automatic, (judgement, reason) = judge(wrong, result), corrected(wrong, result)
+        counts[f"automatic: {automatic.named}"] += 1
+        counts["automatic: located"] += automatic.located
+        counts[judgement.named] += 1
+        counts["located"] += judgement.located
+        counts["found wrong"] += bool(result.findings)
+        for kind in {finding.kind for finding in result.findings}:
+            kinds.setdefault(kind, Counter()).update([judgement.named])
+        place = "located" if judgement.located else "not located"
+        print(f"\n{wrong.case.name}: {judgement.named}, {place} ({time.process_time() - start:.1f} s)")
+        if reason:
+            print(f"  corrected from {automatic.named}, {'' if automatic.located else 'not '}located: {reason}")
+        print(f"  is: {wrong.named}")
+        for finding in result.findings:
+            print(f"  {finding.quantity}: {finding.statement} [{finding.kind}]")
+            print(*(f"      {line}" for line in str(finding.evidence or "").splitlines()), sep="\n")
+    print()
+    for case in rights:
+        if findings := compare(case).findings:
+            counts["right ones accused"] += 1
+            print(f"ACCUSED {case.name}: {findings}")
+    print(f"\n{half}: {len(wrongs)} wrong, {len(rights)} right")
+    print(f"  found wrong {counts['found wrong']}, right ones accused {counts['right ones accused']}")
+    for key in ("named", "located", "unknown", "wrongly named"):
+        print(f"  {key:15} {counts[key]:3}   before corrections {counts[f'automatic: {key}']:3}")
+    for kind, judgements in sorted(kinds.items()):
+        print(f"  {kind:45} {dict(judgements)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

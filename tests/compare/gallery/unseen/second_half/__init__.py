@@ -1,0 +1,1 @@
+"""Functions that are kept apart for the last measurement."""
