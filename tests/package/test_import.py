@@ -17,7 +17,7 @@ print("environment:", *sorted(dict(set(os.environ.items()) ^ set(environment.ite
 
 model, x = manualgrad.DocumentCNN(), torch.randn(2, 1, 28, 28)
 compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-for network in (model, compiled):
+for network in (compiled, model):  # the compiled one first: the kernels are not chosen yet
     network(x).square().sum().backward()
     print(*(f"{parameter.grad.norm():.3f}" for parameter in model.parameters()))
     model.zero_grad()
@@ -26,8 +26,8 @@ for network in (model, compiled):
 
 def test_the_import_is_light_and_layers_compile_although_torch_dynamo_comes_later():
     # torch._dynamo imports sympy and inductor too, takes as long as torch itself, and needs 150 MB.
-    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300)
+    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
-    modules, environment, gradients, compiled_gradients = result.stdout.splitlines()
+    modules, environment, compiled_gradients, gradients = result.stdout.splitlines()
     assert (modules, environment) == ("modules:", "environment:")
     assert gradients == compiled_gradients
