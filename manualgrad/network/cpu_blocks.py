@@ -84,11 +84,11 @@ class ConvReLUPoolBlock:
 
     def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:
         s = self.sizes
-        return {
+        packed = {"packed_backward": 4 * s.grad_input_layout.numel} if needs_grad_x else {}
+        return packed | {
             "grad_weight_parts": 4 * split.num_tasks * s.grad_weight_layout.numel,
             "grad_bias_parts": 4 * split.num_tasks * s.out_channels,
             "conv_scratch": split.num_tasks * s.scratch_bytes,
-            "packed_backward": 4 * s.grad_input_layout.numel if needs_grad_x else 0,
         }
 
     def pack_for_forward(self, at: BlockBuffers) -> KernelCalls:
