@@ -14,10 +14,10 @@ All are quantities of one example. The formula sheet marks that by a superscript
 :func:`per_example` computes them for each example. :func:`backpropagate` computes the mean of Δw and Δb over the
 batch, which an update needs: its y has the factor 1/B of (13), and so has every δ.
 
-In the code, ``grad_output``, ``grad_x``, ``grad_w`` and ``grad_b`` are gradients of J times −η, as δ is.
-``grad_output`` belongs to z^l of a dense layer, where it is δ^l, and to the pooled output of a convolution. Images
+In the code, ``delta_out``, ``delta_x``, ``delta_w`` and ``delta_b`` are gradients of J times −η, as δ is.
+``delta_out`` belongs to z^l of a dense layer, where it is δ^l, and to the pooled output of a convolution. Images
 are NHWC, as the formula sheet has them. NCHW are the arguments and results of functions named ``conv_relu_pool`` and
-``relu_pool``, pool indices, and ``grad_output`` of a convolution.
+``relu_pool``, pool indices, and ``delta_out`` of a convolution.
 """
 
 from __future__ import annotations
@@ -117,16 +117,16 @@ class Updates:
     cost: Tensor
     weights: list[Tensor]
     biases: list[Tensor]
-    _layers_and_grad_outputs: Callable[[], tuple[list[Layer], list[Tensor]]]
+    _layers_and_deltas_out: Callable[[], tuple[list[Layer], list[Tensor]]]
 
     @cached_property
     def layers(self) -> list[Layer]:
-        return self._layers_and_grad_outputs()[0]
+        return self._layers_and_deltas_out()[0]
 
     @cached_property
     @torch.no_grad()
     def deltas(self) -> list[Tensor]:
-        return [_delta(layer, grad) for layer, grad in zip(*self._layers_and_grad_outputs(), strict=True)]
+        return [_delta(layer, grad) for layer, grad in zip(*self._layers_and_deltas_out(), strict=True)]
 
 
 # ----------------------------------------------------------------------------------------------- forward
@@ -185,7 +185,7 @@ def backpropagate(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.
     cost = cross_entropy_forward(logits, distribution.y, True)
     if isinstance(distribution.is_empty, Tensor):
         cost = cost.masked_fill(distribution.is_empty, torch.nan)  # the mean over no example
-    return _recursion(model, layers, probabilities, cost, distribution.y, eta, _mean_gradients)
+    return _recursion(model, layers, probabilities, cost, distribution.y, eta, _mean_updates)
 
 
 @torch.no_grad()
@@ -200,11 +200,11 @@ def per_example(model: DocumentCNN, x: Tensor, target: Tensor, eta: float = 1.0)
     logits = layers[-1].z
     y = target_distribution(logits, target, None, -100, "sum", 0.0).y
     costs = cross_entropy_forward(logits, y, False)
-    return _recursion(model, layers, probabilities, costs, y, eta, _gradients_of_each)
+    return _recursion(model, layers, probabilities, costs, y, eta, _updates_of_each)
 
 
-# Of a layer, from grad_output: Δw, Δb and grad_x, which a convolution computes only if it is needed.
-Gradients = Callable[[Layer, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
+# Of a layer, from delta_out: Δw, Δb and delta_x, which a convolution computes only if it is needed.
+LayerUpdates = Callable[[Layer, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
 
 
 def _recursion(
@@ -214,68 +214,68 @@ def _recursion(
     cost: Tensor,
     y: Tensor,
     eta: float,
-    gradients: Gradients,
+    layer_updates: LayerUpdates,
 ) -> Updates:
     """δ^l, Δw^l and Δb^l for l = L − 1 to 0."""
     logits = layers[-1].z
-    grad_output = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
-    weights, biases, grad_outputs = (list[Tensor]() for _ in range(3))
+    delta_out = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
+    weights, biases, deltas_out = (list[Tensor]() for _ in range(3))
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
-        grad_w, grad_b, grad_x = gradients(layers[l], grad_output, l > 0)  # eq. (18), (21), ∂f/∂x of (20)
-        weights.insert(0, grad_w)
-        biases.insert(0, grad_b)
-        grad_outputs.insert(0, grad_output)
+        delta_w, delta_b, delta_x = layer_updates(layers[l], delta_out, l > 0)  # eq. (18), (21), ∂f/∂x of (20)
+        weights.insert(0, delta_w)
+        biases.insert(0, delta_b)
+        deltas_out.insert(0, delta_out)
         if l > 0:
-            grad_output = _grad_output(layers[l - 1], grad_x, model.subgradient)  # eq. (20), ∂σ/∂z
-    return Updates(probabilities, cost, weights, biases, lambda: (layers, grad_outputs))
+            delta_out = _delta_out(layers[l - 1], delta_x, model.subgradient)  # eq. (20), ∂σ/∂z
+    return Updates(probabilities, cost, weights, biases, lambda: (layers, deltas_out))
 
 
-def _mean_gradients(layer: Layer, grad_output: Tensor, needs_grad_x: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Δw and Δb, added up over the examples, and grad_x."""
+def _mean_updates(layer: Layer, delta_out: Tensor, needs_delta_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Δw and Δb, added up over the examples, and delta_x."""
     if isinstance(layer, DenseLayer):
-        grad_x = dense_forward(grad_output, layer.w.t(), None)  # eq. (20), ∂D/∂x
-        grad_w = dense_forward(grad_output.t(), layer.x, None)  # eq. (21), ∂D/∂w: a matrix product
-        return grad_w, grad_bias(grad_output), grad_x  # eq. (18)
-    operands = grad_output, to_nchw(layer.x), to_oihw(layer.w), layer.pool_index, layer.geometry
-    needed = (needs_grad_x, True, True)  # of grad_x, grad_w and grad_b; P⁻¹ and ∂R/∂z of eq. (20) come first
+        delta_x = dense_forward(delta_out, layer.w.t(), None)  # eq. (20), ∂D/∂x
+        delta_w = dense_forward(delta_out.t(), layer.x, None)  # eq. (21), ∂D/∂w: a matrix product
+        return delta_w, grad_bias(delta_out), delta_x  # eq. (18)
+    operands = delta_out, to_nchw(layer.x), to_oihw(layer.w), layer.pool_index, layer.geometry
+    needed = (needs_delta_x, True, True)  # of delta_x, delta_w and delta_b; P⁻¹ and ∂R/∂z of eq. (20) come first
     grads = conv_relu_pool_backward(*operands, needed)  # eq. (18), (20), (21), ∂C/∂x and ∂C/∂w
-    grad_x, grad_w, grad_b = cast("tuple[Tensor, Tensor, Tensor]", grads)
-    return grad_w, grad_b, grad_x
+    delta_x, delta_w, delta_b = cast("tuple[Tensor, Tensor, Tensor]", grads)
+    return delta_w, delta_b, delta_x
 
 
-def _gradients_of_each(layer: Layer, grad_output: Tensor, needs_grad_x: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Δw and Δb of each example, and grad_x."""
-    delta = _delta(layer, grad_output)
+def _updates_of_each(layer: Layer, delta_out: Tensor, needs_delta_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Δw and Δb of each example, and delta_x."""
+    delta = _delta(layer, delta_out)
     if isinstance(layer, DenseLayer):
-        grad_w = delta.unsqueeze(2) * layer.x.unsqueeze(1)  # eq. (21), ∂D/∂w
-        return grad_w, delta, dense_forward(delta, layer.w.t(), None)  # eq. (18), (20), ∂D/∂x
+        delta_w = delta.unsqueeze(2) * layer.x.unsqueeze(1)  # eq. (21), ∂D/∂w
+        return delta_w, delta, dense_forward(delta, layer.w.t(), None)  # eq. (18), (20), ∂D/∂x
     convolution = layer.geometry.convolution
-    grad_w = conv2d_grad_weight_per_example(delta, layer.x, convolution).permute(0, 4, 3, 1, 2)  # eq. (21), ∂C/∂w
-    grad_x = delta
-    if needs_grad_x:
-        grad_x = to_nchw(conv2d_grad_input(delta, layer.w, convolution).contiguous())  # eq. (20), ∂C/∂x
-    return grad_w, delta.sum((1, 2)), grad_x  # eq. (18)
+    delta_w = conv2d_grad_weight_per_example(delta, layer.x, convolution).permute(0, 4, 3, 1, 2)  # eq. (21), ∂C/∂w
+    delta_x = delta
+    if needs_delta_x:
+        delta_x = to_nchw(conv2d_grad_input(delta, layer.w, convolution).contiguous())  # eq. (20), ∂C/∂x
+    return delta_w, delta.sum((1, 2)), delta_x  # eq. (18)
 
 
-def _grad_output(layer: Layer, grad_x: Tensor, subgradient: float) -> Tensor:
-    """δ^l of a dense layer, or the gradient of a convolution's pooled output, from ``grad_x`` = −η ∂J/∂x^{l+1}.
+def _delta_out(layer: Layer, delta_x: Tensor, subgradient: float) -> Tensor:
+    """δ^l of a dense layer, or the gradient of a convolution's pooled output, from ``delta_x`` = −η ∂J/∂x^{l+1}.
 
     P⁻¹ and ∂R/∂z of a convolution are for :func:`_delta`, or part of ``conv_relu_pool_backward``.
     """
     if isinstance(layer, DenseLayer):
-        return relu_backward(grad_x, layer.z, subgradient)  # eq. (20), ∂R/∂z
-    if grad_x.dim() == 2:
+        return relu_backward(delta_x, layer.z, subgradient)  # eq. (20), ∂R/∂z
+    if delta_x.dim() == 2:
         height, width = layer.geometry.pooling.output_size
         size = ImageSize(layer.w.shape[3], height, width)
-        return to_nchw(unflatten_forward(grad_x, size))  # eq. (20), F⁻¹
-    return grad_x
+        return to_nchw(unflatten_forward(delta_x, size))  # eq. (20), F⁻¹
+    return delta_x
 
 
-def _delta(layer: Layer, grad_output: Tensor) -> Tensor:
+def _delta(layer: Layer, delta_out: Tensor) -> Tensor:
     """δ^l, in the shape of z^l."""
     if isinstance(layer, DenseLayer):
-        return grad_output
-    nchw = relu_pool_backward(grad_output, layer.pool_index, layer.geometry)  # eq. (20), P⁻¹ and ∂R/∂z
+        return delta_out
+    nchw = relu_pool_backward(delta_out, layer.pool_index, layer.geometry)  # eq. (20), P⁻¹ and ∂R/∂z
     return from_nchw(nchw)
 
 
@@ -331,8 +331,8 @@ def _backpropagate_by_plan(
     if update:
         torch.autograd.graph.increment_version(parameters)
 
-    def layers_and_grad_outputs() -> tuple[list[Layer], list[Tensor]]:
-        inner_inputs, pool_indices, grad_outputs = plan.intermediates(result)
+    def layers_and_deltas_out() -> tuple[list[Layer], list[Tensor]]:
+        inner_inputs, pool_indices, deltas_out = plan.intermediates(result)
         inputs = [from_nchw(x), *inner_inputs]
         convs, dense_layers = _split(model)
         layers: list[Layer] = []
@@ -340,7 +340,7 @@ def _backpropagate_by_plan(
             layers.append(ConvLayer(x_l, from_oihw(conv.weight), conv.bias, _geometry(model, conv, x_l), pool_index))
         for x_l, dense in zip(inputs[len(convs) :], dense_layers, strict=True):
             layers.append(DenseLayer(x_l, dense.weight.t(), dense.bias))
-        return layers, grad_outputs
+        return layers, deltas_out
 
     weights, biases = result.steps[::2], result.steps[1::2]  # in the order of the parameters: w0, b0, w1, b1, ...
-    return Updates(result.probabilities, result.loss, weights, biases, layers_and_grad_outputs)
+    return Updates(result.probabilities, result.loss, weights, biases, layers_and_deltas_out)
