@@ -61,6 +61,8 @@ def test_the_wheel_has_the_packages_and_nothing_else(dist):
         commands = wheel.read(f"{NAME}.dist-info/entry_points.txt").decode()
     assert names == files_in(*PACKAGES)
     assert {"manualgrad/py.typed", "compare/report/report.html.jinja", "compare/report/style.css"} <= names
+    page_files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "manualgrad/follow/page_files").iterdir()}
+    assert page_files <= names
     assert any(name.startswith("manualgrad/data/mnist_sample/") and name.endswith(".tar.xz") for name in names)
     report = re.findall(r'Requires-Dist: (\S+?)[><=]\S+; extra == "report"', metadata)
     assert report == [name.replace("markdown_it", "markdown-it-py") for name in extras.REPORT]
