@@ -321,10 +321,10 @@ def _backpropagate_by_plan(
         or is_autocast_enabled(x)
     ):
         return None
-    found = model.find_plan(x)
-    if isinstance(found, str):
+    planned = model.find_plan(x)
+    if isinstance(planned, str):
         return None
-    plan, parameters = found
+    plan, parameters = planned
     result = plan.loss_and_grads(x, target, parameters, -eta, update=update)  # eq. (13) to (21)
     if result is None:
         return None

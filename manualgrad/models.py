@@ -138,11 +138,11 @@ class DocumentCNN(nn.Module):
         """The plan for ``x`` with the parameters that it reads, or the reason why there is none."""
         if not self.fused:
             return "DocumentCNN(fused=False) runs each layer as a Function of its own"
-        found = guards.find_plan(child_modules(self).values(), x)
+        planned = guards.find_plan(child_modules(self).values(), x)
         # backprop.py reads R'(0) of all layers from the model, and has a ReLU behind each layer but the last
-        if not isinstance(found, str) and found[0].network.subgradients != {self.subgradient}:
+        if not isinstance(planned, str) and planned[0].network.subgradients != {self.subgradient}:
             return "a layer was removed, or its subgradient is not the model's"
-        return found
+        return planned
 
     def _cost_by_plan(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
         """J and x^L by a plan, which computes the gradients too; None without a plan, or if gradients are off."""

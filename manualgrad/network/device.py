@@ -1,4 +1,4 @@
-"""What the planner knows of a device: the blocks that compute layers there, and their kernel calls.
+"""A device as the planner sees it: the blocks that compute layers there, and their kernel calls.
 
 A block is one layer of a network on a device. It declares the buffers that it needs and its kernel calls: forward,
 backward and for the gradients of its parameters. ``cpu_blocks.py`` has those of the CPU. A layer that gets a kernel

@@ -51,13 +51,13 @@ def explain(model: PlannedModel, x: Tensor) -> str | None:
 
 def find_usable_plan(model: PlannedModel, x: Tensor) -> PlanAndParameters | str:
     """The plan that computes ``model(x)``, with the model's weights and biases, or the reason why none does."""
-    found = model.find_plan(x)
-    if not isinstance(found, str):
-        found = hooks_reason(model) or gradients_reason(x, found[1]) or found
+    planned = model.find_plan(x)
+    if not isinstance(planned, str):
+        planned = hooks_reason(model) or gradients_reason(x, planned[1]) or planned
     if explanation.records is not None and not torch.compiler.is_compiling():
-        reason, computed_by = (found, "its layers, one by one") if isinstance(found, str) else ("", "one program")
+        reason, computed_by = (planned, "its layers, one by one") if isinstance(planned, str) else ("", "one program")
         explanation.record(type(model).__name__, computed_by, reason, x)
-    return found
+    return planned
 
 
 def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameters | str:

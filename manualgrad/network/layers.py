@@ -81,6 +81,13 @@ class NetworkSpec:
     image_shape: tuple[int, int, int]
     layers: tuple[Layer, ...]
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.image_shape, self.layers))
+
+    def __hash__(self) -> int:
+        return self._hash  # every call looks its plan up
+
     @property
     def classes(self) -> int:
         last = self.layers[-1]

@@ -27,10 +27,10 @@ def make_descent(model: DocumentCNN, dataset: Dataset, batch_size: int) -> Desce
     if train.images.shape[1] != 1 or len(train) < batch_size:
         return None
     x = normalize(train.images[:1], dataset).expand(batch_size, -1, -1, -1)
-    found = model.find_plan(x)
-    if isinstance(found, str):
+    planned = model.find_plan(x)
+    if isinstance(planned, str):
         return None
-    plan, parameters = found
+    plan, parameters = planned
     return Descent(plan, parameters, train.images, train.labels, 255 * dataset.mean, 255 * dataset.std)
 
 

@@ -77,24 +77,24 @@ class PaddingDevice(RecordingDevice):
         return super().block(layer, x, batch_size)
 
 
-def kernels_of(regions) -> list[list[str]]:
+def kernel_names(regions) -> list[list[str]]:
     return [[name for name, _ in calls] for _, calls in regions]
 
 
 def test_the_planner_lists_the_calls_of_a_network_on_a_device_that_it_does_not_know():
     builder = PlanBuilder(RecordingDevice(), network(conv(4, 1), conv(8, 4), features=8), 3, 2)
     pack, gemm, sums = "pack_weight", "gemm_strided", "unpack_reduce_grads"
-    assert kernels_of(builder.forward_regions()) == [
+    assert kernel_names(builder.forward_regions()) == [
         [pack, pack],
         ["conv_pool_forward", "conv_pool_forward", "gemm_nt", "relu_forward", "gemm_nt"],
     ]
-    assert kernels_of(builder.backward_regions()) == [
+    assert kernel_names(builder.backward_regions()) == [
         [pack],
         [gemm, "relu_backward", gemm, "conv_pool_backward", "conv_pool_backward"],
         [sums, sums, gemm, gemm, gemm, gemm],
     ]
     assert [tasks for tasks, _ in builder.loss_and_grads_regions()] == [2, 3, 2]
-    assert kernels_of([builder.update_region()]) == [["sgd_update"] * 8]
+    assert kernel_names([builder.update_region()]) == [["sgd_update"] * 8]
     assert builder.parameter_names == ["w0", "b0", "w1", "b1", "w3", "b3", "w4", "b4"]
 
 
@@ -120,7 +120,7 @@ def test_a_block_with_a_new_kernel_is_planned_without_a_change_in_the_planner():
     with pytest.raises(Unsupported, match="padding"):
         PlanBuilder(RecordingDevice(), layers, 3, 2)
     builder = PlanBuilder(PaddingDevice(), layers, 3, 2)
-    assert kernels_of(builder.forward_regions())[1][:2] == ["conv_pool_forward", "padded_conv"]
+    assert kernel_names(builder.forward_regions())[1][:2] == ["conv_pool_forward", "padded_conv"]
     (_, backward), (_, grads) = builder.backward_regions()[1:]
     name, arguments = backward[3]
     assert name == "padded_conv_backward"

@@ -217,15 +217,15 @@ def test_nested_sequentials_run_as_one_plan(plan_calls):
 
 
 def test_a_hook_of_the_model_runs_and_a_shared_layer_has_both_gradients(plan_calls):
-    model, seen = make_ours(), []
-    model.register_forward_hook(lambda *_: seen.append(1))
+    model, hook_calls = make_ours(), []
+    model.register_forward_hook(lambda *_: hook_calls.append(1))
     model[10] = ours.Dense(20, 20)
     model[12] = ours.Dense(20, 5)
     model.insert(11, model[9])
     model.insert(12, model[10])
     x = images()
     actual, expected = gradients(model, x), gradients(layer_by_layer(model), x)
-    assert plan_calls == ["forward", "backward"] and seen
+    assert plan_calls == ["forward", "backward"] and hook_calls
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
