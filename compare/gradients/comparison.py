@@ -130,7 +130,7 @@ def compare(
             if runner.has_layouts_of(variant):
                 rows += runner.rows(variant)
         side_effects = runner.find_side_effects()
-        native = NativeOracle(case.native, runner.native_rerunner, seed)
+        native = NativeOracle(case, runner.native_rerunner, seed)
         findings = diagnose(runner.mismatches, rows, side_effects, native)
         findings = add_call_mistakes(findings, runner, dtypes, rows, side_effects)
         kinds_of_data = DATA if whole_numbers else DATA[:1]

@@ -9,12 +9,12 @@ elements; the terms of the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from compare.case import Case
 from compare.case_errors import find_location
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.conjugates import find_conjugated
@@ -23,6 +23,9 @@ from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.input_uses import find_missing_uses
 from compare.gradients.diagnosis.mismatch import NO_GRADIENT, WRONG_DTYPE, Mismatch, RerunNative
 from compare.gradients.diagnosis.missing_terms import find_missing_term
+from compare.gradients.diagnosis.only_where import find_condition
+from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.second_question import ask_again, confirmed
 from compare.gradients.diagnosis.special_values import find_special_values
 from compare.gradients.diagnosis.whole_tensor import find_factor, find_whole_tensor_patterns
 from compare.gradients.diagnosis.wording import join_words
@@ -33,11 +36,24 @@ from compare.gradients.variants import SECOND_DRAW, Variant
 
 @dataclass(frozen=True)
 class NativeOracle:
-    """The native function, and a way to rerun it in float64 on a variant's values with other incoming gradients."""
+    """The case, and a way to rerun native in float64 on a variant's values with other incoming gradients."""
 
-    function: Callable[..., Any] | None
+    case: Case
     rerunner: Callable[[Variant], RerunNative]
     seed: int
+    probes: dict[Variant, Probe] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Callable[..., Any] | None:
+        """The native function; None if there is none."""
+        return self.case.native
+
+    def probe(self, variant: Variant) -> Probe:
+        """Return a way to ask ours and native again, on other draws of a variant."""
+        variant = replace(variant, data="whole numbers" if variant.data == "whole numbers" else "drawn")
+        if variant not in self.probes:
+            self.probes[variant] = Probe(self.case, variant, self.seed, self.rerunner(variant))
+        return self.probes[variant]
 
 
 def diagnose(
@@ -196,31 +212,45 @@ def _first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
     return finding
 
 
+# Locations of wrong elements; a condition on values tells more about the mistake.
+LOCATIONS = ("only at zeros", "only at ties", "only at bounds", "few elements", "zero")
+
+
 def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     """Special patterns before general ones, and those that cost a few native runs before those that cost hundreds."""
     rerun_native, seed = native.rerunner(mismatch.variant), native.seed
     has_native = native.function is not None  # finite differences for each element of the output would take minutes
     if mismatch.has_complex_numbers:  # the other patterns are about real numbers
-        return chain(
-            locations.find_zero(mismatch) if not mismatch.ours.any() else (),
-            locations.find_nonfinite(mismatch),
-            find_factor(mismatch),
-            find_conjugated(mismatch, rerun_native, seed),
-        )
-    return chain(
-        locations.find_zero(mismatch) if not mismatch.ours.any() else (),
-        locations.find_nonfinite(mismatch),
-        find_whole_tensor_patterns(mismatch, rerun_native, seed),
-        find_special_values(mismatch),
-        locations.find_few_elements(mismatch, most=3),  # before borders: so few elements do not show a border
-        locations.find_borders(mismatch),
-        locations.find_few_elements(mismatch),
-        locations.find_zero(mismatch),
-        find_missing_contributions(mismatch, rerun_native, seed) if has_native else (),
-        find_missing_uses(mismatch, native.function, seed) if has_native else (),
-        find_missing_term(mismatch, seed),
-        find_overwritten_contributions(mismatch, rerun_native, seed) if has_native else (),
-    )
+        yield from locations.find_zero(mismatch) if not mismatch.ours.any() else ()
+        yield from locations.find_nonfinite(mismatch)
+        yield from find_factor(mismatch)
+        yield from find_conjugated(mismatch, rerun_native, seed)
+        return
+    yield from locations.find_zero(mismatch) if not mismatch.ours.any() else ()
+    yield from locations.find_nonfinite(mismatch)
+    probe = native.probe(mismatch.variant)
+    whole_tensor = lambda m: find_whole_tensor_patterns(m, rerun_native, seed)  # noqa: E731
+    yield from whole_tensor(mismatch) if mismatch.is_output else confirmed(whole_tensor, mismatch, probe)
+    located = next(_locations(mismatch), None)
+    condition = None if mismatch.is_output else next(find_condition(mismatch, probe), None)
+    if located is not None and (condition is None or located.kind not in LOCATIONS):
+        yield located
+    if condition is not None:
+        yield condition
+    if not mismatch.is_output:
+        yield from ask_again(mismatch, probe)
+    yield from locations.find_zero(mismatch)
+    yield from find_missing_contributions(mismatch, rerun_native, seed) if has_native else ()
+    yield from find_missing_uses(mismatch, native.function, seed) if has_native else ()
+    yield from find_missing_term(mismatch, seed)
+    yield from find_overwritten_contributions(mismatch, rerun_native, seed) if has_native else ()
+
+
+def _locations(mismatch: Mismatch) -> Iterator[Finding]:
+    yield from find_special_values(mismatch)
+    yield from locations.find_few_elements(mismatch, most=3)  # before borders: so few elements do not show a border
+    yield from locations.find_borders(mismatch)
+    yield from locations.find_few_elements(mismatch)
 
 
 def _number_of_outputs(mismatch: Mismatch, native: NativeOracle) -> str:

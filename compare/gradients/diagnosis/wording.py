@@ -47,3 +47,9 @@ def format_number(value: float) -> str:
     if 1e-12 < abs(value - 1) < 1e-5:
         return f"1 {'+' if value > 1 else '-'} {abs(value - 1):.2g}"
     return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.6g}"
+
+
+def index_name(tensor: Tensor, dim: int) -> str:
+    """Name of the index along a dimension: "the row", "the column", "the index of dimension 1"."""
+    name = dimension_name(tensor, dim)
+    return f"the index of {name}" if name.startswith("dimension") else f"the {name.removesuffix('s')}"

@@ -1,0 +1,178 @@
+"""Native with one change in its derivative, and none in its values: a path scaled, an operand replaced.
+
+A hand-written backward that is wrong in one place gives the gradient of such a changed native. The change is made at
+one place of native's code, so in every pass of a loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.native_calls import Call, InterceptCalls
+from compare.gradients.diagnosis.probe import Probe
+
+
+@dataclass(frozen=True)
+class NativeChange:
+    """A change at the calls of one site.
+
+    Attributes:
+        site: place of the calls.
+        derivative: ``derivative(call, flat, position)`` returns tensors whose derivatives replace that of the call
+            by the argument at ``position``; ``flat`` are the call's flattened arguments, of which only that one is
+            attached. None: the derivative is 0.
+        position: place of the argument among the flattened ones.
+    """
+
+    site: Any
+    position: int
+    derivative: Callable[[Call, list[Any], int], Tensor | None]
+
+
+def record(mismatch: Mismatch, probe: Probe) -> tuple[list[Call], dict[Any, list[Tensor]]]:
+    """Native's calls, of whose arguments those require a gradient that depend on the mismatch's input; and results."""
+    leaves = _leaves(mismatch)
+    mode = InterceptCalls()
+    try:
+        with mode:
+            probe.case.native(*leaves.values())
+    except Exception:  # native raises only when it is watched: then its calls explain nothing
+        return [], {}
+    records: dict[Any, list[Tensor]] = {("input", name): [value.detach()] for name, value in leaves.items()}
+    for call in mode.calls:
+        records.setdefault(call.site, []).append(call.result)
+    return mode.calls, records
+
+
+def gradient_of_changed(
+    mismatch: Mismatch, probe: Probe, change: NativeChange | None, records: Any = None
+) -> Tensor | None:
+    """Gradient of the mismatch's input through changed native; None if that raises."""
+    leaves = _leaves(mismatch)
+    own = leaves[mismatch.input_name]
+    mode = InterceptCalls(None if change is None else lambda call, result: _changed(call, result, change), records)
+    incoming = mismatch.incoming(probe.seed)
+    try:
+        with mode:
+            result = probe.case.native(*leaves.values())
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        numbered = [(n, o) for n, o in enumerate(outputs) if o.requires_grad]
+        if not numbered:
+            return torch.zeros_like(own).cpu()
+        grads = torch.autograd.grad(
+            [o for _, o in numbered], own, [incoming(n, o) for n, o in numbered], allow_unused=True
+        )
+    except Exception:  # the change does not fit this call's arguments: then it is no explanation
+        return None
+    return (torch.zeros_like(own) if grads[0] is None else grads[0].detach()).cpu()
+
+
+def _leaves(mismatch: Mismatch) -> dict[str, Tensor]:
+    return {
+        name: value.clone().requires_grad_() if name == mismatch.input_name else value.clone()
+        for name, value in mismatch.inputs.items()
+    }
+
+
+def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
+    """The result of a call, with the value as it is and another derivative by one argument."""
+    if call.site != change.site:
+        return result
+    flat, spec = tree_flatten((call.args, call.kwargs))
+    with torch.no_grad():
+        detached = [value.detach() if isinstance(value, Tensor) else value for value in flat]
+    attached = list(flat)
+    if not isinstance(attached[change.position], Tensor) or not attached[change.position].requires_grad:
+        return result
+    own = list(detached)
+    own[change.position] = attached[change.position]
+    attached[change.position] = detached[change.position]
+    args, kwargs = tree_unflatten(attached, spec)
+    others = call.function(*args, **kwargs)  # with the derivatives by all other arguments
+    surrogate = change.derivative(call, own, change.position)
+    if surrogate is None:
+        return others
+    return others + (surrogate - surrogate.detach()).expand_as(others)
+
+
+def evaluate(call: Call, flat: list[Any]) -> Tensor:
+    """Call the function with other flattened arguments."""
+    _, spec = tree_flatten((call.args, call.kwargs))
+    args, kwargs = tree_unflatten(flat, spec)
+    return call.function(*args, **kwargs)
+
+
+# --------------------------------------------------------------------------------- the derivatives of a changed call
+
+
+def omitted(call: Call, flat: list[Any], position: int) -> None:
+    """No derivative by this argument."""
+
+
+def passed_through(call: Call, flat: list[Any], position: int) -> Tensor:
+    """The incoming gradient, unchanged."""
+    if flat[position].shape != call.result.shape:
+        raise ValueError("the shapes differ")
+    return flat[position]
+
+
+def at_operand(other: int, value: Callable[[Call], Tensor]) -> Callable[[Call, list[Any], int], Tensor]:
+    """The derivative with the argument ``other`` replaced by a value of the same shape."""
+
+    def derivative(call: Call, flat: list[Any], position: int) -> Tensor:
+        changed = list(flat)
+        replacement = value(call).detach()
+        if replacement.shape != flat[other].shape:
+            raise ValueError("the shapes differ")
+        own = flat[other]
+        changed[other] = replacement + (own - own.detach()) if other == position else replacement
+        return evaluate(call, changed)
+
+    return derivative
+
+
+def transposed_map(call: Call, flat: list[Any], position: int) -> Tensor:
+    """The call applied to the incoming gradient, in place of its transpose."""
+    own = flat[position]
+    if own.shape != call.result.shape:
+        raise ValueError("the shapes differ")
+    dummy = torch.zeros_like(own).requires_grad_()
+    changed = list(flat)
+    changed[position] = dummy
+    with torch.enable_grad():
+        value = evaluate(call, changed)
+        # The vector-Jacobian product is linear in its vector, and its derivative is the Jacobian itself.
+        (product,) = torch.autograd.grad(value, dummy, own, create_graph=True)
+    return product
+
+
+def with_gradient(apply: Callable[[Tensor], Tensor]) -> Callable[[Call, list[Any], int], Tensor]:
+    """The derivative with the incoming gradient of the call transformed."""
+
+    def derivative(call: Call, flat: list[Any], position: int) -> Tensor:
+        value = evaluate(call, flat)
+        value = value.clone()
+        value.register_hook(lambda g: apply(g).contiguous())
+        return value
+
+    return derivative
+
+
+def argument_gradient(apply: Callable[[Tensor], Tensor]) -> Callable[[Call, list[Any], int], Tensor]:
+    """The derivative by the argument transformed, after the call."""
+
+    def derivative(call: Call, flat: list[Any], position: int) -> Tensor:
+        own = flat[position].clone()
+        own.register_hook(lambda g: apply(g).contiguous())
+        changed = list(flat)
+        changed[position] = own
+        return evaluate(call, changed)
+
+    return derivative

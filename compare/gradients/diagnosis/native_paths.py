@@ -1,0 +1,289 @@
+"""A gradient that equals native's with one change in the derivative of one operation of native."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from compare.gradients.diagnosis import changed_native as changed
+from compare.gradients.diagnosis.changed_native import NativeChange, gradient_of_changed
+from compare.gradients.diagnosis.factors import name_factor
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding, solve_least_squares
+from compare.gradients.diagnosis.native_calls import Call
+from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.transformations import transformations
+from compare.gradients.diagnosis.wording import format_number
+
+MAX_SITES = 60  # places in native's code
+MAX_RUNS = 900  # of native, for one gradient
+MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+
+
+@dataclass
+class _Path:
+    """One argument of the calls of a site, on the way from the input to the output."""
+
+    call: Call
+    position: int
+    words: str
+    part: Tensor | None = None  # of the gradient, through this argument
+    names: dict[int, str] = field(default_factory=dict)
+
+
+class NativePaths:
+    """Search for the change. The gradient must be explained in a second draw too."""
+
+    def __init__(self, mismatch: Mismatch, probe: Probe) -> None:
+        self.mismatch, self.probe, self.runs = mismatch, probe, 0
+        self.calls, self.records = changed.record(mismatch, probe)
+        self.second = probe.mismatch(mismatch, 1)
+        self.second_records = changed.record(self.second, probe)[1] if self.second is not None else {}
+        self.names = _names(self.calls, mismatch)
+        self.paths = self._find_paths()
+        reference = gradient_of_changed(mismatch, probe, None)
+        self.is_traced = (
+            bool(self.paths)
+            and reference is not None
+            and reference.shape == mismatch.oracle.shape
+            and equal_up_to_rounding(reference, mismatch.oracle, 4 * mismatch.tolerance)
+        )
+
+    def find(self) -> Iterator[Finding]:
+        """Every finding that explains both draws; those with the fewest free numbers first."""
+        if not self.is_traced:
+            return
+        yield from self._scaled_paths()
+        yield from self._pairs_of_paths()
+        yield from self._replaced()
+        yield from self._transformed()
+
+    def _find_paths(self) -> list[_Path]:
+        paths: dict[Any, _Path] = {}
+        for call in self.calls:
+            flat, _ = tree_flatten((call.args, call.kwargs))
+            for position, tensor in call.tensors:
+                if not tensor.requires_grad or (call.site, position) in paths:
+                    continue
+                paths[call.site, position] = _Path(call, position, self._words(call, position, flat))
+        return list(paths.values())[: 2 * MAX_SITES]
+
+    def _words(self, call: Call, position: int, flat: list[Any]) -> str:
+        """The argument and the operation: "the first argument (x) of mul in line 4, `y = x * w`"."""
+        operation = call.name.removeprefix("the result of ")
+        positions = [n for n, _ in call.tensors]
+        if len(positions) == 1:
+            return operation
+        name = self.names.get(id(flat[position]))
+        ordinal = ORDINALS[min(positions.index(position), len(ORDINALS) - 1)]
+        return f"the {ordinal} argument{f' ({name})' if name else ''} of {operation}"
+
+    def _gradient(self, change: NativeChange) -> Tensor | None:
+        self.runs += 1
+        return gradient_of_changed(self.mismatch, self.probe, change, self.records) if self.runs < MAX_RUNS else None
+
+    def _explains(self, change: NativeChange) -> bool:
+        got = self._gradient(change)
+        if got is None or got.shape != self.mismatch.ours.shape or not self.mismatch.equals(got):
+            return False
+        if self.second is None:
+            return True
+        again = gradient_of_changed(self.second, self.probe, change, self.second_records)
+        return again is not None and self.second.equals(again)
+
+    # ----------------------------------------------------------------------------- paths that count too much or not
+
+    def _scaled_paths(self) -> Iterator[Finding]:
+        difference = self.mismatch.ours - self.mismatch.oracle
+        for path in self.paths:
+            omitted = NativeChange(path.call.site, path.position, changed.omitted)
+            without = self._gradient(omitted)
+            if without is None:
+                continue
+            part = self.mismatch.oracle - without
+            path.part = part
+            square = float((part * part).sum())
+            if not square:
+                continue
+            weight = 1 + float((difference * part).sum()) / square
+            weight = 0.0 if abs(weight) < 1e-9 else weight
+            if not self.mismatch.equals(self.mismatch.oracle + (weight - 1) * part):
+                continue
+            if self._confirms_weights({path.position: (path, weight)}):
+                yield self._weight_finding(path, weight)
+
+    def _confirms_weights(self, weights: dict[int, tuple[_Path, float]]) -> bool:
+        if self.second is None:
+            return True
+        expected = self.second.oracle.clone()
+        for path, weight in weights.values():
+            omitted = NativeChange(path.call.site, path.position, changed.omitted)
+            without = gradient_of_changed(self.second, self.probe, omitted)
+            if without is None:
+                return False
+            expected += (weight - 1) * (self.second.oracle - without)
+        return self.second.equals(expected)
+
+    def _weight_finding(self, path: _Path, weight: float) -> Finding:
+        quantity = self.mismatch.quantity
+        if weight == 0:
+            statement = f"the part of the derivative through {path.words} is missing"
+            return Finding("missing term", quantity, statement, "equals native's gradient with that path cut")
+        name = name_factor(weight, self.mismatch, None)
+        name = f" ({name})" if name else ""
+        if abs(weight + 1) < 1e-6:
+            statement = f"the part of the derivative through {path.words} has the wrong sign"
+        else:
+            statement = f"the part of the derivative through {path.words} is {format_number(weight)} times as large"
+            statement += f" as it should be{name}"
+        return Finding("factor of one term", quantity, statement, "all other parts are right")
+
+    def _pairs_of_paths(self) -> Iterator[Finding]:
+        """Two paths that are both missing, such as mean and variance."""
+        parts = [path for path in self.paths if path.part is not None and path.part.any()]
+        difference = self.mismatch.ours - self.mismatch.oracle
+        for a, b in itertools.combinations(parts[:40], 2):
+            columns = torch.stack([a.part.flatten(), b.part.flatten()], 1)
+            solution = solve_least_squares(columns, difference.flatten().unsqueeze(1))
+            if solution is None:
+                continue
+            weights = [1 + float(w) for w in solution.flatten()]
+            if any(min(abs(w - simple) for simple in (0.0, -1.0, 2.0)) > 1e-6 for w in weights):
+                continue
+            if not self.mismatch.equals(self.mismatch.oracle + (columns @ solution).reshape(difference.shape)):
+                continue
+            if self._confirms_weights({0: (a, round(weights[0])), 1: (b, round(weights[1]))}):
+                verbs = {0: "is missing", -1: "has the wrong sign", 2: "counts twice"}
+                first, second = (verbs[round(w)] for w in weights)
+                statement = f"the part of the derivative through {a.words} {first}, and the one through {b.words} {second}"
+                kind = "missing term" if 0 in [round(w) for w in weights] else "factor of one term"
+                yield Finding(kind, self.mismatch.quantity, statement, "all other parts are right")
+                return
+
+    # -------------------------------------------------------------------------------------- other operands
+
+    def _replaced(self) -> Iterator[Finding]:
+        quantity = self.mismatch.quantity
+        for path in self.paths:
+            site, position = path.call.site, path.position
+            if self._explains(NativeChange(site, position, changed.passed_through)):
+                statement = f"the derivative of {path.words} is left out: the gradient passes through it unchanged"
+                yield Finding("missing term", quantity, statement)
+            if self._explains(NativeChange(site, position, changed.transposed_map)):
+                statement = f"is computed with {path.words} applied again, instead of its transpose"
+                yield Finding("not transposed", quantity, statement)
+        for path in self.paths:
+            for kind, statement, change in self._operands(path):
+                if self._explains(change):
+                    yield Finding(kind, quantity, statement)
+
+    def _operands(self, path: _Path) -> Iterator[tuple[str, str, NativeChange]]:
+        """Changes of one operand in the derivative by one argument."""
+        site, position = path.call.site, path.position
+        flat, _ = tree_flatten((path.call.args, path.call.kwargs))
+        for other, tensor in path.call.tensors:
+            name = self.names.get(id(tensor), "its own argument" if other == position else "its other argument")
+            for kind, words, lookup in self._values(path.call, other, tensor, name):
+                statement = f"in the derivative through {path.words}, {words}"
+                yield kind, statement, NativeChange(site, position, changed.at_operand(other, lookup))
+        for number, value in enumerate(flat):
+            if isinstance(value, float) and value not in (0.0, 1.0):
+                for instead in (0.0, 1.0, -value, 2 * value, value / 2, value * value):
+                    statement = f"in the derivative through {path.words}, {format_number(instead)} takes the place of "
+                    statement += f"the number {format_number(value)}"
+                    change = NativeChange(site, position, _with_number(number, instead))
+                    yield "another operand", statement, change
+
+    def _values(
+        self, call: Call, other: int, tensor: Tensor, name: str
+    ) -> Iterator[tuple[str, str, Callable[[Call], Tensor]]]:
+        own = lambda c: tree_flatten((c.args, c.kwargs))[0][other].detach()  # noqa: E731
+        yield "missing term", f"the factor {name} is missing (1 takes its place)", lambda c: torch.ones_like(own(c))
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "the square of {}": torch.square, "1 over {}": torch.reciprocal, "minus {}": torch.neg,
+            "|{}|": torch.abs, "1 - {}": lambda t: 1 - t, "the square root of {}": torch.sqrt,
+        }  # fmt: skip
+        for words, function in functions.items():
+            replaced = f"{words.format(name)} takes the place of {name}"
+            yield "another operand", replaced, lambda c, f=function: f(own(c))
+        if tensor.dim() > 1:
+            for t in transformations(tensor.shape):
+                if t.kind in ("transposed", "flipped", "shifted"):
+                    yield t.kind, f"{name} is {t.description}", lambda c, t=t: t.apply(own(c)).contiguous()
+        candidates = [key for key, values in self.records.items() if values[0].shape == tensor.shape]
+        for key in candidates[:MAX_OPERANDS]:
+            words = key[1] if key[0] == "input" else self._site_name(key)
+            if words == name:
+                offsets: tuple[int, ...] = (-1, 1) if len(self.records[key]) > 1 else ()
+            else:
+                offsets = (0, -1, 1) if len(self.records[key]) > 1 else (0,)
+            for offset in offsets:
+                when = {0: "", -1: " (of the pass before)", 1: " (of the next pass)"}[offset]
+                lookup = _recorded(key, offset)
+                yield "another operand", f"{words}{when} takes the place of {name}", lookup
+
+    def _site_name(self, site: Any) -> str:
+        return next(call.name for call in self.calls if call.site == site)
+
+    # ----------------------------------------------------------------------------- transformed gradients
+
+    def _transformed(self) -> Iterator[Finding]:
+        """The gradient at one operation transposed, flipped, shifted, averaged or summed."""
+        seen: set[Any] = set()
+        for path in self.paths:
+            site, position = path.call.site, path.position
+            flat, _ = tree_flatten((path.call.args, path.call.kwargs))
+            places = [("with the gradient", flat[position].shape, changed.argument_gradient, "after")]
+            if site not in seen:
+                places.append(("with the gradient", path.call.result.shape, changed.with_gradient, "before"))
+            seen.add(site)
+            for words, shape, place, when in places:
+                for t in transformations(shape):
+                    change = NativeChange(site, position, place(t.apply))
+                    if self._explains(change):
+                        statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
+                        yield Finding(t.kind, self.mismatch.quantity, statement)
+
+
+def _recorded(key: Any, offset: int) -> Callable[[Call], Tensor]:
+    def lookup(call: Call) -> Tensor:
+        values = call.records[key]
+        number = (call.iteration if len(values) > 1 else 0) + offset
+        if not 0 <= number < len(values):
+            return torch.zeros_like(values[0])
+        return values[number]
+
+    return lookup
+
+
+def _with_number(number: int, instead: float) -> Callable[[Call, list[Any], int], Tensor]:
+    def derivative(call: Call, flat: list[Any], position: int) -> Tensor:
+        replaced = list(flat)
+        replaced[number] = instead
+        return changed.evaluate(call, replaced)
+
+    return derivative
+
+
+def _names(calls: list[Call], mismatch: Mismatch) -> dict[int, str]:
+    """Names of the tensors that are arguments of calls, by identity."""
+    names: dict[int, str] = {}
+    for call in calls:
+        flat, _ = tree_flatten((call.args, call.kwargs))
+        for value in flat:
+            if isinstance(value, Tensor) and id(value) not in names:
+                for name, source in mismatch.inputs.items():
+                    if value.shape == source.shape and torch.equal(value.detach(), source):
+                        names[id(value)] = name
+                for other in calls[: call.number]:
+                    if id(value) not in names and value.shape == other.result.shape:
+                        if value.detach().data_ptr() == other.result.data_ptr():
+                            names[id(value)] = other.name
+    return names

@@ -1,0 +1,89 @@
+"""Gradients that are wrong only where a condition holds, on indices or on values, in several draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from compare.gradients.diagnosis.conditions import separate
+from compare.gradients.diagnosis.factors import name_factor
+from compare.gradients.diagnosis.features import index_features, join, value_features
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.locations import worst_example
+from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.native_calls import record_calls
+from compare.gradients.diagnosis.probe import NUM_DRAWS, Probe
+from compare.gradients.diagnosis.wording import format_number
+from compare.gradients.run_variant import OUTPUT
+
+MAX_ELEMENTS = 20_000  # of a gradient whose elements are examined
+
+
+def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """The condition that separates wrong elements from right ones in all draws, and the ratio where it holds."""
+    if mismatch.oracle.numel() > MAX_ELEMENTS or mismatch.wrong.all() or not mismatch.wrong.any():
+        return
+    others = (probe.mismatch(mismatch, n) for n in range(1, NUM_DRAWS))
+    draws = [m for m in (mismatch, *others) if m is not None and m.oracle.shape == mismatch.oracle.shape]
+    if not any(m.wrong.any() for m in draws[1:]) and len(draws) > 1 and mismatch.variant.data == "drawn":
+        return  # it does not depend on what these draws have in common
+    wrong = torch.cat([m.wrong.flatten() for m in draws])
+    informative = torch.cat([((m.ours != 0) | (m.oracle != 0)).flatten() for m in draws])
+    shape = mismatch.oracle.shape
+    features = index_features(shape)
+    features = join([features for _ in draws])
+    found = separate(features, wrong, informative)
+    if found is None:
+        features = join([value_features(shape, _tensors(m, probe)) for m in draws])
+        found = separate(features, wrong, informative)
+    if found is None:
+        features = join([value_features(shape, _intermediate(m, probe)) for m in draws])
+        found = separate(features, wrong, informative)
+    if found is None:
+        return
+    condition, is_index = found
+    ratio = describe_ratio(
+        torch.cat([m.ours[m.wrong] for m in draws]), torch.cat([m.oracle[m.wrong] for m in draws]), mismatch, probe
+    )
+    kind = "only at some indices" if is_index else "only for some values"
+    statement = f"is wrong only where {condition}{f'; it is {ratio} there' if ratio else ''}"
+    elements = f"{int(wrong.sum())} of {wrong.numel()} elements in {len(draws)} draws"
+    yield Finding(kind, mismatch.quantity, statement, f"{worst_example(mismatch)}; so are {elements}")
+
+
+def describe_ratio(ours: Tensor, oracle: Tensor, mismatch: Mismatch, probe: Probe) -> str:
+    """ours / oracle in words if it is one number: "0", "2 times the expected value"; otherwise ""."""
+    if not ours.any():
+        return "0"
+    if not oracle.any():
+        return "not 0 as it should be"
+    nonzero = oracle != 0
+    quotients = ours[nonzero] / oracle[nonzero]
+    if not bool(nonzero.all()) or not bool(quotients.isfinite().all()):
+        return ""
+    factor = float(quotients.median())
+    if not bool(((quotients - factor).abs() <= 1e-6 * abs(factor)).all()):
+        return ""
+    name = name_factor(factor, mismatch)
+    return f"{format_number(factor)} times the expected value" + (f" ({name})" if name else "")
+
+
+def _tensors(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
+    """Inputs, output and incoming gradient of one draw. The own input comes first."""
+    inputs: Mapping[str, Tensor] = mismatch.inputs
+    tensors = {name: inputs[name] for name in (mismatch.input_name,) if name in inputs}
+    tensors |= {name: value for name, value in inputs.items() if name not in tensors}
+    output = mismatch.run.values.get(OUTPUT)
+    if output is not None and output.is_floating_point():
+        tensors["the output"] = output
+        tensors["the incoming gradient"] = mismatch.incoming(probe.seed)(0, output)
+    return tensors
+
+
+def _intermediate(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
+    """Results inside of native, by the name of the operation."""
+    if probe.case.native is None:
+        return {}
+    return {call.name: call.result for call in record_calls(probe.case.native, mismatch.inputs)}
