@@ -90,7 +90,11 @@ def _find_missing_slices(
     else:
         slices = f"slices along {dimension}" if dimension.startswith("dimension") else dimension
         factors = ", ".join(format_number(float(w)) for w in weights[:MAX_LISTED])
-        statement = f"the contributions of the output's {slices} have different factors instead of 1"
+        statement = f"the contributions of the output's {slices} have different factors instead of 1: {factors}"
+        wrong = [k for k in range(len(contributions)) if nonzero[k] and k not in correct]
+        if len({round(float(weights[k]), 6) for k in wrong}) == 1 and correct:
+            of = slice_names(dimension, wrong)
+            statement = f"the contributions of {of} of the output count {format_number(float(weights[wrong[0]]))} times"
         yield Finding("constant factor", mismatch.quantity, statement, f"factors: {factors}")
 
 

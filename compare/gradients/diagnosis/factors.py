@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -42,20 +43,23 @@ def name_factor(factor: float, mismatch: Mismatch, probe: Probe | None = None) -
     """
     names = [(text, None, 0) for value, text in SIMPLE.items() if _is(factor, value)]
     names += list(_names_by_size(factor, mismatch))
-    if len(names) > 1 and probe is not None:
+    if any(size for _, _, size in names) and probe is not None:
         names = _without_coincidences(factor, names, mismatch, probe)
     return "; or ".join(dict.fromkeys(text for text, _, _ in names[:3]))
 
 
 def _names_by_size(factor: float, mismatch: Mismatch) -> Iterator[tuple[str, Callable[[int], float], int]]:
     for size, noun in _sizes(mismatch).items():
+        is_product = noun.startswith("the number")
         letter = "B" if noun == "the batch size" else str(size)
         for pattern, function in OF_SIZE.items():
-            if size == 2 and "-" in pattern:
+            if is_product and pattern not in ("{n}", "1/{n}", "{n} - 1", "1/({n} - 1)", "{n}/({n} - 1)"):
+                continue
+            if (size == 2 and "-" in pattern) or (size % 2 == 0 and pattern in ("2/{n}", "{n}/2")):
                 continue
             for sign in (1.0, -1.0):
                 value = sign * function(size)
-                if not _is(factor, value) or abs(value) == 1 or (size == 2 and "2" in pattern):
+                if not _is(factor, value) or abs(value) == 1 or (size == 2 and ("2" in pattern or "²" in pattern)):
                     continue
                 text = pattern.format(n=letter)
                 text = f"{'minus ' if sign < 0 else ''}{text}"
@@ -87,10 +91,10 @@ def _sizes(mismatch: Mismatch) -> dict[int, str]:
             sizes.setdefault(tensor.numel(), f"the number of {name.removeprefix('the ')} elements")
         if tensor.dim() > 2:
             sizes.setdefault(tensor[0].numel(), f"the number of elements of one example of {name}")
-            sizes.setdefault(tensor[0, 0].numel(), f"the number of elements of one slice [0, 0] of {name}")
-            sizes.setdefault(
-                tensor.numel() // tensor.shape[1], f"the number of elements of {name} for each index of dimension 1"
-            )
+        for a, b in itertools.combinations(range(tensor.dim()), 2):
+            if tensor.shape[a] > 1 < tensor.shape[b]:
+                words = f"the number of elements of {name} along dimensions {a} and {b}"
+                sizes.setdefault(tensor.shape[a] * tensor.shape[b], words)
     return sizes
 
 
@@ -98,7 +102,8 @@ def _without_coincidences(
     factor: float, names: list[tuple[str, Callable[[int], float] | None, int]], mismatch: Mismatch, probe: Probe
 ) -> list[tuple[str, Callable[[int], float] | None, int]]:
     """The names that still fit where one size is smaller by one."""
-    for size in {size for _, _, size in names if size > 2}:
+    dimensions = {size for value in mismatch.inputs.values() for size in value.shape}
+    for size in {size for _, _, size in names if size > 2 and size in dimensions}:
         other = factor_at(mismatch, probe, _shorter(mismatch.inputs, size))
         if other is None:
             continue
@@ -107,7 +112,7 @@ def _without_coincidences(
             for text, function, n in names
             if _is(other, factor if function is None or n != size else function(size - 1))
         ]
-        names = fitting or names
+        names = fitting
     return names
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,28 +12,51 @@ from compare.gradients.diagnosis.jacobian import Jacobian
 from compare.gradients.diagnosis.wording import format_number, index_name
 
 
-def describe_entries(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
-    """(kind, statement, evidence): the simplest relation that holds exactly for the wrong entries."""
+def describe_entries(jacobian: Jacobian, *, of_pairs: bool) -> Iterator[tuple[str, str, str]]:
+    """(kind, statement, evidence): the simplest relation that holds exactly for the wrong entries.
+
+    Args:
+        of_pairs: True for relations of an output's index and an input's; False for those of one index.
+    """
     wrong = jacobian.wrong
     informative = (jacobian.ours.abs() > jacobian.limit) | (jacobian.expected.abs() > jacobian.limit)
     if not wrong.any() or not (informative & ~wrong).any():
         return
-    for words, relation in _relations(jacobian):
-        if bool((wrong & ~relation).any()) or bool((informative & ~wrong & relation).any()):
-            continue
-        verb, kind = _what(jacobian, wrong)
-        statement = f"the derivative of output[k] by input[i] is {verb} where {words}"
-        yield kind, statement, _worst(jacobian)
+    ours, expected = jacobian.ours.abs() > jacobian.limit, jacobian.expected.abs() > jacobian.limit
+    missing, surplus = wrong & ~ours, wrong & ~expected
+    other = wrong & ours & expected
+    relations = list(_pair_relations(jacobian) if of_pairs else _index_relations(jacobian))
+    # Entries of one sort alone first: those that are missing, those that are surplus, those that are wrong.
+    parts = [(mask, *_what(jacobian, mask)) for mask in (missing, surplus, other) if mask.any()]
+    found = []
+    for mask, verb, kind in parts:
+        words = _relation_of(relations, mask, informative & ~mask)
+        if words is not None:
+            found.append((kind, f"{verb} where {words}"))
+    if len(found) == len(parts):
+        statement = "the derivative of output[k] by input[i] is " + ", and ".join(words for _, words in found)
+        yield found[0][0], statement, _worst(jacobian)
         return
+    words = _relation_of(relations, wrong, informative & ~wrong)
+    if words is not None:
+        verb, kind = _what(jacobian, wrong)
+        yield kind, f"the derivative of output[k] by input[i] is {verb} where {words}", _worst(jacobian)
+
+
+def _relation_of(relations: list[tuple[str, Tensor]], mask: Tensor, others: Tensor) -> str | None:
+    """The first relation that holds for all of ``mask`` and for none of ``others``."""
+    return next(
+        (words for words, r in relations if not bool((mask & ~r).any()) and not bool((others & r).any())), None
+    )
 
 
 def _what(jacobian: Jacobian, wrong: Tensor) -> tuple[str, str]:
     """The wrong entries in words, and the kind of mistake."""
     ours, expected = jacobian.ours[wrong], jacobian.expected[wrong]
     if bool((ours.abs() <= jacobian.limit).all()):
-        return "missing (0)", "missing entries"
+        return "missing (0)", "missing term"
     if bool((expected.abs() <= jacobian.limit).all()):
-        return "not 0, as it should be,", "surplus entries"
+        return "not 0 (as it should be)", "missing term"
     nonzero = expected.abs() > jacobian.limit
     quotients = ours[nonzero] / expected[nonzero]
     factor = float(quotients.median())
@@ -50,13 +74,9 @@ def _worst(jacobian: Jacobian) -> str:
     return f"k = {k}, i = {i}: got {got:.6g}, expected {expected:.6g}"
 
 
-def _relations(jacobian: Jacobian) -> Iterator[tuple[str, Tensor]]:
-    """(words, mask of the entries) of each relation, the simplest first."""
-    out, inp = jacobian.output_shape, jacobian.input_shape
-    k = [t[:, None] for t in torch.unravel_index(jacobian.rows, out)] if len(out) else []
-    i = [t[None, :] for t in torch.unravel_index(torch.arange(inp.numel()), inp)] if len(inp) else []
-    shape = jacobian.expected.shape
-    outputs, inputs = (torch.empty(s, device="meta") for s in (out, inp))
+def _pair_relations(jacobian: Jacobian) -> Iterator[tuple[str, Tensor]]:
+    """(words, mask of the entries) of each relation of two indices, the simplest first."""
+    out, inp, outputs, inputs, k, i, shape = _grids(jacobian)
     pairs = [(a, b) for a in range(len(out)) for b in range(len(inp)) if out[a] == inp[b] > 1]
     pairs.sort(key=lambda pair: pair[0] != pair[1])
     for a, b in pairs:
@@ -79,6 +99,18 @@ def _relations(jacobian: Jacobian) -> Iterator[tuple[str, Tensor]]:
             yield f"{first} is {d} before {second}", (k[a] == i[b] - d).expand(shape)
             yield f"{first} and {second} differ by more than {d}", ((k[a] - i[b]).abs() > d).expand(shape)
             yield f"{first} and {second} differ by {d}", ((k[a] - i[b]).abs() == d).expand(shape)
+    for a, b in pairs:
+        for c, d in pairs:
+            if (a, b) < (c, d) and a != c and b != d:
+                same = (k[a] == i[b]) & (k[c] == i[d])
+                names = f"{_bare(outputs, a)} and {_bare(outputs, c)}"
+                yield f"the {names} of output and input are the same", same.expand(shape)
+                yield f"the {names} of output and input are not both the same", (~same).expand(shape)
+
+
+def _index_relations(jacobian: Jacobian) -> Iterator[tuple[str, Tensor]]:
+    """(words, mask of the entries) of each relation of one index."""
+    out, inp, outputs, inputs, k, i, shape = _grids(jacobian)
     for owner, sizes, example, grid in (("input", inp, inputs, i), ("output", out, outputs, k)):
         for d, size in enumerate(sizes):
             name = f"the {owner}'s {_bare(example, d)}"
@@ -93,13 +125,15 @@ def _relations(jacobian: Jacobian) -> Iterator[tuple[str, Tensor]]:
             for value in range(1, min(size, 64)):
                 yield f"{name} is below {value}", (grid[d] < value).expand(shape)
                 yield f"{name} is at least {value}", (grid[d] >= value).expand(shape)
-    for a, b in pairs:
-        for c, d in pairs:
-            if (a, b) < (c, d) and a != c and b != d:
-                same = (k[a] == i[b]) & (k[c] == i[d])
-                names = f"{_bare(outputs, a)} and {_bare(outputs, c)}"
-                yield f"the {names} of output and input are the same", same.expand(shape)
-                yield f"the {names} of output and input are not both the same", (~same).expand(shape)
+
+def _grids(jacobian: Jacobian) -> tuple[Any, ...]:
+    """Shapes, examples for names, and indices of the entries: those of outputs as columns, of inputs as rows."""
+    out, inp = jacobian.output_shape, jacobian.input_shape
+    k = [t[:, None] for t in torch.unravel_index(jacobian.rows, out)] if len(out) else []
+    i = [t[None, :] for t in torch.unravel_index(torch.arange(inp.numel()), inp)] if len(inp) else []
+    shape = jacobian.expected.shape
+    outputs, inputs = (torch.empty(s, device="meta") for s in (out, inp))
+    return out, inp, outputs, inputs, k, i, shape
 
 
 def _bare(example: Tensor, dim: int) -> str:

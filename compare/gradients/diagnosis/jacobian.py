@@ -55,7 +55,14 @@ class Jacobian:
 
 
 def jacobians(mismatch: Mismatch, probe: Probe) -> list[Jacobian]:
-    """The Jacobians of every output by the mismatch's input; none if a run raises."""
+    """The Jacobians of every output by the mismatch's input; none if a run raises. They are asked for once."""
+    key = (mismatch.quantity, mismatch.draw)
+    if key not in probe.jacobians:
+        probe.jacobians[key] = _ask(mismatch, probe)
+    return probe.jacobians[key]
+
+
+def _ask(mismatch: Mismatch, probe: Probe) -> list[Jacobian]:
     found = []
     outputs = [(n, v) for n, v in enumerate(_outputs(mismatch)) if v.is_floating_point() and v.numel()]
     for n, output in outputs:

@@ -16,14 +16,19 @@ from compare.gradients.diagnosis.wording import format_number, index_name
 MIN_MATCHED = 0.6  # of the rows with entries
 
 
-def find_jacobian_patterns(mismatch: Mismatch, found: list[Jacobian]) -> Iterator[Finding]:
-    """Every pattern that fits; the most special first. ``found`` are the Jacobians of all outputs."""
+def find_jacobian_patterns(
+    mismatch: Mismatch, found: list[Jacobian], *, of_pairs: bool = True
+) -> Iterator[Finding]:
+    """Every pattern that fits; the most special first. ``found`` are the Jacobians of all outputs.
+
+    Without ``of_pairs``, only the places of wrong entries by one index.
+    """
     wrong = [jacobian for jacobian in found if jacobian.wrong.any()]
     if not wrong or not all(bool(j.ours.isfinite().all() & j.expected.isfinite().all()) for j in found):
         return
     for jacobian in wrong[:1]:
         of = f", by the incoming gradient of {jacobian.output}" if len(found) > 1 else ""
-        for kind, statement, evidence in _patterns(jacobian):
+        for kind, statement, evidence in _patterns(jacobian) if of_pairs else describe_entries(jacobian, of_pairs=False):
             evidence = "; ".join(word for word in (evidence, jacobian.cap) if word)
             yield Finding(kind, mismatch.quantity, statement + of, evidence)
 
@@ -33,7 +38,7 @@ def _patterns(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
     yield from _rows_alike(jacobian)
     yield from _other_dimension(jacobian)
     yield from _moved(jacobian)
-    yield from describe_entries(jacobian)
+    yield from describe_entries(jacobian, of_pairs=True)
 
 
 def _example(jacobian: Jacobian, mask: Tensor) -> str:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from compare.gradients.diagnosis.decompositions import DECOMPOSITIONS
 
 MAX_CALLS = 400
+COMPOSITE = "composite"  # ends the site of a composite function as a whole
 # Attributes and methods whose result is no new value.
 IGNORED = {
     "__get__", "size", "dim", "numel", "detach", "item", "is_floating_point", "is_complex", "__len__", "new_zeros",
@@ -36,6 +37,7 @@ class Call:
         name: in words, with the line of code: "the result of exp (line 7)".
         args, kwargs: arguments.
         result: detached.
+        attached: the result with its derivatives, where calls are recorded with them.
         iteration: number of earlier calls of the same site.
         records: results of an earlier run on the same inputs, by site; inputs by name.
     """
@@ -49,6 +51,7 @@ class Call:
     result: Tensor
     iteration: int = 0
     records: Mapping[Any, list[Tensor]] = field(default_factory=dict)
+    attached: Tensor | None = None
 
     @property
     def operation(self) -> str:
@@ -69,14 +72,19 @@ Change = Callable[[Call, Any], Tensor]
 class InterceptCalls(TorchFunctionMode):
     """Record every call, and let ``change`` replace results. Composite functions are taken apart."""
 
-    def __init__(self, change: Change | None = None, records: Mapping[Any, list[Tensor]] | None = None) -> None:
+    def __init__(
+        self, change: Change | None = None, records: Mapping[Any, list[Tensor]] | None = None, whole: Any = None
+    ) -> None:
+        """Begin a run; ``whole`` is the site of a composite function that is not taken apart."""
         super().__init__()
         self.change, self.records, self.calls = change, records or {}, []
+        self.whole, self.composites = whole, []
         self._counts: Counter[Any] = Counter()
         self._nested: tuple[Any, ...] = ()  # sites of the composite functions that are being taken apart
         self._inside = ""  # name of the outermost of them
 
     calls: list[Call]
+    composites: list[Call]
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -87,16 +95,20 @@ class InterceptCalls(TorchFunctionMode):
             return function(*args, **kwargs)
         simple = DECOMPOSITIONS.get(name)
         site = (*self._nested, _site())
-        if simple is not None:
+        if simple is not None and (*site, COMPOSITE) != self.whole:
             value = self._decomposed(simple, function, args, kwargs, site)
             if value is not None:
+                composite = (*site, COMPOSITE)
+                words = _describe(name, site, self._inside)
+                self.composites.append(Call(-1, composite, function, words, args, kwargs, value.detach()))
                 return value
         result = function(*args, **kwargs)
         if not isinstance(result, Tensor) or not result.is_floating_point() or name.endswith("_") and name[:2] != "__":
             return result
         call = Call(
-            len(self.calls), site, function, _describe(name, site, self._inside), args, kwargs, result.detach(),
-            self._counts[site], self.records,
+            len(self.calls), (*site, COMPOSITE) if simple is not None else site, function,
+            _describe(name, site, self._inside), args, kwargs, result.detach(), self._counts[site], self.records,
+            result,
         )  # fmt: skip
         self._counts[site] += 1
         self.calls.append(call)

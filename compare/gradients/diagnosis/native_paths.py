@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,11 +20,13 @@ from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding,
 from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.transformations import transformations
+from compare.gradients.run_variant import gradient_name
 from compare.gradients.diagnosis.wording import format_number
 
 MAX_SITES = 60  # places in native's code
 MAX_RUNS = 900  # of native, for one gradient
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
+SMOOTH = ("exp", "log", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos")  # no backward is right without them
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
@@ -43,9 +46,13 @@ class NativePaths:
 
     def __init__(self, mismatch: Mismatch, probe: Probe) -> None:
         self.mismatch, self.probe, self.runs = mismatch, probe, 0
-        self.calls, self.records = changed.record(mismatch, probe)
+        self.change: NativeChange | None = None  # the last one that explains both draws
+        self.recording = changed.record(mismatch, probe)
+        self.calls, self.composites = self.recording.calls, self.recording.composites
+        self.records = self.recording.records
         self.second = probe.mismatch(mismatch, 1)
-        self.second_records = changed.record(self.second, probe)[1] if self.second is not None else {}
+        self.second_records = changed.record(self.second, probe).records if self.second is not None else {}
+        self.sites = Counter(call.site for call in self.calls)
         self.names = _names(self.calls, mismatch)
         self.paths = self._find_paths()
         reference = gradient_of_changed(mismatch, probe, None)
@@ -60,10 +67,14 @@ class NativePaths:
         """Every finding that explains both draws; those with the fewest free numbers first."""
         if not self.is_traced:
             return
-        yield from self._scaled_paths()
-        yield from self._pairs_of_paths()
-        yield from self._replaced()
-        yield from self._transformed()
+        for search in (
+            self._scaled_paths, self._pairs_of_paths, self._passed_through, self._other_values, self._replaced,
+            self._transformed,
+        ):  # fmt: skip
+            for finding in search():
+                if self.change is not None:
+                    self.probe.explanations[finding.kind, finding.statement] = self.change
+                yield finding
 
     def _find_paths(self) -> list[_Path]:
         paths: dict[Any, _Path] = {}
@@ -73,7 +84,7 @@ class NativePaths:
                 if not tensor.requires_grad or (call.site, position) in paths:
                     continue
                 paths[call.site, position] = _Path(call, position, self._words(call, position, flat))
-        return list(paths.values())[: 2 * MAX_SITES]
+        return list(paths.values())[::-1][: 2 * MAX_SITES]  # of equal explanations, that nearest to the output
 
     def _words(self, call: Call, position: int, flat: list[Any]) -> str:
         """The argument and the operation: "the first argument (x) of mul in line 4, `y = x * w`"."""
@@ -89,19 +100,26 @@ class NativePaths:
         self.runs += 1
         return gradient_of_changed(self.mismatch, self.probe, change, self.records) if self.runs < MAX_RUNS else None
 
-    def _explains(self, change: NativeChange) -> bool:
+    def _explains(self, change: NativeChange, path: _Path | None = None) -> bool:
+        if path is not None and self.sites[change.site] == 1 and path.part is not None:
+            part = self.recording.derivative(path.call, change)
+            if part is None or not self.mismatch.equals(self.mismatch.oracle - path.part + part):
+                return False
         got = self._gradient(change)
         if got is None or got.shape != self.mismatch.ours.shape or not self.mismatch.equals(got):
             return False
-        if self.second is None:
-            return True
-        again = gradient_of_changed(self.second, self.probe, change, self.second_records)
-        return again is not None and self.second.equals(again)
+        if self.second is not None:
+            again = gradient_of_changed(self.second, self.probe, change, self.second_records)
+            if again is None or not self.second.equals(again):
+                return False
+        self.change = change
+        return True
 
     # ----------------------------------------------------------------------------- paths that count too much or not
 
     def _scaled_paths(self) -> Iterator[Finding]:
         difference = self.mismatch.ours - self.mismatch.oracle
+        later: list[tuple[_Path, float, NativeChange]] = []
         for path in self.paths:
             omitted = NativeChange(path.call.site, path.position, changed.omitted)
             without = self._gradient(omitted)
@@ -116,8 +134,26 @@ class NativePaths:
             weight = 0.0 if abs(weight) < 1e-9 else weight
             if not self.mismatch.equals(self.mismatch.oracle + (weight - 1) * part):
                 continue
-            if self._confirms_weights({path.position: (path, weight)}):
-                yield self._weight_finding(path, weight)
+            change = NativeChange(path.call.site, path.position, changed.scaled(weight))
+            if not self._confirms_weights({path.position: (path, weight)}):
+                continue
+            if self._changes_right_gradient(change):
+                later.append((path, weight, change))
+                continue
+            self.change = change
+            yield self._weight_finding(path, weight)
+        for path, weight, change in later:
+            self.change = change
+            yield self._weight_finding(path, weight)
+
+    def _changes_right_gradient(self, change: NativeChange) -> bool:
+        """True if the change makes the gradient of another input wrong, which is right."""
+        for name in self.probe.right_inputs:
+            other = replace(self.mismatch, quantity=gradient_name(name))
+            before, after = (gradient_of_changed(other, self.probe, c, self.records) for c in (None, change))
+            if before is not None and after is not None and not torch.allclose(before, after, 1e-9, 1e-12):
+                return True
+        return False
 
     def _confirms_weights(self, weights: dict[int, tuple[_Path, float]]) -> bool:
         if self.second is None:
@@ -134,7 +170,7 @@ class NativePaths:
     def _weight_finding(self, path: _Path, weight: float) -> Finding:
         quantity = self.mismatch.quantity
         if weight == 0:
-            statement = f"the part of the derivative through {path.words} is missing"
+            statement = f"the part of the derivative through {path.words} is missing, as if it were a constant"
             return Finding("missing term", quantity, statement, "equals native's gradient with that path cut")
         name = name_factor(weight, self.mismatch, None)
         name = f" ({name})" if name else ""
@@ -147,41 +183,71 @@ class NativePaths:
 
     def _pairs_of_paths(self) -> Iterator[Finding]:
         """Two paths that are both missing, such as mean and variance."""
+        self.change = None
         parts = [path for path in self.paths if path.part is not None and path.part.any()]
         difference = self.mismatch.ours - self.mismatch.oracle
+        verbs = {0: "is missing", -1: "has the wrong sign", 2: "counts twice"}
+        found: list[tuple[int, Finding]] = []
         for a, b in itertools.combinations(parts[:40], 2):
             columns = torch.stack([a.part.flatten(), b.part.flatten()], 1)
             solution = solve_least_squares(columns, difference.flatten().unsqueeze(1))
             if solution is None:
                 continue
             weights = [1 + float(w) for w in solution.flatten()]
-            if any(min(abs(w - simple) for simple in (0.0, -1.0, 2.0)) > 1e-6 for w in weights):
+            if any(min(abs(w - simple) for simple in verbs) > 1e-6 for w in weights):
                 continue
+            first, second = (round(w) for w in weights)
             if not self.mismatch.equals(self.mismatch.oracle + (columns @ solution).reshape(difference.shape)):
                 continue
-            if self._confirms_weights({0: (a, round(weights[0])), 1: (b, round(weights[1]))}):
-                verbs = {0: "is missing", -1: "has the wrong sign", 2: "counts twice"}
-                first, second = (verbs[round(w)] for w in weights)
-                statement = f"the part of the derivative through {a.words} {first}, and the one through {b.words} {second}"
-                kind = "missing term" if 0 in [round(w) for w in weights] else "factor of one term"
-                yield Finding(kind, self.mismatch.quantity, statement, "all other parts are right")
-                return
+            if 0 not in (first, second) or not self._confirms_weights({0: (a, first), 1: (b, second)}):
+                continue
+            statement = f"the part of the derivative through {a.words} {verbs[first]}"
+            statement += f", and the one through {b.words} {verbs[second]}"
+            found.append((abs(first) + abs(second), Finding("missing term", self.mismatch.quantity, statement)))
+        yield from [finding for _, finding in sorted(found, key=lambda pair: pair[0])][:1]
 
     # -------------------------------------------------------------------------------------- other operands
+
+    def _passed_through(self) -> Iterator[Finding]:
+        quantity = self.mismatch.quantity
+        for path in self.paths:
+            site, position = path.call.site, path.position
+            if self._explains(NativeChange(site, position, changed.passed_through), path):
+                statement = f"the derivative of {path.words} is left out: the gradient passes through it unchanged"
+                yield Finding("missing term", quantity, statement)
+            if self._explains(NativeChange(site, position, changed.transposed_map), path):
+                statement = f"is computed with {path.words} applied again, instead of its transpose"
+                yield Finding("not transposed", quantity, statement)
+
+    def _other_values(self) -> Iterator[Finding]:
+        """The gradient of another function: native without one operation, or with another number in it."""
+        seen: set[Any] = set()
+        for call in (*self.composites, *self.calls):
+            if call.site in seen or len(seen) > MAX_SITES or not any(t.requires_grad for _, t in call.tensors):
+                continue
+            seen.add(call.site)
+            operation = call.name.removeprefix("the result of ")
+            for number, tensor in call.tensors:
+                if tensor.shape != call.result.shape or (len(call.tensors) == 1 and call.operation in SMOOTH):
+                    continue
+                change = NativeChange(call.site, number, changed.omitted, _argument(number))
+                if self._explains(change):
+                    name = f" but for {self.names.get(id(tensor), 'one argument')}" if len(call.tensors) > 1 else ""
+                    statement = f"equals the gradient of the function without {operation}{name}"
+                    yield Finding("step left out", self.mismatch.quantity, statement)
+            flat, _ = tree_flatten((call.args, call.kwargs))
+            for number, value in enumerate(flat):
+                for instead in _other_numbers(value, call.result.dim()):
+                    change = NativeChange(call.site, number, changed.omitted, _called_with(number, instead))
+                    if self._explains(change):
+                        statement = f"equals the gradient of the function with {instead} in place of {value} in {operation}"
+                        yield Finding("another operand", self.mismatch.quantity, statement)
 
     def _replaced(self) -> Iterator[Finding]:
         quantity = self.mismatch.quantity
         for path in self.paths:
-            site, position = path.call.site, path.position
-            if self._explains(NativeChange(site, position, changed.passed_through)):
-                statement = f"the derivative of {path.words} is left out: the gradient passes through it unchanged"
-                yield Finding("missing term", quantity, statement)
-            if self._explains(NativeChange(site, position, changed.transposed_map)):
-                statement = f"is computed with {path.words} applied again, instead of its transpose"
-                yield Finding("not transposed", quantity, statement)
-        for path in self.paths:
             for kind, statement, change in self._operands(path):
-                if self._explains(change):
+                if self._explains(change, path):
                     yield Finding(kind, quantity, statement)
 
     def _operands(self, path: _Path) -> Iterator[tuple[str, str, NativeChange]]:
@@ -194,12 +260,26 @@ class NativePaths:
                 statement = f"in the derivative through {path.words}, {words}"
                 yield kind, statement, NativeChange(site, position, changed.at_operand(other, lookup))
         for number, value in enumerate(flat):
-            if isinstance(value, float) and value not in (0.0, 1.0):
-                for instead in (0.0, 1.0, -value, 2 * value, value / 2, value * value):
-                    statement = f"in the derivative through {path.words}, {format_number(instead)} takes the place of "
-                    statement += f"the number {format_number(value)}"
-                    change = NativeChange(site, position, _with_number(number, instead))
+            for instead in _other_numbers(value, path.call.result.dim()):
+                statement = f"in the derivative through {path.words}, {instead} takes the place of {value}"
+                yield "another operand", statement, NativeChange(site, position, _with_number(number, instead))
+
+        if path.call.operation in changed.SLOPES:
+            for key in self._candidates(path.call.result):
+                words = key[1] if key[0] == "input" else self._site_name(key)
+                if words != path.call.name:
+                    statement = f"the derivative through {path.words} is computed from {words} in place of its result"
+                    change = NativeChange(site, position, changed.slope_from(_recorded(key, 0)))
                     yield "another operand", statement, change
+        if len(path.call.tensors) == 1 and path.call.result.shape == flat[position].shape:
+            for name in changed.FUNCTIONS:
+                if name != path.call.operation:
+                    statement = f"the derivative of {name} takes the place of that of {path.words}"
+                    yield "another operand", statement, NativeChange(site, position, changed.of_function(name))
+
+    def _candidates(self, tensor: Tensor) -> list[Any]:
+        """Keys of the recorded tensors of the same shape; the inputs first."""
+        return [key for key, values in self.records.items() if values[0].shape == tensor.shape][:MAX_OPERANDS]
 
     def _values(
         self, call: Call, other: int, tensor: Tensor, name: str
@@ -217,8 +297,7 @@ class NativePaths:
             for t in transformations(tensor.shape):
                 if t.kind in ("transposed", "flipped", "shifted"):
                     yield t.kind, f"{name} is {t.description}", lambda c, t=t: t.apply(own(c)).contiguous()
-        candidates = [key for key, values in self.records.items() if values[0].shape == tensor.shape]
-        for key in candidates[:MAX_OPERANDS]:
+        for key in self._candidates(tensor):
             words = key[1] if key[0] == "input" else self._site_name(key)
             if words == name:
                 offsets: tuple[int, ...] = (-1, 1) if len(self.records[key]) > 1 else ()
@@ -247,7 +326,7 @@ class NativePaths:
             for words, shape, place, when in places:
                 for t in transformations(shape):
                     change = NativeChange(site, position, place(t.apply))
-                    if self._explains(change):
+                    if self._explains(change, path):
                         statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
                         yield Finding(t.kind, self.mismatch.quantity, statement)
 
@@ -263,7 +342,33 @@ def _recorded(key: Any, offset: int) -> Callable[[Call], Tensor]:
     return lookup
 
 
-def _with_number(number: int, instead: float) -> Callable[[Call, list[Any], int], Tensor]:
+def _argument(number: int) -> Callable[[Call], Tensor]:
+    return lambda call: tree_flatten((call.args, call.kwargs))[0][number]
+
+
+def _called_with(number: int, instead: Any) -> Callable[[Call], Tensor]:
+    def value(call: Call) -> Tensor:
+        flat = list(tree_flatten((call.args, call.kwargs))[0])
+        flat[number] = instead
+        return changed.evaluate(call, flat)
+
+    return value
+
+
+def _other_numbers(value: Any, dims: int) -> list[Any]:
+    """Numbers that may stand in the place of a number in a call."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        near = [value - 1, value + 1, -value, 0, 1, *range(-dims, 0)]
+        return [n for n in dict.fromkeys(near) if n != value]
+    if isinstance(value, float):
+        near_by = [0.0, 1.0, -value, 2 * value, value / 2, value * value, -1e9]
+        return [x for x in dict.fromkeys(near_by) if x != value]
+    return []
+
+
+def _with_number(number: int, instead: Any) -> Callable[[Call, list[Any], int], Tensor]:
     def derivative(call: Call, flat: list[Any], position: int) -> Tensor:
         replaced = list(flat)
         replaced[number] = instead

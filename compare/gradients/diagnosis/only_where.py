@@ -35,12 +35,10 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     features = index_features(shape)
     features = join([features for _ in draws])
     found = separate(features, wrong, informative)
-    if found is None:
-        features = join([value_features(shape, _tensors(m, probe)) for m in draws])
-        found = separate(features, wrong, informative)
-    if found is None:
-        features = join([value_features(shape, _intermediate(m, probe)) for m in draws])
-        found = separate(features, wrong, informative)
+    for tensors in (_inputs, _outputs, _intermediate):
+        if found is None:
+            features = join([value_features(shape, tensors(m, probe)) for m in draws])
+            found = separate(features, wrong, informative)
     if found is None:
         return
     condition, is_index = found
@@ -50,7 +48,8 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     kind = "only at some indices" if is_index else "only for some values"
     statement = f"is wrong only where {condition}{f'; it is {ratio} there' if ratio else ''}"
     elements = f"{int(wrong.sum())} of {wrong.numel()} elements in {len(draws)} draws"
-    yield Finding(kind, mismatch.quantity, statement, f"{worst_example(mismatch)}; so are {elements}")
+    evidence = f"{worst_example(mismatch)}; {elements} are wrong"
+    yield Finding(kind, mismatch.quantity, statement, evidence)
 
 
 def describe_ratio(ours: Tensor, oracle: Tensor, mismatch: Mismatch, probe: Probe) -> str:
@@ -70,16 +69,19 @@ def describe_ratio(ours: Tensor, oracle: Tensor, mismatch: Mismatch, probe: Prob
     return f"{format_number(factor)} times the expected value" + (f" ({name})" if name else "")
 
 
-def _tensors(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
-    """Inputs, output and incoming gradient of one draw. The own input comes first."""
+def _inputs(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
+    """Inputs of one draw; the own input comes first."""
     inputs: Mapping[str, Tensor] = mismatch.inputs
-    tensors = {name: inputs[name] for name in (mismatch.input_name,) if name in inputs}
-    tensors |= {name: value for name, value in inputs.items() if name not in tensors}
+    own = {name: inputs[name] for name in (mismatch.input_name,) if name in inputs}
+    return own | {name: value for name, value in inputs.items() if name not in own}
+
+
+def _outputs(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
+    """Output and incoming gradient of one draw."""
     output = mismatch.run.values.get(OUTPUT)
-    if output is not None and output.is_floating_point():
-        tensors["the output"] = output
-        tensors["the incoming gradient"] = mismatch.incoming(probe.seed)(0, output)
-    return tensors
+    if output is None or not output.is_floating_point():
+        return {}
+    return {"the output": output, "the incoming gradient": mismatch.incoming(probe.seed)(0, output)}
 
 
 def _intermediate(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:

@@ -24,12 +24,18 @@ class Probe:
 
     Attributes:
         rerun_native: outputs and gradients of native in float64.
+        right_inputs: inputs whose gradients are right.
+        explanations: changes of native that explain a gradient, by kind and statement of the finding.
+        jacobians: those that were asked for, by quantity and draw.
     """
 
     case: Case
     variant: Variant
     seed: int
     rerun_native: RerunNative
+    right_inputs: tuple[str, ...] = ()
+    explanations: dict[tuple[str, str], Any] = field(default_factory=dict)
+    jacobians: dict[Any, Any] = field(default_factory=dict)
     _draws: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
     _mismatches: dict[Any, Mismatch | None] = field(default_factory=dict)
 

@@ -55,12 +55,20 @@ def _ask(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     yield from confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe)
     if probe.case.native is not None:
         yield from NativePaths(mismatch, probe).find()
+
+
+def ask_jacobian(mismatch: Mismatch, probe: Probe, *, of_pairs: bool) -> Iterator[Finding]:
+    """Findings about the structure of the Jacobian that hold in a second draw too."""
+    found = jacobians(mismatch, probe)
+    if not found or not _is_linear(mismatch, probe, found):
+        return
     second = probe.mismatch(mismatch, 1)
-    again = None
-    for finding in find_jacobian_patterns(mismatch, found):
+    again: set[tuple[str, str]] | None = None
+    for finding in find_jacobian_patterns(mismatch, found, of_pairs=of_pairs):
         if second is not None and second.wrong.any():
             if again is None:
-                again = {(f.kind, f.statement) for f in find_jacobian_patterns(second, jacobians(second, probe))}
+                repeated = find_jacobian_patterns(second, jacobians(second, probe), of_pairs=of_pairs)
+                again = {(f.kind, f.statement) for f in repeated}
             if (finding.kind, finding.statement) not in again:
                 continue
         yield finding

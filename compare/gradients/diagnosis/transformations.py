@@ -62,6 +62,10 @@ def transformations(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformat
         yield Transformation("wrong half", "without all but the diagonal", _diagonal)
         yield Transformation("wrong half", "with its diagonal halved", lambda t: t - _diagonal(t) / 2)
         yield Transformation("wrong half", "with its diagonal doubled", lambda t: t + _diagonal(t))
+        words = "with zeros above the diagonal and twice the elements below it (not symmetrised)"
+        yield Transformation("wrong half", words, lambda t: t.tril() + t.tril(-1))
+        words = "with zeros below the diagonal and twice the elements above it (not symmetrised)"
+        yield Transformation("wrong half", words, lambda t: t.triu() + t.triu(1))
         yield Transformation(
             "wrong half", "symmetrised from its lower triangle", lambda t: t.tril() + t.tril(-1).mT
         )
