@@ -30,12 +30,14 @@ class NativeChange:
             attached. None: the derivative is 0.
         position: place of the argument among the flattened ones.
         value: replaces the value of the call too, with its derivatives; then there is no ``derivative``.
+        alone: the other arguments get no derivative.
     """
 
     site: Any
     position: int
     derivative: Callable[[Call, list[Any], int], Tensor | None]
     value: Callable[[Call], Tensor] | None = None
+    alone: bool = False
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Recording:
     """One run of native with all that is needed to change the derivative of a single call without another run.
 
     Attributes:
-        calls, composites: native's calls. Of their arguments those require a gradient that depend on the input.
+        calls, composites, indices: native's calls; the last have integers as results. Of their arguments those require a gradient that depend on the input.
         records: results by site, and inputs by name.
         leaf: the input whose gradient is examined.
         incoming: gradient that each call's result receives, by the call's number.
@@ -51,6 +53,7 @@ class Recording:
 
     calls: list[Call] = field(default_factory=list)
     composites: list[Call] = field(default_factory=list)
+    indices: list[Call] = field(default_factory=list)
     records: dict[Any, list[Tensor]] = field(default_factory=dict)
     leaf: Tensor | None = None
     incoming: dict[int, Tensor] = field(default_factory=dict)
@@ -98,7 +101,7 @@ def record(mismatch: Mismatch, probe: Probe) -> Recording:
     for call in mode.calls:
         records.setdefault(call.site, []).append(call.result)
     received = {call.number: grad for call, grad in zip(calls, grads, strict=True) if grad is not None}
-    return Recording(mode.calls, mode.composites, records, leaves[mismatch.input_name], received)
+    return Recording(mode.calls, mode.composites, mode.indices, records, leaves[mismatch.input_name], received)
 
 
 def crop(surrogate: Tensor, result: Tensor) -> Tensor:
@@ -166,7 +169,7 @@ def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
     own = list(detached)
     own[change.position] = attached[change.position]
     attached[change.position] = detached[change.position]
-    args, kwargs = tree_unflatten(attached, spec)
+    args, kwargs = tree_unflatten(detached if change.alone else attached, spec)
     others = call.function(*args, **kwargs)  # with the derivatives by all other arguments
     surrogate = change.derivative(call, own, change.position)
     if surrogate is None:
@@ -223,6 +226,12 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp, "sin": torch.sin, "cos": torch.cos,
     "relu": torch.relu, "softplus": torch.nn.functional.softplus, "erf": torch.erf, "abs": torch.abs,
+}  # fmt: skip
+
+
+DERIVATIVES = {
+    "tanh": "1 - tanh²", "sigmoid": "sigmoid (1 - sigmoid)", "exp": "exp", "sin": "cos", "cos": "-sin",
+    "relu": "1 where its argument is positive", "softplus": "sigmoid", "erf": "that of erf", "abs": "the sign",
 }  # fmt: skip
 
 

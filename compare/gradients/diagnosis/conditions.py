@@ -94,7 +94,10 @@ def _threshold(name: str, inside: Tensor, outside: Tensor, *, is_whole: bool = F
         if len(below) and len(above):
             lower = _inequality(name, ">", float(below.max()), low, is_whole)
             upper = _inequality(name, "<", high, float(above.min()), is_whole)
-            yield f"{lower} and {upper}"
+            if is_whole and " - " not in name:
+                yield f"{name} is from {format_number(low)} to {format_number(high)}"
+            else:
+                yield f"{lower} and {upper}"
 
 
 def _inequality(name: str, sign: str, a: float, b: float, is_whole: bool) -> str:

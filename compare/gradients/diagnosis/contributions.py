@@ -71,7 +71,10 @@ def _find_missing_slices(
             yield Finding("not summed over the batch", mismatch.quantity, statement)
             return
         if contribution.any() and mismatch.equals(total - contribution):
-            statement = f"the contribution of {slice_names(dimension, [index])} of the output is missing"
+            last = " (the last)" if index == len(contributions) - 1 else ""
+            row = f", its row {index}" if dim == 0 and output.dim() == 2 else ""
+            of = f"{slice_names(dimension, [index])} of the output{row}{last}"
+            statement = f"the contribution of {of} is missing"
             yield Finding("missing term", mismatch.quantity, statement)
             return
     basis = torch.stack([contribution.flatten() for contribution in contributions], 1)

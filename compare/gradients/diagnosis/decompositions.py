@@ -66,18 +66,18 @@ def group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps
 
 
 def batch_norm(
-    x: Tensor, mean: Any = None, variance: Any = None, weight: Any = None, bias: Any = None, training: bool = False,
+    x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5, *_: Any,
 ) -> Tensor:  # fmt: skip
     if not training:
-        normalised = (x - _channels(mean, x)) * torch.rsqrt(_channels(variance, x) + eps)
+        normalised = (x - _channels(running_mean, x)) * torch.rsqrt(_channels(running_var, x) + eps)
         return _affine(normalised, weight, bias)
     return _affine(_normalise(x, [d for d in range(x.dim()) if d != 1], eps), weight, bias)
 
 
 def instance_norm(
-    x: Tensor, mean: Any = None, variance: Any = None, weight: Any = None, bias: Any = None,
-    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+    x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
 ) -> Tensor:  # fmt: skip
     return _affine(_normalise(x, list(range(2, x.dim())), eps), weight, bias)
 
@@ -91,7 +91,7 @@ def _affine(x: Tensor, weight: Any, bias: Any) -> Tensor:
     return x if bias is None else x + _channels(bias, x)
 
 
-def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, *_: Any) -> Tensor:
+def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, *_: Any, **__: Any) -> Tensor:
     length = (x * x).sum(dim, keepdim=True).sqrt().clamp_min(eps)
     return x / length
 
@@ -115,7 +115,7 @@ def linear(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
     return product if bias is None else product + bias
 
 
-def silu(x: Tensor, *_: Any) -> Tensor:
+def silu(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x * torch.sigmoid(x)
 
 
@@ -141,13 +141,13 @@ def huber_loss(a: Tensor, b: Tensor, reduction: str = "mean", delta: float = 1.0
     return _reduce(torch.where(d.abs() <= delta, 0.5 * d * d, delta * (d.abs() - 0.5 * delta)), reduction)
 
 
-def binary_cross_entropy(p: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean") -> Tensor:
+def binary_cross_entropy(p: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", **__: Any) -> Tensor:
     losses = -(y * p.log() + (1 - y) * (1 - p).log())
     return _reduce(losses if weight is None else weight * losses, reduction)
 
 
 def binary_cross_entropy_with_logits(
-    z: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", pos_weight: Any = None
+    z: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", pos_weight: Any = None, **__: Any
 ) -> Tensor:
     positive, negative = y * torch.nn.functional.softplus(-z), (1 - y) * torch.nn.functional.softplus(z)
     losses = (positive if pos_weight is None else pos_weight * positive) + negative
@@ -180,7 +180,7 @@ def cross_entropy(
 
 def scaled_dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None,
+    scale: float | None = None, **__: Any,
 ) -> Tensor:  # fmt: skip
     scores = (q @ k.mT) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     if is_causal:

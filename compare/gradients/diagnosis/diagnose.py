@@ -21,6 +21,7 @@ from compare.case_errors import find_location
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.conjugates import find_conjugated
 from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
+from compare.gradients.diagnosis.element_factors import find_own_factors
 from compare.gradients.diagnosis.exactness import find_narrower_dtype
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.input_uses import find_missing_uses
@@ -29,7 +30,7 @@ from compare.gradients.diagnosis.missing_terms import find_missing_term
 from compare.gradients.diagnosis.one_cause import share_causes
 from compare.gradients.diagnosis.only_where import find_condition
 from compare.gradients.diagnosis.probe import Probe
-from compare.gradients.diagnosis.second_question import ask_again, ask_jacobian, confirmed
+from compare.gradients.diagnosis.second_question import ask_again, ask_jacobian, confirmed, is_right_if_symmetric
 from compare.gradients.diagnosis.special_claims import check_claim
 from compare.gradients.diagnosis.special_values import find_special_values
 from compare.gradients.diagnosis.whole_tensor import find_factor, find_whole_tensor_patterns
@@ -262,8 +263,9 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     # A condition on values tells more than a place, and a place that is confirmed more than a coincidence.
     if located is not None and (condition is None or located.kind == "only at borders"):
         yield located
-    if condition is not None and "; it is " in condition.statement:
+    if condition is not None and ("; it is " in condition.statement or condition.kind == "step left out"):
         yield condition
+    symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
     for finding in chain(
         ask_again(mismatch, probe),
         _contributions(mismatch, native),
@@ -272,8 +274,12 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         ask_jacobian(mismatch, probe, of_pairs=False),
     ):
         where = f"; it {condition.statement}" if condition is not None else ""
-        yield replace(finding, evidence=finding.evidence + where)
+        yield replace(
+            finding, statement=finding.statement + symmetric, evidence=(finding.evidence + where).removeprefix("; ")
+        )
     yield from confirmed(lambda m: find_missing_term(m, seed), mismatch, probe)
+    yield from [condition] if condition is not None and condition.kind != "unknown" else []
+    yield from find_own_factors(mismatch, probe)
     yield from [condition] if condition is not None else []
     yield from locations.find_zero(mismatch)
     yield from locations.find_few_elements(mismatch)

@@ -113,3 +113,26 @@ def _tensors(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
         for call in record_calls(probe.case.native, mismatch.inputs):
             tensors.setdefault(call.name, call.result)
     return tensors
+
+
+def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """Another factor for each element, which does not depend on the incoming gradient: another derivative."""
+    quotients = _quotients(mismatch)
+    if quotients is None or mismatch.oracle.numel() < MIN_ELEMENTS:
+        return
+    other = probe.compare(mismatch, mismatch.inputs, probe.incoming(1))
+    again = None if other is None else _quotients(other)
+    if again is None:
+        return
+    both = quotients.isfinite() & again.isfinite()
+    if int(both.sum()) < MIN_ELEMENTS or not bool(((quotients - again)[both].abs() <= 1e-6 * again[both].abs()).all()):
+        return
+    low, high = float(quotients[both].min()), float(quotients[both].max())
+    x = mismatch.inputs.get(mismatch.input_name)
+    near = ""
+    if x is not None and x.shape == quotients.shape:
+        places = [int(t) for t in (quotients.nan_to_num(low).argmax(), quotients.nan_to_num(high).argmin())]
+        values = [f"{float(quotients.flatten()[n]):.6g} at {float(x.flatten()[n]):.6g}" for n in places]
+        near = f"; the factor is {' and '.join(values)}"
+    statement = "equals the expected gradient with another factor for each element: the derivative is another function"
+    yield Finding("factor by element", mismatch.quantity, statement, f"factors from {low:.4g} to {high:.4g}{near}")

@@ -62,7 +62,7 @@ def _what(jacobian: Jacobian, wrong: Tensor) -> tuple[str, str]:
     factor = float(quotients.median())
     if bool(nonzero.all()) and bool(((quotients - factor).abs() <= 1e-6 * abs(factor)).all()):
         return f"{format_number(factor)} times the right one", "factor of one term"
-    return "wrong", "wrong entries"
+    return "wrong", "unknown"
 
 
 def _worst(jacobian: Jacobian) -> str:

@@ -78,13 +78,14 @@ class InterceptCalls(TorchFunctionMode):
         """Begin a run; ``whole`` is the site of a composite function that is not taken apart."""
         super().__init__()
         self.change, self.records, self.calls = change, records or {}, []
-        self.whole, self.composites = whole, []
+        self.whole, self.composites, self.indices = whole, [], []
         self._counts: Counter[Any] = Counter()
         self._nested: tuple[Any, ...] = ()  # sites of the composite functions that are being taken apart
         self._inside = ""  # name of the outermost of them
 
     calls: list[Call]
     composites: list[Call]
+    indices: list[Call]
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -103,7 +104,13 @@ class InterceptCalls(TorchFunctionMode):
                 self.composites.append(Call(-1, composite, function, words, args, kwargs, value.detach()))
                 return value
         result = function(*args, **kwargs)
-        if not isinstance(result, Tensor) or not result.is_floating_point() or name.endswith("_") and name[:2] != "__":
+        if not isinstance(result, Tensor) or (name.endswith("_") and name[:2] != "__"):
+            return result
+        if not result.is_floating_point():
+            if result.dtype in (torch.int64, torch.int32):  # indices, such as those of the largest elements
+                call = Call(-1, site, function, _describe(name, site, self._inside), args, kwargs, result)
+                self.indices.append(call)
+                return result if self.change is None else self.change(call, result)
             return result
         call = Call(
             len(self.calls), (*site, COMPOSITE) if simple is not None else site, function,

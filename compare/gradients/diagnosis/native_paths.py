@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -24,9 +25,14 @@ from compare.gradients.run_variant import gradient_name
 from compare.gradients.diagnosis.wording import format_number
 
 MAX_SITES = 60  # places in native's code
-MAX_RUNS = 900  # of native, for one gradient
+MAX_SECONDS = 2.0  # of all runs of changed native for one case
+MAX_INDICES = 8  # calls that return integers
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 SMOOTH = ("exp", "log", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos")  # no backward is right without them
+MASKS = (
+    "where", "masked_fill", "relu", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "hardtanh", "threshold",
+    "leaky_relu", "prelu", "triu", "tril", "amax", "amin",
+)  # fmt: skip
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
@@ -45,7 +51,7 @@ class NativePaths:
     """Search for the change. The gradient must be explained in a second draw too."""
 
     def __init__(self, mismatch: Mismatch, probe: Probe) -> None:
-        self.mismatch, self.probe, self.runs = mismatch, probe, 0
+        self.mismatch, self.probe, self.started = mismatch, probe, time.process_time()
         self.change: NativeChange | None = None  # the last one that explains both draws
         self.recording = changed.record(mismatch, probe)
         self.calls, self.composites = self.recording.calls, self.recording.composites
@@ -67,14 +73,17 @@ class NativePaths:
         """Every finding that explains both draws; those with the fewest free numbers first."""
         if not self.is_traced:
             return
-        for search in (
-            self._scaled_paths, self._pairs_of_paths, self._passed_through, self._other_values, self._replaced,
-            self._transformed,
-        ):  # fmt: skip
-            for finding in search():
-                if self.change is not None:
-                    self.probe.explanations[finding.kind, finding.statement] = self.change
-                yield finding
+        try:
+            for search in (
+                self._scaled_paths, self._pairs_of_paths, self._passed_through, self._other_values, self._replaced,
+                self._transformed,
+            ):  # fmt: skip
+                for finding in search():
+                    if self.change is not None:
+                        self.probe.explanations[finding.kind, finding.statement] = self.change
+                    yield finding
+        finally:
+            self.probe.seconds += time.process_time() - self.started
 
     def _find_paths(self) -> list[_Path]:
         paths: dict[Any, _Path] = {}
@@ -97,10 +106,17 @@ class NativePaths:
         return f"the {ordinal} argument{f' ({name})' if name else ''} of {operation}"
 
     def _gradient(self, change: NativeChange) -> Tensor | None:
-        self.runs += 1
-        return gradient_of_changed(self.mismatch, self.probe, change, self.records) if self.runs < MAX_RUNS else None
+        if self._is_late():
+            return None
+        return gradient_of_changed(self.mismatch, self.probe, change, self.records)
+
+    def _is_late(self) -> bool:
+        """True if all time for one case is spent; then nothing more is tried."""
+        return self.probe.seconds + time.process_time() - self.started > MAX_SECONDS
 
     def _explains(self, change: NativeChange, path: _Path | None = None) -> bool:
+        if self._is_late():
+            return False
         if path is not None and self.sites[change.site] == 1 and path.part is not None:
             part = self.recording.derivative(path.call, change)
             if part is None or not self.mismatch.equals(self.mismatch.oracle - path.part + part):
@@ -213,14 +229,30 @@ class NativePaths:
         for path in self.paths:
             site, position = path.call.site, path.position
             if self._explains(NativeChange(site, position, changed.passed_through), path):
-                statement = f"the derivative of {path.words} is left out: the gradient passes through it unchanged"
-                yield Finding("missing term", quantity, statement)
+                yield Finding("missing term", quantity, self._passed_words(path))
+            if len(path.call.tensors) > 1:
+                alone = NativeChange(site, position, changed.passed_through, alone=True)
+                if self._explains(alone):
+                    yield Finding("missing term", quantity, self._passed_words(path) + ", and the others get none")
             if self._explains(NativeChange(site, position, changed.transposed_map), path):
                 statement = f"is computed with {path.words} applied again, instead of its transpose"
                 yield Finding("not transposed", quantity, statement)
 
+    def _passed_words(self, path: _Path) -> str:
+        if path.call.operation in MASKS:
+            mask = f"the mask of {path.words} is ignored in backward"
+            return f"{mask}: the gradient of all elements passes through it, also of those that it excludes"
+        return f"the derivative of {path.words} is left out: the gradient passes through it unchanged"
+
     def _other_values(self) -> Iterator[Finding]:
-        """The gradient of another function: native without one operation, or with another number in it."""
+        """The gradient of another function: native without one operation, or with another number or index in it."""
+        for call in self.recording.indices[:MAX_INDICES]:
+            for words, function in _other_indices(call.result):
+                change = NativeChange(call.site, 0, changed.omitted, lambda c, f=function: f(c.result))
+                if self._explains(change):
+                    operation = call.name.removeprefix("the result of ")
+                    statement = f"equals the gradient of the function with other indices from {operation}: {words}"
+                    yield Finding("permuted", self.mismatch.quantity, statement)
         seen: set[Any] = set()
         for call in (*self.composites, *self.calls):
             if call.site in seen or len(seen) > MAX_SITES or not any(t.requires_grad for _, t in call.tensors):
@@ -240,7 +272,7 @@ class NativePaths:
                 for instead in _other_numbers(value, call.result.dim()):
                     change = NativeChange(call.site, number, changed.omitted, _called_with(number, instead))
                     if self._explains(change):
-                        statement = f"equals the gradient of the function with {instead} in place of {value} in {operation}"
+                        statement = f"equals the gradient of the function with {instead} instead of {value} in {operation}"
                         yield Finding("another operand", self.mismatch.quantity, statement)
 
     def _replaced(self) -> Iterator[Finding]:
@@ -257,24 +289,30 @@ class NativePaths:
         for other, tensor in path.call.tensors:
             name = self.names.get(id(tensor), "its own argument" if other == position else "its other argument")
             for kind, words, lookup in self._values(path.call, other, tensor, name):
-                statement = f"in the derivative through {path.words}, {words}"
+                wrong = "the wrong operand: " if kind == "another operand" else ""
+                statement = f"in the derivative through {path.words}, {wrong}{words}"
                 yield kind, statement, NativeChange(site, position, changed.at_operand(other, lookup))
         for number, value in enumerate(flat):
+            if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype is not torch.bool:
+                for words, lookup in _other_indices(value):
+                    change = NativeChange(site, position, _with_tensor(number, lookup))
+                    yield "permuted", f"in the derivative through {path.words}, {words}", change
             for instead in _other_numbers(value, path.call.result.dim()):
-                statement = f"in the derivative through {path.words}, {instead} takes the place of {value}"
+                statement = f"in the derivative through {path.words}, {instead} is used instead of {value}"
                 yield "another operand", statement, NativeChange(site, position, _with_number(number, instead))
 
         if path.call.operation in changed.SLOPES:
             for key in self._candidates(path.call.result):
                 words = key[1] if key[0] == "input" else self._site_name(key)
                 if words != path.call.name:
-                    statement = f"the derivative through {path.words} is computed from {words} in place of its result"
+                    own = "its argument, " if self.names.get(id(flat[position])) == words else ""
+                    statement = f"the derivative of {path.words} is computed from {own}{words} instead of its result"
                     change = NativeChange(site, position, changed.slope_from(_recorded(key, 0)))
                     yield "another operand", statement, change
         if len(path.call.tensors) == 1 and path.call.result.shape == flat[position].shape:
             for name in changed.FUNCTIONS:
                 if name != path.call.operation:
-                    statement = f"the derivative of {name} takes the place of that of {path.words}"
+                    statement = f"the derivative of {path.words} is taken to be {changed.DERIVATIVES[name]}, which is wrong"
                     yield "another operand", statement, NativeChange(site, position, changed.of_function(name))
 
     def _candidates(self, tensor: Tensor) -> list[Any]:
@@ -285,13 +323,13 @@ class NativePaths:
         self, call: Call, other: int, tensor: Tensor, name: str
     ) -> Iterator[tuple[str, str, Callable[[Call], Tensor]]]:
         own = lambda c: tree_flatten((c.args, c.kwargs))[0][other].detach()  # noqa: E731
-        yield "missing term", f"the factor {name} is missing (1 takes its place)", lambda c: torch.ones_like(own(c))
+        yield "missing term", f"the factor {name} is missing (1 is used instead)", lambda c: torch.ones_like(own(c))
         functions: dict[str, Callable[[Tensor], Tensor]] = {
             "the square of {}": torch.square, "1 over {}": torch.reciprocal, "minus {}": torch.neg,
             "|{}|": torch.abs, "1 - {}": lambda t: 1 - t, "the square root of {}": torch.sqrt,
         }  # fmt: skip
         for words, function in functions.items():
-            replaced = f"{words.format(name)} takes the place of {name}"
+            replaced = f"{words.format(name)} is used instead of {name}"
             yield "another operand", replaced, lambda c, f=function: f(own(c))
         if tensor.dim() > 1:
             for t in transformations(tensor.shape):
@@ -304,9 +342,9 @@ class NativePaths:
             else:
                 offsets = (0, -1, 1) if len(self.records[key]) > 1 else (0,)
             for offset in offsets:
-                when = {0: "", -1: " (of the pass before)", 1: " (of the next pass)"}[offset]
+                when = {0: "", -1: " (of the previous step)", 1: " (of the next step)"}[offset]
                 lookup = _recorded(key, offset)
-                yield "another operand", f"{words}{when} takes the place of {name}", lookup
+                yield "another operand", f"{words}{when} is used instead of {name}", lookup
 
     def _site_name(self, site: Any) -> str:
         return next(call.name for call in self.calls if call.site == site)
@@ -366,6 +404,28 @@ def _other_numbers(value: Any, dims: int) -> list[Any]:
         near_by = [0.0, 1.0, -value, 2 * value, value / 2, value * value, -1e9]
         return [x for x in dict.fromkeys(near_by) if x != value]
     return []
+
+
+def _other_indices(indices: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """Wrong indices: the first for all, the last for all, in another order, one off."""
+    if indices.numel() < 2:
+        return
+    yield "the first index is used instead of each one's own", lambda t: t.flatten()[0].expand_as(t).contiguous()
+    yield "the last index is used instead of each one's own", lambda t: t.flatten()[-1].expand_as(t).contiguous()
+    yield "an index one too small is used (off by one)", lambda t: (t - 1).clamp(min=0)
+    yield "an index one too large is used (off by one)", lambda t: (t + 1).clamp(max=int(t.max()))
+    for t in transformations(indices.shape):
+        if t.kind in ("flipped", "shifted", "transposed", "permuted"):
+            yield f"the indices are {t.description}", lambda v, t=t: t.apply(v).contiguous()
+
+
+def _with_tensor(number: int, instead: Callable[[Tensor], Tensor]) -> Callable[[Call, list[Any], int], Tensor]:
+    def derivative(call: Call, flat: list[Any], position: int) -> Tensor:
+        replaced = list(flat)
+        replaced[number] = instead(flat[number])
+        return changed.evaluate(call, replaced)
+
+    return derivative
 
 
 def _with_number(number: int, instead: Any) -> Callable[[Call, list[Any], int], Tensor]:

@@ -18,6 +18,7 @@ from compare.gradients.diagnosis.probe import NUM_DRAWS, Probe
 from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import OUTPUT
 
+MIN_SURPLUS = 3  # elements that should be 0
 MAX_ELEMENTS = 20_000  # of a gradient whose elements are examined
 
 
@@ -39,6 +40,9 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         if found is None:
             features = join([value_features(shape, tensors(m, probe)) for m in draws])
             found = separate(features, wrong, informative)
+    masked = next(_find_ignored_mask(mismatch, probe, draws), None)
+    if masked is not None and (found is None or found[1]):
+        yield masked
     if found is None:
         return
     condition, is_index = found
@@ -46,10 +50,25 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         torch.cat([m.ours[m.wrong] for m in draws]), torch.cat([m.oracle[m.wrong] for m in draws]), mismatch, probe
     )
     kind = "only at some indices" if is_index else "only for some values"
+    kind = "unknown" if is_index and not ratio else kind  # a place is no name
     statement = f"is wrong only where {condition}{f'; it is {ratio} there' if ratio else ''}"
     elements = f"{int(wrong.sum())} of {wrong.numel()} elements in {len(draws)} draws"
     evidence = f"{worst_example(mismatch)}; {elements} are wrong"
     yield Finding(kind, mismatch.quantity, statement, evidence)
+
+
+def _find_ignored_mask(mismatch: Mismatch, probe: Probe, draws: list[Mismatch]) -> Iterator[Finding]:
+    """Elements that should be 0 and are not, where an integer or truth value says so; others may be wrong as well."""
+    ours, oracle = (torch.cat([t.flatten() for t in tensors]) for tensors in zip(*((m.ours, m.oracle) for m in draws)))
+    surplus, shape = (oracle == 0) & (ours != 0), mismatch.oracle.shape
+    masks = {name: value for name, value in mismatch.inputs.items() if not value.is_floating_point()}
+    if int(surplus.sum()) < MIN_SURPLUS or not masks:
+        return
+    features = join([value_features(shape, {name: m.inputs[name] for name in masks}) for m in draws])
+    found = separate(features, surplus, oracle != 0)
+    if found is not None:
+        statement = f"is not 0, as it should be, where {found[0]}: the mask is ignored"
+        yield Finding("step left out", mismatch.quantity, statement, worst_example(mismatch))
 
 
 def describe_ratio(ours: Tensor, oracle: Tensor, mismatch: Mismatch, probe: Probe) -> str:

@@ -19,6 +19,7 @@ from compare.gradients.diagnosis.locations import worst_example
 from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
 from compare.gradients.diagnosis.native_paths import NativePaths
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.run_variant import OUTPUT
 
 Pattern = Callable[[Mismatch], Iterator[Finding]]
 
@@ -84,3 +85,13 @@ def _is_linear(mismatch: Mismatch, probe: Probe, found: list[Jacobian]) -> bool:
         output = mismatch.run.values[jacobian.output]
         total += incoming(n, output).double().cpu().flatten() @ jacobian.ours
     return equal_up_to_rounding(total.reshape(mismatch.ours.shape), mismatch.ours, 16 * mismatch.tolerance)
+
+
+def is_right_if_symmetric(mismatch: Mismatch, probe: Probe) -> bool:
+    """True if ours is right where the incoming gradient is a symmetric matrix."""
+    output = mismatch.run.values.get(OUTPUT)
+    if output is None or output.dim() < 2 or output.shape[-1] != output.shape[-2] or output.shape[-1] < 2:
+        return False
+    incoming = mismatch.incoming(probe.seed)
+    symmetric = probe.compare(mismatch, mismatch.inputs, lambda n, o: incoming(n, o) + incoming(n, o).mT)
+    return symmetric is not None and not bool(symmetric.wrong.any()) and bool(symmetric.oracle.any())

@@ -13,6 +13,7 @@ from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch, RerunNative, equal_up_to_rounding
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.transformations import moves
 from compare.gradients.diagnosis.wording import dimension_name, format_number
 from compare.gradients.run_variant import OUTPUT
 
@@ -162,9 +163,10 @@ def find_changed_operand(mismatch: Mismatch, rerun_native: RerunNative, seed: in
     for name, value in mismatch.inputs.items():
         if name == mismatch.input_name or not value.is_floating_point():
             continue
-        for description, kind, transform in transposes_and_flips(value):
-            changed = {name: transform(value).contiguous()}
-            if mismatch.equals(_gradient_for(mismatch, rerun_native, incoming, changed)):
+        for move in moves(value.shape):
+            kind, description = move.kind, move.description
+            changed = {name: move.apply(value).contiguous()}
+            if not torch.equal(changed[name], value) and mismatch.equals(_gradient_for(mismatch, rerun_native, incoming, changed)):
                 yield Finding(
                     kind, mismatch.quantity, f"equals the {mismatch.noun} computed with {name} {description}"
                 )
