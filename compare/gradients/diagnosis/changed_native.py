@@ -45,7 +45,8 @@ class Recording:
     """One run of native with all that is needed to change the derivative of a single call without another run.
 
     Attributes:
-        calls, composites, indices: native's calls; the last have integers as results. Of their arguments those require a gradient that depend on the input.
+        calls, composites, indices: native's calls; the last have integers as results. Of their arguments those
+            require a gradient that depend on the input.
         records: results by site, and inputs by name.
         leaf: the input whose gradient is examined.
         incoming: gradient that each call's result receives, by the call's number.

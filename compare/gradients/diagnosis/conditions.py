@@ -14,7 +14,28 @@ from compare.gradients.diagnosis.wording import format_number
 # A condition on values must be so unlikely to fit by chance: one over the number of ways to choose as many elements.
 MAX_CHANCE = 1e-4
 MIN_RIGHT = 2  # informative elements on the other side
-THRESHOLDS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, -3.0, 6.0, 1.5, -1.5, 0.1, -0.1, 0.2, 0.25, 0.75, 4.0, 5.0, 10.0)
+THRESHOLDS = (
+    0.0,
+    1.0,
+    -1.0,
+    0.5,
+    -0.5,
+    2.0,
+    -2.0,
+    3.0,
+    -3.0,
+    6.0,
+    1.5,
+    -1.5,
+    0.1,
+    -0.1,
+    0.2,
+    0.25,
+    0.75,
+    4.0,
+    5.0,
+    10.0,
+)
 MAX_VALUES = 3  # whole numbers that one condition lists
 
 
@@ -63,7 +84,9 @@ def _whole_conditions(name: str, inside: Tensor, outside: Tensor) -> Iterator[st
         return
     if len(others) == 1 and len(values) > 1:
         yield _relation(name, "is not", others.tolist())
-    elif len(values) == 1 or (len(values) <= MAX_VALUES and (values.min() < others.max()) and (others.min() < values.max())):
+    elif len(values) == 1 or (
+        len(values) <= MAX_VALUES and (values.min() < others.max()) and (others.min() < values.max())
+    ):
         yield _relation(name, "is", values.tolist())
     elif len(values) > 1 and len(others) > 1:
         parities = (values.remainder(2).unique(), others.remainder(2).unique())
@@ -96,7 +119,7 @@ def _threshold(name: str, inside: Tensor, outside: Tensor, *, is_whole: bool = F
             upper = _inequality(name, "<", high, float(above.min()), is_whole)
             if is_whole and " - " not in name:
                 yield f"{name} is from {format_number(low)} to {format_number(high)}"
-            else:
+            elif "about" not in lower + upper:
                 yield f"{lower} and {upper}"
 
 

@@ -97,7 +97,9 @@ def _find_missing_slices(
         wrong = [k for k in range(len(contributions)) if nonzero[k] and k not in correct]
         if len({round(float(weights[k]), 6) for k in wrong}) == 1 and correct:
             of = slice_names(dimension, wrong)
-            statement = f"the contributions of {of} of the output count {format_number(float(weights[wrong[0]]))} times"
+            statement = (
+                f"the contributions of {of} of the output count {format_number(float(weights[wrong[0]]))} times"
+            )
         yield Finding("constant factor", mismatch.quantity, statement, f"factors: {factors}")
 
 

@@ -1,4 +1,4 @@
-"""Composite functions of PyTorch in terms of simpler ones, so that the paths of a gradient inside them can be told apart.
+"""Composite functions of PyTorch in terms of simpler ones, so that the paths of a gradient in them can be told apart.
 
 A function that its arguments do not fit, or that gives other values, is not used: see ``native_calls``.
 """
@@ -29,7 +29,9 @@ def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     return result if keepdim else result.squeeze(dim)
 
 
-def var(x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Tensor:
+def var(
+    x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+) -> Tensor:
     correction = (1 if unbiased else 0) if correction is None else correction
     dims = list(range(x.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)
     centred = x - x.mean(dims, keepdim=True)
@@ -66,8 +68,8 @@ def group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps
 
 
 def batch_norm(
-    x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None, training: bool = False,
-    momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+    x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
 ) -> Tensor:  # fmt: skip
     if not training:
         normalised = (x - _channels(running_mean, x)) * torch.rsqrt(_channels(running_var, x) + eps)
@@ -141,7 +143,9 @@ def huber_loss(a: Tensor, b: Tensor, reduction: str = "mean", delta: float = 1.0
     return _reduce(torch.where(d.abs() <= delta, 0.5 * d * d, delta * (d.abs() - 0.5 * delta)), reduction)
 
 
-def binary_cross_entropy(p: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", **__: Any) -> Tensor:
+def binary_cross_entropy(
+    p: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", **__: Any
+) -> Tensor:
     losses = -(y * p.log() + (1 - y) * (1 - p).log())
     return _reduce(losses if weight is None else weight * losses, reduction)
 

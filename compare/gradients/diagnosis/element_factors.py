@@ -86,7 +86,9 @@ def find_slice_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         else:
             listed = ", ".join(format_number(float(f)) for f in factors[:MAX_LISTED])
             more = ", …" if shape[dim] > MAX_LISTED else ""
-            statement = f"equals the expected gradient with a factor for each {name.removesuffix('s')}: {listed}{more}"
+            statement = (
+                f"equals the expected gradient with a factor for each {name.removesuffix('s')}: {listed}{more}"
+            )
         yield Finding("constant factor", mismatch.quantity, statement)
 
 
@@ -125,7 +127,9 @@ def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     if again is None:
         return
     both = quotients.isfinite() & again.isfinite()
-    if int(both.sum()) < MIN_ELEMENTS or not bool(((quotients - again)[both].abs() <= 1e-6 * again[both].abs()).all()):
+    if int(both.sum()) < MIN_ELEMENTS or not bool(
+        ((quotients - again)[both].abs() <= 1e-6 * again[both].abs()).all()
+    ):
         return
     low, high = float(quotients[both].min()), float(quotients[both].max())
     x = mismatch.inputs.get(mismatch.input_name)
@@ -134,5 +138,7 @@ def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         places = [int(t) for t in (quotients.nan_to_num(low).argmax(), quotients.nan_to_num(high).argmin())]
         values = [f"{float(quotients.flatten()[n]):.6g} at {float(x.flatten()[n]):.6g}" for n in places]
         near = f"; the factor is {' and '.join(values)}"
-    statement = "equals the expected gradient with another factor for each element: the derivative is another function"
+    statement = (
+        "equals the expected gradient with another factor for each element: the derivative is another function"
+    )
     yield Finding("factor by element", mismatch.quantity, statement, f"factors from {low:.4g} to {high:.4g}{near}")

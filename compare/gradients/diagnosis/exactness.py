@@ -38,7 +38,9 @@ def find_narrower_dtype(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         is_typical = float(errors[mismatch.wrong].median()) >= FEW * eps and float(errors.max()) >= eps / 8
         if (is_rounded and is_near) or (is_near and is_typical and _has_random_errors(mismatch, probe, eps)):
             statement = f"is no more exact than {name}"
-            evidence = "all elements are numbers of that dtype" if is_rounded else f"errors of up to {errors.max():.1e} "
+            evidence = (
+                "all elements are numbers of that dtype" if is_rounded else f"errors of up to {errors.max():.1e} "
+            )
             evidence += "" if is_rounded else "of the largest element"
             yield Finding("only in one dtype", mismatch.quantity, statement, f"{evidence}; {worst_example(mismatch)}")
             return
@@ -52,7 +54,8 @@ def _has_random_errors(mismatch: Mismatch, probe: Probe, eps: float) -> bool:
     """True if inputs that differ by a few ``eps`` have other errors: a wrong formula has nearly the same ones."""
     generator = torch.Generator().manual_seed(1)
     inputs = {
-        name: value * (1 + 4 * eps * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device))
+        name: value
+        * (1 + 4 * eps * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device))
         if value.is_floating_point()
         else value
         for name, value in mismatch.inputs.items()

@@ -50,9 +50,13 @@ def name_factor(factor: float, mismatch: Mismatch, probe: Probe | None = None) -
 
 def _names_by_size(factor: float, mismatch: Mismatch) -> Iterator[tuple[str, Callable[[int], float], int]]:
     for size, noun in _sizes(mismatch).items():
+        if size < 2:
+            continue
         is_product = noun.startswith("the number")
         letter = "B" if noun == "the batch size" else str(size)
         for pattern, function in OF_SIZE.items():
+            if "sqrt" in pattern and math.isqrt(size) ** 2 == size:
+                continue
             if is_product and pattern not in ("{n}", "1/{n}", "{n} - 1", "1/({n} - 1)", "{n}/({n} - 1)"):
                 continue
             if (size == 2 and "-" in pattern) or (size % 2 == 0 and pattern in ("2/{n}", "{n}/2")):
@@ -141,5 +145,3 @@ def _shorter(inputs: dict[str, Tensor], size: int) -> dict[str, Tensor]:
 
 def _is(a: float, b: float) -> bool:
     return abs(a - b) <= RTOL * abs(b)
-
-

@@ -63,7 +63,9 @@ def value_features(shape: torch.Size | tuple[int, ...], tensors: Mapping[str, Te
         features.append(Feature(name, values, is_whole=is_whole))
         if is_whole and tensor.dtype is not torch.bool:
             features += [
-                Feature(f"{index_name(torch.empty(shape, device='meta'), d)} - {name}", grids[d] - values, is_whole=True)
+                Feature(
+                    f"{index_name(torch.empty(shape, device='meta'), d)} - {name}", grids[d] - values, is_whole=True
+                )
                 for d in range(len(shape))
                 if shape[d] > 1
             ]
@@ -79,7 +81,9 @@ def spread_to(tensor: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor | N
     tensor = tensor.detach().cpu()
     candidates = [tensor, tensor.reshape(*tensor.shape, *[1] * (len(shape) - tensor.dim()))]
     if tensor.dim() == 1:  # lengths of the examples, say, whatever dimension they are
-        lines = [[-1 if e == d else 1 for e in range(len(shape))] for d in range(len(shape)) if shape[d] == len(tensor)]
+        lines = [
+            [-1 if e == d else 1 for e in range(len(shape))] for d in range(len(shape)) if shape[d] == len(tensor)
+        ]
         candidates += [tensor.reshape(line) for line in lines]
     for candidate in candidates:
         try:

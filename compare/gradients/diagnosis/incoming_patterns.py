@@ -47,7 +47,7 @@ def find_transformed(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
 
 
 def find_nonlinear(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
-    """The gradient for a function of the incoming gradient that is not linear, or for one that it multiplies twice."""
+    """The gradient for a function of the incoming gradient that is not linear."""
     for words, function in NONLINEAR.items():
         if mismatch.equals(_gradient(mismatch, probe, function)):
             yield Finding(

@@ -117,7 +117,10 @@ def _index_relations(jacobian: Jacobian) -> Iterator[tuple[str, Tensor]]:
             if size < 2:
                 continue
             for value in range(min(size, 64)):
-                yield f"{name} is {value}{' (the last)' if value == size - 1 else ''}", (grid[d] == value).expand(shape)
+                yield (
+                    f"{name} is {value}{' (the last)' if value == size - 1 else ''}",
+                    (grid[d] == value).expand(shape),
+                )
             yield f"{name} is odd", (grid[d] % 2 == 1).expand(shape)
             yield f"{name} is even", (grid[d] % 2 == 0).expand(shape)
             yield f"{name} is not 0", (grid[d] != 0).expand(shape)
@@ -125,6 +128,7 @@ def _index_relations(jacobian: Jacobian) -> Iterator[tuple[str, Tensor]]:
             for value in range(1, min(size, 64)):
                 yield f"{name} is below {value}", (grid[d] < value).expand(shape)
                 yield f"{name} is at least {value}", (grid[d] >= value).expand(shape)
+
 
 def _grids(jacobian: Jacobian) -> tuple[Any, ...]:
     """Shapes, examples for names, and indices of the entries: those of outputs as columns, of inputs as rows."""
@@ -177,11 +181,11 @@ def describe_order(sources: Tensor, targets: Tensor, shape: torch.Size) -> str |
 
 def _flat_order(sources: Tensor, targets: Tensor, shape: torch.Size) -> str | None:
     """Memory order of a tensor with exchanged dimensions."""
-    grid = torch.arange(shape.numel()).reshape(shape)
+    grid, example = torch.arange(shape.numel()).reshape(shape), torch.empty(shape, device="meta")
     for a in range(len(shape)):
         for b in range(a + 1, len(shape)):
             exchanged = grid.transpose(a, b).reshape(-1)
-            names = f"{index_name(torch.empty(shape, device='meta'), a)} and {index_name(torch.empty(shape, device='meta'), b)}"
+            names = f"{index_name(example, a)} and {index_name(example, b)}"
             if bool((exchanged[targets] == sources).all()):
                 return f"they are in the memory order of the transpose ({names} exchanged)"
             if bool((exchanged.argsort()[targets] == sources).all()):

@@ -16,9 +16,7 @@ from compare.gradients.diagnosis.wording import format_number, index_name
 MIN_MATCHED = 0.6  # of the rows with entries
 
 
-def find_jacobian_patterns(
-    mismatch: Mismatch, found: list[Jacobian], *, of_pairs: bool = True
-) -> Iterator[Finding]:
+def find_jacobian_patterns(mismatch: Mismatch, found: list[Jacobian], *, of_pairs: bool = True) -> Iterator[Finding]:
     """Every pattern that fits; the most special first. ``found`` are the Jacobians of all outputs.
 
     Without ``of_pairs``, only the places of wrong entries by one index.
@@ -28,7 +26,9 @@ def find_jacobian_patterns(
         return
     for jacobian in wrong[:1]:
         of = f", by the incoming gradient of {jacobian.output}" if len(found) > 1 else ""
-        for kind, statement, evidence in _patterns(jacobian) if of_pairs else describe_entries(jacobian, of_pairs=False):
+        for kind, statement, evidence in (
+            _patterns(jacobian) if of_pairs else describe_entries(jacobian, of_pairs=False)
+        ):
             evidence = "; ".join(word for word in (evidence, jacobian.cap) if word)
             yield Finding(kind, mismatch.quantity, statement + of, evidence)
 
@@ -80,7 +80,9 @@ def _rows_alike(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
             total = expected.sum(0)
             for words, value in (("sum", total), ("mean", total / len(ours))):
                 if _equal(ours[0], value, len(ours) * jacobian.limit):
-                    statement = f"equals the gradient with the {words} of the incoming gradient in place of each element"
+                    statement = (
+                        f"equals the gradient with the {words} of the incoming gradient in place of each element"
+                    )
         yield "wrong sum", statement, _example(jacobian, jacobian.wrong)
         return
     used = (ours.abs() > jacobian.limit).any(1)
@@ -124,8 +126,12 @@ def _other_dimension(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
 
 
 def _dims(example: Tensor, dims: set[int]) -> str:
-    return " and ".join(index_name(example, d).removeprefix("the ").removeprefix("index of ") + "s" if not
-                        index_name(example, d).startswith("the index") else f"dimension {d}" for d in sorted(dims))
+    return " and ".join(
+        index_name(example, d).removeprefix("the ").removeprefix("index of ") + "s"
+        if not index_name(example, d).startswith("the index")
+        else f"dimension {d}"
+        for d in sorted(dims)
+    )
 
 
 def _moved(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
@@ -153,8 +159,10 @@ def _moved(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
         what = "element" if by_columns else "element of the incoming gradient"
         if words is None and len(set(sources.tolist())) < len(sources) / 2:
             continue
-        statement = f"has the right numbers at other places: {words}" if by_columns else (
-            f"uses other elements of the incoming gradient: {words}"
+        statement = (
+            f"has the right numbers at other places: {words}"
+            if by_columns
+            else (f"uses other elements of the incoming gradient: {words}")
         )
         if words is None:
             pairs = ", ".join(

@@ -65,7 +65,11 @@ def find_nonfinite(mismatch: Mismatch) -> Iterator[Finding]:
         values = mismatch.ours[nonfinite]
         value = "NaN" if values.isnan().all() else "infinite" if values.isinf().all() else "NaN or infinite"
         all_elements = nonfinite.all()
-        where = "everywhere" if all_elements else f"in {int(nonfinite.sum())} of {nonfinite.numel()} elements{_slices_of(nonfinite)}"
+        where = (
+            "everywhere"
+            if all_elements
+            else f"in {int(nonfinite.sum())} of {nonfinite.numel()} elements{_slices_of(nonfinite)}"
+        )
         yield Finding("not finite", mismatch.quantity, f"is {value} {where}", _first_example(mismatch, nonfinite))
 
 

@@ -12,17 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis.decompositions import DECOMPOSITIONS
 
 MAX_CALLS = 400
+MAX_TEXT = 60  # characters of a line of code in a statement
+OPERATORS = {
+    "add": "+", "sub": "-", "rsub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "**", "neg": "-",
+    "indexing": "[", "permute": ".", "where": "where", "T": ".T", "mT": ".mT",
+}  # fmt: skip
 COMPOSITE = "composite"  # ends the site of a composite function as a whole
 # Attributes and methods whose result is no new value.
 IGNORED = {
     "__get__", "size", "dim", "numel", "detach", "item", "is_floating_point", "is_complex", "__len__", "new_zeros",
-    "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like", "empty_like", "arange", "zeros", "ones", "requires_grad_",
-    "stride", "is_contiguous", "data_ptr", "element_size", "storage_offset", "tolist",
+    "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like", "empty_like", "arange", "zeros",
+    "ones", "requires_grad_", "stride", "is_contiguous", "data_ptr", "element_size", "storage_offset", "tolist",
 }  # fmt: skip
 
 
@@ -126,7 +131,12 @@ class InterceptCalls(TorchFunctionMode):
         with torch.no_grad():
             try:
                 expected, got = function(*args, **kwargs), simple(*args, **kwargs)
-            except (TypeError, RuntimeError, ValueError, NotImplementedError):  # an option that `simple` does not know
+            except (
+                TypeError,
+                RuntimeError,
+                ValueError,
+                NotImplementedError,
+            ):  # an option that `simple` does not know
                 return None
         if not isinstance(got, Tensor) or got.shape != expected.shape or got.dtype != expected.dtype:
             return None
@@ -146,9 +156,14 @@ def operation_name(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", None) or str(resolve_name(function) or function)
     bare = name.strip("_")
     if name.startswith("__") and name != "__get__":
-        return {"truediv": "div", "rtruediv": "div", "radd": "add", "rmul": "mul", "rsub": "rsub", "getitem": "indexing"}.get(
-            bare, bare
-        )
+        return {
+            "truediv": "div",
+            "rtruediv": "div",
+            "radd": "add",
+            "rmul": "mul",
+            "rsub": "rsub",
+            "getitem": "indexing",
+        }.get(bare, bare)
     return name
 
 
@@ -167,7 +182,11 @@ def _describe(name: str, site: tuple[Any, ...], inside: str) -> str:
     if code is None:
         return f"the result of {name}"
     text = " ".join(linecache.getline(code.co_filename, line).split())
-    return f"the result of {name} in line {line}" + (f", `{text}`" if 0 < len(text) <= 60 else "")
+    own = name.split()[0]
+    sign = inside or (OPERATORS.get(own, own) if own not in text else own)
+    # Where code was made by exec, the file may be another one: then the line does not have the operation.
+    shown = 0 < len(text) <= MAX_TEXT and sign in text
+    return f"the result of {name} in line {line}" + (f", `{text}`" if shown else "")
 
 
 def record_calls(native: Callable[..., Any], inputs: Mapping[str, Tensor]) -> list[Call]:

@@ -21,8 +21,8 @@ from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding,
 from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.transformations import transformations
-from compare.gradients.run_variant import gradient_name
 from compare.gradients.diagnosis.wording import format_number
+from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
 MAX_SECONDS = 2.0  # of all runs of changed native for one case
@@ -102,6 +102,8 @@ class NativePaths:
         if len(positions) == 1:
             return operation
         name = self.names.get(id(flat[position]))
+        tail = operation[operation.find(" in line") :]
+        name = name and name.removesuffix(tail)  # the same line is not told twice
         ordinal = ORDINALS[min(positions.index(position), len(ORDINALS) - 1)]
         return f"the {ordinal} argument{f' ({name})' if name else ''} of {operation}"
 
@@ -272,7 +274,9 @@ class NativePaths:
                 for instead in _other_numbers(value, call.result.dim()):
                     change = NativeChange(call.site, number, changed.omitted, _called_with(number, instead))
                     if self._explains(change):
-                        statement = f"equals the gradient of the function with {instead} instead of {value} in {operation}"
+                        statement = (
+                            f"equals the gradient of the function with {instead} instead of {value} in {operation}"
+                        )
                         yield Finding("another operand", self.mismatch.quantity, statement)
 
     def _replaced(self) -> Iterator[Finding]:
@@ -312,7 +316,9 @@ class NativePaths:
         if len(path.call.tensors) == 1 and path.call.result.shape == flat[position].shape:
             for name in changed.FUNCTIONS:
                 if name != path.call.operation:
-                    statement = f"the derivative of {path.words} is taken to be {changed.DERIVATIVES[name]}, which is wrong"
+                    statement = (
+                        f"the derivative of {path.words} is taken to be {changed.DERIVATIVES[name]}, which is wrong"
+                    )
                     yield "another operand", statement, NativeChange(site, position, changed.of_function(name))
 
     def _candidates(self, tensor: Tensor) -> list[Any]:
@@ -365,7 +371,9 @@ class NativePaths:
                 for t in transformations(shape):
                     change = NativeChange(site, position, place(t.apply))
                     if self._explains(change, path):
-                        statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
+                        statement = (
+                            f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
+                        )
                         yield Finding(t.kind, self.mismatch.quantity, statement)
 
 
@@ -448,7 +456,7 @@ def _names(calls: list[Call], mismatch: Mismatch) -> dict[int, str]:
                     if value.shape == source.shape and torch.equal(value.detach(), source):
                         names[id(value)] = name
                 for other in calls[: call.number]:
-                    if id(value) not in names and value.shape == other.result.shape:
-                        if value.detach().data_ptr() == other.result.data_ptr():
-                            names[id(value)] = other.name
+                    same = value.shape == other.result.shape and value.data_ptr() == other.result.data_ptr()
+                    if same and id(value) not in names:
+                        names[id(value)] = other.name
     return names

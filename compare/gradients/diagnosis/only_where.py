@@ -36,8 +36,10 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     features = index_features(shape)
     features = join([features for _ in draws])
     found = separate(features, wrong, informative)
+    # Where the same elements are wrong in every draw, their values are not the reason.
+    same = len(draws) > 1 and all(torch.equal(m.wrong, mismatch.wrong) for m in draws)
     for tensors in (_inputs, _outputs, _intermediate):
-        if found is None:
+        if found is None and not same:
             features = join([value_features(shape, tensors(m, probe)) for m in draws])
             found = separate(features, wrong, informative)
     masked = next(_find_ignored_mask(mismatch, probe, draws), None)
@@ -51,6 +53,9 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     )
     kind = "only at some indices" if is_index else "only for some values"
     kind = "unknown" if is_index and not ratio else kind  # a place is no name
+    if mismatch.variant.data == "whole numbers" and not is_index:
+        kind = "only at ties" if " equals " in condition else "only at bounds"
+        kind = "only at zeros" if condition.endswith(" is 0") else kind
     statement = f"is wrong only where {condition}{f'; it is {ratio} there' if ratio else ''}"
     elements = f"{int(wrong.sum())} of {wrong.numel()} elements in {len(draws)} draws"
     evidence = f"{worst_example(mismatch)}; {elements} are wrong"
@@ -59,7 +64,8 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
 
 def _find_ignored_mask(mismatch: Mismatch, probe: Probe, draws: list[Mismatch]) -> Iterator[Finding]:
     """Elements that should be 0 and are not, where an integer or truth value says so; others may be wrong as well."""
-    ours, oracle = (torch.cat([t.flatten() for t in tensors]) for tensors in zip(*((m.ours, m.oracle) for m in draws)))
+    ours = torch.cat([m.ours.flatten() for m in draws])
+    oracle = torch.cat([m.oracle.flatten() for m in draws])
     surplus, shape = (oracle == 0) & (ours != 0), mismatch.oracle.shape
     masks = {name: value for name, value in mismatch.inputs.items() if not value.is_floating_point()}
     if int(surplus.sum()) < MIN_SURPLUS or not masks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compare.case import Case, CaseError
@@ -74,9 +73,7 @@ class Probe:
             self._mismatches[key] = made
         return self._mismatches[key]
 
-    def compare(
-        self, first: Mismatch, inputs: dict[str, Tensor], incoming: Incoming, n: int = 0
-    ) -> Mismatch | None:
+    def compare(self, first: Mismatch, inputs: dict[str, Tensor], incoming: Incoming, n: int = 0) -> Mismatch | None:
         """Ours beside native's for other inputs and incoming gradients; None if there are no two tensors."""
         native = self.run_native(inputs, incoming)
         run = self.run_ours(inputs, incoming)

@@ -50,7 +50,9 @@ def transformations(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformat
         words = f"minus its mean over {names[d]}"
         yield Transformation("missing term", words, lambda t, d=d: t - t.mean(d, keepdim=True))
     if len(shape) > 1 and shape[-1] == shape[-2] > 1:
-        yield Transformation("wrong half", "averaged with its transpose (its symmetric part)", lambda t: (t + t.mT) / 2)
+        yield Transformation(
+            "wrong half", "averaged with its transpose (its symmetric part)", lambda t: (t + t.mT) / 2
+        )
         yield Transformation("wrong half", "added to its transpose", lambda t: t + t.mT)
         yield Transformation("wrong half", "minus its transpose", lambda t: t - t.mT)
         yield Transformation("wrong half", "minus its transpose, halved", lambda t: (t - t.mT) / 2)
@@ -66,12 +68,8 @@ def transformations(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformat
         yield Transformation("wrong half", words, lambda t: t.tril() + t.tril(-1))
         words = "with zeros below the diagonal and twice the elements above it (not symmetrised)"
         yield Transformation("wrong half", words, lambda t: t.triu() + t.triu(1))
-        yield Transformation(
-            "wrong half", "symmetrised from its lower triangle", lambda t: t.tril() + t.tril(-1).mT
-        )
-        yield Transformation(
-            "wrong half", "symmetrised from its upper triangle", lambda t: t.triu() + t.triu(1).mT
-        )
+        yield Transformation("wrong half", "symmetrised from its lower triangle", lambda t: t.tril() + t.tril(-1).mT)
+        yield Transformation("wrong half", "symmetrised from its upper triangle", lambda t: t.triu() + t.triu(1).mT)
 
 
 def moves(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformation]:
@@ -85,9 +83,7 @@ def moves(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformation]:
             yield Transformation("transposed", words, lambda t, a=a, b=b: t.transpose(a, b))
         else:
             words = f"in the memory order of a tensor with {names[a]} and {names[b]} exchanged"
-            yield Transformation(
-                "permuted", words, lambda t, a=a, b=b: t.transpose(a, b).contiguous().view(t.shape)
-            )
+            yield Transformation("permuted", words, lambda t, a=a, b=b: t.transpose(a, b).contiguous().view(t.shape))
             yield Transformation(
                 "permuted",
                 f"read in memory order as a tensor with {names[a]} and {names[b]} exchanged",
@@ -136,5 +132,3 @@ def _read_as_transposed(tensor: Tensor, a: int, b: int) -> Tensor:
 
 def _diagonal(tensor: Tensor) -> Tensor:
     return torch.diag_embed(tensor.diagonal(dim1=-2, dim2=-1))
-
-

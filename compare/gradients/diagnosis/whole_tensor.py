@@ -166,7 +166,9 @@ def find_changed_operand(mismatch: Mismatch, rerun_native: RerunNative, seed: in
         for move in moves(value.shape):
             kind, description = move.kind, move.description
             changed = {name: move.apply(value).contiguous()}
-            if not torch.equal(changed[name], value) and mismatch.equals(_gradient_for(mismatch, rerun_native, incoming, changed)):
+            if not torch.equal(changed[name], value) and mismatch.equals(
+                _gradient_for(mismatch, rerun_native, incoming, changed)
+            ):
                 yield Finding(
                     kind, mismatch.quantity, f"equals the {mismatch.noun} computed with {name} {description}"
                 )

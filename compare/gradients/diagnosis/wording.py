@@ -52,7 +52,9 @@ def format_number(value: float) -> str:
         return f"{value:.0f}"
     fraction = Fraction(value).limit_denominator(MAX_DENOMINATOR)
     is_fraction = fraction.denominator > 2 and abs(value - float(fraction)) < 1e-9 * abs(value)
-    return f"{value:.6g} = {fraction}" if is_fraction and fraction.denominator not in (4, 5, 8, 10) else f"{value:.6g}"
+    return (
+        f"{value:.6g} = {fraction}" if is_fraction and fraction.denominator not in (4, 5, 8, 10) else f"{value:.6g}"
+    )
 
 
 def index_name(tensor: Tensor, dim: int) -> str:
