@@ -28,14 +28,14 @@ def describe_entries(jacobian: Jacobian, *, of_pairs: bool) -> Iterator[tuple[st
     relations = list(_pair_relations(jacobian) if of_pairs else _index_relations(jacobian))
     # Entries of one sort alone first: those that are missing, those that are surplus, those that are wrong.
     parts = [(mask, *_what(jacobian, mask)) for mask in (missing, surplus, other) if mask.any()]
-    found = []
+    phrases = []
     for mask, verb, kind in parts:
         words = _relation_of(relations, mask, informative & ~mask)
         if words is not None:
-            found.append((kind, f"{verb} where {words}"))
-    if len(found) == len(parts):
-        statement = "the derivative of output[k] by input[i] is " + ", and ".join(words for _, words in found)
-        yield found[0][0], statement, _worst(jacobian)
+            phrases.append((kind, f"{verb} where {words}"))
+    if len(phrases) == len(parts):
+        statement = "the derivative of output[k] by input[i] is " + ", and ".join(words for _, words in phrases)
+        yield phrases[0][0], statement, _worst(jacobian)
         return
     words = _relation_of(relations, wrong, informative & ~wrong)
     if words is not None:

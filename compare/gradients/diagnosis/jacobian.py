@@ -63,14 +63,14 @@ def jacobians(mismatch: Mismatch, probe: Probe) -> list[Jacobian]:
 
 
 def _ask(mismatch: Mismatch, probe: Probe) -> list[Jacobian]:
-    found = []
+    matrices = []
     outputs = [(n, v) for n, v in enumerate(_outputs(mismatch)) if v.is_floating_point() and v.numel()]
     for n, output in outputs:
         jacobian = _jacobian(mismatch, probe, n, output)
         if jacobian is None:
             return []
-        found.append(jacobian)
-    return found
+        matrices.append(jacobian)
+    return matrices
 
 
 def _outputs(mismatch: Mismatch) -> list[Tensor]:

@@ -16,16 +16,18 @@ from compare.gradients.diagnosis.wording import format_number, index_name
 MIN_MATCHED = 0.6  # of the rows with entries
 
 
-def find_jacobian_patterns(mismatch: Mismatch, found: list[Jacobian], *, of_pairs: bool = True) -> Iterator[Finding]:
-    """Every pattern that fits; the most special first. ``found`` are the Jacobians of all outputs.
+def find_jacobian_patterns(
+    mismatch: Mismatch, matrices: list[Jacobian], *, of_pairs: bool = True
+) -> Iterator[Finding]:
+    """Yield every pattern that fits. ``matrices`` are the Jacobians of all outputs.
 
     Without ``of_pairs``, only the places of wrong entries by one index.
     """
-    wrong = [jacobian for jacobian in found if jacobian.wrong.any()]
-    if not wrong or not all(bool(j.ours.isfinite().all() & j.expected.isfinite().all()) for j in found):
+    wrong = [jacobian for jacobian in matrices if jacobian.wrong.any()]
+    if not wrong or not all(bool(j.ours.isfinite().all() & j.expected.isfinite().all()) for j in matrices):
         return
     for jacobian in wrong[:1]:
-        of = f", by the incoming gradient of {jacobian.output}" if len(found) > 1 else ""
+        of = f", by the incoming gradient of {jacobian.output}" if len(matrices) > 1 else ""
         for kind, statement, evidence in (
             _patterns(jacobian) if of_pairs else describe_entries(jacobian, of_pairs=False)
         ):

@@ -205,7 +205,7 @@ class NativePaths:
         parts = [path for path in self.paths if path.part is not None and path.part.any()]
         difference = self.mismatch.ours - self.mismatch.oracle
         verbs = {0: "is missing", -1: "has the wrong sign", 2: "counts twice"}
-        found: list[tuple[int, Finding]] = []
+        findings: list[tuple[int, Finding]] = []
         for a, b in itertools.combinations(parts[:40], 2):
             columns = torch.stack([a.part.flatten(), b.part.flatten()], 1)
             solution = solve_least_squares(columns, difference.flatten().unsqueeze(1))
@@ -221,8 +221,8 @@ class NativePaths:
                 continue
             statement = f"the part of the derivative through {a.words} {verbs[first]}"
             statement += f", and the one through {b.words} {verbs[second]}"
-            found.append((abs(first) + abs(second), Finding("missing term", self.mismatch.quantity, statement)))
-        yield from [finding for _, finding in sorted(found, key=lambda pair: pair[0])][:1]
+            findings.append((abs(first) + abs(second), Finding("missing term", self.mismatch.quantity, statement)))
+        yield from [finding for _, finding in sorted(findings, key=lambda pair: pair[0])][:1]
 
     # -------------------------------------------------------------------------------------- other operands
 
@@ -255,11 +255,11 @@ class NativePaths:
                     operation = call.name.removeprefix("the result of ")
                     statement = f"equals the gradient of the function with other indices from {operation}: {words}"
                     yield Finding("permuted", self.mismatch.quantity, statement)
-        seen: set[Any] = set()
+        tried: set[Any] = set()
         for call in (*self.composites, *self.calls):
-            if call.site in seen or len(seen) > MAX_SITES or not any(t.requires_grad for _, t in call.tensors):
+            if call.site in tried or len(tried) > MAX_SITES or not any(t.requires_grad for _, t in call.tensors):
                 continue
-            seen.add(call.site)
+            tried.add(call.site)
             operation = call.name.removeprefix("the result of ")
             for number, tensor in call.tensors:
                 if tensor.shape != call.result.shape or (len(call.tensors) == 1 and call.operation in SMOOTH):
@@ -359,14 +359,14 @@ class NativePaths:
 
     def _transformed(self) -> Iterator[Finding]:
         """The gradient at one operation transposed, flipped, shifted, averaged or summed."""
-        seen: set[Any] = set()
+        tried: set[Any] = set()
         for path in self.paths:
             site, position = path.call.site, path.position
             flat, _ = tree_flatten((path.call.args, path.call.kwargs))
             places = [("with the gradient", flat[position].shape, changed.argument_gradient, "after")]
-            if site not in seen:
+            if site not in tried:
                 places.append(("with the gradient", path.call.result.shape, changed.with_gradient, "before"))
-            seen.add(site)
+            tried.add(site)
             for words, shape, place, when in places:
                 for t in transformations(shape):
                     change = NativeChange(site, position, place(t.apply))

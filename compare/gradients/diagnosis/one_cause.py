@@ -13,7 +13,7 @@ from compare.gradients.diagnosis.wording import join_words
 
 
 def share_causes(findings: Sequence[Finding], mismatches: dict[str, Mismatch], probe: Probe) -> list[Finding]:
-    """Where a change of native that explains one gradient explains another one too, both have that finding.
+    """Give two gradients the same finding if the change of native that explains one explains the other too.
 
     Args:
         mismatches: one for each wrong gradient, in the probe's variant, by quantity.

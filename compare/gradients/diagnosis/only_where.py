@@ -35,19 +35,19 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     shape = mismatch.oracle.shape
     features = index_features(shape)
     features = join([features for _ in draws])
-    found = separate(features, wrong, informative)
+    separated = separate(features, wrong, informative)
     # Where the same elements are wrong in every draw, their values are not the reason.
     same = len(draws) > 1 and all(torch.equal(m.wrong, mismatch.wrong) for m in draws)
     for tensors in (_inputs, _outputs, _intermediate):
-        if found is None and not same:
+        if separated is None and not same:
             features = join([value_features(shape, tensors(m, probe)) for m in draws])
-            found = separate(features, wrong, informative)
+            separated = separate(features, wrong, informative)
     masked = next(_find_ignored_mask(mismatch, probe, draws), None)
-    if masked is not None and (found is None or found[1]):
+    if masked is not None and (separated is None or separated[1]):
         yield masked
-    if found is None:
+    if separated is None:
         return
-    condition, is_index = found
+    condition, is_index = separated
     ratio = describe_ratio(
         torch.cat([m.ours[m.wrong] for m in draws]), torch.cat([m.oracle[m.wrong] for m in draws]), mismatch, probe
     )
@@ -71,9 +71,9 @@ def _find_ignored_mask(mismatch: Mismatch, probe: Probe, draws: list[Mismatch]) 
     if int(surplus.sum()) < MIN_SURPLUS or not masks:
         return
     features = join([value_features(shape, {name: m.inputs[name] for name in masks}) for m in draws])
-    found = separate(features, surplus, oracle != 0)
-    if found is not None:
-        statement = f"is not 0, as it should be, where {found[0]}: the mask is ignored"
+    separated = separate(features, surplus, oracle != 0)
+    if separated is not None:
+        statement = f"is not 0, as it should be, where {separated[0]}: the mask is ignored"
         yield Finding("step left out", mismatch.quantity, statement, worst_example(mismatch))
 
 

@@ -49,8 +49,8 @@ def ask_again(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
 
 def _ask(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     yield from confirmed(lambda m: find_transformed(m, probe), mismatch, probe)
-    found = jacobians(mismatch, probe)
-    if found and not _is_linear(mismatch, probe, found):
+    matrices = jacobians(mismatch, probe)
+    if matrices and not _is_linear(mismatch, probe, matrices):
         yield from confirmed(lambda m: find_nonlinear(m, probe), mismatch, probe)
     yield from confirmed(lambda m: find_element_factors(m, probe), mismatch, probe)
     yield from confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe)
@@ -60,12 +60,12 @@ def _ask(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
 
 def ask_jacobian(mismatch: Mismatch, probe: Probe, *, of_pairs: bool) -> Iterator[Finding]:
     """Findings about the structure of the Jacobian that hold in a second draw too."""
-    found = jacobians(mismatch, probe)
-    if not found or not _is_linear(mismatch, probe, found):
+    matrices = jacobians(mismatch, probe)
+    if not matrices or not _is_linear(mismatch, probe, matrices):
         return
     second = probe.mismatch(mismatch, 1)
     again: set[tuple[str, str]] | None = None
-    for finding in find_jacobian_patterns(mismatch, found, of_pairs=of_pairs):
+    for finding in find_jacobian_patterns(mismatch, matrices, of_pairs=of_pairs):
         if second is not None and second.wrong.any():
             if again is None:
                 repeated = find_jacobian_patterns(second, jacobians(second, probe), of_pairs=of_pairs)
@@ -75,13 +75,13 @@ def ask_jacobian(mismatch: Mismatch, probe: Probe, *, of_pairs: bool) -> Iterato
         yield finding
 
 
-def _is_linear(mismatch: Mismatch, probe: Probe, found: list[Jacobian]) -> bool:
+def _is_linear(mismatch: Mismatch, probe: Probe, matrices: list[Jacobian]) -> bool:
     """True if ours is the sum of its rows; True too where not all rows are known."""
-    if not all(jacobian.is_complete for jacobian in found):
+    if not all(jacobian.is_complete for jacobian in matrices):
         return True
     incoming = mismatch.incoming(probe.seed)
     total = torch.zeros(mismatch.oracle.numel(), dtype=torch.float64)
-    for n, jacobian in enumerate(found):
+    for n, jacobian in enumerate(matrices):
         output = mismatch.run.values[jacobian.output]
         total += incoming(n, output).double().cpu().flatten() @ jacobian.ours
     return equal_up_to_rounding(total.reshape(mismatch.ours.shape), mismatch.ours, 16 * mismatch.tolerance)

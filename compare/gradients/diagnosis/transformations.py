@@ -24,7 +24,7 @@ class Transformation:
 
 
 def transformations(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformation]:
-    """All maps that have an effect on tensors of this shape; the most frequent mistakes first."""
+    """Maps that have an effect on tensors of this shape; the most frequent mistakes first."""
     example = torch.empty(shape, device="meta")
     dims = [d for d in range(len(shape)) if shape[d] > 1]
     names = {d: dimension_name(example, d) for d in dims}
