@@ -261,7 +261,7 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     located = next(_locations(mismatch), None)
     condition = next(find_condition(mismatch, probe), None)
     # A condition on values tells more than a place, and a place that is confirmed more than a coincidence.
-    if located is not None and (condition is None or located.kind == "only at borders"):
+    if located is not None and (condition is None or located.kind in ("only at borders", "only at bounds")):
         yield located
     if condition is not None and ("; it is " in condition.statement or condition.kind == "step left out"):
         yield condition
