@@ -161,6 +161,24 @@ class CaseRunner:
                     side_effects[name] = "not repeatable"
         return side_effects
 
+    def check_native(self) -> None:
+        """Run native twice, before something is said about ours.
+
+        Raises:
+            CaseError: native returns other values the second time.
+        """
+        if self.case.native is None:
+            return
+        inputs = self.oracles(self.plain).inputs
+        first, second = (self.oracles.run_native(inputs, self.plain).values for _ in range(2))
+        for name, value in first.items():
+            again = second.get(name)
+            if value is not None and again is not None and not torch.allclose(value, again, 1e-9, 0, equal_nan=True):
+                raise CaseError(
+                    f"{self.case.name}: native returns another {name} in a second call with the same arguments, so "
+                    "there is nothing to compare with; seed the random numbers that it draws"
+                )
+
     def _judge(self, name: str, variant: Variant, ours: RunResult, native: RunResult, oracle: Oracle) -> Judgement:
         got, native_value, expected = ours.values.get(name), native.values.get(name), oracle.values.get(name)
         if expected is None and got is not None and name in oracle.values:  # native has no gradient: the same as 0

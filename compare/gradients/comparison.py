@@ -14,7 +14,9 @@ from compare.gradients.call_mistakes import add_call_mistakes
 from compare.gradients.case_runner import CaseRunner, ComparedTensors
 from compare.gradients.diagnosis.diagnose import NativeOracle, diagnose
 from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.one_cause import tell_once
 from compare.gradients.measure import REFUSED, WRONG, Row
+from compare.gradients.run_variant import gradient_name
 from compare.gradients.variants import DATA, DTYPES, Variant, variants
 from compare.gradients.zeros_and_ties import count_zeros_and_ties
 
@@ -130,9 +132,13 @@ def compare(
             if runner.has_layouts_of(variant):
                 rows += runner.rows(variant)
         side_effects = runner.find_side_effects()
-        native = NativeOracle(case.native, runner.native_rerunner, seed)
+        if runner.mismatches or side_effects:
+            runner.check_native()
+        wrong = {mismatch.quantity for mismatch in runner.mismatches}
+        right_inputs = tuple(name for name in runner.input_names if gradient_name(name) not in wrong)
+        native = NativeOracle(case, runner.native_rerunner, seed, right_inputs)
         findings = diagnose(runner.mismatches, rows, side_effects, native)
-        findings = add_call_mistakes(findings, runner, dtypes, rows, side_effects)
+        findings = tell_once(add_call_mistakes(findings, runner, dtypes, rows, side_effects))
         kinds_of_data = DATA if whole_numbers else DATA[:1]
         census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
         if progress is not None:

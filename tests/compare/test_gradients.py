@@ -23,9 +23,6 @@ from tests.compare.gallery.planted_faults import gradcheck_accepts, planted_faul
 from tests.compare.gallery.right import right_cases
 from tests.compare.gallery.wrong_function import hand_written, randn
 
-# Found, but not named: no pattern describes a term that is missing inside an attention's softmax.
-FOUND_BUT_NOT_NAMED = {"attention: sum over the row not subtracted in softmax"}
-
 
 @pytest.mark.filterwarnings("ignore:Use of (index_put_|masked_fill_) on expanded tensors")  # one of the mistakes
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name.replace(" ", "-"))
@@ -33,15 +30,13 @@ def test_a_wrong_function_is_found_and_its_mistake_named(wrong):
     comparison = compare.compare(wrong.case)
     assert not comparison.ok
     assert not wrong.false_findings(comparison.findings)
-    assert wrong.is_named_by(comparison.findings) == (wrong.name not in FOUND_BUT_NOT_NAMED), str(comparison)
+    assert wrong.is_named_by(comparison.findings), str(comparison)
     assert {finding.kind for finding in comparison.findings} <= compare.KINDS.keys()
 
 
 def test_the_gallery_is_large_and_has_every_kind():
     assert len(WRONG) >= 25
-    assert len(WRONG) - len(FOUND_BUT_NOT_NAMED) >= 22
-    assert {wrong.name for wrong in WRONG} >= FOUND_BUT_NOT_NAMED
-    assert set.union(*(set(wrong.kinds) for wrong in WRONG)) | {"wrong output"} == compare.KINDS.keys()
+    assert set.union(*(set(wrong.kinds) for wrong in WRONG)) | {"wrong output", "unknown"} == compare.KINDS.keys()
 
 
 @pytest.mark.parametrize("part", range(20))

@@ -21,6 +21,6 @@ def test_the_page_shows_the_output_of_its_blocks():
 def test_every_mistake_on_the_page_is_found():
     text = PAGE.read_text()
     assert text.count("comparisons are wrong") == 5
-    for kind in ("missing term", "unknown", "only in one layout", "few elements"):
+    for kind in ("missing term", "wrong sum", "only in one layout", "few elements"):
         assert f"[{kind}]" in text
     assert "gradcheck: True" in text

@@ -71,7 +71,10 @@ def _find_missing_slices(
             yield Finding("not summed over the batch", mismatch.quantity, statement)
             return
         if contribution.any() and mismatch.equals(total - contribution):
-            statement = f"the contribution of {slice_names(dimension, [index])} of the output is missing"
+            last = " (the last)" if index == len(contributions) - 1 else ""
+            row = f", its row {index}" if dim == 0 and output.dim() == 2 else ""
+            of = f"{slice_names(dimension, [index])} of the output{row}{last}"
+            statement = f"the contribution of {of} is missing"
             yield Finding("missing term", mismatch.quantity, statement)
             return
     basis = torch.stack([contribution.flatten() for contribution in contributions], 1)
@@ -90,7 +93,13 @@ def _find_missing_slices(
     else:
         slices = f"slices along {dimension}" if dimension.startswith("dimension") else dimension
         factors = ", ".join(format_number(float(w)) for w in weights[:MAX_LISTED])
-        statement = f"the contributions of the output's {slices} have different factors instead of 1"
+        statement = f"the contributions of the output's {slices} have different factors instead of 1: {factors}"
+        wrong = [k for k in range(len(contributions)) if nonzero[k] and k not in correct]
+        if len({round(float(weights[k]), 6) for k in wrong}) == 1 and correct:
+            of = slice_names(dimension, wrong)
+            statement = (
+                f"the contributions of {of} of the output count {format_number(float(weights[wrong[0]]))} times"
+            )
         yield Finding("constant factor", mismatch.quantity, statement, f"factors: {factors}")
 
 

@@ -8,36 +8,59 @@ elements; the terms of the sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import torch
 
+from compare.case import Case
 from compare.case_errors import find_location
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.conjugates import find_conjugated
 from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
+from compare.gradients.diagnosis.element_factors import find_own_factors
+from compare.gradients.diagnosis.exactness import find_narrower_dtype
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.input_uses import find_missing_uses
 from compare.gradients.diagnosis.mismatch import NO_GRADIENT, WRONG_DTYPE, Mismatch, RerunNative
 from compare.gradients.diagnosis.missing_terms import find_missing_term
+from compare.gradients.diagnosis.one_cause import share_causes
+from compare.gradients.diagnosis.only_where import find_condition
+from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.second_question import ask_again, ask_jacobian, confirmed, is_right_if_symmetric
+from compare.gradients.diagnosis.special_claims import check_claim
 from compare.gradients.diagnosis.special_values import find_special_values
 from compare.gradients.diagnosis.whole_tensor import find_factor, find_whole_tensor_patterns
 from compare.gradients.diagnosis.wording import join_words
 from compare.gradients.measure import REFUSED, WRONG, Row
-from compare.gradients.run_variant import OUTPUT
+from compare.gradients.run_variant import OUTPUT, make_leaf
 from compare.gradients.variants import SECOND_DRAW, Variant
 
 
 @dataclass(frozen=True)
 class NativeOracle:
-    """The native function, and a way to rerun it in float64 on a variant's values with other incoming gradients."""
+    """The case, and a way to rerun native in float64 on a variant's values with other incoming gradients."""
 
-    function: Callable[..., Any] | None
+    case: Case
     rerunner: Callable[[Variant], RerunNative]
     seed: int
+    right_inputs: tuple[str, ...] = ()
+    probes: dict[Variant, Probe] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Callable[..., Any] | None:
+        """The native function; None if there is none."""
+        return self.case.native
+
+    def probe(self, variant: Variant) -> Probe:
+        """Return a way to ask ours and native again, on other draws of a variant."""
+        variant = replace(variant, data="whole numbers" if variant.data == "whole numbers" else "drawn")
+        if variant not in self.probes:
+            self.probes[variant] = Probe(self.case, variant, self.seed, self.rerunner(variant), self.right_inputs)
+        return self.probes[variant]
 
 
 def diagnose(
@@ -59,6 +82,10 @@ def diagnose(
     ]
     findings.sort(key=lambda f: not f.quantity.startswith(OUTPUT))
     findings = _without_consequences(findings)
+    for variant, probe in native.probes.items():
+        wrong = {m.quantity: m for m in mismatches if m.variant == variant and not m.message and not m.is_output}
+        if probe.explanations:
+            findings = share_causes(findings, wrong, probe)
     if any(kind.startswith("changes") for kind in side_effects.values()):
         # An in-place change gives other values where elements share memory; that is no second mistake.
         findings = [f for f in findings if f.kind not in ("only in one layout", "only in one dtype")]
@@ -109,7 +136,13 @@ def _diagnose_quantity(mismatches: list[Mismatch], rows: Sequence[Row], native: 
         statement = "is wrong only in float64, where its errors are those of float32"
         return Finding("only in one dtype", quantity, statement, locations.worst_example(plain))
     if plain is not None:
-        return _first_pattern(plain, native)
+        finding = _first_pattern(plain, native)
+        right = [str(dtype).removeprefix("torch.") for dtype in tested_dtypes - wrong_dtypes]
+        if finding.kind == "raises" and right:
+            wrong_names = [str(dtype).removeprefix("torch.") for dtype in tested_dtypes & wrong_dtypes]
+            where = f"in {join_words(sorted(wrong_names))}, and not in {join_words(sorted(right))}"
+            return replace(finding, statement=f"{finding.statement} {where}")
+        return finding
     mismatch = mismatches[0]
     if torch.float64 not in wrong_dtypes and torch.float64 in tested_dtypes:
         return _dtype_finding(mismatch, wrong, rows)
@@ -141,11 +174,13 @@ def _dtype_finding(mismatch: Mismatch, wrong: set[Variant], rows: Sequence[Row])
     statement = f"is wrong only in {' and '.join(names)}"
     if mismatch.message:
         return Finding("only in one dtype", mismatch.quantity, statement, mismatch.message)
-    evidence = f"in {mismatch.variant}: error {row.error:.3g}, native error {row.native_error:.3g}"
-    evidence += f", tolerance {row.tolerance:.3g}"
-    if row.by_norm or not mismatch.ours.isfinite().all():
-        evidence += f"; {locations.worst_example(mismatch)}"
-    elif names != ["float32"] and row.tolerance_used < 50:
+    evidence = f"in {mismatch.variant}: {locations.worst_example(mismatch)}"
+    if not mismatch.has_complex_numbers:
+        for finding in find_factor(mismatch):
+            evidence += f"; it {finding.statement}"
+    if row.tolerance_used < math.inf:
+        evidence += f"; the error is {row.tolerance_used:.3g} times the tolerance"
+    if names != ["float32"] and row.tolerance_used < 50 and not row.by_norm:
         evidence += "; if a ReLU or a maximum follows a sum inside the function, set kinks=True in the case"
     return Finding("only in one dtype", mismatch.quantity, statement, evidence)
 
@@ -171,13 +206,22 @@ def _whole_numbers_finding(mismatch: Mismatch, native: NativeOracle) -> Finding:
         return _first_pattern(mismatch, native)
     if mismatch.has_complex_numbers:
         return _first_pattern(mismatch, native)
-    for finding in find_special_values(mismatch):
-        return finding
     if (~mismatch.ours.isfinite() & mismatch.oracle.isfinite()).any():
-        return next(locations.find_nonfinite(mismatch))
+        nonfinite = next(locations.find_nonfinite(mismatch))
+        for finding in find_special_values(mismatch):
+            return replace(nonfinite, statement=f"{nonfinite.statement}; it {finding.statement}")
+        return nonfinite
+    probe = native.probe(mismatch.variant)
+    for finding in find_special_values(mismatch):
+        checked = check_claim(finding, mismatch, probe)
+        return _first_pattern(mismatch, native) if checked is None else checked
+    for finding in find_condition(mismatch, probe):
+        return finding
     kind = "only at zeros" if locations.output_has_zeros(mismatch) else "only at ties"
     statement = "is wrong only for inputs rounded to whole numbers, where intermediate values are 0 or equal"
-    return Finding(kind, mismatch.quantity, statement, locations.worst_example(mismatch))
+    claim = Finding(kind, mismatch.quantity, statement, locations.worst_example(mismatch))
+    checked = check_claim(claim, mismatch, probe)
+    return _first_pattern(mismatch, native) if checked is None else checked
 
 
 def _first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
@@ -199,28 +243,65 @@ def _first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
 def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     """Special patterns before general ones, and those that cost a few native runs before those that cost hundreds."""
     rerun_native, seed = native.rerunner(mismatch.variant), native.seed
-    has_native = native.function is not None  # finite differences for each element of the output would take minutes
+    yield from locations.find_zero(mismatch) if not mismatch.ours.any() else ()
+    yield from locations.find_nonfinite(mismatch)
     if mismatch.has_complex_numbers:  # the other patterns are about real numbers
-        return chain(
-            locations.find_zero(mismatch) if not mismatch.ours.any() else (),
-            locations.find_nonfinite(mismatch),
-            find_factor(mismatch),
-            find_conjugated(mismatch, rerun_native, seed),
+        yield from find_factor(mismatch)
+        yield from find_conjugated(mismatch, rerun_native, seed)
+        return
+    if mismatch.is_output:
+        yield from find_whole_tensor_patterns(mismatch, rerun_native, seed)
+        yield from _locations(mismatch)
+        yield from locations.find_zero(mismatch)
+        return
+    probe = native.probe(mismatch.variant)
+    yield from find_narrower_dtype(mismatch, probe)
+    rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
+    yield from confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe)
+    located = next(_locations(mismatch), None)
+    condition = next(find_condition(mismatch, probe), None)
+    # A condition on values tells more than a place, and a place that is confirmed more than a coincidence.
+    if located is not None and (condition is None or located.kind in ("only at borders", "only at bounds")):
+        yield located
+    if condition is not None and ("; it is " in condition.statement or condition.kind == "step left out"):
+        yield condition
+    symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
+    for finding in chain(
+        ask_again(mismatch, probe),
+        _contributions(mismatch, native),
+        ask_jacobian(mismatch, probe, of_pairs=True),
+        find_overwritten_contributions(mismatch, rerun_native, seed) if native.function is not None else (),
+        ask_jacobian(mismatch, probe, of_pairs=False),
+    ):
+        where = f"; it {condition.statement}" if condition is not None else ""
+        yield replace(
+            finding, statement=finding.statement + symmetric, evidence=(finding.evidence + where).removeprefix("; ")
         )
-    return chain(
-        locations.find_zero(mismatch) if not mismatch.ours.any() else (),
-        locations.find_nonfinite(mismatch),
-        find_whole_tensor_patterns(mismatch, rerun_native, seed),
-        find_special_values(mismatch),
-        locations.find_few_elements(mismatch, most=3),  # before borders: so few elements do not show a border
-        locations.find_borders(mismatch),
-        locations.find_few_elements(mismatch),
-        locations.find_zero(mismatch),
-        find_missing_contributions(mismatch, rerun_native, seed) if has_native else (),
-        find_missing_uses(mismatch, native.function, seed) if has_native else (),
-        find_missing_term(mismatch, seed),
-        find_overwritten_contributions(mismatch, rerun_native, seed) if has_native else (),
-    )
+    yield from confirmed(lambda m: find_missing_term(m, seed), mismatch, probe)
+    yield from [condition] if condition is not None and condition.kind != "unknown" else []
+    yield from find_own_factors(mismatch, probe)
+    yield from [condition] if condition is not None else []
+    yield from locations.find_zero(mismatch)
+    yield from locations.find_few_elements(mismatch)
+
+
+def _contributions(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
+    """Contributions to the sum that are missing, each of which costs a run of native."""
+    rerun_native, seed, probe = native.rerunner(mismatch.variant), native.seed, native.probe(mismatch.variant)
+    if native.function is None:
+        return
+    rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
+    yield from confirmed(lambda m: find_missing_contributions(m, rerun_on(m), seed), mismatch, probe)
+    yield from confirmed(lambda m: find_missing_uses(m, native.function, seed), mismatch, probe)
+
+
+def _locations(mismatch: Mismatch) -> Iterator[Finding]:
+    yield from find_special_values(mismatch)
+    if mismatch.oracle.numel() > 3:
+        yield from locations.find_few_elements(mismatch, most=3)  # before borders: so few elements show no border
+    yield from locations.find_borders(mismatch)
+    if mismatch.oracle.numel() > 3:
+        yield from locations.find_few_elements(mismatch)
 
 
 def _number_of_outputs(mismatch: Mismatch, native: NativeOracle) -> str:
@@ -230,11 +311,23 @@ def _number_of_outputs(mismatch: Mismatch, native: NativeOracle) -> str:
     return f"native has {counts[0]} output{'' if counts[0] == 1 else 's'}, ours {counts[1]}"
 
 
+def _reason_of_no_gradient(mismatch: Mismatch, native: NativeOracle) -> str:
+    """Words on outputs that do not require a gradient; "" if they do, so that backward returned None."""
+    leaves = [make_leaf(value, mismatch.variant) for value in mismatch.inputs.values()]
+    result = native.case.ours(*leaves)  # it did not raise in this variant
+    outputs = [o for o in (result if isinstance(result, (tuple, list)) else (result,)) if isinstance(o, torch.Tensor)]
+    if any(output.requires_grad for output in outputs):
+        return "backward returns None for it, or the output does not depend on it"
+    if isinstance(result, list):
+        return "the function returns a list, and no output in it requires a gradient: forward must return a tuple"
+    return "the output does not require a gradient: it is detached, or made without autograd"
+
+
 def _finding_without_numbers(mismatch: Mismatch, native: NativeOracle) -> Finding:
     """Finding for a missing gradient, another shape or dtype, or an exception."""
     quantity, message = mismatch.quantity, mismatch.message
     if message == NO_GRADIENT:
-        return Finding("none", quantity, message)
+        return Finding("none", quantity, message, _reason_of_no_gradient(mismatch, native))
     if mismatch.is_output and mismatch.run.error is None and (mismatch.ours is None or mismatch.oracle is None):
         return Finding("wrong output", quantity, _number_of_outputs(mismatch, native), message)
     if mismatch.ours is not None and mismatch.oracle is not None and mismatch.ours.shape != mismatch.oracle.shape:

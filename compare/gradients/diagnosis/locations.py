@@ -65,7 +65,11 @@ def find_nonfinite(mismatch: Mismatch) -> Iterator[Finding]:
         values = mismatch.ours[nonfinite]
         value = "NaN" if values.isnan().all() else "infinite" if values.isinf().all() else "NaN or infinite"
         all_elements = nonfinite.all()
-        where = "everywhere" if all_elements else f"in {int(nonfinite.sum())} of {nonfinite.numel()} elements"
+        where = (
+            "everywhere"
+            if all_elements
+            else f"in {int(nonfinite.sum())} of {nonfinite.numel()} elements{_slices_of(nonfinite)}"
+        )
         yield Finding("not finite", mismatch.quantity, f"is {value} {where}", _first_example(mismatch, nonfinite))
 
 
@@ -92,12 +96,16 @@ def find_few_elements(mismatch: Mismatch, most: int | None = None) -> Iterator[F
 
 def wrong_slices(mismatch: Mismatch) -> str:
     """Names of the slices that contain all wrong elements, if they are at most half of a dimension; otherwise ""."""
-    for dim in range(mismatch.wrong.dim()):
-        others = [d for d in range(mismatch.wrong.dim()) if d != dim]
-        is_wrong = mismatch.wrong.any(dim=others) if others else mismatch.wrong
+    return _slices_of(mismatch.wrong)
+
+
+def _slices_of(mask: Tensor) -> str:
+    for dim in range(mask.dim()):
+        others = [d for d in range(mask.dim()) if d != dim]
+        is_wrong = mask.any(dim=others) if others else mask
         if 0 < int(is_wrong.sum()) <= len(is_wrong) // 2:
             indices = is_wrong.nonzero().flatten().tolist()
-            return f", all of them in {slice_names(dimension_name(mismatch.wrong, dim), indices)}"
+            return f", all of them in {slice_names(dimension_name(mask, dim), indices)}"
     return ""
 
 

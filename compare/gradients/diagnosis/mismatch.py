@@ -36,6 +36,7 @@ class Mismatch:
         inputs: the variant's input values in float64.
         run: the run of ours.
         message: what prevented a comparison of numbers, if anything.
+        draw: added to the seed of the incoming gradients, in a further draw.
     """
 
     quantity: str
@@ -47,6 +48,7 @@ class Mismatch:
     inputs: dict[str, Tensor]
     run: RunResult
     message: str = ""
+    draw: int = 0
 
     @property
     def is_output(self) -> bool:
@@ -83,7 +85,7 @@ class Mismatch:
 
     def incoming(self, seed: int) -> Incoming:
         """Return the incoming gradients of this mismatch's run."""
-        return lambda n, output: incoming_gradient(output, self.variant, seed + n)
+        return lambda n, output: incoming_gradient(output, self.variant, seed + self.draw + n)
 
 
 def equal_up_to_rounding(a: Tensor, b: Tensor, tolerance: float = 0.0) -> bool:

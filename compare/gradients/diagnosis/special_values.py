@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.locations import constant_factor
+from compare.gradients.diagnosis.locations import constant_factor, worst_example
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import OUTPUT
@@ -35,7 +35,9 @@ def _find_zeros(mismatch: Mismatch) -> Iterator[Finding]:
     zero = x == 0
     if not (wrong & ~zero).any() and not zero.all():
         evidence = f"all {int(wrong.sum())} wrong elements are among the {int(zero.sum())} exact zeros of "
-        evidence += f"{x.numel()} input elements" + constant_factor(mismatch, "; the gradient there is ")
+        evidence += (
+            f"{x.numel()} input elements" + constant_factor(mismatch, "; the gradient there is ") + _example(mismatch)
+        )
         yield Finding("only at zeros", mismatch.quantity, "is wrong only where the input is exactly 0", evidence)
 
 
@@ -54,7 +56,7 @@ def _find_input_values(mismatch: Mismatch) -> Iterator[Finding]:
             continue
         where = f"{name} is {_one_of(values)}"
         evidence = f"all {int(wrong.sum())} wrong elements are among the {int(special.sum())} of {x.numel()} where "
-        evidence += where + constant_factor(mismatch, f"; the {mismatch.noun} there is ")
+        evidence += where + constant_factor(mismatch, f"; the {mismatch.noun} there is ") + _example(mismatch)
         yield Finding("only at bounds", mismatch.quantity, f"is wrong only where {where}", evidence)
 
 
@@ -75,7 +77,9 @@ def _find_output_bounds(mismatch: Mismatch) -> Iterator[Finding]:
         return
     where = f"the output is {_one_of(values)}, its {' and '.join(word for _, word in bounds)} value"
     evidence = f"all {int(wrong.sum())} wrong elements are among the {int(special.sum())} of {output.numel()} where "
-    evidence += "the output has such a value" + constant_factor(mismatch, "; the gradient there is ")
+    evidence += (
+        "the output has such a value" + constant_factor(mismatch, "; the gradient there is ") + _example(mismatch)
+    )
     yield Finding("only at bounds", mismatch.quantity, f"is wrong only where {where}", evidence)
 
 
@@ -88,9 +92,17 @@ def _find_ties(mismatch: Mismatch) -> Iterator[Finding]:
     max_chance = MAX_CHANCE if mismatch.variant.data == "drawn" else 1.0
     if not (wrong & ~tied).any() and not tied.all() and _chance(wrong, tied) <= max_chance:
         evidence = f"all {int(wrong.sum())} wrong elements are among the {int(tied.sum())} of {x.numel()} input "
-        evidence += "elements with an equal neighbour" + constant_factor(mismatch, "; the gradient there is ")
+        evidence += (
+            "elements with an equal neighbour"
+            + constant_factor(mismatch, "; the gradient there is ")
+            + _example(mismatch)
+        )
         statement = "is wrong only where neighbouring input elements are equal"
         yield Finding("only at ties", mismatch.quantity, statement, evidence)
+
+
+def _example(mismatch: Mismatch) -> str:
+    return f"; {worst_example(mismatch)}"
 
 
 def _own_input(mismatch: Mismatch) -> Tensor | None:

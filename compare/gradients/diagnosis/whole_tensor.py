@@ -9,18 +9,23 @@ import torch
 from torch import Tensor
 
 from compare.case import CaseError
+from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch, RerunNative, equal_up_to_rounding
+from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.transformations import moves
 from compare.gradients.diagnosis.wording import dimension_name, format_number
 from compare.gradients.run_variant import OUTPUT
 
 MAX_LISTED = 12  # slices of a permutation in one sentence
 
 
-def find_whole_tensor_patterns(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
+def find_whole_tensor_patterns(
+    mismatch: Mismatch, rerun_native: RerunNative, seed: int, probe: Probe | None = None
+) -> Iterator[Finding]:
     """Every pattern that explains all of the mismatch; the most special first."""
     yield from find_replaced(mismatch, rerun_native, seed)
-    yield from find_factor(mismatch)
+    yield from find_factor(mismatch, probe)
     yield from find_transposed_or_flipped(mismatch)
     yield from find_same_in_every_example(mismatch)
     yield from find_permuted(mismatch)
@@ -46,7 +51,7 @@ def find_replaced(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> I
             yield Finding("swapped", mismatch.quantity, f"equals the {name}")
 
 
-def find_factor(mismatch: Mismatch) -> Iterator[Finding]:
+def find_factor(mismatch: Mismatch, probe: Probe | None = None) -> Iterator[Finding]:
     """The expected tensor times a number. For a single nonzero element only well-known factors count."""
     ours, oracle = mismatch.ours, mismatch.oracle
     square = float((oracle * oracle).sum())
@@ -55,31 +60,11 @@ def find_factor(mismatch: Mismatch) -> Iterator[Finding]:
     factor = float((ours * oracle).sum()) / square
     if not mismatch.equals(factor * oracle):
         return
-    cause = _cause_of_factor(factor, mismatch)
+    cause = name_factor(factor, mismatch, probe)
     if oracle.count_nonzero() > 1 or cause:
         statement = f"equals {format_number(factor)} times the expected {mismatch.noun}"
         statement += f" ({cause})" if cause else ""
         yield Finding("constant factor", mismatch.quantity, statement, f"factor by least squares: {factor:.9g}")
-
-
-def _cause_of_factor(factor: float, mismatch: Mismatch) -> str:
-    """The usual cause of a factor: the sign, a 2, the batch size; "" if there is none."""
-    causes = {
-        -1.0: "wrong sign",
-        2.0: "doubled",
-        0.5: "halved",
-        -2.0: "wrong sign, doubled",
-        -0.5: "wrong sign, halved",
-    }
-    output = mismatch.run.values.get(OUTPUT)
-    if output is not None and output.numel() > 1:
-        causes.setdefault(float(output.numel()), f"{output.numel()} is the number of output elements")
-        causes.setdefault(1 / output.numel(), f"1/{output.numel()}, one over the number of output elements")
-    batch = mismatch.batch_size
-    if batch > 1:  # the most frequent cause, so it is named even for a batch of 2
-        causes[float(batch)] = f"B = {batch}, the batch size"
-        causes[1 / batch] = f"1/{batch} = 1/B, one over the batch size"
-    return next((cause for value, cause in causes.items() if abs(factor - value) <= 1e-6 * abs(value)), "")
 
 
 def find_transposed_or_flipped(mismatch: Mismatch) -> Iterator[Finding]:
@@ -178,9 +163,12 @@ def find_changed_operand(mismatch: Mismatch, rerun_native: RerunNative, seed: in
     for name, value in mismatch.inputs.items():
         if name == mismatch.input_name or not value.is_floating_point():
             continue
-        for description, kind, transform in transposes_and_flips(value):
-            changed = {name: transform(value).contiguous()}
-            if mismatch.equals(_gradient_for(mismatch, rerun_native, incoming, changed)):
+        for move in moves(value.shape):
+            kind, description = move.kind, move.description
+            changed = {name: move.apply(value).contiguous()}
+            if not torch.equal(changed[name], value) and mismatch.equals(
+                _gradient_for(mismatch, rerun_native, incoming, changed)
+            ):
                 yield Finding(
                     kind, mismatch.quantity, f"equals the {mismatch.noun} computed with {name} {description}"
                 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from torch import Tensor
 
+MAX_DENOMINATOR = 16
 MAX_LISTED = 8  # indices or numbers in one sentence
 
 
@@ -46,4 +48,16 @@ def format_number(value: float) -> str:
     """A number as a person writes it: -1, 2, 0.3333, and 1 + 1e-06 instead of 1.000001."""
     if 1e-12 < abs(value - 1) < 1e-5:
         return f"1 {'+' if value > 1 else '-'} {abs(value - 1):.2g}"
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e6 else f"{value:.6g}"
+    if value == round(value) and abs(value) < 1e6:
+        return f"{value:.0f}"
+    fraction = Fraction(value).limit_denominator(MAX_DENOMINATOR)
+    is_fraction = fraction.denominator > 2 and abs(value - float(fraction)) < 1e-9 * abs(value)
+    return (
+        f"{value:.6g} = {fraction}" if is_fraction and fraction.denominator not in (4, 5, 8, 10) else f"{value:.6g}"
+    )
+
+
+def index_name(tensor: Tensor, dim: int) -> str:
+    """Name of the index along a dimension: "the row", "the column", "the index of dimension 1"."""
+    name = dimension_name(tensor, dim)
+    return f"the index of {name}" if name.startswith("dimension") else f"the {name.removesuffix('s')}"

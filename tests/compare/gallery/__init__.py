@@ -10,6 +10,7 @@ from tests.compare.gallery.dense import DENSE
 from tests.compare.gallery.memory import MEMORY
 from tests.compare.gallery.normalization import NORMALIZATION
 from tests.compare.gallery.pooling import POOLING
+from tests.compare.gallery.second_question import SECOND_QUESTION
 from tests.compare.gallery.wrong_function import WrongFunction
 
 WRONG: list[WrongFunction] = [
@@ -21,4 +22,5 @@ WRONG: list[WrongFunction] = [
     *NORMALIZATION,
     *MEMORY,
     *CALLS,
+    *SECOND_QUESTION,
 ]

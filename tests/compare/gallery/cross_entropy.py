@@ -82,8 +82,8 @@ CROSS_ENTROPY = [
          reduction="none"),
     cross_entropy("label not subtracted", {"missing term", "few elements"}, lambda g, p, y: g * p / 5),
     cross_entropy("probabilities left out", "missing term", lambda g, p, y: -g * y / 5),
-    cross_entropy("class weights forgotten, a factor for each example", "constant factor",
-         lambda g, p, y: g[:, None] * (p - y), ("1/4", "0.25"), weight=WEIGHT, reduction="none"),
+    cross_entropy("class weights forgotten, a factor for each example", {"constant factor", "missing term"},
+         lambda g, p, y: g[:, None] * (p - y), ("1/4", "0.25", "factor"), weight=WEIGHT, reduction="none"),
     cross_entropy("chained through probabilities, some of which are 0", "not finite", gradient_through_probabilities,
             scale=1000),
     wrong_function(
@@ -101,7 +101,7 @@ CROSS_ENTROPY = [
     softmax("softmax: backward of an element-wise function", "missing term", softmax_of_rows,
             lambda g, p: g * p * (1 - p)),
     softmax("softmax: p g", "missing term", softmax_of_rows, lambda g, p: g * p),
-    softmax("softmax: sum along the other dimension", "unknown", softmax_of_rows,
+    softmax("softmax: sum along the other dimension", "wrong sum", softmax_of_rows,
             lambda g, p: p * (g - (p * g).sum(0))),
     softmax("log-softmax: incoming gradient not summed", "missing term", log_softmax, lambda g, p: g - p * g),
     wrong_function(

@@ -147,7 +147,7 @@ DENSE = [
         hand_written(attention, attention_backward(unsummed=True)), attention, QKV, also_wrong=("k",),
     ),
     wrong_function(
-        "attention: probabilities not transposed in the values' gradient", "unknown", "v",
+        "attention: probabilities not transposed in the values' gradient", "not transposed", "v",
         hand_written(attention, attention_backward(untransposed=True)), attention, QKV,
     ),
     wrong_function(

@@ -64,7 +64,7 @@ NORMALIZATION = [
         hand_written(layer_norm, norm_backward(*ROWS, no_variance=True)), layer_norm, ROW_INPUTS,
     ),
     wrong_function(
-        "layer norm: weight gradient from the input, not normalized", "unknown", "weight",
+        "layer norm: weight gradient from the input, not normalized", "another operand", "weight",
         hand_written(layer_norm, norm_backward(*ROWS, raw=True)), layer_norm, ROW_INPUTS,
     ),
     wrong_function(

@@ -1,0 +1,211 @@
+"""Composite functions of PyTorch in terms of simpler ones, so that the paths of a gradient in them can be told apart.
+
+A function that its arguments do not fit, or that gives other values, is not used: see ``native_calls``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def softmax(x: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
+    e = (x - x.detach().amax(dim, keepdim=True)).exp()
+    return e / e.sum(dim, keepdim=True)
+
+
+def log_softmax(x: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
+    shifted = x - x.detach().amax(dim, keepdim=True)
+    return shifted - shifted.exp().sum(dim, keepdim=True).log()
+
+
+def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    largest = x.detach().amax(dim, keepdim=True)
+    result = (x - largest).exp().sum(dim, keepdim=True).log() + largest
+    return result if keepdim else result.squeeze(dim)
+
+
+def var(
+    x: Tensor, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+) -> Tensor:
+    correction = (1 if unbiased else 0) if correction is None else correction
+    dims = list(range(x.dim())) if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    centred = x - x.mean(dims, keepdim=True)
+    count = math.prod(x.shape[d] for d in dims)
+    return (centred * centred).sum(dims, keepdim=keepdim) / (count - correction)
+
+
+def std(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.sqrt(var(x, *args, **kwargs))
+
+
+def _normalise(x: Tensor, dims: list[int], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    variance = (centred * centred).mean(dims, keepdim=True)
+    return centred * torch.rsqrt(variance + eps)
+
+
+def layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+    normalised = _normalise(x, list(range(-len(shape), 0)), eps)
+    normalised = normalised if weight is None else normalised * weight
+    return normalised if bias is None else normalised + bias
+
+
+def rms_norm(x: Tensor, shape: Any, weight: Any = None, eps: float | None = None) -> Tensor:
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    square = (x * x).mean(list(range(-len(shape), 0)), keepdim=True)
+    normalised = x * torch.rsqrt(square + eps)
+    return normalised if weight is None else normalised * weight
+
+
+def group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Tensor:
+    grouped = x.reshape(len(x), groups, -1)
+    return _affine(_normalise(grouped, [2], eps).reshape(x.shape), weight, bias)
+
+
+def batch_norm(
+    x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+) -> Tensor:  # fmt: skip
+    if not training:
+        normalised = (x - _channels(running_mean, x)) * torch.rsqrt(_channels(running_var, x) + eps)
+        return _affine(normalised, weight, bias)
+    return _affine(_normalise(x, [d for d in range(x.dim()) if d != 1], eps), weight, bias)
+
+
+def instance_norm(
+    x: Tensor, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None,
+    use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+) -> Tensor:  # fmt: skip
+    return _affine(_normalise(x, list(range(2, x.dim())), eps), weight, bias)
+
+
+def _channels(values: Tensor, x: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (x.dim() - 2))
+
+
+def _affine(x: Tensor, weight: Any, bias: Any) -> Tensor:
+    x = x if weight is None else x * _channels(weight, x)
+    return x if bias is None else x + _channels(bias, x)
+
+
+def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, *_: Any, **__: Any) -> Tensor:
+    length = (x * x).sum(dim, keepdim=True).sqrt().clamp_min(eps)
+    return x / length
+
+
+def norm(x: Tensor, p: Any = "fro", dim: Any = None, keepdim: bool = False, *_: Any, **__: Any) -> Tensor:
+    dims = list(range(x.dim())) if dim is None else dim
+    return (x * x).sum(dims, keepdim=keepdim).sqrt()
+
+
+def vector_norm(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
+    return norm(x, ord, dim, keepdim)
+
+
+def cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    lengths = (a * a).sum(dim).sqrt().clamp_min(eps) * (b * b).sum(dim).sqrt().clamp_min(eps)
+    return (a * b).sum(dim) / lengths
+
+
+def linear(x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    product = x @ weight.t()
+    return product if bias is None else product + bias
+
+
+def silu(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+        return 0.5 * x * (1 + torch.tanh(inner))
+    return x * (0.5 * (1 + torch.erf(x / math.sqrt(2))))
+
+
+def mse_loss(a: Tensor, b: Tensor, *_: Any, reduction: str = "mean", **__: Any) -> Tensor:
+    difference = a - b
+    return _reduce(difference * difference, reduction)
+
+
+def smooth_l1_loss(a: Tensor, b: Tensor, *_: Any, reduction: str = "mean", beta: float = 1.0, **__: Any) -> Tensor:
+    d = a - b
+    return _reduce(torch.where(d.abs() < beta, 0.5 * d * d / beta, d.abs() - 0.5 * beta), reduction)
+
+
+def huber_loss(a: Tensor, b: Tensor, reduction: str = "mean", delta: float = 1.0, *_: Any, **__: Any) -> Tensor:
+    d = a - b
+    return _reduce(torch.where(d.abs() <= delta, 0.5 * d * d, delta * (d.abs() - 0.5 * delta)), reduction)
+
+
+def binary_cross_entropy(
+    p: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", **__: Any
+) -> Tensor:
+    losses = -(y * p.log() + (1 - y) * (1 - p).log())
+    return _reduce(losses if weight is None else weight * losses, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    z: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", pos_weight: Any = None, **__: Any
+) -> Tensor:
+    positive, negative = y * torch.nn.functional.softplus(-z), (1 - y) * torch.nn.functional.softplus(z)
+    losses = (positive if pos_weight is None else pos_weight * positive) + negative
+    return _reduce(losses if weight is None else weight * losses, reduction)
+
+
+def kl_div(x: Tensor, y: Tensor, *_: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    losses = y.exp() * (y - x) if log_target else y * y.log() - y * x
+    return losses.sum() / len(x) if reduction == "batchmean" else _reduce(losses, reduction)
+
+
+def cross_entropy(
+    z: Tensor, y: Tensor, weight: Any = None, size_average: Any = None, ignore_index: int = -100, reduce: Any = None,
+    reduction: str = "mean", label_smoothing: float = 0.0,
+) -> Tensor:  # fmt: skip
+    log_p = log_softmax(z, 1)
+    if y.is_floating_point():
+        losses = -(y * log_p if weight is None else y * log_p * weight).sum(1)
+        return losses.sum() / len(z) if reduction == "mean" else _reduce(losses, reduction)
+    kept = y != ignore_index
+    labels = y.where(kept, 0)
+    losses = -log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+    weights = kept.to(z.dtype) if weight is None else weight[labels] * kept
+    losses = losses * weights
+    if label_smoothing:
+        smooth = -(log_p if weight is None else log_p * weight).sum(1) * kept
+        losses = (1 - label_smoothing) * losses + label_smoothing / z.shape[1] * smooth
+    return losses.sum() / weights.sum() if reduction == "mean" else _reduce(losses, reduction)
+
+
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: float | None = None, **__: Any,
+) -> Tensor:  # fmt: skip
+    scores = (q @ k.mT) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~allowed, -math.inf)
+    elif attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype is torch.bool else scores + attn_mask
+    return torch.softmax(scores, -1) @ v
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
+
+
+DECOMPOSITIONS: dict[str, Callable[..., Tensor]] = {
+    "softmax": softmax, "log_softmax": log_softmax, "logsumexp": logsumexp, "var": var, "std": std,
+    "layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm, "batch_norm": batch_norm,
+    "instance_norm": instance_norm, "normalize": normalize, "norm": norm, "vector_norm": vector_norm,
+    "linalg_vector_norm": vector_norm, "linalg_norm": norm, "cosine_similarity": cosine_similarity, "linear": linear,
+    "silu": silu, "gelu": gelu, "mse_loss": mse_loss, "smooth_l1_loss": smooth_l1_loss, "huber_loss": huber_loss,
+    "binary_cross_entropy": binary_cross_entropy,
+    "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits, "kl_div": kl_div,
+    "cross_entropy": cross_entropy, "scaled_dot_product_attention": scaled_dot_product_attention,
+}  # fmt: skip

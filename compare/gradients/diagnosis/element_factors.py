@@ -1,0 +1,144 @@
+"""The expected gradient times a tensor: a factor that is missing or one too many, or one factor for each slice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from compare.gradients.diagnosis.factors import name_factor
+from compare.gradients.diagnosis.features import spread_to
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.native_calls import record_calls
+from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.wording import dimension_name, format_number, slice_names
+from compare.gradients.run_variant import OUTPUT
+
+MIN_ELEMENTS = 4
+MAX_LISTED = 6
+# Factors that a missing or an additional tensor leaves. Their words follow "equals the expected gradient".
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "divided by {}: the factor {} is missing": torch.reciprocal,
+    "times {}: the factor {} is one too many, or {} should divide": lambda t: t,
+    "times the square of {}: it multiplies where it should divide": torch.square,
+    "divided by the square of {}: it divides where it should multiply": lambda t: 1 / t**2,
+    "times the square root of {}": lambda t: t.abs().sqrt(),
+    "divided by the square root of {}": lambda t: 1 / t.abs().sqrt(),
+    "times (1 - {})": lambda t: 1 - t,
+    "divided by (1 - {})": lambda t: 1 / (1 - t),
+    "divided by (1 - {}²): this factor is missing": lambda t: 1 / (1 - t**2),
+    "divided by {} (1 - {}): this factor is missing": lambda t: 1 / (t * (1 - t)),
+    "times minus {}": lambda t: -t,
+    "divided by minus {}": lambda t: -1 / t,
+    "times twice {}": lambda t: 2 * t,
+    "divided by twice {}: this factor is missing": lambda t: 0.5 / t,
+    "times half of {}": lambda t: t / 2,
+    "divided by half of {}": lambda t: 2 / t,
+    "times exp({})": torch.exp,
+    "divided by exp({}): this factor is missing": lambda t: torch.exp(-t),
+    "times the sign of {}": torch.sign,
+}  # fmt: skip
+
+
+def find_element_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """The expected gradient times a function of one tensor, or times one factor for each slice along a dimension."""
+    if mismatch.oracle.numel() < MIN_ELEMENTS:
+        return
+    quotients = _quotients(mismatch)
+    if quotients is None:
+        return
+    shape = mismatch.oracle.shape
+    for name, tensor in _tensors(mismatch, probe).items():
+        spread = spread_to(tensor, shape)
+        if spread is None or not bool(spread.isfinite().all()) or bool((spread == spread.flatten()[0]).all()):
+            continue
+        spread = spread.double()
+        for words, function in FUNCTIONS.items():
+            if mismatch.equals(_finite(function(spread)) * mismatch.oracle):
+                kind = "missing term" if "missing" in words else "another operand"
+                statement = f"equals the expected gradient {words.replace('{}', name)}"
+                yield Finding(kind, mismatch.quantity, statement)
+
+
+def find_slice_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """One factor for each slice along a dimension of the gradient, the same in a second draw."""
+    quotients, shape = _quotients(mismatch), mismatch.oracle.shape
+    if quotients is None or mismatch.oracle.numel() < MIN_ELEMENTS:
+        return
+    for dim in range(len(shape)):
+        if shape[dim] < 2 or mismatch.oracle.numel() < 2 * shape[dim]:
+            continue
+        lines = quotients.transpose(0, dim).reshape(shape[dim], -1)
+        factors = lines.nanmedian(1).values
+        if factors.isnan().any() or bool(((lines - factors[:, None]).abs() > 1e-6 * factors.abs()[:, None]).any()):
+            continue
+        wrong = [n for n in range(shape[dim]) if abs(float(factors[n]) - 1) > 1e-6]
+        if not wrong or len({round(float(f), 6) for f in factors}) == 1:
+            continue
+        name = dimension_name(mismatch.oracle, dim)
+        values = [float(factors[n]) for n in wrong]
+        if len({round(v, 6) for v in values}) == 1:
+            cause = name_factor(values[0], mismatch)
+            statement = f"equals {format_number(values[0])} times the expected gradient in {slice_names(name, wrong)}"
+            statement += (f" ({cause})" if cause else "") + ", and is right elsewhere"
+        else:
+            listed = ", ".join(format_number(float(f)) for f in factors[:MAX_LISTED])
+            more = ", …" if shape[dim] > MAX_LISTED else ""
+            statement = (
+                f"equals the expected gradient with a factor for each {name.removesuffix('s')}: {listed}{more}"
+            )
+        yield Finding("constant factor", mismatch.quantity, statement)
+
+
+def _quotients(mismatch: Mismatch) -> Tensor | None:
+    """ours / oracle; NaN where both are 0. None if one of them is 0 alone."""
+    ours, oracle = mismatch.ours, mismatch.oracle
+    limit = 4 * mismatch.tolerance
+    zero = oracle.abs() <= limit
+    if bool((zero & (ours.abs() > limit)).any()) or zero.all() or not ours.isfinite().all():
+        return None
+    return torch.where(zero, torch.nan, ours / oracle)
+
+
+def _finite(tensor: Tensor) -> Tensor:
+    return torch.where(tensor.isfinite(), tensor, 0.0)
+
+
+def _tensors(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
+    tensors = {name: value for name, value in mismatch.inputs.items() if value.is_floating_point()}
+    output = mismatch.run.values.get(OUTPUT)
+    if output is not None and output.is_floating_point():
+        tensors["the output"] = output
+    if probe.case.native is not None:
+        for call in record_calls(probe.case.native, mismatch.inputs):
+            tensors.setdefault(call.name, call.result)
+    return tensors
+
+
+def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """Another factor for each element, which does not depend on the incoming gradient: another derivative."""
+    quotients = _quotients(mismatch)
+    if quotients is None or mismatch.oracle.numel() < MIN_ELEMENTS:
+        return
+    other = probe.compare(mismatch, mismatch.inputs, probe.incoming(1))
+    again = None if other is None else _quotients(other)
+    if again is None:
+        return
+    both = quotients.isfinite() & again.isfinite()
+    if int(both.sum()) < MIN_ELEMENTS or not bool(
+        ((quotients - again)[both].abs() <= 1e-6 * again[both].abs()).all()
+    ):
+        return
+    low, high = float(quotients[both].min()), float(quotients[both].max())
+    x = mismatch.inputs.get(mismatch.input_name)
+    near = ""
+    if x is not None and x.shape == quotients.shape:
+        places = [int(t) for t in (quotients.nan_to_num(low).argmax(), quotients.nan_to_num(high).argmin())]
+        values = [f"{float(quotients.flatten()[n]):.6g} at {float(x.flatten()[n]):.6g}" for n in places]
+        near = f"; the factor is {' and '.join(values)}"
+    statement = (
+        "equals the expected gradient with another factor for each element: the derivative is another function"
+    )
+    yield Finding("factor by element", mismatch.quantity, statement, f"factors from {low:.4g} to {high:.4g}{near}")

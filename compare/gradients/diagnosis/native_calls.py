@@ -1,0 +1,200 @@
+"""Calls of PyTorch's functions that native makes: their results, and native again with one of them changed."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_flatten
+
+from compare.gradients.diagnosis.decompositions import DECOMPOSITIONS
+
+MAX_CALLS = 400
+MAX_TEXT = 60  # characters of a line of code in a statement
+OPERATORS = {
+    "add": "+", "sub": "-", "rsub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "**", "neg": "-",
+    "indexing": "[", "permute": ".", "where": "where", "T": ".T", "mT": ".mT",
+}  # fmt: skip
+COMPOSITE = "composite"  # ends the site of a composite function as a whole
+# Attributes and methods whose result is no new value.
+IGNORED = {
+    "__get__", "size", "dim", "numel", "detach", "item", "is_floating_point", "is_complex", "__len__", "new_zeros",
+    "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like", "empty_like", "arange", "zeros",
+    "ones", "requires_grad_", "stride", "is_contiguous", "data_ptr", "element_size", "storage_offset", "tolist",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call.
+
+    Attributes:
+        number: place among all calls.
+        site: place in the code; calls in a loop share it.
+        function: PyTorch's function.
+        name: in words, with the line of code: "the result of exp (line 7)".
+        args, kwargs: arguments.
+        result: detached.
+        attached: the result with its derivatives, where calls are recorded with them.
+        iteration: number of earlier calls of the same site.
+        records: results of an earlier run on the same inputs, by site; inputs by name.
+    """
+
+    number: int
+    site: Any
+    function: Callable[..., Any]
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Tensor
+    iteration: int = 0
+    records: Mapping[Any, list[Tensor]] = field(default_factory=dict)
+    attached: Tensor | None = None
+
+    @property
+    def operation(self) -> str:
+        """Name of the function: "exp"."""
+        return operation_name(self.function)
+
+    @property
+    def tensors(self) -> list[tuple[int, Tensor]]:
+        """Floating-point tensor arguments, and their positions among all flattened arguments."""
+        flat, _ = tree_flatten((self.args, self.kwargs))
+        return [(n, value) for n, value in enumerate(flat) if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+# change(call, compute) returns the result to use instead. ``compute(flat arguments)`` calls the function.
+Change = Callable[[Call, Any], Tensor]
+
+
+class InterceptCalls(TorchFunctionMode):
+    """Record every call, and let ``change`` replace results. Composite functions are taken apart."""
+
+    def __init__(
+        self, change: Change | None = None, records: Mapping[Any, list[Tensor]] | None = None, whole: Any = None
+    ) -> None:
+        """Begin a run; ``whole`` is the site of a composite function that is not taken apart."""
+        super().__init__()
+        self.change, self.records, self.calls = change, records or {}, []
+        self.whole, self.composites, self.indices = whole, [], []
+        self._counts: Counter[Any] = Counter()
+        self._nested: tuple[Any, ...] = ()  # sites of the composite functions that are being taken apart
+        self._inside = ""  # name of the outermost of them
+
+    calls: list[Call]
+    composites: list[Call]
+    indices: list[Call]
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = operation_name(function)
+        if name == "__get__":
+            name = getattr(function.__self__, "__name__", name)
+        if name in IGNORED or len(self.calls) > MAX_CALLS:
+            return function(*args, **kwargs)
+        simple = DECOMPOSITIONS.get(name)
+        site = (*self._nested, _site())
+        if simple is not None and (*site, COMPOSITE) != self.whole:
+            value = self._decomposed(simple, function, args, kwargs, site)
+            if value is not None:
+                composite = (*site, COMPOSITE)
+                words = _describe(name, site, self._inside)
+                self.composites.append(Call(-1, composite, function, words, args, kwargs, value.detach()))
+                return value
+        result = function(*args, **kwargs)
+        if not isinstance(result, Tensor) or (name.endswith("_") and name[:2] != "__"):
+            return result
+        if not result.is_floating_point():
+            if result.dtype in (torch.int64, torch.int32):  # indices, such as those of the largest elements
+                call = Call(-1, site, function, _describe(name, site, self._inside), args, kwargs, result)
+                self.indices.append(call)
+                return result if self.change is None else self.change(call, result)
+            return result
+        call = Call(
+            len(self.calls), (*site, COMPOSITE) if simple is not None else site, function,
+            _describe(name, site, self._inside), args, kwargs, result.detach(), self._counts[site], self.records,
+            result,
+        )  # fmt: skip
+        self._counts[site] += 1
+        self.calls.append(call)
+        return result if self.change is None else self.change(call, result)
+
+    def _decomposed(self, simple, function, args, kwargs, site):
+        """The value by simpler functions, whose calls are recorded; None if that is another value."""
+        with torch.no_grad():
+            try:
+                expected, got = function(*args, **kwargs), simple(*args, **kwargs)
+            except (
+                TypeError,
+                RuntimeError,
+                ValueError,
+                NotImplementedError,
+            ):  # an option that `simple` does not know
+                return None
+        if not isinstance(got, Tensor) or got.shape != expected.shape or got.dtype != expected.dtype:
+            return None
+        if not torch.allclose(got, expected, rtol=1e-9, atol=1e-12, equal_nan=True):
+            return None
+        outer, self._nested = (self._nested, self._inside), site
+        self._inside = self._inside or operation_name(function)
+        try:
+            with self:
+                return simple(*args, **kwargs)
+        finally:
+            self._nested, self._inside = outer
+
+
+def operation_name(function: Callable[..., Any]) -> str:
+    """Name without underscores: "add" for Tensor.__add__ too."""
+    name = getattr(function, "__name__", None) or str(resolve_name(function) or function)
+    bare = name.strip("_")
+    if name.startswith("__") and name != "__get__":
+        return {
+            "truediv": "div",
+            "rtruediv": "div",
+            "radd": "add",
+            "rmul": "mul",
+            "rsub": "rsub",
+            "getitem": "indexing",
+        }.get(bare, bare)
+    return name
+
+
+def _site() -> tuple[Any, int, int]:
+    """Code, instruction and line of the first frame outside of PyTorch and of this package."""
+    frame = sys._getframe(2)
+    while frame is not None and (frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename):
+        frame = frame.f_back
+    return (frame.f_code, frame.f_lasti, frame.f_lineno) if frame is not None else (None, 0, 0)
+
+
+def _describe(name: str, site: tuple[Any, ...], inside: str) -> str:
+    """The operation and the line of native's code that calls it."""
+    code, _, line = site[0]
+    name = f"{name} in {inside}" if inside else name
+    if code is None:
+        return f"the result of {name}"
+    text = " ".join(linecache.getline(code.co_filename, line).split())
+    own = name.split()[0]
+    sign = inside or (OPERATORS.get(own, own) if own not in text else own)
+    # Where code was made by exec, the file may be another one: then the line does not have the operation.
+    shown = 0 < len(text) <= MAX_TEXT and sign in text
+    return f"the result of {name} in line {line}" + (f", `{text}`" if shown else "")
+
+
+def record_calls(native: Callable[..., Any], inputs: Mapping[str, Tensor]) -> list[Call]:
+    """The calls of native on these inputs; none if it raises."""
+    mode = InterceptCalls()
+    with torch.no_grad(), mode:
+        try:
+            native(*inputs.values())
+        except Exception:  # native raises only when it is watched: then its calls explain nothing
+            return []
+    return mode.calls if len(mode.calls) <= MAX_CALLS else []

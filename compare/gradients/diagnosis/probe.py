@@ -1,0 +1,106 @@
+"""Further runs of ours and native, where a gradient is wrong: other draws, other incoming gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from compare.case import Case, CaseError
+from compare.gradients.diagnosis.mismatch import Incoming, Mismatch, RerunNative
+from compare.gradients.numbers import as_real
+from compare.gradients.run_variant import RunResult, run_variant
+from compare.gradients.variants import Variant, incoming_gradient, round_inputs
+
+Values = dict[str, Tensor | None]
+NUM_DRAWS = 4  # of inputs; claims about values are tested on all of them
+
+
+@dataclass
+class Probe:
+    """Ours and native of one case in one variant, on any inputs and with any incoming gradients.
+
+    Attributes:
+        rerun_native: outputs and gradients of native in float64.
+        right_inputs: inputs whose gradients are right.
+        explanations: changes of native that explain a gradient, by kind and statement of the finding.
+        jacobians: those that were asked for, by quantity and draw.
+        seconds: spent on runs of changed native.
+    """
+
+    case: Case
+    variant: Variant
+    seed: int
+    rerun_native: RerunNative
+    right_inputs: tuple[str, ...] = ()
+    explanations: dict[tuple[str, str], Any] = field(default_factory=dict)
+    jacobians: dict[Any, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    _draws: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
+    _mismatches: dict[Any, Mismatch | None] = field(default_factory=dict)
+
+    def run_ours(self, inputs: dict[str, Tensor], incoming: Incoming | None = None) -> RunResult:
+        """Run ours in the variant."""
+        return run_variant(self.case.ours, inputs, self.variant, self.seed, incoming, finds_changes=False)
+
+    def run_native(self, inputs: dict[str, Tensor], incoming: Incoming) -> Values | None:
+        """Run native in float64; None if it raises."""
+        try:
+            return self.rerun_native(incoming, inputs)
+        except CaseError:  # native has no value there, so nothing can be asked there
+            return None
+
+    def draw(self, n: int) -> dict[str, Tensor] | None:
+        """Draw inputs anew; None if the case cannot."""
+        if n not in self._draws:
+            try:
+                self._draws[n] = round_inputs(self.case.inputs(self.seed + n), self.variant)
+            except CaseError:  # the first draw succeeded; without another one nothing is confirmed
+                self._draws[n] = None
+        return self._draws[n]
+
+    def incoming(self, n: int) -> Incoming:
+        """Incoming gradients of draw ``n``."""
+        return lambda k, output: incoming_gradient(output, self.variant, self.seed + k + 7919 * n)
+
+    def mismatch(self, first: Mismatch, n: int) -> Mismatch | None:
+        """The same quantity in draw ``n``; its mask of wrong elements may be empty. None if a run raises."""
+        key = (first.quantity, n)
+        if key not in self._mismatches:
+            inputs = self.draw(n)
+            made = None if inputs is None else self.compare(first, inputs, self.incoming(n), n)
+            self._mismatches[key] = made
+        return self._mismatches[key]
+
+    def compare(self, first: Mismatch, inputs: dict[str, Tensor], incoming: Incoming, n: int = 0) -> Mismatch | None:
+        """Ours beside native's for other inputs and incoming gradients; None if there are no two tensors."""
+        native = self.run_native(inputs, incoming)
+        run = self.run_ours(inputs, incoming)
+        expected = (native or {}).get(first.quantity)
+        got = run.values.get(first.quantity)
+        if run.error is not None or expected is None or got is None or first.oracle is None:
+            return None
+        got, expected = as_real(got).double().cpu(), expected.double().cpu()
+        if got.shape != expected.shape:
+            return None
+        tolerance = 4 * relative_tolerance(first) * largest(expected)
+        difference = (got - expected).abs()
+        same = (got == expected) | (got.isnan() & expected.isnan())
+        wrong = ~(difference <= tolerance) & ~same
+        return Mismatch(
+            first.quantity, first.variant, got, expected, wrong, tolerance / 4, inputs, run,
+            draw=7919 * n,
+        )  # fmt: skip
+
+
+def relative_tolerance(mismatch: Mismatch) -> float:
+    """Tolerance of a mismatch, relative to its largest expected number; at least 1e-9."""
+    size = largest(mismatch.oracle)
+    return max(1e-9, mismatch.tolerance / size) if size else 1e-9
+
+
+def largest(tensor: Tensor) -> float:
+    """Largest finite absolute value; 0 without one."""
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
