@@ -104,4 +104,42 @@ CORRECTIONS = (
         False,
         "that they are the later ones is not said",
     ),
+    Correction(
+        "group norm",
+        r"is used instead of the result of reshape",
+        "named",
+        None,
+        "the result of reshape is the normalized tensor, in whose place the input was used",
+    ),
+    Correction(
+        "mean of embeddings", r"derivative of div .* is left out", "named", None, "div is by the bag's length"
+    ),
+    Correction(
+        "triangular system",
+        r"only where the row < the column; it is not 0 as it should be there",
+        "named",
+        True,
+        "these are the elements above the diagonal",
+    ),
+    Correction(
+        "quadratic form",
+        r"is missing, and the one through the first argument .* counts twice",
+        "named",
+        None,
+        "one of the two parts a x and a^T x is missing, the other doubled",
+    ),
+    Correction(
+        "cumulative logsumexp",
+        r"is missing \(0\) where the output's column is not the input's column",
+        "named",
+        True,
+        "only the output at the same index counts",
+    ),
+    Correction(
+        "tanh",
+        r"another factor for each element",
+        "unknown",
+        None,
+        "that the argument stands for the result is not said",
+    ),
 )
