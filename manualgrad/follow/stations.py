@@ -57,11 +57,12 @@ POOLED_BACK: tuple[Line, ...] = (
     (relu_pool.relu_pool_backward, "eq. (10) with z = 0"),
 )
 DENSE: Line = (dense.dense_forward, "eq. (6), (17)")
-STEP_D: Line = (backprop.per_example, "eq. (21), ∂D/∂w")
-BACK_D: Line = (backprop.per_example, "eq. (20), ∂D/∂x")
+STEP_D: Line = (backprop._updates_of_each, "eq. (21), ∂D/∂w")
+BACK_D: Line = (backprop._updates_of_each, "eq. (18), (20), ∂D/∂x")
 POSITIVE: Line = (relu.relu_backward, "eq. (10), z > 0")
 ZERO: Line = (relu.relu_backward, "eq. (10), z = 0")
-CONV_STEP: Line = (backprop.per_example, "eq. (21), ∂C/∂w")
+CONV_STEP: Line = (backprop._updates_of_each, "eq. (21), ∂C/∂w")
+CONV_BIAS_STEP: Line = (backprop._updates_of_each, "return delta_w, delta.sum((1, 2)), delta_x  # eq. (18)")
 WINDOWS_TIMES_DELTA: Line = (conv2d.conv2d_grad_weight_per_example, "eq. (3)")
 
 FORWARD = (
@@ -164,7 +165,7 @@ BACKWARD = (
         In (12), and below in (3), (8) and (10), a δ with two indices is Kronecker's: 1 where they are equal,
         else 0.
         """,
-        (19, 12, 15), ((backprop.per_example, "eq. (15), (19)"),
+        (19, 12, 15), ((backprop._recursion, "eq. (15), (19)"),
                        (softmax_cross_entropy.cross_entropy_backward, "eq. (15)")),
         ("x4", "y", "delta3"), "delta3", 3,
     ),
@@ -177,7 +178,7 @@ BACKWARD = (
 
         z³ = ... + b³, so the derivative by b³ is 1 and Δb³ = δ³.
         """,
-        (21, 8, 18), (STEP_D, (backprop.per_example, "biases.insert(0, delta)  # eq. (18)")),
+        (21, 8, 18), (STEP_D, BACK_D),
         ("x3", "delta3", "w3", "dw3", "db3"), "dw3",
     ),
     Station(
@@ -189,7 +190,7 @@ BACKWARD = (
         Then back through R. Where z² was positive, R passes δ on. Where it was negative, x³ was 0 whatever z²
         was, and nothing passes. At exactly 0 the formula sheet takes ½.
         """,
-        (20, 7, 10), (BACK_D, (backprop._grad_output, "eq. (20), ∂R/∂z"), POSITIVE, ZERO),
+        (20, 7, 10), (BACK_D, (backprop._delta_out, "eq. (20), ∂R/∂z"), POSITIVE, ZERO),
         ("delta3", "w3", "dx3", "z2", "delta2"), "dx3", 2,
     ),
     Station(
@@ -198,7 +199,7 @@ BACKWARD = (
         As for w³: the number that went in, times the δ of the number that came out. A whole row is 0 where δ²
         is 0: a unit that was off learns nothing from this digit.
         """,
-        (21, 8, 18), (STEP_D,), ("x2", "delta2", "w2", "dw2", "db2"), "dw2",
+        (21, 8, 18), (STEP_D, BACK_D), ("x2", "delta2", "w2", "dw2", "db2"), "dw2",
     ),
     Station(
         "delta1", "δ¹", "delta", "Back through flatten, pooling and ReLU: δ¹",
@@ -224,7 +225,7 @@ BACKWARD = (
 
         The bias is added at every position too. Its step is the sum of δ¹ over the picture.
         """,
-        (21, 3, 18), (CONV_STEP, WINDOWS_TIMES_DELTA, (backprop.per_example, "biases.insert(0, delta.sum((1, 2)))")),
+        (21, 3, 18), (CONV_STEP, WINDOWS_TIMES_DELTA, CONV_BIAS_STEP),
         ("x1", "delta1", "w1", "dw1", "db1"), "dw1",
     ),
     Station(
@@ -240,7 +241,7 @@ BACKWARD = (
 
         Then P⁻¹ and ∂R/∂z again, and δ has come back to the first layer.
         """,
-        (20, 2, 4, 10), ((backprop.per_example, "eq. (20), ∂C/∂x"), (conv2d.conv2d_grad_input, "columns = torch.bmm"),
+        (20, 2, 4, 10), ((backprop._updates_of_each, "eq. (20), ∂C/∂x"), (conv2d.conv2d_grad_input, "columns = torch.bmm"),
                          *POOLED_BACK),
         ("delta1", "w1", "dx1", "maxima0", "spread0", "delta0"), "dx1", 0,
     ),
@@ -251,7 +252,7 @@ BACKWARD = (
         times the pixel that the weight met there. This is the last product. Every weight of the network has
         its step.
         """,
-        (21, 3, 18), (CONV_STEP, WINDOWS_TIMES_DELTA), ("x0", "delta0", "w0", "dw0", "db0"), "dw0",
+        (21, 3, 18), (CONV_STEP, WINDOWS_TIMES_DELTA, CONV_BIAS_STEP), ("x0", "delta0", "w0", "dw0", "db0"), "dw0",
     ),
 )  # fmt: skip
 
