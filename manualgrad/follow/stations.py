@@ -241,8 +241,9 @@ BACKWARD = (
 
         Then P⁻¹ and ∂R/∂z again, and δ has come back to the first layer.
         """,
-        (20, 2, 4, 10), ((backprop._updates_of_each, "eq. (20), ∂C/∂x"), (conv2d.conv2d_grad_input, "columns = torch.bmm"),
-                         *POOLED_BACK),
+        (20, 2, 4, 10),
+        ((backprop._updates_of_each, "eq. (20), ∂C/∂x"), (conv2d.conv2d_grad_input, "columns = torch.bmm"),
+         *POOLED_BACK),
         ("delta1", "w1", "dx1", "maxima0", "spread0", "delta0"), "dx1", 0,
     ),
     Station(
