@@ -236,8 +236,8 @@ BACKWARD = (
         to the pixel.
 
         Forward, the window reads the kernel rotated. Backward, the pixel sees it the right way round: in (2)
-        the kernel's index counts up with i. Who forgets the rotation on one of the two ways gets a wrong
-        picture.
+        the kernel's index counts up with i. If the rotation is forgotten on one of the two
+        ways, the picture is wrong.
 
         Then P⁻¹ and ∂R/∂z again, and δ has come back to the first layer.
         """,
