@@ -10,7 +10,6 @@ without a network it returns a sample of MNIST that is part of the package, and 
 """
 
 from manualgrad.data.dataset import DataError, Dataset, Split
-from manualgrad.data.loading import bundled_sample, load
-from manualgrad.data.sources import NAMES
+from manualgrad.data.loading import NAMES, bundled_sample, load
 
 __all__ = ["NAMES", "DataError", "Dataset", "Split", "bundled_sample", "load"]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manualgrad.data.dataset import DataError
-from manualgrad.data.sources import Source
+
+if TYPE_CHECKING:
+    from manualgrad.data.sources import Source
 
 MAX_LISTED = 10  # entries of a folder that a message names
 

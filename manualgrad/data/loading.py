@@ -5,12 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from manualgrad.data.dataset import DataError, Dataset, Split, mean_and_std
 from manualgrad.data.download import DownloadError, archives_present, fetch
 from manualgrad.data.find_files import describe_folder, find_files
-from manualgrad.data.sample import DESCRIPTION, load_sample
-from manualgrad.data.sources import NAMES, SOURCES, Source
+from manualgrad.data.sample import CLASSES, DESCRIPTION, load_sample
+
+if TYPE_CHECKING:
+    from manualgrad.data.sources import Source
+
+# load() imports manualgrad.data.sources itself: it imports torchvision, which takes a second or more, and the bundled
+# sample does without it.
+NAMES = ("mnist", "fashion-mnist", "kmnist", "qmnist", "emnist")
 
 DEFAULT_FOLDER = "data"
 
@@ -45,22 +52,26 @@ def load(
     Raises:
         DataError: unknown name, or files that are missing, damaged, unreadable, or cannot be downloaded.
     """
-    if name not in SOURCES:
+    if name not in NAMES:
         raise DataError(f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}")
+    from manualgrad.data.sources import SOURCES
+
     folder = Path(DEFAULT_FOLDER if data_dir is None else data_dir).expanduser()  # torchvision expands ~ as well
     try:
-        return _load(name, folder, announce, may_use_sample=data_dir is None)
+        return _load(name, SOURCES[name], folder, announce, may_use_sample=data_dir is None)
     except OSError as error:
         raise DataError(f"{error.filename or folder} cannot be used: {error.strerror or error}") from error
 
 
 def bundled_sample() -> Dataset:
     """Load the sample of MNIST in the package, named "mnist-sample". Raises DataError if its file was altered."""
-    return _make_dataset("mnist-sample", DESCRIPTION, True, SOURCES["mnist"], *load_sample())
+    return _make_dataset("mnist-sample", DESCRIPTION, True, CLASSES, *load_sample())
 
 
-def _load(name: str, folder: Path, announce: Callable[[str], object], *, may_use_sample: bool) -> Dataset:
-    source, origin = SOURCES[name], "files under"
+def _load(
+    name: str, source: Source, folder: Path, announce: Callable[[str], object], *, may_use_sample: bool
+) -> Dataset:
+    origin = "files under"
     paths = find_files(source, folder)
     if paths is None:
         raw, archives = source.raw_folder(folder), archives_present(source, folder)
@@ -79,11 +90,13 @@ def _load(name: str, folder: Path, announce: Callable[[str], object], *, may_use
             announce(f"For the whole dataset: run this again with a network, or {advice}.")
             return bundled_sample()
         paths = source.paths(folder)
-    return _make_dataset(name, f"{origin} {folder}", False, source, *source.read(paths))
+    return _make_dataset(name, f"{origin} {folder}", False, source.classes, *source.read(paths))
 
 
-def _make_dataset(name: str, origin: str, is_sample: bool, source: Source, train: Split, test: Split) -> Dataset:
+def _make_dataset(
+    name: str, origin: str, is_sample: bool, classes: tuple[str, ...], train: Split, test: Split
+) -> Dataset:
     mean, std = mean_and_std(train.images)
     if std == 0:
         raise DataError(f"{name} ({origin}): all pixels of all training images have the same value")
-    return Dataset(name, origin, is_sample, train, test, source.classes, mean, std)
+    return Dataset(name, origin, is_sample, train, test, classes, mean, std)

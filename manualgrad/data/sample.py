@@ -14,6 +14,8 @@ from manualgrad.data.idx import SIDE
 
 PATH = Path(__file__).parent / "mnist_sample" / "mnist-sample.tar.xz"
 SHA256 = "63b24d74c8d0695f7f230354e915664e2954c1ee06969164cca6d6a42e63e707"
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASSES = tuple(f"{digit} - {word}" for digit, word in enumerate(WORDS))  # as in torchvision
 TRAIN, TEST = 10_000, 2_000
 DESCRIPTION = f"the bundled sample of MNIST: {TRAIN:,} training and {TEST:,} test images, not the whole dataset"
 

@@ -132,4 +132,3 @@ SOURCES = {
         transposed=True,
     ),
 }
-NAMES = tuple(SOURCES)

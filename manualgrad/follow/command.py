@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ import torch
 from manualgrad import extras
 from manualgrad.data import DataError, Dataset, bundled_sample
 from manualgrad.files import write_atomic
-from manualgrad.follow.break_it import make_panels
+from manualgrad.follow.break_it import Panel, make_panels
 from manualgrad.follow.network import WeightsError, load_network, make_network
 from manualgrad.follow.quantities import Followed, follow_digit
 from manualgrad.follow.training import BATCH_SIZE, ETA, STEPS, normalize, train
@@ -30,7 +32,7 @@ def main(
     prog: str = "python -m manualgrad follow",
     verdicts: Callable[[], Mapping[str, str]] = dict,
 ) -> int:
-    """Write the page and print its path. Return 0, or 2 after one line about a wrong option or file.
+    """Write the page and print its path. Return 0; 2 after one line about a wrong option or file; 130 after Ctrl-C.
 
     ``verdicts`` returns the words of ``compare`` about each mistake; the page is without them if it returns none.
     """
@@ -55,6 +57,8 @@ def main(
     problem = extras.find_import_problem(("jinja2",))
     if problem is not None:
         return _error(prog, f'the page needs the extra "report": {problem}')
+    if not 0 <= options.seed < 2**63:
+        return _error(prog, f"--seed {options.seed}: expected an integer from 0 to {2**63 - 1}")
     try:
         dataset = bundled_sample()
         if not 0 <= options.image < len(dataset.test):
@@ -62,13 +66,18 @@ def main(
             return _error(
                 prog, f"--image {options.image}: expected an index from 0 to {last:,}, of the bundled test images"
             )
-        options.out.mkdir(parents=True, exist_ok=True)
+        problem = _prepare_folder(options.out)
+        if problem is not None:
+            return _error(prog, f"--out {options.out} cannot be written to: {problem}")
         page = make_page(dataset, options.image, options.weights, options.seed, verdicts)
         write_atomic(options.out / PAGE, page.encode())
     except (DataError, WeightsError) as error:
         return _error(prog, error)
     except OSError as error:
         return _error(prog, f"--out {options.out} cannot be written to: {error.strerror}")
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted, no page was written", file=sys.stderr)
+        return 130
     print(f"{options.out / PAGE}: open it in a browser")
     return 0
 
@@ -87,7 +96,7 @@ def make_page(
         weights: file of weights, or None to train a small network for ``steps``.
 
     Raises:
-        WeightsError: ``weights`` cannot be used.
+        WeightsError: ``weights`` cannot be used, or give NaN or infinity on this image.
     """
     from manualgrad.follow.page import Contents, as_html  # needs jinja2
 
@@ -109,6 +118,8 @@ def make_page(
         else:
             for step in train(model, dataset, steps, seed, costs):
                 states[step] = follow_digit(model, digit, label, ETA)
+        if not _are_finite(states, panels):
+            raise WeightsError(f"{weights}: with these weights, a quantity of test image {index} is NaN or infinity")
         words = verdicts()
     finally:
         torch.set_num_threads(threads)
@@ -117,6 +128,23 @@ def make_page(
     if weights is None:
         provenance += f" It is trained by gradient descent on batches of {BATCH_SIZE} digits, with η = {ETA}."
     return as_html(Contents(label, ETA, provenance, states, costs, panels, words), model)
+
+
+def _are_finite(states: Mapping[int, Followed], panels: Sequence[Panel]) -> bool:
+    costs = [cost for state in states.values() for cost in (state.cost, state.cost_after_step)]
+    arrays = [q for state in states.values() for q in state.quantities.values()]
+    arrays += [q for panel in panels for side in (panel.effect.right, panel.effect.wrong) for q in side.values()]
+    return all(map(math.isfinite, costs)) and all(bool(array.isfinite().all()) for array in arrays)
+
+
+def _prepare_folder(folder: Path) -> str | None:
+    """Make the folder, and return the reason if the page cannot be written there, before any work is lost."""
+    if folder.exists() and not folder.is_dir():
+        return "expected a folder, got a file"
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / PAGE).is_dir():
+        return f"{PAGE} in it is a folder"
+    return None if os.access(folder, os.W_OK | os.X_OK) else "Permission denied"
 
 
 def _error(prog: str, message: object) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from manualgrad.models import DocumentCNN
 
+DIGITS = 10  # classes of the bundled sample
 # Few channels, so that every number of every layer is on the page.
 CHANNELS, HIDDEN = (4, 8), (32,)
 NAMES = tuple(f"{layer}.{part}" for layer in ("conv0", "conv1", "dense2", "dense3") for part in ("weight", "bias"))
@@ -49,6 +50,8 @@ def load_network(path: Path, image_side: int) -> tuple[DocumentCNN, int]:
             except ValueError:  # the images are too small for the layers
                 continue
             if all(model.get_parameter(name).shape == weights[name].shape for name in NAMES):
+                if model.classes < DIGITS:
+                    raise WeightsError(f"{path}: expected at least {DIGITS} classes, got {model.classes}")
                 model.load_state_dict(weights)
                 return model, side
     shapes = ", ".join(f"{name} {tuple(weights[name].shape)}" for name in NAMES[::2])
@@ -60,10 +63,14 @@ def _read(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:  # torch.load, for a foreign file
+    except (RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError) as error:  # of a foreign file
         raise WeightsError(f"{path} is not a weights file: {EXPECTED}") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(map(_is_weight, weights.values())):
         raise WeightsError(f"{path} is not a weights file: {EXPECTED}")
     if not all(value.isfinite().all() for value in weights.values()):
         raise WeightsError(f"{path}: expected finite weights, got NaN or infinity")
     return {str(name): value.float() for name, value in weights.items()}
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()

@@ -62,6 +62,7 @@ BACK_D: Line = (backprop._updates_of_each, "eq. (18), (20), ∂D/∂x")
 POSITIVE: Line = (relu.relu_backward, "eq. (10), z > 0")
 ZERO: Line = (relu.relu_backward, "eq. (10), z = 0")
 CONV_STEP: Line = (backprop._updates_of_each, "eq. (21), ∂C/∂w")
+CONV_BIAS_STEP: Line = (backprop._updates_of_each, "return delta_w, delta.sum((1, 2)), delta_x  # eq. (18)")
 WINDOWS_TIMES_DELTA: Line = (conv2d.conv2d_grad_weight_per_example, "eq. (3)")
 
 FORWARD = (
@@ -198,7 +199,7 @@ BACKWARD = (
         As for w³: the number that went in, times the δ of the number that came out. A whole row is 0 where δ²
         is 0: a unit that was off learns nothing from this digit.
         """,
-        (21, 8, 18), (STEP_D,), ("x2", "delta2", "w2", "dw2", "db2"), "dw2",
+        (21, 8, 18), (STEP_D, BACK_D), ("x2", "delta2", "w2", "dw2", "db2"), "dw2",
     ),
     Station(
         "delta1", "δ¹", "delta", "Back through flatten, pooling and ReLU: δ¹",
@@ -224,7 +225,7 @@ BACKWARD = (
 
         The bias is added at every position too. Its step is the sum of δ¹ over the picture.
         """,
-        (21, 3, 18), (CONV_STEP, WINDOWS_TIMES_DELTA, (backprop._updates_of_each, "delta.sum((1, 2))")),
+        (21, 3, 18), (CONV_STEP, WINDOWS_TIMES_DELTA, CONV_BIAS_STEP),
         ("x1", "delta1", "w1", "dw1", "db1"), "dw1",
     ),
     Station(
@@ -235,13 +236,14 @@ BACKWARD = (
         to the pixel.
 
         Forward, the window reads the kernel rotated. Backward, the pixel sees it the right way round: in (2)
-        the kernel's index counts up with i. Who forgets the rotation on one of the two ways gets a wrong
-        picture.
+        the kernel's index counts up with i. If the rotation is forgotten on one of the two
+        ways, the picture is wrong.
 
         Then P⁻¹ and ∂R/∂z again, and δ has come back to the first layer.
         """,
-        (20, 2, 4, 10), ((backprop._updates_of_each, "eq. (20), ∂C/∂x"),
-                         (conv2d.conv2d_grad_input, "columns = torch.bmm"), *POOLED_BACK),
+        (20, 2, 4, 10),
+        ((backprop._updates_of_each, "eq. (20), ∂C/∂x"), (conv2d.conv2d_grad_input, "columns = torch.bmm"),
+         *POOLED_BACK),
         ("delta1", "w1", "dx1", "maxima0", "spread0", "delta0"), "dx1", 0,
     ),
     Station(
@@ -251,7 +253,7 @@ BACKWARD = (
         times the pixel that the weight met there. This is the last product. Every weight of the network has
         its step.
         """,
-        (21, 3, 18), (CONV_STEP, WINDOWS_TIMES_DELTA), ("x0", "delta0", "w0", "dw0", "db0"), "dw0",
+        (21, 3, 18), (CONV_STEP, WINDOWS_TIMES_DELTA, CONV_BIAS_STEP), ("x0", "delta0", "w0", "dw0", "db0"), "dw0",
     ),
 )  # fmt: skip
 

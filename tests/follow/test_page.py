@@ -249,7 +249,13 @@ def test_weights_of_the_training_command(tmp_path, capsys, dataset):
         ),
         (["--weights", "large.pt"], "for images of at most 28x28; got conv0.weight (16, 1, 5, 5)"),
         (["--weights", "nan.pt"], "nan.pt: expected finite weights, got NaN or infinity"),
-        (["--out", "text.pt"], "--out text.pt cannot be written to: "),
+        (["--weights", "letters.pt"], "letters.pt is not a weights file"),
+        (["--weights", "complex.pt"], "complex.pt is not a weights file"),
+        (["--weights", "five.pt"], "five.pt: expected at least 10 classes, got 5"),
+        (["--weights", "huge.pt"], "huge.pt: with these weights, a quantity of test image 23 is NaN or infinity"),
+        (["--seed", str(2**63)], f"--seed {2**63}: expected an integer from 0 to {2**63 - 1}"),
+        (["--out", "text.pt"], "--out text.pt cannot be written to: expected a folder, got a file"),
+        (["--out", "taken"], "--out taken cannot be written to: follow.html in it is a folder"),
     ],
 )
 def test_a_wrong_option_or_file_is_one_line_and_exit_code_2(
@@ -261,6 +267,13 @@ def test_a_wrong_option_or_file_is_one_line_and_exit_code_2(
     torch.save([1, 2], "list.pt")
     torch.save(DocumentCNN(hidden=()).state_dict(), "three.pt")
     torch.save(DocumentCNN(1, 40).state_dict(), "large.pt")
+    Path("letters.pt").write_bytes(b"abc" * 100)  # an error of its own in torch.load
+    Path("taken/follow.html").mkdir(parents=True)
+    torch.save(DocumentCNN(channels=(2, 2), hidden=(2,), classes=5).state_dict(), "five.pt")
+    torch.save(
+        {name: 1e30 * w for name, w in DocumentCNN(channels=(2, 2), hidden=(2,)).state_dict().items()}, "huge.pt"
+    )
+    torch.save({"conv0.weight": torch.zeros(2, dtype=torch.complex64)}, "complex.pt")
     weights = DocumentCNN(channels=(2, 2), hidden=(2,)).state_dict()
     weights["dense3.bias"][0] = torch.nan
     torch.save(weights, "nan.pt")
@@ -269,6 +282,17 @@ def test_a_wrong_option_or_file_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1 and error.startswith("python -m manualgrad follow: error: ")
     assert expected in error
     assert not Path("runs/follow/follow.html").exists()
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(dataset, tmp_path, monkeypatch, capsys):
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "bundled_sample", lambda: dataset)
+    monkeypatch.setattr(command, "make_page", interrupt)
+    assert main(["--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "python -m manualgrad follow: interrupted, no page was written\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_extra_the_command_names_it(monkeypatch, capsys):
