@@ -69,22 +69,21 @@ def _run(
     addresses: dict[str, int],
 ) -> None:  # fmt: skip
     """Run ``kernel`` for all rows of its targets: those of ``maxima`` with table 0, of ``images`` with table 1."""
-    row_sources, column_sources = (
-        _tables(
-            size, out_size, windows.kernel_size[n], windows.stride[n], windows.padding[2 * n], windows.dilation[n],
-            windows.kernel_size[1] if n == 0 else 1,
-        )[table]
-        for windows in (geometry.windows,)
-        for n, (size, out_size) in enumerate(zip(geometry.input_size, geometry.output_size, strict=True))
-    )  # fmt: skip
-    targets = images if table else maxima
-    target_rows = targets.shape[0] * targets.shape[1]
-    max_tasks = min(torch.get_num_threads(), images.numel() // NUMEL_PER_THREAD)
-    num_tasks, share = split_work(target_rows, max(1, max_tasks))
+    windows, ((height, width), (out_height, out_width)) = (
+        geometry.windows,
+        (geometry.input_size, geometry.output_size),
+    )
+    (kernel_height, kernel_width), (s1, s2), (d1, d2) = windows.kernel_size, windows.stride, windows.dilation
+    top, _, left, _ = windows.padding
+    row_sources = _tables(height, out_height, kernel_height, s1, top, d1, kernel_width)[table]
+    column_sources = _tables(width, out_width, kernel_width, s2, left, d2, 1)[table]
+    target_rows = images.shape[0] * (height if table else out_height)
+    max_tasks = max(1, min(torch.get_num_threads(), images.numel() // NUMEL_PER_THREAD))
+    num_tasks, share = split_work(target_rows, max_tasks)
     team.run(
         module, kernel, num_tasks, row_sources=row_sources.data_ptr(), column_sources=column_sources.data_ptr(),
-        target_rows=target_rows, share=share, height=images.shape[1], width=images.shape[2],
-        out_height=maxima.shape[1], out_width=maxima.shape[2], channels=images.shape[3], **addresses,
+        target_rows=target_rows, share=share, height=height, width=width, out_height=out_height, out_width=out_width,
+        channels=images.shape[3], **addresses,
     )  # fmt: skip
 
 

@@ -77,22 +77,22 @@ def max_pool2d_forward(emit: Emitter, a: Arguments) -> None:
 )
 def max_pool2d_backward(emit: Emitter, a: Arguments) -> None:
     """Compute the gradients of this task's rows of pixels, each the sum of its windows in the formula's order."""
-    for image, _offset, rows, columns, tile in _targets(emit, a, a.height, a.width):
+    for image, offset, rows, columns, tile in _targets(emit, a, a.height, a.width):
         first = image * a.out_height * a.out_width
         zero = emit.constant(tile.floats, 0)
         totals = [emit.variable(zero) for _ in range(tile.vectors)]
         with _each_source(emit, rows, columns, a.out_width) as (source, place):
-            offset, index = (first + source) * a.channels + tile.channel, tile.splat(emit.trunc(place, INT32))
+            window, index = (first + source) * a.channels + tile.channel, tile.splat(emit.trunc(place, INT32))
             for v in range(tile.vectors):
-                index_bytes = emit.load(a.pool_index + offset + v * emit.lanes, tile.bytes)
-                grad_out = emit.load(a.grad_out + offset * 4 + v * emit.vector_bytes, tile.floats)
+                index_bytes = emit.load(a.pool_index + window + v * emit.lanes, tile.bytes)
+                grad_out = emit.load(a.grad_out + window * 4 + v * emit.vector_bytes, tile.floats)
                 totals[v].add(emit.select(emit.zext(index_bytes, tile.ints) == index, grad_out, zero))  # eq. (4)
         for v in range(tile.vectors):
-            emit.store(totals[v].get(), a.grad_x + _offset * 4 + v * emit.vector_bytes)
+            emit.store(totals[v].get(), a.grad_x + offset * 4 + v * emit.vector_bytes)
 
 
 class _Tile:
-    """``vectors`` neighbouring vectors of ``lanes`` channels, the first of which is ``channel``; lanes 1: a number."""
+    """``vectors`` vectors of ``lanes`` channels each, or of one number each if it is 1, beginning at ``channel``."""
 
     def __init__(self, emit: Emitter, channel: Value, vectors: int, lanes: int) -> None:
         self.emit, self.channel, self.vectors, self.lanes = emit, channel, vectors, lanes
@@ -120,11 +120,10 @@ def _channel_tiles(emit: Emitter, channels: Value) -> Iterator[_Tile]:
     whole = channels - channels % wide
     with emit.loop(0, whole, wide) as channel:
         yield _Tile(emit, channel, VECTORS_PER_TILE, emit.lanes)
-    fits = [(emit.lanes, None), (NARROW, emit.lanes), (1, NARROW)]
-    for lanes, too_many in fits:
-        is_chosen = channels > lanes - 1
-        if too_many is not None:
-            is_chosen = is_chosen & (channels < too_many)
+    is_left = channels > whole
+    for lanes in (emit.lanes, NARROW, 1):
+        is_chosen = is_left & (channels > lanes - 1)
+        is_left = is_left & (channels < lanes)
         with emit.loop(whole, emit.select(is_chosen, channels, zero), lanes) as channel:
             last = channels - lanes
             yield _Tile(emit, emit.select(channel < last, channel, last), 1, lanes)
@@ -137,9 +136,7 @@ def _sources(emit: Emitter, table: Value, target: Value) -> Arguments:
 
 
 @contextmanager
-def _each_source(
-    emit: Emitter, rows: Arguments, columns: Arguments, width: Value
-) -> Iterator[tuple[Value, Value]]:
+def _each_source(emit: Emitter, rows: Arguments, columns: Arguments, width: Value) -> Iterator[tuple[Value, Value]]:
     """Loop over sources by row, then column: number of the pixel or window in its image, and place in the window."""
     with emit.loop(rows.start, rows.stop, 16) as m, emit.loop(columns.start, columns.stop, 16) as n:
         row, row_place = (emit.load(rows.table + m + 8 * i, INT64) for i in range(2))
