@@ -131,6 +131,7 @@ def _kernels() -> dict[str, Kernel]:
     from manualgrad.cpu.kernels.conv_pool_forward import conv_pool_forward
     from manualgrad.cpu.kernels.gather_images import gather_images
     from manualgrad.cpu.kernels.gemm import gemm_nt, gemm_strided
+    from manualgrad.cpu.kernels.max_pool2d import max_pool2d_backward, max_pool2d_forward
     from manualgrad.cpu.kernels.one_hot_targets import one_hot_targets
     from manualgrad.cpu.kernels.pack_weight import pack_weight, unpack_reduce_grads
     from manualgrad.cpu.kernels.relu import relu_backward, relu_forward
@@ -149,6 +150,8 @@ def _kernels() -> dict[str, Kernel]:
         one_hot_targets,
         relu_forward,
         relu_backward,
+        max_pool2d_forward,
+        max_pool2d_backward,
         gemm_nt,
         gemm_strided,
         gather_images,

@@ -1,6 +1,6 @@
 """The kernels that compute formulas of ``manualgrad.ops`` on the CPU, each registered under its formula's name.
 
-``geometry`` is a ``ConvReLUPoolGeometry`` of ``ops/conv_relu_pool_geometry.py``.
+``geometry`` is here a ``ConvReLUPoolGeometry`` of ``ops/conv_relu_pool_geometry.py``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manualgrad.cpu import conv_pool, instruction_set
+from manualgrad.cpu import conv_pool, instruction_set, max_pool2d
 from manualgrad.cpu import small_kernels as small
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import unsupported_tensors
@@ -66,6 +66,12 @@ KERNELS = (
     FormulaKernel("conv_relu_pool_forward", CPU, _unsupported_conv_relu_pool, _conv_relu_pool),
     FormulaKernel(
         "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, NONFINITE
+    ),
+    FormulaKernel(
+        "max_pool2d_forward", CPU, max_pool2d.unsupported_max_pool2d_forward, max_pool2d.max_pool2d_forward
+    ),
+    FormulaKernel(
+        "max_pool2d_backward", CPU, max_pool2d.unsupported_max_pool2d_backward, max_pool2d.max_pool2d_backward
     ),
     FormulaKernel("relu_backward", CPU, small.unsupported_relu_backward, small.relu_backward),
     FormulaKernel("softmax_forward", CPU, small.unsupported_softmax_forward, small.softmax_forward),

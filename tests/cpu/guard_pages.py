@@ -26,6 +26,7 @@ from manualgrad.dispatch import by_kernel
 from manualgrad.network.descent import Descent
 from manualgrad.network.layers import Conv, Dense, Flatten, MaxPool, NetworkSpec
 from manualgrad.network.plan import Plan
+from manualgrad.ops.max_pool2d_geometry import make_max_pool2d_geometry
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
@@ -99,15 +100,18 @@ def guarded_randn(*shape: int) -> Tensor:
 
 
 def run_random_kernels(draw: random.Random) -> str:
-    """Run some kernels on random sizes; return "small", "network" or "convolution"."""
+    """Run some kernels on random sizes; return "small", "pooling", "network" or "convolution"."""
     global guard_is_after
     guard_is_after = draw.random() < 0.5
     torch.set_num_threads(draw.randint(1, 4))
     instruction_set.choose(draw.choice(jit.instruction_sets()))
     kind = draw.random()
-    if kind < 0.25:
+    if kind < 0.15:
         run_small_kernels(draw)
         return "small"
+    if kind < 0.3:
+        run_pooling(draw)
+        return "pooling"
     if kind < 0.5:
         run_network(draw)
         return "network"
@@ -135,6 +139,23 @@ def run_convolution(draw: random.Random) -> None:
     needs_x, needs_w = draw.choice([(True, True), (True, False), (False, True)])
     tensors = g, x if needs_w else None, w if needs_x else None, pool_index
     conv_pool.run_backward(module, *tensors, (x.shape, w.shape), flip, subgradient)
+
+
+def run_pooling(draw: random.Random) -> None:
+    """Run max-pooling forward and backward; a window may be larger than the image."""
+    kernel, stride, dilation = ((draw.randint(1, n), draw.randint(1, n)) for n in (5, 4, 3))
+    padding, ceil_mode = (draw.randint(0, kernel[0] // 2), draw.randint(0, kernel[1] // 2)), draw.random() < 0.5
+    span = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [max(1, n) + draw.randint(0, 9) for n in span]
+    channels = draw.choice([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 70, 130])
+    x = guarded_copy(torch.randn(draw.choice([0, 1, 2, 5]), channels, *size), draw.random() < 0.5)
+    geometry = make_max_pool2d_geometry(tuple(x.shape), kernel, stride, padding, dilation, ceil_mode)
+    results = by_kernel("max_pool2d_forward", x.permute(0, 2, 3, 1), geometry)
+    assert results is not None, "a kernel was not used"
+    g, pool_index = (guarded_copy(t.permute(0, 3, 1, 2), channels_last=True) for t in results)
+    if draw.random() < 0.3:
+        pool_index = torch.randint(256, pool_index.shape, dtype=torch.uint8)  # values that forward never returns
+    assert by_kernel("max_pool2d_backward", g, pool_index, geometry) is not None, "a kernel was not used"
 
 
 def run_network(draw: random.Random) -> None:
@@ -233,8 +254,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     counts = Counter(run_random_kernels(draw) for _ in range(options.calls))
     print(
-        f"{counts['convolution']} calls of the convolution's kernels, {counts['network']} of the network's and "
-        f"{counts['small']} of the small ones"
+        f"{counts['convolution']} calls of the convolution's kernels, {counts['network']} of the network's, "
+        f"{counts['pooling']} of pooling's and {counts['small']} of the small ones"
     )
 
 

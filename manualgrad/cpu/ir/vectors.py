@@ -92,11 +92,13 @@ class Emitter:
     def store(self, value: Value, address: Value) -> None:
         self.builder.store(value.raw, address.raw, align=_alignment(value.raw.type))
 
-    def splat(self, value: Value) -> Value:
-        """Return a vector with ``value`` in every lane."""
-        undefined = ir.Constant(ir.VectorType(value.raw.type, self.lanes), ir.Undefined)
+    def splat(self, value: Value, lanes: int | None = None) -> Value:
+        """Return a vector with ``value`` in every lane, ``self.lanes`` of them by default."""
+        lanes = lanes or self.lanes
+        undefined = ir.Constant(ir.VectorType(value.raw.type, lanes), ir.Undefined)
         first_lane = self.builder.insert_element(undefined, value.raw, constant(INT32, 0))
-        return self._value(self.builder.shuffle_vector(first_lane, undefined, constant(self.int_vector, 0)))
+        all_first = constant(ir.VectorType(INT32, lanes), 0)
+        return self._value(self.builder.shuffle_vector(first_lane, undefined, all_first))
 
     def load_splat(self, address: Value) -> Value:
         """Return a vector with the float at ``address`` in every lane."""
