@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from manualgrad.cpu import conv_pool, instruction_set
+from manualgrad.cpu import row_kernels as rows
 from manualgrad.cpu import small_kernels as small
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import unsupported_tensors
@@ -68,17 +69,24 @@ KERNELS = (
         "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, NONFINITE
     ),
     FormulaKernel("relu_backward", CPU, small.unsupported_relu_backward, small.relu_backward),
-    FormulaKernel("softmax_forward", CPU, small.unsupported_softmax_forward, small.softmax_forward),
+    FormulaKernel("softmax_forward", CPU, rows.unsupported_softmax_forward, rows.softmax_forward),
+    FormulaKernel("softmax_backward", CPU, rows.unsupported_softmax_backward, rows.softmax_backward),
     FormulaKernel("cross_entropy_forward", CPU, small.unsupported_cross_entropy_forward, small.cross_entropy_forward),
     FormulaKernel(
         "cross_entropy_backward", CPU, small.unsupported_cross_entropy_backward, small.cross_entropy_backward
     ),
     FormulaKernel(
-        "cross_entropy_with_grad",
+        "cross_entropy_from_labels",
         CPU,
-        small.unsupported_cross_entropy_with_grad,
-        small.cross_entropy_with_grad,
+        rows.unsupported_cross_entropy_from_labels,
+        rows.cross_entropy_from_labels,
         INVALID,
+    ),
+    FormulaKernel(
+        "cross_entropy_from_labels_backward",
+        CPU,
+        rows.unsupported_cross_entropy_from_labels_backward,
+        rows.cross_entropy_from_labels_backward,
     ),
     FormulaKernel(
         "targets_from_labels", CPU, small.unsupported_targets_from_labels, small.targets_from_labels, INVALID
