@@ -1,4 +1,4 @@
-"""Kernels over rows of logits as functions of tensors: softmax, and cross-entropy of labels without a matrix of targets.
+"""Kernels over rows of logits as functions of tensors: softmax, and cross-entropy without a matrix of targets.
 
 Functions ``unsupported_...`` and those that run a kernel are as in ``small_kernels.py``, whose kernels compute up to
 MAX_NUMEL logits.
@@ -17,6 +17,8 @@ from manualgrad.cpu.small_kernels import MAX_NUMEL
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 NUMEL_PER_TASK = 1 << 14
+MIN_CLASSES = 32  # softmax of shorter rows: a row takes as long as one of that length
+MIN_GRAD_NUMEL = 1 << 15  # below, the gradient of softmax by the formula takes as long as a call of a kernel
 
 LabelLoss = tuple[Tensor, Tensor | None, Tensor | None, float]  # of cross_entropy_from_labels
 
@@ -39,7 +41,9 @@ def _tasks(logits: Tensor) -> tuple[int, dict[str, int]]:
 
 
 def unsupported_softmax_forward(logits: Tensor, dim: int) -> str:
-    return _unsupported_rows(logits) if dim in (-1, 1) else _DIM
+    if reason := _unsupported_rows(logits) if dim in (-1, 1) else _DIM:
+        return reason
+    return _SHORT_ROWS if logits.numel() > MAX_NUMEL and logits.shape[1] < MIN_CLASSES else ""
 
 
 def softmax_forward(module: KernelModule, logits: Tensor, _: int) -> Tensor:
@@ -53,7 +57,9 @@ def softmax_forward(module: KernelModule, logits: Tensor, _: int) -> Tensor:
 
 
 def unsupported_softmax_backward(grad_out: Tensor, probs: Tensor, dim: int) -> str:
-    return _unsupported_rows(grad_out, probs) if dim in (-1, 1) else _DIM
+    if reason := _unsupported_rows(grad_out, probs) if dim in (-1, 1) else _DIM:
+        return reason
+    return "" if probs.numel() >= MIN_GRAD_NUMEL and probs.shape[1] >= MIN_CLASSES else _SHORT_ROWS
 
 
 def softmax_backward(module: KernelModule, grad_out: Tensor, probs: Tensor, _: int) -> Tensor:
@@ -68,6 +74,7 @@ def softmax_backward(module: KernelModule, grad_out: Tensor, probs: Tensor, _: i
 
 
 _DIM = "the softmax is not along the last of two dimensions"
+_SHORT_ROWS = "PyTorch's vectorised operators are faster for short rows, and for few logits"
 
 
 def unsupported_cross_entropy_from_labels(logits: Tensor, labels: Tensor, ignore_index: int, _: str) -> str:
@@ -97,18 +104,17 @@ def cross_entropy_from_labels(
         return None if invalid or not counted else (loss, grad, None, _target(counted, reduction))
     num_tasks, sizes = _tasks(logits)
     counts, losses, row_stats = (ctypes.c_int64 * 2)(), memory.new(len(labels)), memory.new(len(labels), 2)
-    team.run(
-        module, "label_losses", num_tasks, logits=logits.data_ptr(), labels=labels.data_ptr(),
-        losses=losses.data_ptr(), row_stats=row_stats.data_ptr(), counts=ctypes.addressof(counts),
-        ignore_index=int(ignore_index), divides_by_count=reduction == "mean", **sizes,
-    )  # fmt: skip
-    if counts[1] or not counts[0]:
-        return None
+    loss, regions = losses, [team.ParallelRegion(num_tasks, [module.call(
+        "label_losses", logits=logits.data_ptr(), labels=labels.data_ptr(), losses=losses.data_ptr(),
+        row_stats=row_stats.data_ptr(), counts=ctypes.addressof(counts), ignore_index=int(ignore_index),
+        divides_by_count=reduction == "mean", **sizes,
+    )])]  # fmt: skip
     if reduction != "none":
         loss = memory.new()
-        team.run(module, "sum_losses", 1, losses=losses.data_ptr(), loss=loss.data_ptr(), rows=len(labels))
-        losses = loss
-    return losses, None, row_stats, _target(counts[0], reduction)
+        call = module.call("sum_losses", losses=losses.data_ptr(), loss=loss.data_ptr(), rows=len(labels))
+        regions.append(team.ParallelRegion(1, [call]))
+    team.run_regions(module, regions)
+    return None if counts[1] or not counts[0] else (loss, None, row_stats, _target(counts[0], reduction))
 
 
 def _target(counted: int, reduction: str) -> float:

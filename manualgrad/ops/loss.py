@@ -22,8 +22,8 @@ from manualgrad.tensor_checks import can_read_values
 class LabelCrossEntropyFunction(Function):
     """J of logits and labels, from the results of a kernel that computes it without a matrix of targets.
 
-    The kernel's ``result`` is J, and for few logits its gradient, for more two numbers of each row, from which another
-    kernel computes the gradient; then the target at a label. Saves z, the labels and the second or third of these.
+    The kernel's ``result`` is J; for few logits its gradient; for more, two numbers of each row, from which another
+    kernel computes the gradient; and the target at a label. Saves z, the labels and the gradient or the numbers.
     Reverse mode only; for all other modes there are the Functions of ``softmax_cross_entropy.py``.
     """
 
@@ -105,10 +105,7 @@ def softmax_cross_entropy(
         ValueError: shapes, devices or numbers do not fit.
     """
     is_default = (
-        weight is None
-        and label_smoothing == 0
-        and type(ignore_index) is int
-        and reduction in ("mean", "sum", "none")
+        weight is None and label_smoothing == 0 and type(ignore_index) is int and reduction in ("mean", "sum", "none")
     )
     if is_default and (loss := _kernel_loss(input, target, ignore_index, reduction)) is not None:
         return loss

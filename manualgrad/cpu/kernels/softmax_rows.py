@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 
 from manualgrad.cpu.ir.exponential import exp_nonpositive
-from manualgrad.cpu.ir.tiles import SLOTS, row_vectors, task_range
+from manualgrad.cpu.ir.tiles import ACCUMULATORS, row_vectors, task_range
 from manualgrad.cpu.ir.values import Number, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.signature import INT, POINTER, kernel
@@ -49,10 +49,10 @@ def _fold(
     step: Callable[[Value, Value, Value | None], Value],
     combine: Callable[[Value, Value], Value],
 ) -> Value:
-    """Fold a row's vectors by ``step(result so far, first float, mask)``; ``combine`` joins the results of the slots."""
-    results = [emit.variable(emit.constant(emit.float_vector, initial)) for _ in range(SLOTS)]
-    for n, mask, slot in row_vectors(emit, numel):
-        results[slot].set(step(results[slot].get(), n, mask))
+    """Fold a row's vectors by ``step(result so far, first float, mask)``, and the accumulators by ``combine``."""
+    results = [emit.variable(emit.constant(emit.float_vector, initial)) for _ in range(ACCUMULATORS)]
+    for n, mask, m in row_vectors(emit, numel):
+        results[m].set(step(results[m].get(), n, mask))
     first, second, third, fourth = (result.get() for result in results)
     return combine(combine(first, second), combine(third, fourth))
 
