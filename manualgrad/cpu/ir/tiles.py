@@ -36,8 +36,8 @@ ACCUMULATORS = 4  # vectors in a step of row_vectors
 def row_vectors(emit: Emitter, numel: Value) -> Iterator[tuple[Value, Value | None, int]]:
     """Cover a row of ``numel`` floats with vectors: the first float of each, its mask, and its accumulator.
 
-    The mask is None for whole vectors. A sum or maximum with a variable for each of the ``ACCUMULATORS`` does not wait
-    for the vector before."""
+    The mask is None for whole vectors. A sum or maximum with a variable for each of the ``ACCUMULATORS`` does not
+    wait for the vector before."""
     full = numel - numel % emit.lanes
     unrolled = numel - numel % (ACCUMULATORS * emit.lanes)
     with emit.loop(0, unrolled, ACCUMULATORS * emit.lanes) as n:
