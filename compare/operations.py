@@ -150,6 +150,8 @@ OPTIONS: list[Option] = [
 
     cross_entropy.option("", ((3, 4),), ((16, 10),), report=True, long=((128, 10),),
         network=lambda N, C, hidden: ((N, 10),)),
+    cross_entropy.option("256x1000", network=lambda N, C, hidden: ((256, 1000),)),
+    cross_entropy.option("4096x1000", network=lambda N, C, hidden: ((4096, 1000),)),
     cross_entropy.option("reduction=sum", ((3, 4),), long=((32, 1000),), reduction="sum"),
     cross_entropy.option("reduction=none", ((3, 4),), long=((128, 10),), reduction="none"),
     cross_entropy.option("unbatched", None, ((5,),)),

@@ -131,6 +131,7 @@ def _kernels() -> dict[str, Kernel]:
     from manualgrad.cpu.kernels.conv_pool_forward import conv_pool_forward
     from manualgrad.cpu.kernels.gather_images import gather_images
     from manualgrad.cpu.kernels.gemm import gemm_nt, gemm_strided
+    from manualgrad.cpu.kernels.label_cross_entropy import label_losses, label_losses_grad
     from manualgrad.cpu.kernels.max_pool2d import max_pool2d_backward, max_pool2d_forward
     from manualgrad.cpu.kernels.one_hot_targets import one_hot_targets
     from manualgrad.cpu.kernels.pack_weight import pack_weight, unpack_reduce_grads
@@ -138,6 +139,7 @@ def _kernels() -> dict[str, Kernel]:
     from manualgrad.cpu.kernels.run_program import run_program
     from manualgrad.cpu.kernels.sgd_update import sgd_update
     from manualgrad.cpu.kernels.softmax_cross_entropy import softmax_cross_entropy, sum_losses
+    from manualgrad.cpu.kernels.softmax_rows import softmax_rows, softmax_rows_grad
     from manualgrad.cpu.kernels.top1_stats import top1_stats
 
     kernels = (
@@ -147,6 +149,10 @@ def _kernels() -> dict[str, Kernel]:
         unpack_reduce_grads,
         softmax_cross_entropy,
         sum_losses,
+        label_losses,
+        label_losses_grad,
+        softmax_rows,
+        softmax_rows_grad,
         one_hot_targets,
         relu_forward,
         relu_backward,

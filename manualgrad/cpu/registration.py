@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from manualgrad.cpu import conv_pool, instruction_set, max_pool2d
+from manualgrad.cpu import row_kernels as rows
 from manualgrad.cpu import small_kernels as small
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import unsupported_tensors
@@ -74,17 +75,24 @@ KERNELS = (
         "max_pool2d_backward", CPU, max_pool2d.unsupported_max_pool2d_backward, max_pool2d.max_pool2d_backward
     ),
     FormulaKernel("relu_backward", CPU, small.unsupported_relu_backward, small.relu_backward),
-    FormulaKernel("softmax_forward", CPU, small.unsupported_softmax_forward, small.softmax_forward),
+    FormulaKernel("softmax_forward", CPU, rows.unsupported_softmax_forward, rows.softmax_forward),
+    FormulaKernel("softmax_backward", CPU, rows.unsupported_softmax_backward, rows.softmax_backward),
     FormulaKernel("cross_entropy_forward", CPU, small.unsupported_cross_entropy_forward, small.cross_entropy_forward),
     FormulaKernel(
         "cross_entropy_backward", CPU, small.unsupported_cross_entropy_backward, small.cross_entropy_backward
     ),
     FormulaKernel(
-        "cross_entropy_with_grad",
+        "cross_entropy_from_labels",
         CPU,
-        small.unsupported_cross_entropy_with_grad,
-        small.cross_entropy_with_grad,
+        rows.unsupported_cross_entropy_from_labels,
+        rows.cross_entropy_from_labels,
         INVALID,
+    ),
+    FormulaKernel(
+        "cross_entropy_from_labels_backward",
+        CPU,
+        rows.unsupported_cross_entropy_from_labels_backward,
+        rows.cross_entropy_from_labels_backward,
     ),
     FormulaKernel(
         "targets_from_labels", CPU, small.unsupported_targets_from_labels, small.targets_from_labels, INVALID

@@ -51,12 +51,8 @@ def _softmax_cross_entropy(
     return probs, losses, grad_logits
 
 
-def unsupported_softmax_forward(logits: Tensor, dim: int) -> str:
-    return _unsupported_logits(logits) if dim in (-1, 1) else "the softmax is not along the last of two dimensions"
-
-
-def softmax_forward(module: KernelModule, logits: Tensor, _: int) -> Tensor:
-    """Softmax of ``logits``, (rows, classes), along the classes."""
+def softmax_forward(module: KernelModule, logits: Tensor) -> Tensor:
+    """Softmax of at most MAX_NUMEL ``logits``, (rows, classes), along the classes."""
     return _softmax_cross_entropy(module, logits, None, None, False)[0]
 
 
@@ -109,22 +105,12 @@ def targets_from_labels(
     return None if counts[1] or not counts[0] else (targets, False)
 
 
-def unsupported_cross_entropy_with_grad(logits: Tensor, labels: Tensor, ignore_index: int, _: bool) -> str:
-    if reason := _unsupported_logits(logits):
-        return reason
-    if labels.shape != logits.shape[:1]:
-        return "the labels are not one for each row of logits"
-    if not -(1 << 63) <= ignore_index < 1 << 63:
-        return "ignore_index does not fit into 64 bits"
-    return _unsupported_labels(labels, logits.shape[1])
-
-
 def cross_entropy_with_grad(
     module: KernelModule, logits: Tensor, labels: Tensor, ignore_index: int, mean: bool
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Targets (rows, classes), the sum of the losses (), and its gradient (rows, classes), from labels (rows,) int64.
+) -> tuple[int, int, Tensor, Tensor]:
+    """Sum of the losses () of at most MAX_NUMEL logits, and its gradient (rows, classes), from labels (rows,) int64.
 
-    None if a label is no class, or if all are ignored."""
+    Before them, the number of labels that are not ignored, and how many of these are no class."""
     (rows, classes), counts = logits.shape, (ctypes.c_int64 * 2)()
     probs, targets, grad_logits = (memory.new_like(logits) for _ in range(3))
     losses, loss, grad_out = memory.new(rows), memory.new(), ctypes.c_float(1)
@@ -138,7 +124,7 @@ def cross_entropy_with_grad(
         ),
         module.call("sum_losses", losses=losses.data_ptr(), loss=loss.data_ptr(), rows=rows),
     ])  # fmt: skip
-    return None if counts[1] or not counts[0] else (targets, loss, grad_logits)
+    return counts[0], counts[1], loss, grad_logits
 
 
 def _unsupported_labels(labels: Tensor, classes: int) -> str:

@@ -96,8 +96,14 @@ def run(module: KernelModule, kernel: str, num_tasks: int, /, **arguments: Addre
 
 def run_calls(module: KernelModule, calls: Sequence[KernelCall]) -> None:
     """Run kernels one after the other on this thread, as task 0 of 1."""
-    block = encode_regions([ParallelRegion(1, calls)])
-    run_program(module, 1, _int64_struct(len(block)).pack(*block))
+    run_regions(module, [ParallelRegion(1, calls)])
+
+
+def run_regions(module: KernelModule, regions: Sequence[ParallelRegion]) -> None:
+    """Run regions one after the other, on at most torch.get_num_threads() threads."""
+    block = encode_regions(regions)
+    num_threads = team_size(max(region.num_tasks for region in regions))
+    run_program(module, num_threads, _int64_struct(len(block)).pack(*block))
 
 
 def run_program(module: KernelModule, num_threads: int, block: bytes) -> None:

@@ -14,43 +14,59 @@ from manualgrad.dispatch import by_kernel
 from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.precision import cast_to_float32_under_autocast
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_apply, cross_entropy_backward_apply
-from manualgrad.ops.targets import Reduction, target_distribution
+from manualgrad.ops.targets import Reduction, target_distribution, targets_from_labels
 from manualgrad.ops.tracers import traceable
 from manualgrad.tensor_checks import can_read_values
 
 
 class LabelCrossEntropyFunction(Function):
-    """J of logits and labels, from the results of a kernel that computes y, J and the gradient of J together.
+    """J of logits and labels, from the results of a kernel that computes it without a matrix of targets.
 
-    Saves z, y and the gradient. Reverse mode only; for all other modes there are the Functions of
-    ``softmax_cross_entropy.py``.
+    The kernel's ``result`` is J; for few logits its gradient; for more, two numbers of each row, from which another
+    kernel computes the gradient; and the target at a label. Saves z, the labels and the gradient or the numbers.
+    Reverse mode only; for all other modes there are the Functions of ``softmax_cross_entropy.py``.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, y_loss_grad: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        y, loss, grad_z = y_loss_grad
-        ctx.save_for_backward(z, y, grad_z)
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        result: tuple[Tensor, Tensor | None, Tensor | None, float],
+    ) -> Tensor:
+        loss, grad_z, row_stats, ctx.target = result
+        ctx.ignore_index = ignore_index
+        ctx.save_for_backward(z, labels, grad_z, row_stats)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        z, y, grad_z = ctx.saved_tensors
-        if torch.is_grad_enabled() or not can_read_values(g) or not math.isfinite(g):
-            return cross_entropy_backward_apply(g, z, y), None
-        return grad_z * g, None  # eq. (15)
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+        z, labels, grad_z, row_stats = ctx.saved_tensors
+        result = None
+        if not torch.is_grad_enabled():
+            if row_stats is not None:
+                arguments = g, z, labels, row_stats, ctx.ignore_index, ctx.target
+                result = by_kernel("cross_entropy_from_labels_backward", *arguments)
+            elif can_read_values(g) and math.isfinite(g):
+                result = grad_z * g  # eq. (15)
+        if result is None:
+            y, _ = targets_from_labels(labels, z, None, z.shape[1], ctx.ignore_index, False, 0.0)
+            result = cross_entropy_backward_apply(g, z, y * ctx.target)
+        return result, None, None, None
 
 
-def _kernel_loss(z: Tensor, labels: Tensor, ignore_index: int, mean: bool) -> Tensor | None:
+def _kernel_loss(z: Tensor, labels: Tensor, ignore_index: int, reduction: Reduction) -> Tensor | None:
     """J by a kernel, or None if no kernel supports the tensors or if forward mode is active."""
     if is_forward_mode_active() or not isinstance(z, Tensor) or not isinstance(labels, Tensor):
         return None
-    y_loss_grad = by_kernel("cross_entropy_with_grad", z, labels, ignore_index, mean)
-    if y_loss_grad is None:
+    result = by_kernel("cross_entropy_from_labels", z, labels, ignore_index, reduction)
+    if result is None:
         return None
-    loss: Tensor = y_loss_grad[1]
+    loss: Tensor = result[0]
     if not (z.requires_grad and is_grad_recorded()):
         return loss
-    loss = LabelCrossEntropyFunction.apply(z, y_loss_grad)
+    loss = LabelCrossEntropyFunction.apply(z, labels, ignore_index, result)
     return loss
 
 
@@ -89,9 +105,9 @@ def softmax_cross_entropy(
         ValueError: shapes, devices or numbers do not fit.
     """
     is_default = (
-        weight is None and label_smoothing == 0 and type(ignore_index) is int and reduction in ("mean", "sum")
+        weight is None and label_smoothing == 0 and type(ignore_index) is int and reduction in ("mean", "sum", "none")
     )
-    if is_default and (loss := _kernel_loss(input, target, ignore_index, reduction == "mean")) is not None:
+    if is_default and (loss := _kernel_loss(input, target, ignore_index, reduction)) is not None:
         return loss
     logits = cast_to_float32_under_autocast(input) if isinstance(input, Tensor) else input
     distribution = target_distribution(logits, target, weight, ignore_index, reduction, label_smoothing)

@@ -217,8 +217,26 @@ def run_small_kernels(draw: random.Random) -> None:
     ]
     assert all(result is not None for result in results), "a kernel was not used"
     by_kernel("targets_from_labels", labels, z, None, classes, -1, True, 0)
+    run_row_kernels(draw, classes)
     large = guarded_randn(draw.randint(60_000, 140_000))
     assert by_kernel("relu_backward", large, guarded_copy(large), 0.5) is not None
+
+
+def run_row_kernels(draw: random.Random, more_classes: int) -> None:
+    """Run the kernels over rows that are too many or too long for the small ones, of any length."""
+    classes = draw.choice([32, 64, 500]) + more_classes
+    z = guarded_randn(draw.choice([1, 3, 9, 70]) - -(1 << 15) // classes, classes)
+    labels = guarded_copy(torch.randint(classes, (len(z),)))
+    probs, reduction = by_kernel("softmax_forward", z, -1), draw.choice(["mean", "sum", "none"])
+    loss, _, row_stats, target = by_kernel("cross_entropy_from_labels", z, labels, 3, reduction)
+    g = guarded_randn(*loss.shape)
+    results = [
+        by_kernel("softmax_backward", guarded_randn(*z.shape), probs, -1),
+        by_kernel("cross_entropy_from_labels_backward", g, z, labels, row_stats, 3, target),
+    ]
+    assert all(result.isfinite().all() for result in results)
+    labels[draw.randrange(len(labels))] = draw.choice([-1, classes, 2**40])
+    assert by_kernel("cross_entropy_from_labels", z, labels, 3, reduction) is None
 
 
 def overrun(side: str, in_workspace: bool) -> None:

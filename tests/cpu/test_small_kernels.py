@@ -160,6 +160,7 @@ def test_kernels_do_not_support_other_layouts_and_dtypes(instructions):
     assert by_kernel("relu_backward", z.t(), z, 0.5) is None
     assert by_kernel("softmax_forward", z, 0) is None
     assert by_kernel("softmax_forward", torch.randn(1000, 10), -1) is None, "vectorised operators are faster"
+    assert by_kernel("softmax_backward", z, z, -1) is None, "the formula is as fast"
     truncated = torch.randn(4, 4)
     truncated.untyped_storage().resize_(8)
     assert by_kernel("softmax_forward", truncated, -1) is None

@@ -11,6 +11,7 @@ from manualgrad.kernels import available
 pytestmark = pytest.mark.skipif(available().instructions is None, reason=str(available()))
 pytest.importorskip("llvmlite")
 from manualgrad.cpu import team  # noqa: E402
+from manualgrad.cpu.ir.exponential import exp_nonpositive  # noqa: E402
 from manualgrad.cpu.ir.values import FLOAT, INT64  # noqa: E402
 from manualgrad.cpu.ir.vectors import Arguments, Emitter  # noqa: E402
 from manualgrad.cpu.kernels.run_program import run_program  # noqa: E402
@@ -53,6 +54,48 @@ def test_vector_arithmetic_and_comparisons(run):
     fma = (x.double() * y.double() + x.double()).float()  # a product of floats is exact in float64
     expected = [x + y, x - y, x * y, x / y, fma, x < y, x > y, x == y, x.isnan()]
     torch.testing.assert_close(out, torch.stack([e.float() for e in expected]), rtol=0, atol=0, equal_nan=True)
+
+
+def test_exp_of_nonpositive_numbers(run):
+    x = -torch.cat(
+        [torch.linspace(0, 110, 16 * 4096), torch.tensor([0.0, 1e-30, 87.3, 103.9, 104.1, 1e30, torch.inf, 1])]
+    )
+    x = torch.cat([x, torch.full((8,), torch.nan)])
+    out, single = torch.zeros(2, len(x))
+
+    @kernel(x=POINTER, out=POINTER, single=POINTER, numel=INT)
+    def body(emit: Emitter, a: Arguments) -> None:
+        with emit.loop(0, a.numel, emit.lanes) as n:
+            emit.store(exp_nonpositive(emit, emit.load(a.x + n * 4, emit.float_vector)), a.out + n * 4)
+        with emit.loop(0, a.numel) as n:
+            emit.store(exp_nonpositive(emit, emit.load(a.x + n * 4, FLOAT)), a.single + n * 4)
+
+    run(body, x=x, out=out, single=single, numel=len(x))
+    expected = x.double().exp()
+    ulp = torch.finfo(torch.float32).eps * 2 ** expected.log2().floor().clamp(min=-126)
+    assert (((out - expected).abs() <= ulp) | x.isnan()).all()
+    assert torch.equal(out.nan_to_num(7), single.nan_to_num(7))
+    assert out.isnan().sum() == 8
+    assert out[0] == 1
+    assert out[-10] == 0, "e to the power of minus infinity"
+
+
+@pytest.mark.parametrize("count", [1, 5, 7])
+def test_masked_vectors_and_largest_lane(run, count):
+    x, out = torch.randn(run.lanes), torch.zeros(3, run.lanes)
+
+    @kernel(x=POINTER, out=POINTER, count=INT)
+    def body(emit: Emitter, a: Arguments) -> None:
+        vector = emit.masked_load(a.x, emit.first_lanes(a.count), -7)
+        emit.store(vector, a.out)
+        emit.masked_store(vector, a.out + emit.vector_bytes, emit.first_lanes(a.count))
+        emit.store(emit.reduce_max(vector), a.out + 2 * emit.vector_bytes)
+
+    run(body, x=x, out=out, count=count)
+    loaded = torch.cat([x[:count], torch.full((run.lanes - count,), -7.0)])
+    assert torch.equal(out[0], loaded)
+    assert torch.equal(out[1], torch.where(torch.arange(run.lanes) < count, loaded, 0))
+    assert out[2, 0] == loaded.max()
 
 
 def test_integer_arithmetic(run):

@@ -30,6 +30,25 @@ def float_tiles(emit: Emitter, start: Value, stop: Value) -> Iterator[tuple[Valu
         yield n, emit.float_vector if size == emit.lanes else FLOAT
 
 
+ACCUMULATORS = 4  # vectors in a step of row_vectors
+
+
+def row_vectors(emit: Emitter, numel: Value) -> Iterator[tuple[Value, Value | None, int]]:
+    """Cover a row of ``numel`` floats with vectors: the first float of each, its mask, and its accumulator.
+
+    The mask is None for whole vectors. A sum or maximum with a variable for each of the ``ACCUMULATORS`` does not
+    wait for the vector before."""
+    full = numel - numel % emit.lanes
+    unrolled = numel - numel % (ACCUMULATORS * emit.lanes)
+    with emit.loop(0, unrolled, ACCUMULATORS * emit.lanes) as n:
+        for m in range(ACCUMULATORS):
+            yield n + m * emit.lanes, None, m
+    with emit.loop(unrolled, full, emit.lanes) as n:
+        yield n, None, 0
+    with emit.if_then(full < numel):
+        yield full, emit.first_lanes(numel - full), 0
+
+
 def clear(emit: Emitter, address: Value, numel: Value) -> None:
     """Fill ``numel`` floats with zeros; ``numel`` must be a multiple of the lanes."""
     with emit.loop(0, numel, emit.lanes) as n:

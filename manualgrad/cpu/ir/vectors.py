@@ -12,7 +12,7 @@ tensors (``cpu/conv_pool.py``, ``cpu/small_kernels.py``, ``network/plan.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from manualgrad.cpu.ir.values import (
     FLOAT,
     INT32,
     INT64,
+    VOID,
     Number,
     Value,
     Variable,
@@ -92,6 +93,28 @@ class Emitter:
     def store(self, value: Value, address: Value) -> None:
         self.builder.store(value.raw, address.raw, align=_alignment(value.raw.type))
 
+    def masked_load(self, address: Value, mask: Value | None, fill: Number) -> Value:
+        """Load a vector of floats where ``mask`` is true; other lanes are ``fill``, and their memory is not read.
+
+        None is the mask of all lanes."""
+        if mask is None:
+            return self.load(address, self.float_vector)
+        name = f"llvm.masked.load.v{self.lanes}f32.p0"
+        alignment, other = self.constant(INT32, 4), self.constant(self.float_vector, fill)
+        return self._intrinsic(name, self.float_vector, address, alignment, mask, other)
+
+    def masked_store(self, vector: Value, address: Value, mask: Value | None) -> None:
+        """Store the lanes of a vector of floats where ``mask`` is true, all of them for None."""
+        if mask is None:
+            self.store(vector, address)
+        else:
+            name = f"llvm.masked.store.v{self.lanes}f32.p0"
+            self._intrinsic(name, VOID, vector, address, self.constant(INT32, 4), mask)
+
+    def first_lanes(self, count: Value) -> Value:
+        """Return the mask of the first ``count`` lanes."""
+        return self.constant(self.int_vector, range(self.lanes)) < self.splat(self.trunc(count, INT32))
+
     def splat(self, value: Value, lanes: int | None = None) -> Value:
         """Return a vector with ``value`` in every lane, ``self.lanes`` of them by default."""
         lanes = lanes or self.lanes
@@ -136,6 +159,10 @@ class Emitter:
         """Round a double to float."""
         return self._value(self.builder.fptrunc(value.raw, FLOAT))
 
+    def bitcast(self, value: Value, type_: ir.Type) -> Value:
+        """Return the bits of ``value`` as another type of the same size."""
+        return self._value(self.builder.bitcast(value.raw, type_))
+
     def exp(self, value: Value) -> Value:
         return self._intrinsic("llvm.exp.f32", FLOAT, value)
 
@@ -153,6 +180,13 @@ class Emitter:
 
     def reduce_add(self, vector: Value) -> Value:
         """Return the sum of all lanes: the upper half is added to the lower half until one lane is left."""
+        return self._reduce(vector, lambda low, high: low + high)
+
+    def reduce_max(self, vector: Value) -> Value:
+        """Return the largest of all lanes, none of them NaN."""
+        return self._reduce(vector, lambda low, high: self.select(high > low, high, low))
+
+    def _reduce(self, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
         raw, width = vector.raw, self.lanes
         while width > 1:
             width //= 2
@@ -160,7 +194,7 @@ class Emitter:
                 self.builder.shuffle_vector(raw, raw, constant(ir.VectorType(INT32, width), range(n, n + width)))
                 for n in (0, width)
             )
-            raw = self.builder.fadd(low, high)
+            raw = combine(self._value(low), self._value(high)).raw
         return self._value(self.builder.extract_element(raw, constant(INT32, 0)))
 
     def permute(self, low: Value, high: Value, index: Value, from_high: Value) -> Value:

@@ -5,8 +5,8 @@
     ∂J^b/∂z_j = g (S_j Σ_k y_k − y_j), and 0 for an example without a target          (15)
     J         = Σ_b J^b, the 1/B being part of y                                      (13)
 
-The loops compute one number at a time: above the size that ``small_kernels.py`` accepts, PyTorch's vectorised
-operators are faster. A task of ``softmax_cross_entropy`` computes ``share`` rows.
+The loops compute one number at a time, for few logits. ``softmax_rows.py`` and ``label_cross_entropy.py`` compute
+many in vectors. A task of ``softmax_cross_entropy`` computes ``share`` rows.
 """
 
 from __future__ import annotations

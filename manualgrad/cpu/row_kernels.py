@@ -1,0 +1,152 @@
+"""Kernels over rows of logits as functions of tensors: softmax, and cross-entropy without a matrix of targets.
+
+Functions ``unsupported_...`` and those that run a kernel are as in ``small_kernels.py``, whose kernels compute up to
+MAX_NUMEL logits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from manualgrad.cpu import memory, small_kernels, team
+from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.small_kernels import MAX_NUMEL
+from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
+
+NUMEL_PER_TASK = 1 << 14
+MIN_CLASSES = 32  # softmax of shorter rows: a row takes as long as one of that length
+MIN_GRAD_NUMEL = 1 << 15  # below, the gradient of softmax by the formula takes as long as a call of a kernel
+
+LabelLoss = tuple[Tensor, Tensor | None, Tensor | None, float]  # of cross_entropy_from_labels
+
+
+def _unsupported_rows(*tensors: Tensor) -> str:
+    """Check float32 tensors of one shape, (rows, classes), neither of them 0."""
+    for t in tensors:
+        if t.dim() != 2 or t.shape != tensors[0].shape or not t.numel():
+            return "the tensors are not all (rows, classes), or they are empty"
+        if reason := unsupported_tensor(t, contiguous=True):
+            return reason
+    return ""
+
+
+def _tasks(logits: Tensor) -> tuple[int, dict[str, int]]:
+    """The number of tasks, and the arguments that say which rows a task computes."""
+    rows, classes = logits.shape
+    num_tasks = max(1, min(torch.get_num_threads(), rows, logits.numel() // NUMEL_PER_TASK))
+    return num_tasks, {"rows": rows, "share": -(-rows // num_tasks), "classes": classes}
+
+
+def unsupported_softmax_forward(logits: Tensor, dim: int) -> str:
+    if reason := _unsupported_rows(logits) if dim in (-1, 1) else _DIM:
+        return reason
+    return _SHORT_ROWS if logits.numel() > MAX_NUMEL and logits.shape[1] < MIN_CLASSES else ""
+
+
+def softmax_forward(module: KernelModule, logits: Tensor, _: int) -> Tensor:
+    """Softmax of ``logits``, (rows, classes), along the classes."""
+    if logits.numel() <= MAX_NUMEL:
+        return small_kernels.softmax_forward(module, logits)
+    probs = memory.new_like(logits)
+    num_tasks, sizes = _tasks(logits)
+    team.run(module, "softmax_rows", num_tasks, logits=logits.data_ptr(), probs=probs.data_ptr(), **sizes)
+    return probs
+
+
+def unsupported_softmax_backward(grad_out: Tensor, probs: Tensor, dim: int) -> str:
+    if reason := _unsupported_rows(grad_out, probs) if dim in (-1, 1) else _DIM:
+        return reason
+    return "" if probs.numel() >= MIN_GRAD_NUMEL and probs.shape[1] >= MIN_CLASSES else _SHORT_ROWS
+
+
+def softmax_backward(module: KernelModule, grad_out: Tensor, probs: Tensor, _: int) -> Tensor:
+    """Gradient of softmax with respect to the logits, (rows, classes), from the results ``probs``."""
+    grad_logits = memory.new_like(probs)
+    num_tasks, sizes = _tasks(probs)
+    team.run(
+        module, "softmax_rows_grad", num_tasks, grad_out=grad_out.data_ptr(), probs=probs.data_ptr(),
+        grad_logits=grad_logits.data_ptr(), **sizes,
+    )  # fmt: skip
+    return grad_logits
+
+
+_DIM = "the softmax is not along the last of two dimensions"
+_SHORT_ROWS = "PyTorch's vectorised operators are faster for short rows, and for few logits"
+
+
+def unsupported_cross_entropy_from_labels(logits: Tensor, labels: Tensor, ignore_index: int, _: str) -> str:
+    if reason := _unsupported_rows(logits):
+        return reason
+    if labels.shape != logits.shape[:1]:
+        return "the labels are not one for each row of logits"
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        return "ignore_index does not fit into 64 bits"
+    return unsupported_tensor(labels, torch.int64, contiguous=True)
+
+
+def cross_entropy_from_labels(
+    module: KernelModule, logits: Tensor, labels: Tensor, ignore_index: int, reduction: str
+) -> LabelLoss | None:
+    """Cross-entropy of ``logits``, (rows, classes), for labels (rows,) int64, and what its gradient is made of.
+
+    Returns:
+        The losses (rows,) for the reduction "none", otherwise their sum or mean (); their gradient (rows, classes),
+        or None; if it is None, the maximum and the sum of the powers of each row, (rows, 2); and the target at a
+        label, 1 or 1/B. None if a label is no class, or if all are ignored.
+    """
+    if reduction != "none" and logits.numel() <= MAX_NUMEL:
+        counted, invalid, loss, grad = small_kernels.cross_entropy_with_grad(
+            module, logits, labels, ignore_index, reduction == "mean"
+        )
+        return None if invalid or not counted else (loss, grad, None, _target(counted, reduction))
+    num_tasks, sizes = _tasks(logits)
+    counts, losses, row_stats = (ctypes.c_int64 * 2)(), memory.new(len(labels)), memory.new(len(labels), 2)
+    loss, regions = losses, [team.ParallelRegion(num_tasks, [module.call(
+        "label_losses", logits=logits.data_ptr(), labels=labels.data_ptr(), losses=losses.data_ptr(),
+        row_stats=row_stats.data_ptr(), counts=ctypes.addressof(counts), ignore_index=int(ignore_index),
+        divides_by_count=reduction == "mean", **sizes,
+    )])]  # fmt: skip
+    if reduction != "none":
+        loss = memory.new()
+        call = module.call("sum_losses", losses=losses.data_ptr(), loss=loss.data_ptr(), rows=len(labels))
+        regions.append(team.ParallelRegion(1, [call]))
+    team.run_regions(module, regions)
+    return None if counts[1] or not counts[0] else (loss, None, row_stats, _target(counts[0], reduction))
+
+
+def _target(counted: int, reduction: str) -> float:
+    return 1 / counted if reduction == "mean" else 1.0
+
+
+def unsupported_cross_entropy_from_labels_backward(
+    grad_out: Tensor, logits: Tensor, labels: Tensor, row_stats: Tensor, _: int, __: float
+) -> str:
+    if grad_out.shape not in ((), logits.shape[:1]):
+        return "the incoming gradient is neither one number nor one for each row"
+    if grad_out.is_neg() or not storage_covers(grad_out):
+        return "the storage of a tensor is too small, or it is a negative view"
+    return (
+        unsupported_tensor(grad_out)
+        or _unsupported_rows(logits)
+        or unsupported_tensor(labels, torch.int64, contiguous=True)
+        or unsupported_tensor(row_stats, contiguous=True)
+    )
+
+
+def cross_entropy_from_labels_backward(
+    module: KernelModule, grad_out: Tensor, logits: Tensor, labels: Tensor, row_stats: Tensor, ignore_index: int,
+    target: float,
+) -> Tensor:  # fmt: skip
+    """Gradient with respect to the logits, (rows, classes), from results of :func:`cross_entropy_from_labels`."""
+    grad_logits = memory.new_like(logits)
+    num_tasks, sizes = _tasks(logits)
+    team.run(
+        module, "label_losses_grad", num_tasks, grad_out=grad_out.data_ptr(),
+        grad_out_stride=grad_out.stride(0) if grad_out.dim() else 0, logits=logits.data_ptr(),
+        labels=labels.data_ptr(), row_stats=row_stats.data_ptr(), grad_logits=grad_logits.data_ptr(),
+        ignore_index=int(ignore_index), weight=target, **sizes,
+    )  # fmt: skip
+    return grad_logits
