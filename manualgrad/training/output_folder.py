@@ -60,7 +60,8 @@ def output_folder(path: Path, distributed: DistributedContext) -> Iterator[None]
     A run that is refused, with exit code 2, removes the folders that it made, if they are empty.
     """
     lock = FolderLock(path)
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()] if distributed.is_rank0 else []
+    # os.path.exists, since Path.exists raises OSError for a name that is too long
+    missing = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
 
     def take() -> None:
         make_output_folder(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,11 @@ WRONG = [
 
 
 def about(items, quantity: str) -> list:
-    """Findings or rows about the output or the gradient of ``quantity``; all of them if it is ""."""
-    return [item for item in items if item.quantity.startswith((quantity, f"gradient of {quantity}"))]
+    """Findings or rows about the output or the gradient of ``quantity``; all of them if it is "".
+
+    A finding about several quantities joins their names by commas and "and"."""
+    starts = quantity, f"gradient of {quantity}"
+    return [item for item in items if any(q.startswith(starts) for q in re.split(", | and ", item.quantity))]
 
 
 # ------------------------------------------------------------------------------- wrong and right Functions

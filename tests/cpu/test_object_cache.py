@@ -313,7 +313,7 @@ def test_a_user_without_home_gets_kernels_that_are_not_cached(monkeypatch):
     assert kernels.cache_folder() is None
     compiled, problem = load()
     assert compiled and "no home folder" in problem
-    module = KernelModule("avx2", 8, {}, problem, engine=None)
+    module = KernelModule("avx2", 8, {}, {}, problem, engine=None)
     monkeypatch.setattr(instruction_set, "instruction_sets", lambda: ("avx2",))
     monkeypatch.setattr(instruction_set, "load_module", lambda _: module)
     kernels.choose("auto")

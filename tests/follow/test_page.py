@@ -55,10 +55,12 @@ def test_all_numbers_on_the_page_are_those_of_backprop(page: Page, dataset, stat
         cost = expected.cost.item()
         backprop.apply(model, backprop.backpropagate(model, digit, label, ETA))
         cost_after = backprop.per_example(model, digit, label, ETA).cost.item()
+    # The order in which a BLAS adds up a product depends on the number of threads and on where its operands lie.
     for name, tensor in pairs.items():
-        np.testing.assert_array_equal(arrays[name], tensor, err_msg=name)
-    assert page.data["states"][state]["cost"] == cost
-    assert page.data["states"][state]["cost_after"] == cost_after
+        close = 1e-6 * tensor.abs().max().item()
+        np.testing.assert_allclose(arrays[name], tensor, rtol=0, atol=close, err_msg=name)
+    assert page.data["states"][state]["cost"] == pytest.approx(cost, rel=1e-6)
+    assert page.data["states"][state]["cost_after"] == pytest.approx(cost_after, rel=1e-6)
     assert set(arrays) == {*pairs, "y", "dx1", "dx2", "dx3", "argmax0", "argmax1", "spread0", "spread1"} | {
         f"{letter}{l}"
         for letter in "wb"
