@@ -20,7 +20,6 @@ MODULES = [module for half in HALVES for module in modules(half)]
 
 # Mistakes that the findings do not name, and mistakes of which they do not say which elements are wrong.
 NOT_NAMED: set[str] = {
-    "RNN of independent units",
     "logsumexp of rows",
     "running mean",
     "tanh",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
-MAX_SECONDS = 2.0  # of all runs of changed native for one case
+MAX_CALLS = 40_000  # of native's operations, in all runs of changed native for one case: a second or two
 MAX_INDICES = 8  # calls that return integers
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 SMOOTH = ("exp", "log", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos")  # no backward is right without them
@@ -51,7 +50,7 @@ class NativePaths:
     """Search for the change. The gradient must be explained in a second draw too."""
 
     def __init__(self, mismatch: Mismatch, probe: Probe) -> None:
-        self.mismatch, self.probe, self.started = mismatch, probe, time.process_time()
+        self.mismatch, self.probe = mismatch, probe
         self.change: NativeChange | None = None  # the last one that explains both draws
         self.recording = changed.record(mismatch, probe)
         self.calls, self.composites = self.recording.calls, self.recording.composites
@@ -73,17 +72,14 @@ class NativePaths:
         """Every finding that explains both draws; those with the fewest free numbers first."""
         if not self.is_traced:
             return
-        try:
-            for search in (
-                self._scaled_paths, self._pairs_of_paths, self._passed_through, self._other_values, self._replaced,
-                self._transformed,
-            ):  # fmt: skip
-                for finding in search():
-                    if self.change is not None:
-                        self.probe.explanations[finding.kind, finding.statement] = self.change
-                    yield finding
-        finally:
-            self.probe.seconds += time.process_time() - self.started
+        for search in (
+            self._scaled_paths, self._pairs_of_paths, self._passed_through, self._other_values, self._replaced,
+            self._transformed,
+        ):  # fmt: skip
+            for finding in search():
+                if self.change is not None:
+                    self.probe.explanations[finding.kind, finding.statement] = self.change
+                yield finding
 
     def _find_paths(self) -> list[_Path]:
         paths: dict[Any, _Path] = {}
@@ -108,17 +104,19 @@ class NativePaths:
         return f"the {ordinal} argument{f' ({name})' if name else ''} of {operation}"
 
     def _gradient(self, change: NativeChange) -> Tensor | None:
-        if self._is_late():
+        if self._is_spent():
             return None
+        self.probe.native_calls += len(self.calls)
         return gradient_of_changed(self.mismatch, self.probe, change, self.records)
 
-    def _is_late(self) -> bool:
-        """True if all time for one case is spent; then nothing more is tried."""
-        return self.probe.seconds + time.process_time() - self.started > MAX_SECONDS
+    def _is_spent(self) -> bool:
+        """True after ``MAX_CALLS``; then nothing more is tried. A limit in seconds would make results differ."""
+        return self.probe.native_calls > MAX_CALLS
 
     def _explains(self, change: NativeChange, path: _Path | None = None) -> bool:
-        if self._is_late():
+        if self._is_spent():
             return False
+        self.probe.native_calls += 1
         if path is not None and self.sites[change.site] == 1 and path.part is not None:
             part = self.recording.derivative(path.call, change)
             if part is None or not self.mismatch.equals(self.mismatch.oracle - path.part + part):

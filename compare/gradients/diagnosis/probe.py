@@ -26,7 +26,7 @@ class Probe:
         right_inputs: inputs whose gradients are right.
         explanations: changes of native that explain a gradient, by kind and statement of the finding.
         jacobians: those that were asked for, by quantity and draw.
-        seconds: spent on runs of changed native.
+        native_calls: operations of native that were called in runs of changed native.
     """
 
     case: Case
@@ -36,7 +36,7 @@ class Probe:
     right_inputs: tuple[str, ...] = ()
     explanations: dict[tuple[str, str], Any] = field(default_factory=dict)
     jacobians: dict[Any, Any] = field(default_factory=dict)
-    seconds: float = 0.0
+    native_calls: int = 0
     _draws: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
     _mismatches: dict[Any, Mismatch | None] = field(default_factory=dict)
 
