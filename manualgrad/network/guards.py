@@ -65,7 +65,8 @@ def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameter
 
     Returns the reason if there is none. Hooks and gradients are for :func:`find_usable_plan`.
     """
-    # test_torch_func_differentiates_the_model, test_errors_are_those_of_the_layers, test_compile_traces_the_layers
+    # test_torch_func_differentiates_the_model, test_errors_are_those_of_the_layers
+    # tests/ops/test_transforms.py::test_the_compiled_network_has_the_gradients_of_the_eager_one
     mode = active_mode()
     if mode:
         return mode
@@ -78,7 +79,7 @@ def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameter
     reason = _read_layers(layers, key, parameters)
     if reason:
         return reason
-    if nn.Module.__call__ is not _ORIGINAL_CALL:  # test_patched_call_is_used
+    if nn.Module.__call__ is not _ORIGINAL_CALL:  # test_patched_call_of_all_modules_is_used
         return "nn.Module.__call__ was replaced"
     network = _network_cache.get(tuple(key))
     if network is None:
@@ -168,7 +169,9 @@ def hooks_reason(model: PlannedModel) -> str | None:
 
 
 def _nested_layer_has_hooks(layers: Iterable[nn.Module | None]) -> bool:
-    """Return True if a layer inside of a container has a hook: test_nested_sequentials_run_as_one_plan."""
+    """Return True if a layer inside of a container has a hook.
+
+    tests/network/test_sequential.py::test_nested_sequentials_run_as_one_plan."""
     containers = [layer for layer in layers if isinstance(layer, nn.Sequential)]
     return any(has_hooks(layer) for container in containers for layer in container.modules())
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from manualgrad import nn as ours
 from manualgrad.cpu import jit, team
 from manualgrad.network import guards
 from manualgrad.network.plan import Plan
+
+ROOT = Path(__file__).parents[2]
 
 INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
 pytestmark = [
@@ -536,6 +540,14 @@ def test_patched_class_forward_is_used(monkeypatch, kind):
     torch.testing.assert_close(after, without_kernels(lambda: model(x)))
 
 
+def test_patched_call_of_all_modules_is_used(monkeypatch):
+    called, call = [], nn.Module.__call__
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, *args: called.append(type(self)) or call(self, *args))
+    model = DocumentCNN()
+    model(torch.randn(2, 1, 28, 28))
+    assert called == [DocumentCNN, *(type(layer) for layer in model.children())]
+
+
 def test_unflipped_kernels_equal_the_formulas():
     model, x, labels = make_model()
     convolved = model(x)
@@ -592,3 +604,12 @@ def test_backprop_obeys_autocast():
     for cost in (by_kernels.cost, by_formulas.cost):
         assert cost.double() != exact.float().double(), "nothing was rounded to bfloat16"
         torch.testing.assert_close(cost.double(), exact, rtol=2**-7, atol=0)
+
+
+def test_each_guard_cites_tests_that_exist():
+    source = (ROOT / "manualgrad" / "network" / "guards.py").read_text()
+    cited = set(re.findall(r"(?:(tests/[\w/]+\.py)::)?(test_[a-z_]+)", source))
+    assert len(cited) > 10
+    for path, name in cited:
+        text = (ROOT / (path or "tests/network/test_plan.py")).read_text()
+        assert f"def {name}(" in text, f"guards.py cites {path}::{name}"
