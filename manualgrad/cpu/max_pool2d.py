@@ -57,7 +57,8 @@ def max_pool2d_backward(module: KernelModule, g: Tensor, pool_index: Tensor, geo
     addresses = {"grad_out": g.data_ptr(), "pool_index": pool_index.data_ptr(), "grad_x": grad_x.data_ptr()}
     _run(module, "max_pool2d_backward", grad_x, g, geometry, 1, addresses)
     grad_x = grad_x.permute(0, 3, 1, 2)
-    return grad_x if geometry.channels_last else grad_x.contiguous()
+    # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
+    return grad_x if geometry.channels_last else grad_x.clone(memory_format=torch.contiguous_format)
 
 
 def _unsupported_geometry(geometry: Any) -> str:

@@ -11,7 +11,10 @@ from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef, KernelCall
 
 INSTRUCTIONS = jit.instruction_sets() if kernels.available().instructions else ()
-pytestmark = pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available()))
+pytestmark = [
+    pytest.mark.skipif(not INSTRUCTIONS, reason=str(kernels.available())),
+    pytest.mark.usefixtures("restore_kernels"),
+]
 SIZES = [(1, 1, 1), (7, 17, 3), (32, 512, 128), (9, 100, 13), (300, 31, 7), (0, 16, 4), (5, 0, 4)]  # (N, in, out)
 
 
