@@ -14,6 +14,7 @@ from manualgrad.cpu.ir.exponential import exp_nonpositive
 from manualgrad.cpu.ir.tiles import row_vectors, task_range
 from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.kernels.one_hot_targets import count_labels
 from manualgrad.cpu.kernels.softmax_rows import row_max, row_sum
 from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
 
@@ -32,17 +33,7 @@ from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
 )
 def label_losses(emit: Emitter, a: Arguments) -> None:
     """Compute the losses of this task's rows; task 0 also stores the counts."""
-    one, zero = emit.constant(INT64, 1), emit.constant(INT64, 0)
-    num_counted, num_invalid = emit.variable(zero), emit.variable(zero)
-    with emit.loop(0, a.rows) as row:
-        label = emit.load(a.labels + row * 8, INT64)
-        is_counted = emit.select(label == a.ignore_index, zero, one)
-        num_counted.add(is_counted)
-        num_invalid.add(emit.select(label.ult(a.classes), zero, is_counted))  # negative: larger than any class
-    with emit.if_then(a.task == 0):
-        emit.store(num_counted.get(), a.counts)
-        emit.store(num_invalid.get(), a.counts + 8)
-    mean_weight = emit.constant(FLOAT, 1) / emit.sitofp(num_counted.get())
+    mean_weight = count_labels(emit, a)
     weight = emit.select(a.divides_by_count == 1, mean_weight, emit.constant(FLOAT, 1))
     with emit.loop(*task_range(emit, a, a.rows)) as row:
         logits = a.logits + row * a.classes * 4

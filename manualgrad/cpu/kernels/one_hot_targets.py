@@ -8,9 +8,25 @@ the targets if a label is no class.
 from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import task_range
-from manualgrad.cpu.ir.values import FLOAT, INT64
+from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
+
+
+def count_labels(emit: Emitter, a: Arguments) -> Value:
+    """Count the labels of all rows, which task 0 stores, and return one over the number that are not ignored."""
+    one, zero = emit.constant(INT64, 1), emit.constant(INT64, 0)
+    num_counted, num_invalid = emit.variable(zero), emit.variable(zero)
+    with emit.loop(0, a.rows) as row:
+        label = emit.load(a.labels + row * 8, INT64)
+        is_counted = emit.select(label == a.ignore_index, zero, one)
+        num_counted.add(is_counted)
+        # as an unsigned integer, a negative label is larger than any class
+        num_invalid.add(emit.select(label.ult(a.classes), zero, is_counted))
+    with emit.if_then(a.task == 0):
+        emit.store(num_counted.get(), a.counts)
+        emit.store(num_invalid.get(), a.counts + 8)
+    return emit.constant(FLOAT, 1) / emit.sitofp(num_counted.get())
 
 
 @kernel(
@@ -25,15 +41,7 @@ from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 )
 def one_hot_targets(emit: Emitter, a: Arguments) -> None:
     """Compute the targets of this task's rows; task 0 also stores the counts."""
-    one, zero = emit.constant(INT64, 1), emit.constant(INT64, 0)
-    num_counted, num_invalid = emit.variable(zero), emit.variable(zero)
-    with emit.loop(0, a.rows) as row:
-        label = emit.load(a.labels + row * 8, INT64)
-        is_counted = emit.select(label == a.ignore_index, zero, one)
-        num_counted.add(is_counted)
-        # as an unsigned integer, a negative label is larger than any class
-        num_invalid.add(emit.select(label.ult(a.classes), zero, is_counted))
-    mean_weight = emit.constant(FLOAT, 1) / emit.sitofp(num_counted.get())
+    mean_weight = count_labels(emit, a)
     weight = emit.select(a.divides_by_count == 1, mean_weight, emit.constant(FLOAT, 1))
     with emit.loop(*task_range(emit, a, a.rows)) as row:
         label = emit.load(a.labels + row * 8, INT64)
@@ -41,6 +49,3 @@ def one_hot_targets(emit: Emitter, a: Arguments) -> None:
         with emit.loop(0, a.classes) as c:
             target = emit.select(label == c, row_weight, emit.constant(FLOAT, 0))
             emit.store(target, a.targets + (row * a.classes + c) * 4)
-    with emit.if_then(a.task == 0):
-        emit.store(num_counted.get(), a.counts)
-        emit.store(num_invalid.get(), a.counts + 8)
