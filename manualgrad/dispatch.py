@@ -28,7 +28,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # The module with the ``KERNELS`` of each type of device.
-_PACKAGES = {"cpu": "manualgrad.cpu.registration"}
+_PACKAGES = {"cpu": "manualgrad.cpu.registration", "cuda": "manualgrad.cuda.registration"}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,10 @@ from manualgrad import kernels
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
+if not torch.cuda.is_available():
+    # Without a GPU Triton interprets the kernels of tests/cuda. It reads this where it is imported first.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # One thread under pytest-xdist, which runs tests in parallel processes: threads that wait for a core would spin.
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 

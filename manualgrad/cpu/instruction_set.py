@@ -121,6 +121,11 @@ def current_module() -> KernelModule | None:
     return _module
 
 
+def switched_off() -> bool:
+    """Return True if a user has switched all kernels off."""
+    return (_choice or os.environ.get(ENVIRONMENT_VARIABLE, "auto")) == "off"
+
+
 def why_none() -> str:
     """Return the reason why :func:`current_module` returned None."""
     return _reason or "kernels are being compiled"

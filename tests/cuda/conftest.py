@@ -1,0 +1,48 @@
+"""The kernels for CUDA on a GPU, or interpreted by Triton on the CPU (see ``tests/conftest.py``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+import pytest
+import torch
+
+from manualgrad.cuda.launch import CUDA, Launcher
+from manualgrad.dispatch import Backend, registered
+
+triton = pytest.importorskip("triton", reason="kernels for CUDA are written in Triton")
+
+
+class CountingLauncher(Launcher):
+    """A launcher that notes the names of the kernels that it launches."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __call__(self, kernel, grid, x, *args, **constants) -> None:
+        if 0 not in grid:
+            self.names.append(kernel.fn.__name__)
+        super().__call__(kernel, grid, x, *args, **constants)
+
+
+@pytest.fixture
+def launches() -> list[str]:
+    """The names of the kernels launched by the test, in order. Requested together with ``kernel_device``."""
+    return []
+
+
+@pytest.fixture
+def kernel_device(launches: list[str]) -> Iterator[str]:
+    """The device on whose tensors the kernels for CUDA run inside the test: "cuda", or "cpu" for the interpreter."""
+    from manualgrad.cuda.registration import KERNELS
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    launcher = CountingLauncher()
+    launcher.names = launches
+    backend = Backend(device, lambda: launcher if CUDA.current_module() else None, CUDA.why_none)
+    with ExitStack() as stack:
+        for kernel in KERNELS:
+            stack.enter_context(registered(replace(kernel, backend=backend)))
+        yield device
