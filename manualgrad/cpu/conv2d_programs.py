@@ -236,13 +236,12 @@ def _conv_program(
                 share=pack_share, channels=channels, outer=grid.outer, inner=grid.inner, **vars(order),
             )  # fmt: skip
         )
-        block = BLOCK_K[lanes]
-        run_per_block = -(-grid.run // -(-grid.run // block))
+        taps_per_block = _even_block(len(grid.taps), max(1, BLOCK_K[lanes] // grid.run))
         call = module.call(
             "conv2d", x=BufferRef("x"), packed_weight=BufferRef(f"packed {n}"), out=BufferRef("out", offset),
             table=BufferRef(f"table {n}"), partial_sums=BufferRef(f"sums {n}"), window_share=window_share,
             window_parts=window_parts, panel_share=panel_share, groups=groups, channels=channels, run=grid.run,
-            taps_per_block=max(1, block // grid.run), run_per_block=run_per_block, chunk=chunk,
+            taps_per_block=taps_per_block, run_per_block=_even_block(grid.run, BLOCK_K[lanes]), chunk=chunk,
             **dict(zip(("out_image_bytes", "out_row_bytes", "out_column_bytes"), out_strides, strict=True)),
             **grid.arguments(taps, zeros),
         )  # fmt: skip
@@ -252,6 +251,11 @@ def _conv_program(
     regions = [ParallelRegion(pack_tasks, packs), *convolutions]
     names = ("x", "weight", "bias", "out", *sizes)
     return ConvProgram(Program(module, min(threads, num_tasks), regions, names), layout, tuple(constants))
+
+
+def _even_block(count: int, largest: int) -> int:
+    """Return the size of blocks of at most ``largest`` that divide ``count`` most evenly."""
+    return -(-count // -(-count // largest))
 
 
 def _split(windows: int, panels: int, threads: int) -> tuple[int, int, int, int]:
