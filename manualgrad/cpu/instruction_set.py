@@ -106,6 +106,12 @@ def _choose(name: str) -> None:
     _choice = name
 
 
+def load_group(instructions: str, group: str) -> KernelModule:
+    """Return the kernels of a group; its first call compiles them, and a fork of another thread waits for it."""
+    with _lock:
+        return load_module(instructions, group)
+
+
 def current_module() -> KernelModule | None:
     """Return the kernels in use, or None if formulas compute everything.
 

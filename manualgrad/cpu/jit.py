@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 LANES = {"avx512": 16, "avx2": 8}  # floats in a vector
 _TARGET_CPU = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}  # LLVM's names
+# Groups of kernels, each compiled when it is first used: a network of layers that need no general convolution does
+# not wait for that.
+NETWORK, CONV2D = "network", "conv2d"
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2", "xsave")
 REQUIRED_FEATURES = {"avx512": (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), "avx2": _AVX2}
 # Names in llvmlite.binding that another version may lack.
@@ -112,21 +115,35 @@ def require_executable_memory() -> None:
         raise Unavailable(f"this process must not make memory executable ({reason}), which compiled kernels need")
 
 
-def emit_llvm_ir(lanes: int) -> str:
-    """Return the kernels as LLVM assembly, for vectors of ``lanes`` floats."""
+def emit_llvm_ir(lanes: int, group: str = NETWORK) -> str:
+    """Return the kernels of a group as LLVM assembly, for vectors of ``lanes`` floats."""
     from llvmlite import ir
 
     from manualgrad.cpu.ir.vectors import Emitter
 
     module = ir.Module("manualgrad")
     module.triple = "x86_64-unknown-linux-gnu"
-    for name, kernel in _kernels().items():
+    for name, kernel in _kernels(group).items():
         kernel.emit(Emitter(module, name, lanes))
     return str(module)
 
 
-def _kernels() -> dict[str, Kernel]:
-    """The kernels by name."""
+def _kernels(group: str = NETWORK) -> dict[str, Kernel]:
+    """The kernels of a group by name."""
+    kernels = _conv2d_kernels() if group == CONV2D else _network_kernels()
+    return {kernel.name: kernel for kernel in kernels}
+
+
+def _conv2d_kernels() -> tuple[Kernel, ...]:
+    from manualgrad.cpu.kernels.conv2d import conv2d
+    from manualgrad.cpu.kernels.conv2d_grad_weight import conv2d_grad_weight
+    from manualgrad.cpu.kernels.pack_panels import pack_panels
+    from manualgrad.cpu.kernels.run_program import run_program
+
+    return conv2d, conv2d_grad_weight, pack_panels, run_program
+
+
+def _network_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.conv_pool_backward import conv_pool_backward
     from manualgrad.cpu.kernels.conv_pool_forward import conv_pool_forward
     from manualgrad.cpu.kernels.gather_images import gather_images
@@ -142,7 +159,7 @@ def _kernels() -> dict[str, Kernel]:
     from manualgrad.cpu.kernels.softmax_rows import softmax_rows, softmax_rows_grad
     from manualgrad.cpu.kernels.top1_stats import top1_stats
 
-    kernels = (
+    return (
         conv_pool_forward,
         conv_pool_backward,
         pack_weight,
@@ -165,12 +182,11 @@ def _kernels() -> dict[str, Kernel]:
         sgd_update,
         run_program,
     )
-    return {kernel.name: kernel for kernel in kernels}
 
 
 @cache
-def load_module(instructions: str) -> KernelModule:
-    """Compile the kernels, or read them from the cache, for one of :func:`instruction_sets`."""
+def load_module(instructions: str, group: str = NETWORK) -> KernelModule:
+    """Compile the kernels of a group, or read them from the cache, for one of :func:`instruction_sets`."""
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -181,12 +197,12 @@ def load_module(instructions: str) -> KernelModule:
     machine = target.create_target_machine(cpu=_TARGET_CPU[instructions], opt=2, jit=True)
     lanes = LANES[instructions]
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    text = emit_llvm_ir(lanes)
+    text = emit_llvm_ir(lanes, group)
     key = "\n".join((instructions, llvmlite.__version__, text))
     object_code, cache_problem = cached_object_code(key, lambda: _compile(text, machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
     engine.finalize_object()
-    kernels = _kernels()
+    kernels = _kernels(group)
     addresses = {name: engine.get_function_address(name) for name in kernels}
     signatures = {name: kernel.signature for name, kernel in kernels.items()}
     return KernelModule(instructions, lanes, addresses, signatures, cache_problem, engine)

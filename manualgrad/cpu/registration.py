@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manualgrad.cpu import conv_pool, instruction_set, max_pool2d
+from manualgrad.cpu import conv2d, conv_pool, instruction_set, max_pool2d
 from manualgrad.cpu import row_kernels as rows
 from manualgrad.cpu import small_kernels as small
 from manualgrad.cpu.jit import KernelModule
@@ -68,6 +68,9 @@ KERNELS = (
     FormulaKernel(
         "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, NONFINITE
     ),
+    FormulaKernel("conv2d_forward_nchw", CPU, conv2d.unsupported_conv2d_forward, conv2d.conv2d_forward),
+    FormulaKernel("conv2d_grad_input_nchw", CPU, conv2d.unsupported_conv2d_grad_input, conv2d.conv2d_grad_input),
+    FormulaKernel("conv2d_grad_weight_oihw", CPU, conv2d.unsupported_conv2d_grad_weight, conv2d.conv2d_grad_weight),
     FormulaKernel(
         "max_pool2d_forward", CPU, max_pool2d.unsupported_max_pool2d_forward, max_pool2d.max_pool2d_forward
     ),
