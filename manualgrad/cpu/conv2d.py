@@ -6,6 +6,7 @@ why the kernel does not compute its arguments, "" if it does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -43,8 +44,9 @@ def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
     return _unsupported(geometry, w.shape[0], w.shape[1], g, w)
 
 
-def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
-    """X(g, w): (N, C_in, H, W), in the memory format of the geometry."""
+def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
+    """X(g, w): (N, C_in, H, W), in the memory format of the geometry. None if a weight is not finite: the kernel
+    multiplies weights of windows at the border with zeros, which the formula does not."""
     g, w = to_contiguous(g, torch.channels_last).permute(0, 2, 3, 1), w.resolve_neg()
     program, is_partial = programs.grad_input_program(
         _module_of(module.instructions), tuple(g.shape), tuple(w.shape), w.stride(), geometry,
@@ -53,7 +55,9 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     channels = w.shape[1] * geometry.groups
     grad_x = memory.new_channels_last(g.shape[0], channels, *geometry.input_size, zeros=is_partial)
     if grad_x.numel():
-        program.run(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr())
+        workspace = program.run(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr())
+        if not program.has_finite_weights(workspace):
+            return None
     return _in_format_of(geometry, grad_x)
 
 
@@ -65,7 +69,7 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
-    g, x = to_contiguous(g, torch.channels_last), _images(x, geometry)
+    g, x = to_contiguous(g, torch.channels_last), _images(x, geometry, programs.TILE_ROWS)
     if not x.shape[0]:
         return grad_w.zero_()
     program = programs.grad_weight_program(
@@ -93,14 +97,21 @@ def _module_of(instructions: str) -> Callable[[], KernelModule]:
     return lambda: instruction_set.load_group(instructions, CONV2D)
 
 
-def _images(x: Tensor, geometry: Any) -> Tensor:
-    """Return x as contiguous (N, H, W, C_in), padded left and right if kernel rows are read as one run."""
+def _images(x: Tensor, geometry: Any, tile_rows: int = 0) -> Tensor:
+    """Return x as contiguous (N, H, W, C_in), padded left and right if kernel rows are read as one run.
+
+    With ``tile_rows`` there is memory for as many floats behind it if a run is shorter."""
     x = to_contiguous(x, torch.channels_last).permute(0, 2, 3, 1)
-    _, _, left, right = geometry.windows.padding
-    if not (left or right) or not programs.merges_columns(x.shape[3], geometry):
+    (batch, height, width, channels), (_, _, left, right) = x.shape, geometry.windows.padding
+    merges = programs.merges_columns(channels, geometry)
+    run = channels // geometry.groups * (geometry.windows.kernel_size[1] if merges else 1)
+    slack = tile_rows if run < tile_rows else 0
+    left, right = (left, right) if merges else (0, 0)
+    if not (left or right or slack):
         return x
-    batch, height, width, channels = x.shape
-    padded = memory.new(batch, height, width + left + right, channels, zeros=True)
+    shape = batch, height, width + left + right, channels
+    numel = math.prod(shape)
+    padded = memory.new(numel + slack, zeros=True)[:numel].view(shape)
     padded[:, :, left : left + width].copy_(x)
     return padded
 

@@ -3,12 +3,13 @@
     ∂J/∂w_pqrk = Σ_ij g_ijk x_(s1·i+p)(s2·j+q)r                                   (3)
 
 The registers hold a tile of the result: TILE_ROWS numbers r of a run of x, and some vectors of channels k, a *panel*.
-The sum over windows is taken for one chunk of windows after the other: a sum of sums rounds less than one long sum.
+The sum over windows is taken for BLOCK_WINDOWS of them after the other: a sum of sums rounds less than one long sum.
 For each chunk, the gradients of a panel are copied to scratch memory, where they lie one behind the other.
 
 A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run. A task computes ``share`` units for
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
-compute numbers of the tile before a second time. A run of less than TILE_ROWS numbers has tiles of one number.
+compute numbers of the tile before a second time. If a run has less than TILE_ROWS numbers, the tile has the floats
+behind it too, which are not used; x and ``zeros`` must have TILE_ROWS floats more than their pixels.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from manualgrad.cpu.kernels.conv2d_windows import (
     panel_vectors,
 )
 from manualgrad.cpu.signature import INT, POINTER, kernel
+
+
+BLOCK_WINDOWS = 128
 
 
 @kernel(
@@ -48,11 +52,9 @@ from manualgrad.cpu.signature import INT, POINTER, kernel
 def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     """Compute this task's units."""
     largest = panel_vectors(emit)
-    one, tile_rows = emit.constant(INT64, 1), emit.constant(INT64, TILE_ROWS)
     a.run = a.outer * a.inner
-    a.is_wide = a.run > TILE_ROWS - 1
-    a.tile_rows = emit.select(a.is_wide, tile_rows, one)
-    a.tiles = (a.run + a.tile_rows - 1) // a.tile_rows
+    a.tiles = (a.run + (TILE_ROWS - 1)) // TILE_ROWS
+    a.used_rows = minimum(emit, a.run, emit.constant(INT64, TILE_ROWS))
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
     a.panels = (a.vectors + (largest - 1)) // largest
     a.units_of_panel = a.num_taps * a.tiles
@@ -73,9 +75,8 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
                 with emit.if_then(is_chosen):
                     channel = panel * (largest * emit.lanes)
                     _pack_grads(emit, a, start, count, group * a.channels + channel, a.channels - channel, vectors)
-                    for rows, is_chosen in ((TILE_ROWS, a.is_wide), (1, a.is_wide == 0)):
-                        with emit.if_then(is_chosen), emit.loop(*units) as unit:
-                            _add_tile(emit, a, table, start, count, group, unit, (rows, vectors))
+                    with emit.loop(*units) as unit:
+                        _add_tile(emit, a, table, start, count, group, unit, vectors)
     with emit.loop(first, stop) as unit:
         _unpack(emit, a, unit)
 
@@ -97,33 +98,32 @@ def _pack_grads(
 def _tile_start(emit: Emitter, a: Arguments, unit: Value) -> tuple[Value, Value]:
     """Return a unit's tap and the first number of its run."""
     in_panel = unit % a.units_of_panel
-    return in_panel // a.tiles, minimum(emit, in_panel % a.tiles * a.tile_rows, a.run - a.tile_rows)
+    return in_panel // a.tiles, minimum(emit, in_panel % a.tiles * TILE_ROWS, a.run - a.used_rows)
 
 
 def _add_tile(
-    emit: Emitter, a: Arguments, table: Value, start: Value, count: Value, group: Value, unit: Value,
-    tile: tuple[int, int],
-) -> None:  # fmt: skip
-    """Add the sums of a chunk to a unit's tile of rows × vectors."""
-    rows, vectors = tile
+    emit: Emitter, a: Arguments, table: Value, start: Value, count: Value, group: Value, unit: Value, vectors: int
+) -> None:
+    """Add the sums of a chunk to a unit's tile."""
     tap, r = _tile_start(emit, a, unit)
     entries, offset = table + tap * a.chunk * 8, (group * a.run + r) * 4
-    elements = [(m, v) for m in range(rows) for v in range(vectors)]
-    sums = [emit.variable(emit.constant(emit.float_vector, 0)) for _ in elements]
-    with emit.loop(0, count) as window:
-        pixel = load_address(emit, entries + window * 8) + offset
-        grads = a.packed_grads + window * (vectors * emit.vector_bytes)
-        row = [emit.load(grads + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
-        values = [emit.load_splat(pixel + 4 * m) for m in range(rows)]
-        for total, (m, v) in zip(sums, elements, strict=True):
-            total.set(emit.fma(values[m], row[v], total.get()))  # eq. (3)
+    elements = [(m, v) for m in range(TILE_ROWS) for v in range(vectors)]
     partial = a.partial_sums + unit * (TILE_ROWS * panel_vectors(emit) * emit.vector_bytes)
     addresses = [partial + (m * panel_vectors(emit) + v) * emit.vector_bytes for m, v in elements]
-    with emit.if_then(start > 0):
+    with emit.block_loop(count, BLOCK_WINDOWS) as block:
+        sums = [emit.variable(emit.constant(emit.float_vector, 0)) for _ in elements]
+        with emit.loop(*block) as window:
+            pixel = load_address(emit, entries + window * 8) + offset
+            grads = a.packed_grads + window * (vectors * emit.vector_bytes)
+            row = [emit.load(grads + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
+            values = [emit.load_splat(pixel + 4 * m) for m in range(TILE_ROWS)]
+            for total, (m, v) in zip(sums, elements, strict=True):
+                total.set(emit.fma(values[m], row[v], total.get()))  # eq. (3)
+        with emit.if_then(start + block[0] > 0):
+            for total, address in zip(sums, addresses, strict=True):
+                total.add(emit.load(address, emit.float_vector))
         for total, address in zip(sums, addresses, strict=True):
-            total.add(emit.load(address, emit.float_vector))
-    for total, address in zip(sums, addresses, strict=True):
-        emit.store(total.get(), address)
+            emit.store(total.get(), address)
 
 
 def _unpack(emit: Emitter, a: Arguments, unit: Value) -> None:
@@ -136,7 +136,7 @@ def _unpack(emit: Emitter, a: Arguments, unit: Value) -> None:
         emit.load(a.taps + tap * (8 * TAP_WORDS) + 16, INT64) + group * a.group_bytes + channel * a.channel_bytes
     )
     count = minimum(emit, a.channels - channel, emit.constant(INT64, panel_floats))
-    with emit.loop(0, a.tile_rows) as m:
+    with emit.loop(0, a.used_rows) as m:
         row = target + ((r + m) // a.inner * a.outer_bytes + (r + m) % a.inner * a.inner_bytes)
         with emit.loop(0, count) as k:
             emit.store(emit.load(partial + (m * panel_floats + k) * 4, FLOAT), row + k * a.channel_bytes)
