@@ -17,15 +17,16 @@ from __future__ import annotations
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
-from manualgrad.cpu.kernels.conv2d import minimum, minimum_lanes, panel_sizes
-from manualgrad.cpu.kernels.conv2d_windows import (
-    TAP_WORDS,
+from manualgrad.cpu.kernels.conv2d_tile import (
     TILE_ROWS,
-    WINDOW_ARGUMENTS,
-    fill_table,
-    load_address,
+    Tile,
+    channel_mask,
+    load_row,
+    minimum,
+    panel_sizes,
     panel_vectors,
 )
+from manualgrad.cpu.kernels.conv2d_windows import TAP_WORDS, WINDOW_ARGUMENTS, fill_table, load_address
 from manualgrad.cpu.signature import INT, POINTER, kernel
 
 
@@ -54,7 +55,7 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     largest = panel_vectors(emit)
     a.run = a.outer * a.inner
     a.tiles = (a.run + (TILE_ROWS - 1)) // TILE_ROWS
-    a.used_rows = minimum(emit, a.run, emit.constant(INT64, TILE_ROWS))
+    a.used_rows = minimum(emit, a.run, TILE_ROWS)
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
     a.panels = (a.vectors + (largest - 1)) // largest
     a.units_of_panel = a.num_taps * a.tiles
@@ -85,7 +86,7 @@ def _pack_grads(
     emit: Emitter, a: Arguments, start: Value, count: Value, channel: Value, channels_left: Value, vectors: int
 ) -> None:
     """Copy the gradients of a panel, of all windows of a chunk, to scratch memory; fill up channels by zeros."""
-    mask = emit.first_lanes(minimum_lanes(emit, channels_left - (vectors - 1) * emit.lanes))
+    mask = channel_mask(emit, channels_left - (vectors - 1) * emit.lanes)
     pixel_bytes = a.groups * a.channels * 4
     source = a.grad_out + start * pixel_bytes + channel * 4
     with emit.loop(0, count) as window:
@@ -107,36 +108,31 @@ def _add_tile(
     """Add the sums of a chunk to a unit's tile."""
     tap, r = _tile_start(emit, a, unit)
     entries, offset = table + tap * a.chunk * 8, (group * a.run + r) * 4
-    elements = [(m, v) for m in range(TILE_ROWS) for v in range(vectors)]
     partial = a.partial_sums + unit * (TILE_ROWS * panel_vectors(emit) * emit.vector_bytes)
-    addresses = [partial + (m * panel_vectors(emit) + v) * emit.vector_bytes for m, v in elements]
     with emit.block_loop(count, BLOCK_WINDOWS) as block:
-        sums = [emit.variable(emit.constant(emit.float_vector, 0)) for _ in elements]
-        with emit.loop(*block) as window:
+        tile = Tile(emit, vectors)
+        for window, part in tile.terms(*block):
             pixel = load_address(emit, entries + window * 8) + offset
-            grads = a.packed_grads + window * (vectors * emit.vector_bytes)
-            row = [emit.load(grads + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
-            values = [emit.load_splat(pixel + 4 * m) for m in range(TILE_ROWS)]
-            for total, (m, v) in zip(sums, elements, strict=True):
-                total.set(emit.fma(values[m], row[v], total.get()))  # eq. (3)
+            row = load_row(emit, a.packed_grads + window * (vectors * emit.vector_bytes), vectors)
+            tile.add_products(part, [emit.load_splat(pixel + 4 * m) for m in range(TILE_ROWS)], row)  # eq. (3)
+        tile.add_parts()
         with emit.if_then(start + block[0] > 0):
-            for total, address in zip(sums, addresses, strict=True):
-                total.add(emit.load(address, emit.float_vector))
-        for total, address in zip(sums, addresses, strict=True):
-            emit.store(total.get(), address)
+            tile.add_from(partial)
+        tile.store(partial)
 
 
 def _unpack(emit: Emitter, a: Arguments, unit: Value) -> None:
     """Store a unit's sums in the weight gradient."""
     number, (tap, r) = unit // a.units_of_panel, _tile_start(emit, a, unit)
-    group, channel = number // a.panels, number % a.panels * (panel_vectors(emit) * emit.lanes)
-    panel_floats = panel_vectors(emit) * emit.lanes
+    largest = panel_vectors(emit)
+    group, panel, panel_floats = number // a.panels, number % a.panels, largest * emit.lanes
+    channel, row_floats = panel * panel_floats, minimum(emit, a.vectors - panel * largest, largest) * emit.lanes
     partial = a.partial_sums + unit * (TILE_ROWS * panel_floats * 4)
     target = a.grad_weight + (
         emit.load(a.taps + tap * (8 * TAP_WORDS) + 16, INT64) + group * a.group_bytes + channel * a.channel_bytes
     )
-    count = minimum(emit, a.channels - channel, emit.constant(INT64, panel_floats))
+    count = minimum(emit, a.channels - channel, panel_floats)
     with emit.loop(0, a.used_rows) as m:
         row = target + ((r + m) // a.inner * a.outer_bytes + (r + m) % a.inner * a.inner_bytes)
         with emit.loop(0, count) as k:
-            emit.store(emit.load(partial + (m * panel_floats + k) * 4, FLOAT), row + k * a.channel_bytes)
+            emit.store(emit.load(partial + (m * row_floats + k) * 4, FLOAT), row + k * a.channel_bytes)

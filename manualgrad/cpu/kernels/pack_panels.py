@@ -9,7 +9,8 @@ from __future__ import annotations
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value, constant
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
-from manualgrad.cpu.kernels.conv2d_windows import TAP_WORDS, panel_vectors
+from manualgrad.cpu.kernels.conv2d_tile import channel_mask, minimum, panel_vectors
+from manualgrad.cpu.kernels.conv2d_windows import TAP_WORDS
 from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
 
@@ -40,19 +41,16 @@ def pack_panels(emit: Emitter, a: Arguments) -> None:
     with emit.loop(*task_range(emit, a, vectors * a.groups)) as number:
         group, vector = number // vectors, number % vectors
         panel = vector // largest
-        left = vectors - panel * largest
-        row_bytes = emit.select(left < largest, left, emit.constant(INT64, largest)) * emit.vector_bytes
+        row_bytes = minimum(emit, vectors - panel * largest, largest) * emit.vector_bytes
         packed = a.packed_weight + (group * vectors + panel * largest) * rows * emit.vector_bytes
         packed = packed + vector % largest * emit.vector_bytes
         channel = vector * emit.lanes
-        count = a.channels - channel
-        mask = emit.first_lanes(emit.select(count < emit.lanes, count, emit.constant(INT64, emit.lanes)))
+        mask = channel_mask(emit, a.channels - channel)
         with emit.if_then(a.has_bias == 1):
             emit.store(emit.masked_load(a.bias + (group * a.channels + channel) * 4, mask, 0), packed)
         with emit.if_then(a.has_bias == 0):
             emit.store(zero, packed)
-        last = a.channels - 1
-        lanes = [emit.select(channel + n < last, channel + n, last) * a.channel_bytes for n in range(emit.lanes)]
+        lanes = [minimum(emit, channel + n, a.channels - 1) * a.channel_bytes for n in range(emit.lanes)]
         target = emit.variable(packed + row_bytes)
         origin = a.weight + group * a.group_bytes
         with (
