@@ -14,18 +14,23 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import conv2d_programs as programs
-from manualgrad.cpu import instruction_set, memory
+from manualgrad.cpu import depthwise, instruction_set, memory
 from manualgrad.cpu.conv_pool import to_contiguous
+from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import CONV2D, KernelModule
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.unsupported_depthwise_forward(x, w, b, geometry)
     return _unsupported(geometry, w.shape[0], w.shape[1], x, w, b)
 
 
 def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.depthwise_forward(module, x, w, b, geometry)
     x, w, b = _images(x, geometry), w.resolve_neg(), None if b is None else to_contiguous(b)
     rows, columns = geometry.windows.output_size(*geometry.input_size)
     out = memory.new_channels_last(x.shape[0], w.shape[0], rows, columns)
@@ -40,11 +45,15 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.unsupported_depthwise_grad_input(g, w, geometry)
     return _unsupported(geometry, w.shape[0], w.shape[1], g, w)
 
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
     """X(g, w): (N, C_in, H, W), in the memory format of the geometry."""
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.depthwise_grad_input(module, g, w, geometry)
     g, w = to_contiguous(g, torch.channels_last).permute(0, 2, 3, 1), w.resolve_neg()
     program, is_partial = programs.grad_input_program(
         _module_of(module.instructions), tuple(g.shape), tuple(w.shape), w.stride(), geometry,
@@ -58,11 +67,15 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
+    if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
+        return depthwise.unsupported_depthwise_grad_weight(g, x, geometry)
     return _unsupported(geometry, g.shape[1], x.shape[1] // geometry.groups, g, x)
 
 
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
+    if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
+        return depthwise.depthwise_grad_weight(module, g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     g, x = to_contiguous(g, torch.channels_last), _images(x, geometry)
