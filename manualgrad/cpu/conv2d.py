@@ -15,18 +15,24 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import conv2d_programs as programs
-from manualgrad.cpu import instruction_set, memory
+from manualgrad.cpu import depthwise, instruction_set, memory
 from manualgrad.cpu.conv_pool import to_contiguous
+from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import CONV2D, KernelModule
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    return _unsupported(geometry, w.shape[0], w.shape[1], x, w, b)
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.unsupported_depthwise_forward(x, w, b, geometry)
+    fits = _is_input(geometry, x, w.shape[1]) and _is_weight(geometry, w) and (b is None or b.shape == w.shape[:1])
+    return _unsupported(geometry, fits, x, w, b)
 
 
 def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.depthwise_forward(module, x, w, b, geometry)
     x, w, b = _images(x, geometry), w.resolve_neg(), None if b is None else to_contiguous(b)
     rows, columns = geometry.windows.output_size(*geometry.input_size)
     out = memory.new_channels_last(x.shape[0], w.shape[0], rows, columns)
@@ -41,12 +47,16 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    return _unsupported(geometry, w.shape[0], w.shape[1], g, w)
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.unsupported_depthwise_grad_input(g, w, geometry)
+    return _unsupported(geometry, _is_output(geometry, g, w.shape[0]) and _is_weight(geometry, w), g, w)
 
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
     """X(g, w): (N, C_in, H, W), in the memory format of the geometry. None if a weight is not finite: the kernel
     multiplies weights of windows at the border with zeros, which the formula does not."""
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.depthwise_grad_input(module, g, w, geometry)
     g, w = to_contiguous(g, torch.channels_last).permute(0, 2, 3, 1), w.resolve_neg()
     program, is_partial = programs.grad_input_program(
         _module_of(module.instructions), tuple(g.shape), tuple(w.shape), w.stride(), geometry,
@@ -62,11 +72,16 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    return _unsupported(geometry, g.shape[1], x.shape[1] // geometry.groups, g, x)
+    if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
+        return depthwise.unsupported_depthwise_grad_weight(g, x, geometry)
+    fits = _is_input(geometry, x, x.shape[1] // geometry.groups) and _is_output(geometry, g, g.shape[1])
+    return _unsupported(geometry, fits and g.shape[0] == x.shape[0], g, x)
 
 
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
+    if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
+        return depthwise.depthwise_grad_weight(module, g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     g, x = to_contiguous(g, torch.channels_last), _images(x, geometry, programs.TILE_ROWS)
@@ -80,16 +95,27 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     return grad_w
 
 
-def _unsupported(geometry: Any, out_channels: int, group_channels: int, *tensors: Tensor | None) -> str:
-    if geometry.groups > 1 and min(group_channels, out_channels // geometry.groups) < 4:
-        return "a group has few channels"
+def _unsupported(geometry: Any, fits: bool, *tensors: Tensor | None) -> str:
     for x in tensors:
         if x is not None:
             if reason := unsupported_tensor(x):
                 return reason
             if not storage_covers(x):
                 return "the storage of a tensor is too small"
-    return ""
+    return "" if fits else "the geometry is not that of the tensors"
+
+
+def _is_input(geometry: Any, x: Tensor, group_channels: int) -> bool:
+    return x.shape[1:] == (group_channels * geometry.groups, *geometry.input_size)
+
+
+def _is_weight(geometry: Any, w: Tensor) -> bool:
+    return w.shape[2:] == geometry.windows.kernel_size and w.shape[0] % geometry.groups == 0
+
+
+def _is_output(geometry: Any, g: Tensor, channels: int) -> bool:
+    size = geometry.windows.output_size(*geometry.input_size)
+    return g.shape[1:] == (channels, *size) and channels % geometry.groups == 0
 
 
 @cache

@@ -30,6 +30,7 @@ _TARGET_CPU = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}  # LLVM's names
 # Groups of kernels, each compiled when it is first used: a network of layers that need no general convolution does
 # not wait for that.
 NETWORK, CONV2D = "network", "conv2d"
+GROUPED_CONV = "grouped_conv_"  # followed by the channels of a group
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2", "xsave")
 REQUIRED_FEATURES = {"avx512": (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), "avx2": _AVX2}
 # Names in llvmlite.binding that another version may lack.
@@ -130,7 +131,10 @@ def emit_llvm_ir(lanes: int, group: str = NETWORK) -> str:
 
 def _kernels(group: str = NETWORK) -> dict[str, Kernel]:
     """The kernels of a group by name."""
-    kernels = _conv2d_kernels() if group == CONV2D else _network_kernels()
+    if group.startswith(GROUPED_CONV):
+        kernels = _grouped_conv_kernels(int(group.removeprefix(GROUPED_CONV)))
+    else:
+        kernels = _conv2d_kernels() if group == CONV2D else _network_kernels()
     return {kernel.name: kernel for kernel in kernels}
 
 
@@ -141,6 +145,14 @@ def _conv2d_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.run_program import run_program
 
     return conv2d, conv2d_grad_weight, pack_panels, run_program
+
+
+def _grouped_conv_kernels(group_size: int) -> tuple[Kernel, ...]:
+    from manualgrad.cpu.kernels.grouped_conv import grouped_conv
+    from manualgrad.cpu.kernels.grouped_conv_grad_weight import grouped_conv_grad_weight
+    from manualgrad.cpu.kernels.run_program import run_program
+
+    return grouped_conv(group_size), grouped_conv_grad_weight(group_size), run_program
 
 
 def _network_kernels() -> tuple[Kernel, ...]:

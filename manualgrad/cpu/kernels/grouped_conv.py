@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from manualgrad.cpu.grouped_conv_runs import RUN_FIELDS
+from manualgrad.cpu.grouped_conv_sizes import WEIGHT_VECTORS
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -25,9 +27,7 @@ from manualgrad.cpu.signature import INT, POINTER, Kernel, Signature
 PIXELS_PER_TILE = 4
 CHANNELS_PER_BLOCK = 1024
 VECTORS_PER_TILE = 2
-WEIGHT_VECTORS = 2
 VECTORS_PER_PIXEL = (8, 4, 2, 1)  # of a tile that is one pixel
-RUN_FIELDS = ("first_target", "target_step", "count", "first_source", "source_step", "first_tap", "tap_count")
 
 _TYPES = {
     "source": POINTER,  # (N, source_height, source_width, C)
@@ -95,7 +95,7 @@ def grouped_conv(group_size: int) -> Kernel:
                     a.weight + (rows.first_tap * a.kernel_width + columns.first_tap) * tap,
                 )  # fmt: skip
 
-    return Kernel(Signature(f"grouped_conv_{group_size}", _TYPES), body)
+    return Kernel(Signature("grouped_conv", _TYPES), body)
 
 
 def read_record(emit: Emitter, table: Value, fields: tuple[str, ...], number: Value) -> Arguments:
@@ -170,9 +170,15 @@ def _tile(
             ]
             for n in range(pixels):
                 for v in range(vectors):
-                    value = emit.masked_load(x + pixel_bytes * n + v * emit.vector_bytes, mask, 0)
-                    if group_size > 1:
-                        value = emit.splat_in_groups(value, group_size, r)
+                    value = load_group_channel(emit, x + pixel_bytes * n + v * emit.vector_bytes, mask, group_size, r)
                     total = totals[n][v]
                     total.set(emit.fma(value, weights[v], total.get()))  # eq. (1), (2)
     return [[total.get() for total in row] for row in totals]
+
+
+def load_group_channel(emit: Emitter, address: Value, mask: Value | None, group_size: int, position: int) -> Value:
+    """Load a vector of channels, in which all lanes of a group have the channel at ``position`` in the group."""
+    if group_size == emit.lanes:
+        return emit.load_splat(address + 4 * position)
+    vector = emit.masked_load(address, mask, 0)
+    return vector if group_size == 1 else emit.splat_in_groups(vector, group_size, position)

@@ -12,14 +12,19 @@ ranges of columns of g that meet one to four neighbouring entries within the ima
 
 from __future__ import annotations
 
+from manualgrad.cpu.grouped_conv_runs import MAX_SEGMENT_TAPS, ROW_FIELDS, SEGMENT_FIELDS
+from manualgrad.cpu.grouped_conv_sizes import WEIGHT_VECTORS
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
-from manualgrad.cpu.kernels.grouped_conv import CHANNELS_PER_BLOCK, WEIGHT_VECTORS, channel_vectors, read_record
+from manualgrad.cpu.kernels.grouped_conv import (
+    CHANNELS_PER_BLOCK,
+    channel_vectors,
+    load_group_channel,
+    read_record,
+)
 from manualgrad.cpu.signature import INT, POINTER, Kernel, Signature
 
-ROW_FIELDS = ("tap", "first", "stop", "offset")  # row i of g meets row s1·i + offset of x
-SEGMENT_FIELDS = ("first_tap", "first", "stop", "offset")
 ACCUMULATORS = 12
 CACHE_LINE_BYTES = 64
 
@@ -47,11 +52,6 @@ _TYPES = {
     "kernel_height": INT,
     "kernel_width": INT,
 }
-
-
-def max_entries(group_size: int) -> int:
-    """Entries of a kernel row whose sums one tile holds."""
-    return 4 if group_size < 4 else 3
 
 
 def grouped_conv_grad_weight(group_size: int) -> Kernel:
@@ -82,7 +82,7 @@ def grouped_conv_grad_weight(group_size: int) -> Kernel:
                 with emit.if_then(rows.count > 0):
                     _kernel_row(emit, a, group_size, rows, channel, stop)
 
-    return Kernel(Signature(f"grouped_conv_grad_weight_{group_size}", _TYPES), body)
+    return Kernel(Signature("grouped_conv_grad_weight", _TYPES), body)
 
 
 def _prefetch(emit: Emitter, image: Value, start: Value, stop: Value, height: Value, row_bytes: Value) -> None:
@@ -97,7 +97,7 @@ def _kernel_row(
 ) -> None:
     pixel, tap, lanes = a.channels * 4, WEIGHT_VECTORS * emit.vector_bytes * group_size, WEIGHT_VECTORS * emit.lanes
     block_bytes, first_segment = a.kernel_height * a.kernel_width * tap, emit.constant(INT64, 0)
-    for entries in range(1, max_entries(group_size) + 1):
+    for entries in range(1, MAX_SEGMENT_TAPS[group_size] + 1):
         last_segment = first_segment + getattr(a, f"segments_of_{entries}")
         with emit.loop(first_segment, last_segment) as n:
             segment = read_record(emit, a.segments, SEGMENT_FIELDS, n)
@@ -133,9 +133,8 @@ def _tile(
         grads = [emit.masked_load(g + v * emit.vector_bytes, mask, 0) for v in range(vectors)]
         for q in range(entries):
             for v in range(vectors):
-                value = emit.masked_load(x + entry_bytes * q + v * emit.vector_bytes, mask, 0)
                 for r in range(group_size):
-                    factor = value if group_size == 1 else emit.splat_in_groups(value, group_size, r)
-                    total = totals[q, r, v]
+                    address = x + entry_bytes * q + v * emit.vector_bytes
+                    total, factor = totals[q, r, v], load_group_channel(emit, address, mask, group_size, r)
                     total.set(emit.fma(factor, grads[v], total.get()))  # eq. (3)
     return {key: total.get() for key, total in totals.items()}
