@@ -7,18 +7,16 @@ why the kernel does not compute its arguments, "" if it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from manualgrad.cpu import conv2d_programs as programs
-from manualgrad.cpu import depthwise, instruction_set, memory
+from manualgrad.cpu import depthwise, memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
-from manualgrad.cpu.jit import CONV2D, KernelModule
+from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 
@@ -33,15 +31,12 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_forward(module, x, w, b, geometry)
-    x, w, b = _images(x, geometry), w.resolve_neg(), None if b is None else to_contiguous(b)
-    rows, columns = geometry.windows.output_size(*geometry.input_size)
-    out = memory.new_channels_last(x.shape[0], w.shape[0], rows, columns)
-    multiplications = out.numel() * w[0].numel()
+    w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
-        _module_of(module.instructions), tuple(x.shape), tuple(w.shape), w.stride(), b is not None, geometry,
-        programs.num_threads_for(multiplications),
-    )  # fmt: skip
-    if out.numel():
+        module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry, torch.get_num_threads()
+    )
+    x, out = _images(x, program.margin), memory.new_channels_last(*program.result_shape)
+    if x.shape[0]:
         program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
     return _in_format_of(geometry, out)
 
@@ -57,14 +52,12 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     multiplies weights of windows at the border with zeros, which the formula does not."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_grad_input(module, g, w, geometry)
-    g, w = to_contiguous(g, torch.channels_last).permute(0, 2, 3, 1), w.resolve_neg()
-    program, is_partial = programs.grad_input_program(
-        _module_of(module.instructions), tuple(g.shape), tuple(w.shape), w.stride(), geometry,
-        programs.num_threads_for(g.numel() * w[0].numel()),
-    )  # fmt: skip
-    channels = w.shape[1] * geometry.groups
-    grad_x = memory.new_channels_last(g.shape[0], channels, *geometry.input_size, zeros=is_partial)
-    if grad_x.numel():
+    g, w = to_contiguous(g, torch.channels_last), w.resolve_neg()
+    program = programs.grad_input_program(
+        module.instructions, g.shape, w.shape, w.stride(), geometry, torch.get_num_threads()
+    )
+    grad_x = memory.new_channels_last(*program.result_shape, zeros=program.is_partial)
+    if g.shape[0]:
         workspace = program.run(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr())
         if not program.has_finite_weights(workspace):
             return None
@@ -84,13 +77,12 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
         return depthwise.depthwise_grad_weight(module, g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
-    g, x = to_contiguous(g, torch.channels_last), _images(x, geometry, programs.TILE_ROWS)
     if not x.shape[0]:
         return grad_w.zero_()
     program = programs.grad_weight_program(
-        _module_of(module.instructions), tuple(x.shape), w_shape, grad_w.stride(), geometry,
-        programs.num_threads_for(g.numel() * grad_w[0].numel()),
-    )  # fmt: skip
+        module.instructions, x.shape, w_shape, grad_w.stride(), geometry, torch.get_num_threads()
+    )
+    g, x = to_contiguous(g, torch.channels_last), _images(x, program.margin)
     program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr())
     return grad_w
 
@@ -106,39 +98,27 @@ def _unsupported(geometry: Any, fits: bool, *tensors: Tensor | None) -> str:
 
 
 def _is_input(geometry: Any, x: Tensor, group_channels: int) -> bool:
-    return x.shape[1:] == (group_channels * geometry.groups, *geometry.input_size)
+    return tuple(x.shape[1:]) == (group_channels * geometry.groups, *geometry.input_size)
 
 
 def _is_weight(geometry: Any, w: Tensor) -> bool:
-    return w.shape[2:] == geometry.windows.kernel_size and w.shape[0] % geometry.groups == 0
+    return bool(tuple(w.shape[2:]) == geometry.windows.kernel_size and w.shape[0] % geometry.groups == 0)
 
 
 def _is_output(geometry: Any, g: Tensor, channels: int) -> bool:
     size = geometry.windows.output_size(*geometry.input_size)
-    return g.shape[1:] == (channels, *size) and channels % geometry.groups == 0
+    return tuple(g.shape[1:]) == (channels, *size) and channels % geometry.groups == 0
 
 
-@cache
-def _module_of(instructions: str) -> Callable[[], KernelModule]:
-    return lambda: instruction_set.load_group(instructions, CONV2D)
-
-
-def _images(x: Tensor, geometry: Any, tile_rows: int = 0) -> Tensor:
-    """Return x as contiguous (N, H, W, C_in), padded left and right if kernel rows are read as one run.
-
-    With ``tile_rows`` there is memory for as many floats behind it if a run is shorter."""
-    x = to_contiguous(x, torch.channels_last).permute(0, 2, 3, 1)
-    (batch, height, width, channels), (_, _, left, right) = x.shape, geometry.windows.padding
-    merges = programs.merges_columns(channels, geometry)
-    run = channels // geometry.groups * (geometry.windows.kernel_size[1] if merges else 1)
-    slack = tile_rows if run < tile_rows else 0
-    left, right = (left, right) if merges else (0, 0)
-    if not (left or right or slack):
-        return x
+def _images(x: Tensor, margin: tuple[int, int, int]) -> Tensor:
+    """Return x as channels_last images with columns of zeros left and right, and some floats behind them."""
+    if not any(margin):
+        return to_contiguous(x, torch.channels_last)
+    (left, right, slack), (batch, channels, height, width) = margin, x.shape
     shape = batch, height, width + left + right, channels
     numel = math.prod(shape)
-    padded = memory.new(numel + slack, zeros=True)[:numel].view(shape)
-    padded[:, :, left : left + width].copy_(x)
+    padded = memory.new(numel + slack, zeros=True)[:numel].view(shape).permute(0, 3, 1, 2)
+    padded.narrow(3, left, width).copy_(x)
     return padded
 
 

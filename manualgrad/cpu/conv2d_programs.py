@@ -1,4 +1,4 @@
-"""Programs of the kernels for a general convolution: sizes, division of work, and the arguments that follow from them.
+"""Programs of the kernels for a general convolution: sizes, division of work, and the arguments that follow.
 
 A program is made once for each geometry, shape and number of threads. Weights are packed in its first region, since a
 step of training changes them all. The formula of each is in ``ops/conv2d.py``.
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import memory
+from manualgrad.cpu import instruction_set, memory
 from manualgrad.cpu.conv_pool_sizes import split_work
-from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.jit import CONV2D
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.team import ParallelRegion
@@ -32,11 +32,23 @@ Tap = tuple[int, int, int]  # row and column offset of its pixel, byte offset of
 
 @dataclass(frozen=True)
 class ConvProgram:
-    """A program, the layout of its workspace, and tensors whose addresses are in it."""
+    """A program for one call.
+
+    Attributes:
+        program: reads the images and weights or gradients, and writes the result.
+        layout: of its workspace.
+        constants: tensors whose addresses are in the program.
+        result_shape: of the result, as PyTorch writes it.
+        is_partial: True if it does not write all numbers of the result, and the others are 0.
+        margin: columns of zeros left and right of the images, and floats behind them.
+    """
 
     program: Program
     layout: WorkspaceLayout
     constants: tuple[Tensor, ...]
+    result_shape: tuple[int, int, int, int]
+    is_partial: bool = False
+    margin: tuple[int, int, int] = (0, 0, 0)
 
     def run(self, *addresses: int) -> Tensor:
         """Run the program on tensors at ``addresses``, in the order of its names, and return its workspace."""
@@ -108,10 +120,6 @@ class WeightOrder:
     inner_bytes: int
 
 
-def num_threads_for(multiplications: int) -> int:
-    return min(torch.get_num_threads(), 1 + multiplications // MULTIPLICATIONS_PER_THREAD)
-
-
 # ------------------------------------------------------------------------------------------------------ windows
 
 
@@ -126,40 +134,39 @@ def merges_columns(channels: int, geometry: Any) -> bool:
 
 def forward_grid(
     x_shape: tuple[int, ...], weight_strides: tuple[int, ...], geometry: Any
-) -> tuple[Grid, int]:
-    """Windows of (1) on x (N, H, W, C_in), padded if it merges columns, and the byte offset from a tap's weight to that of the next column."""
+) -> tuple[Grid, int, tuple[int, int]]:
+    """Windows of (1) on x (N, C_in, H, W), the byte offset from a tap's weight to that of the next column, and the
+    columns of zeros that x must have left and right."""
     windows = geometry.windows
     (kernel_height, kernel_width), (d1, d2) = windows.kernel_size, windows.dilation
-    top, _, left, _ = windows.padding
-    batch, height, width, channels = x_shape
+    top, _, left, right = windows.padding
+    batch, channels, height, width = x_shape
     kh_bytes, kw_bytes = (4 * stride for stride in weight_strides[2:])
     origin = 0
     if geometry.flip_kernel:
         origin = (kernel_height - 1) * kh_bytes + (kernel_width - 1) * kw_bytes
         kh_bytes, kw_bytes = -kh_bytes, -kw_bytes
-    columns, outer = kernel_width, 1
+    columns, outer, margin = kernel_width, 1, (0, 0)
     if merges_columns(channels, geometry):
-        columns, outer, left = 1, kernel_width, 0
+        columns, outer, margin, width, left = 1, kernel_width, (left, right), width + left + right, 0
     taps = tuple(
         (p * d1 - top, q * d2 - left, origin + p * kh_bytes + q * kw_bytes)
         for p, q in product(range(kernel_height), range(columns))
     )
     size = windows.output_size(*geometry.input_size)
-    grid = Grid(
-        batch, (height, width, channels), *size, windows.stride, taps, outer, channels // geometry.groups
-    )
-    return grid, kw_bytes
+    image = height, width, channels
+    return Grid(batch, image, *size, windows.stride, taps, outer, channels // geometry.groups), kw_bytes, margin
 
 
 def grad_input_grids(
     g_shape: tuple[int, ...], weight_strides: tuple[int, ...], geometry: Any
 ) -> list[tuple[int, int, Grid]]:
-    """The pixels of (2) as windows on g (N, H_out, W_out, C_out): those of row i and column j modulo the strides have
+    """The pixels of (2) as windows on g (N, C_out, H_out, W_out): those of row i and column j modulo the strides have
     the same taps. Returns i, j and their windows, without those that have no tap."""
     windows, grids = geometry.windows, []
     (s1, s2), (d1, d2), (top, _, left, _) = windows.stride, windows.dilation, windows.padding
     kernel_height, kernel_width = windows.kernel_size
-    batch, *image = g_shape
+    batch, channels, *size = g_shape
     height, width = geometry.input_size
     for i, j in product(range(min(s1, height)), range(min(s2, width))):
         taps = []
@@ -170,10 +177,8 @@ def grad_input_grids(
                 taps.append((row, column, 4 * (kh * weight_strides[2] + kw * weight_strides[3])))
         if taps:
             rows, columns = -(-(height - i) // s1), -(-(width - j) // s2)
-            grid = Grid(
-                batch, tuple(image), rows, columns, (1, 1), tuple(taps), 1, image[2] // geometry.groups
-            )
-            grids.append((i, j, grid))
+            image, run = (size[0], size[1], channels), channels // geometry.groups
+            grids.append((i, j, Grid(batch, image, rows, columns, (1, 1), tuple(taps), 1, run)))
     return grids
 
 
@@ -182,29 +187,28 @@ def grad_input_grids(
 
 @lru_cache(maxsize=512)
 def forward_program(
-    get_module: Any, x_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], has_bias: bool,
+    instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], has_bias: bool,
     geometry: Any, threads: int,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (1) with (17) for x, weight, bias and out, NHWC but for the weight with ``strides``."""
-    module: KernelModule = get_module()
-    grid, kw_bytes = forward_grid(x_shape, strides, geometry)
+    """Program of (1) with (17) for x, a weight with ``strides``, the bias and the result."""
+    grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
     pixel = 4 * w_shape[0]
     places = [(grid, 0, (grid.rows * grid.columns * pixel, grid.columns * pixel, pixel))]
-    return _conv_program(module, places, groups, channels, order, has_bias, threads)
+    program, layout, constants = _conv_program(instructions, places, groups, channels, order, has_bias, threads)
+    result_shape = grid.batch, w_shape[0], grid.rows, grid.columns
+    return ConvProgram(program, layout, constants, result_shape, margin=(*margin, 0))
 
 
 @lru_cache(maxsize=512)
 def grad_input_program(
-    get_module: Any, g_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
+    instructions: str, g_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
     threads: int,
-) -> tuple[ConvProgram, bool]:  # fmt: skip
-    """Program of (2) for g, weight, an address that is not used, and the result, NHWC but for the weight; and True if
-    the result has pixels that it does not write, which have no gradient."""
-    module: KernelModule = get_module()
+) -> ConvProgram:  # fmt: skip
+    """Program of (2) for g, a weight with ``strides``, an address that is not used, and the result."""
     groups, channels = geometry.groups, w_shape[1]
-    order = WeightOrder(4 * g_shape[3] // groups * strides[0], 4 * strides[1], 0, 4 * strides[0])
+    order = WeightOrder(4 * g_shape[1] // groups * strides[0], 4 * strides[1], 0, 4 * strides[0])
     (s1, s2), (height, width) = geometry.windows.stride, geometry.input_size
     pixel = 4 * channels * groups
     grids = grad_input_grids(g_shape, strides, geometry)
@@ -212,14 +216,18 @@ def grad_input_program(
         (grid, (i * width + j) * pixel, (height * width * pixel, s1 * width * pixel, s2 * pixel))
         for i, j, grid in grids
     ]
+    program, layout, constants = _conv_program(instructions, places, groups, channels, order, False, threads)
     is_partial = len(grids) < min(s1, height) * min(s2, width)
-    return _conv_program(module, places, groups, channels, order, False, threads), is_partial
+    return ConvProgram(program, layout, constants, (g_shape[0], channels * groups, height, width), is_partial)
 
 
 def _conv_program(
-    module: KernelModule, places: Any, groups: int, channels: int, order: WeightOrder, has_bias: bool, threads: int
-) -> ConvProgram:
+    instructions: str, places: Any, groups: int, channels: int, order: WeightOrder, has_bias: bool, threads: int
+) -> tuple[Program, WorkspaceLayout, tuple[Tensor, ...]]:
     """Pack the weights of each grid, then compute the grids, of which each has an offset in ``out``, and strides."""
+    module = instruction_set.load_group(instructions, CONV2D)
+    rows = sum(grid.windows * len(grid.taps) * grid.run for grid, _, _ in places)
+    threads = _num_threads(threads, rows * groups * channels)
     lanes, panel_floats = module.lanes, PANEL_VECTORS[module.lanes] * module.lanes
     vectors, panels = -(-channels // lanes), -(-channels // panel_floats)
     packs, convolutions, constants, num_tasks = [], [], [], 1
@@ -236,13 +244,13 @@ def _conv_program(
             f"table {n}": 8 * tasks * (len(grid.taps) + 1) * chunk,
             f"sums {n}": 4 * tasks * chunk * panel_floats,
         }
-        packs.append(
-            module.call(
-                "pack_panels", weight=BufferRef("weight"), bias=BufferRef("bias"), has_bias=has_bias,
-                taps=taps.data_ptr(), num_taps=len(grid.taps), packed_weight=BufferRef(f"packed {n}"),
-                nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), groups=groups, share=pack_share, channels=channels, outer=grid.outer, inner=grid.inner, **vars(order),
-            )  # fmt: skip
-        )
+        pack = module.call(
+            "pack_panels", weight=BufferRef("weight"), bias=BufferRef("bias"), has_bias=has_bias,
+            taps=taps.data_ptr(), num_taps=len(grid.taps), packed_weight=BufferRef(f"packed {n}"),
+            nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), groups=groups, share=pack_share, channels=channels,
+            outer=grid.outer, inner=grid.inner, **vars(order),
+        )  # fmt: skip
+        packs.append(pack)
         taps_per_block = _even_block(len(grid.taps), max(1, BLOCK_K[lanes] // grid.run))
         call = module.call(
             "conv2d", x=BufferRef("x"), packed_weight=BufferRef(f"packed {n}"), out=BufferRef("out", offset),
@@ -257,7 +265,11 @@ def _conv_program(
     layout = WorkspaceLayout(**sizes)
     regions = [ParallelRegion(pack_tasks, packs), *convolutions]
     names = ("x", "weight", "bias", "out", *sizes)
-    return ConvProgram(Program(module, min(threads, num_tasks), regions, names), layout, tuple(constants))
+    return Program(module, min(threads, num_tasks), regions, names), layout, tuple(constants)
+
+
+def _num_threads(threads: int, multiplications: int) -> int:
+    return min(threads, 1 + multiplications // MULTIPLICATIONS_PER_THREAD)
 
 
 def _even_block(count: int, largest: int) -> int:
@@ -281,16 +293,17 @@ def _split(windows: int, panels: int, threads: int) -> tuple[int, int, int, int]
 
 @lru_cache(maxsize=512)
 def grad_weight_program(
-    get_module: Any, x_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
-    threads: int,
+    instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
+    geometry: Any, threads: int,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (3) for x, g and the result, NHWC but for the result with ``strides``."""
-    module: KernelModule = get_module()
-    lanes, panel_floats = module.lanes, PANEL_VECTORS[module.lanes] * module.lanes
-    grid, kw_bytes = forward_grid(x_shape, strides, geometry)
+    """Program of (3) for x, g and the result with ``strides``."""
+    module = instruction_set.load_group(instructions, CONV2D)
+    panel_floats = PANEL_VECTORS[module.lanes] * module.lanes
+    grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
     units = groups * -(-channels // panel_floats) * len(grid.taps) * -(-grid.run // TILE_ROWS)
+    threads = _num_threads(threads, grid.windows * len(grid.taps) * grid.run * w_shape[0])
     tasks, share = split_work(units, threads)
     chunk = grid.chunk(max(1, grid.windows))
     taps, zeros = grid.constants()
@@ -307,4 +320,5 @@ def grad_weight_program(
     )  # fmt: skip
     layout = WorkspaceLayout(**sizes)
     program = Program(module, min(threads, tasks), [ParallelRegion(tasks, [call])], ("x", "g", "grad_weight", *sizes))
-    return ConvProgram(program, layout, (taps, zeros))
+    slack = TILE_ROWS if grid.run < TILE_ROWS else 0
+    return ConvProgram(program, layout, (taps, zeros), w_shape, margin=(*margin, slack))
