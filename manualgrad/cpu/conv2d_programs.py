@@ -153,9 +153,9 @@ def forward_grid(
         (p * d1 - top, q * d2 - left, origin + p * kh_bytes + q * kw_bytes)
         for p, q in product(range(kernel_height), range(columns))
     )
-    size = windows.output_size(*geometry.input_size)
-    image = height, width, channels
-    return Grid(batch, image, *size, windows.stride, taps, outer, channels // geometry.groups), kw_bytes, margin
+    rows, columns = windows.output_size(*geometry.input_size)
+    image, inner = (height, width, channels), channels // geometry.groups
+    return Grid(batch, image, rows, columns, windows.stride, taps, outer, inner), kw_bytes, margin
 
 
 def grad_input_grids(
