@@ -33,12 +33,13 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
         return depthwise.depthwise_forward(module, x, w, b, geometry)
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
-        module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry, torch.get_num_threads()
-    )
-    x, out = _images(x, program.margin), memory.new_channels_last(*program.result_shape)
+        module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
+        (_is_contiguous(x), not geometry.channels_last), torch.get_num_threads(),
+    )  # fmt: skip
+    x, out = _images(x, program), _new_result(program)
     if x.shape[0]:
         program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
-    return _in_format_of(geometry, out)
+    return _in_format_of(geometry, program, out)
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
@@ -52,16 +53,17 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     multiplies weights of windows at the border with zeros, which the formula does not."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_grad_input(module, g, w, geometry)
-    g, w = to_contiguous(g, torch.channels_last), w.resolve_neg()
+    w = w.resolve_neg()
     program = programs.grad_input_program(
-        module.instructions, g.shape, w.shape, w.stride(), geometry, torch.get_num_threads()
-    )
-    grad_x = memory.new_channels_last(*program.result_shape, zeros=program.is_partial)
+        module.instructions, g.shape, w.shape, w.stride(), geometry,
+        (_is_contiguous(g), not geometry.channels_last), torch.get_num_threads(),
+    )  # fmt: skip
+    g, grad_x = _images(g, program), _new_result(program)
     if g.shape[0]:
         workspace = program.run(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr())
         if not program.has_finite_weights(workspace):
             return None
-    return _in_format_of(geometry, grad_x)
+    return _in_format_of(geometry, program, grad_x)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
@@ -80,9 +82,10 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     if not x.shape[0]:
         return grad_w.zero_()
     program = programs.grad_weight_program(
-        module.instructions, x.shape, w_shape, grad_w.stride(), geometry, torch.get_num_threads()
-    )
-    g, x = to_contiguous(g, torch.channels_last), _images(x, program.margin)
+        module.instructions, x.shape, w_shape, grad_w.stride(), geometry, (_is_contiguous(x), _is_contiguous(g)),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    x, g = _images(x, program), g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
     program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr())
     return grad_w
 
@@ -110,8 +113,16 @@ def _is_output(geometry: Any, g: Tensor, channels: int) -> bool:
     return tuple(g.shape[1:]) == (channels, *size) and channels % geometry.groups == 0
 
 
-def _images(x: Tensor, margin: tuple[int, int, int]) -> Tensor:
-    """Return x as channels_last images with columns of zeros left and right, and some floats behind them."""
+def _is_contiguous(x: Tensor) -> bool:
+    """Return True if x is contiguous and not channels_last too, as images of one channel or pixel are."""
+    return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last) and not x.is_neg()
+
+
+def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:
+    """Return the images x as ``program`` reads them."""
+    margin = program.margin
+    if program.contiguous[0]:
+        return x
     if not any(margin):
         return to_contiguous(x, torch.channels_last)
     (left, right, slack), (batch, channels, height, width) = margin, x.shape
@@ -122,6 +133,14 @@ def _images(x: Tensor, margin: tuple[int, int, int]) -> Tensor:
     return padded
 
 
-def _in_format_of(geometry: Any, x: Tensor) -> Tensor:
+def _new_result(program: programs.ConvProgram) -> Tensor:
+    if program.contiguous[1]:
+        return memory.new(*program.result_shape)
+    return memory.new_channels_last(*program.result_shape, zeros=program.is_partial)
+
+
+def _in_format_of(geometry: Any, program: programs.ConvProgram, x: Tensor) -> Tensor:
+    if geometry.channels_last or program.contiguous[1]:
+        return x
     # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
-    return x if geometry.channels_last else x.clone(memory_format=torch.contiguous_format)
+    return x.clone(memory_format=torch.contiguous_format)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manualgrad import DocumentCNN, kernels
-from manualgrad.cpu import conv2d_programs, instruction_set, jit
-from manualgrad.cpu.kernels import conv2d_tile, conv2d_windows
+from manualgrad.cpu import conv2d_grids, conv2d_programs, image_formats, instruction_set, jit
+from manualgrad.cpu.kernels import conv2d_tile, conv2d_windows, transpose
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import conv2d as formulas
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
@@ -65,6 +65,7 @@ def assert_kernels_equal_formulas(
 BLOCKS = ((2, 40, 9, 9), (20, 40, 4, 4), {"padding": 2})  # several blocks of taps
 RUN_BLOCKS = ((1, 600, 2, 3), (17, 600, 1, 1), {})  # several blocks of a run
 CHUNKS = ((3, 6, 20, 21), (9, 6, 3, 3), {"padding": 1})  # several chunks of windows
+STRIPS = ((2, 70, 9, 9), (75, 70, 2, 2), {})  # several strips of transposed images
 UNUSED_PIXELS = ((2, 8, 7, 8), (9, 8, 1, 1), {"stride": 2})  # no window has them
 
 
@@ -75,6 +76,7 @@ UNUSED_PIXELS = ((2, 8, 7, 8), (9, 8, 1, 1), {"stride": 2})  # no window has the
 @example(BLOCKS, (True,) * 6, 1, "avx2", 0)
 @example(RUN_BLOCKS, (True,) * 6, 4, "avx2", 0)
 @example(CHUNKS, (True,) * 6, 1, "avx2", 0)
+@example(STRIPS, (False,) * 6, 2, "avx2", 0)
 @example(UNUSED_PIXELS, (False,) * 6, 3, "avx2", 0)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, instructions, seed):
@@ -84,7 +86,7 @@ def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, inst
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     monkeypatch.setattr(conv2d_programs, "MULTIPLICATIONS_PER_THREAD", 1 << 10)  # so that small sizes use threads
-    monkeypatch.setattr(conv2d_programs, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(conv2d_grids, "CHUNK_BYTES", 1 << 10)
     x, w = (
         whole_numbers(*x_shape, channels_last=x_channels_last),
         whole_numbers(*w_shape, channels_last=w_channels_last),
@@ -98,8 +100,8 @@ def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, inst
 
 
 def test_constants_are_those_of_the_kernels():
-    names = ("TILE_ROWS", "TAP_WORDS")
-    assert [getattr(conv2d_programs, n) for n in names] == [conv2d_tile.TILE_ROWS, conv2d_windows.TAP_WORDS]
+    assert (conv2d_grids.TILE_ROWS, conv2d_grids.TAP_WORDS) == (conv2d_tile.TILE_ROWS, conv2d_windows.TAP_WORDS)
+    assert (image_formats.BLOCK, image_formats.STRIP) == (transpose.BLOCK, transpose.STRIP)
 
 
 SHAPES = {  # x, w, stride, padding
