@@ -16,6 +16,8 @@ from torch import Tensor
 
 from manualgrad.cpu import memory
 
+GROUP_SIZES = (1, 2, 4, 8)  # channels of a group, of the input and of the output
+WEIGHT_VECTORS = 2  # vectors of channels in a block of packed weights
 ROWS_PER_RUN = 4  # at most, so that the sources of a run of rows stay in the cache
 RUN_FIELDS = ("first_target", "target_step", "count", "first_source", "source_step", "first_tap", "tap_count")
 ROW_FIELDS = ("tap", "first", "stop", "offset")  # row i of g meets row s1·i + offset of x

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from manualgrad.cpu.grouped_conv_runs import RUN_FIELDS
-from manualgrad.cpu.grouped_conv_sizes import WEIGHT_VECTORS
+from manualgrad.cpu.grouped_conv_runs import RUN_FIELDS, WEIGHT_VECTORS
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter

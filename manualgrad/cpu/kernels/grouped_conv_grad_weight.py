@@ -12,9 +12,8 @@ ranges of columns of g that meet one to four neighbouring entries within the ima
 
 from __future__ import annotations
 
-from manualgrad.cpu.grouped_conv_runs import MAX_SEGMENT_TAPS, ROW_FIELDS, SEGMENT_FIELDS
-from manualgrad.cpu.grouped_conv_sizes import WEIGHT_VECTORS
-from manualgrad.cpu.ir.tiles import task_range
+from manualgrad.cpu.grouped_conv_runs import MAX_SEGMENT_TAPS, ROW_FIELDS, SEGMENT_FIELDS, WEIGHT_VECTORS
+from manualgrad.cpu.ir.tiles import clear, task_range
 from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.grouped_conv import (
@@ -31,8 +30,8 @@ CACHE_LINE_BYTES = 64
 _TYPES = {
     "grad_out": POINTER,  # (N, H_out, W_out, C)
     "x": POINTER,  # (N, H, W, C)
-    "grad_weight_parts": POINTER,  # (tasks, blocks of channels, kH, kW, G, WEIGHT_VECTORS · lanes), zeros
-    "part_bytes": INT,
+    "grad_weight_parts": POINTER,  # (tasks, blocks of channels, kH, kW, G, WEIGHT_VECTORS · lanes)
+    "part_numel": INT,
     "row_taps": POINTER,  # ROW_FIELDS of each row of the kernel
     "segments": POINTER,  # SEGMENT_FIELDS of each, those of one entry first
     **{f"segments_of_{size}": INT for size in (1, 2, 3, 4)},
@@ -59,7 +58,8 @@ def grouped_conv_grad_weight(group_size: int) -> Kernel:
 
     def body(emit: Emitter, a: Arguments) -> None:
         pixel, tap = a.channels * 4, WEIGHT_VECTORS * emit.vector_bytes * group_size
-        part = a.grad_weight_parts + a.task * a.part_bytes
+        part = a.grad_weight_parts + a.task * a.part_numel * 4
+        clear(emit, part, a.part_numel)
         with emit.loop(*task_range(emit, a, a.batch_size * a.row_blocks)) as item:
             image, first_row = item // a.row_blocks, item % a.row_blocks * a.rows_per_block
             last = first_row + a.rows_per_block
