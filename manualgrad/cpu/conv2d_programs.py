@@ -6,6 +6,7 @@ step of training changes them all. The formula of each is in ``ops/conv2d.py``.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -37,10 +38,16 @@ class ConvProgram:
     layout: WorkspaceLayout
     constants: tuple[Tensor, ...]
 
-    def run(self, *addresses: int) -> None:
-        """Run the program on tensors at ``addresses``, in the order of its names."""
+    def run(self, *addresses: int) -> Tensor:
+        """Run the program on tensors at ``addresses``, in the order of its names, and return its workspace."""
         workspace = self.layout.allocate()
         self.program.run((*addresses, *self.layout.addresses(workspace)))
+        return workspace
+
+    def has_finite_weights(self, workspace: Tensor) -> bool:
+        """Return True if all weights that were packed are finite."""
+        flags = self.layout.buffer(workspace, "nonfinite", (-1,))
+        return not any(map(math.isnan, flags.tolist()))
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,11 @@ class Grid:
         }  # fmt: skip
 
     def constants(self) -> tuple[Tensor, Tensor]:
-        """The taps, and a pixel of zeros, or ``outer`` of them."""
+        """The taps, and a pixel of zeros, or ``outer`` of them, and TILE_ROWS zeros more."""
         taps = torch.tensor(self.taps, dtype=torch.int64, device="cpu").view(-1)
         return (
             memory.new(len(taps), dtype=torch.int64).copy_(taps),
-            memory.new(self.outer * self.image[2], zeros=True),
+            memory.new(self.outer * self.image[2] + TILE_ROWS, zeros=True),
         )
 
 
@@ -215,9 +222,9 @@ def _conv_program(
     """Pack the weights of each grid, then compute the grids, of which each has an offset in ``out``, and strides."""
     lanes, panel_floats = module.lanes, PANEL_VECTORS[module.lanes] * module.lanes
     vectors, panels = -(-channels // lanes), -(-channels // panel_floats)
-    sizes: dict[str, int] = {}
     packs, convolutions, constants, num_tasks = [], [], [], 1
     pack_tasks, pack_share = split_work(groups * vectors, threads)
+    sizes = {"nonfinite": 4 * len(places) * pack_tasks}
     for n, (grid, offset, out_strides) in enumerate(places):
         taps, zeros = grid.constants()
         constants += [taps, zeros]
@@ -232,8 +239,8 @@ def _conv_program(
         packs.append(
             module.call(
                 "pack_panels", weight=BufferRef("weight"), bias=BufferRef("bias"), has_bias=has_bias,
-                taps=taps.data_ptr(), num_taps=len(grid.taps), packed_weight=BufferRef(f"packed {n}"), groups=groups,
-                share=pack_share, channels=channels, outer=grid.outer, inner=grid.inner, **vars(order),
+                taps=taps.data_ptr(), num_taps=len(grid.taps), packed_weight=BufferRef(f"packed {n}"),
+                nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), groups=groups, share=pack_share, channels=channels, outer=grid.outer, inner=grid.inner, **vars(order),
             )  # fmt: skip
         )
         taps_per_block = _even_block(len(grid.taps), max(1, BLOCK_K[lanes] // grid.run))
@@ -283,8 +290,7 @@ def grad_weight_program(
     grid, kw_bytes = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
-    tiles = -(-grid.run // (TILE_ROWS if grid.run >= TILE_ROWS else 1))
-    units = groups * -(-channels // panel_floats) * len(grid.taps) * tiles
+    units = groups * -(-channels // panel_floats) * len(grid.taps) * -(-grid.run // TILE_ROWS)
     tasks, share = split_work(units, threads)
     chunk = grid.chunk(max(1, grid.windows))
     taps, zeros = grid.constants()

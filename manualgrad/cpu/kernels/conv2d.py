@@ -15,18 +15,18 @@ A task computes one part of the windows for one part of the panels.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from collections.abc import Iterator
-
 from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
-from manualgrad.cpu.kernels.conv2d_windows import (
+from manualgrad.cpu.kernels.conv2d_tile import (
     TILE_ROWS,
-    WINDOW_ARGUMENTS,
-    fill_table,
-    load_address,
+    Tile,
+    channel_mask,
+    load_row,
+    minimum,
+    panel_sizes,
     panel_vectors,
 )
+from manualgrad.cpu.kernels.conv2d_windows import WINDOW_ARGUMENTS, fill_table, load_address
 from manualgrad.cpu.signature import INT, POINTER, kernel
 
 
@@ -49,7 +49,6 @@ from manualgrad.cpu.signature import INT, POINTER, kernel
 )
 def conv2d(emit: Emitter, a: Arguments) -> None:
     """Compute this task's windows and panels."""
-    a.panel_vectors = panel_vectors(emit)
     panel_floats = emit.lanes * panel_vectors(emit)
     a.panels = (a.channels + (panel_floats - 1)) // panel_floats
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
@@ -66,83 +65,57 @@ def conv2d(emit: Emitter, a: Arguments) -> None:
         fill_table(emit, a, table, (start, start + count), (a.out_image_bytes, a.out_row_bytes, a.out_column_bytes))
         with emit.loop(first_panel, last_panel) as number:
             group, panel = number // a.panels, number % a.panels
-            vectors_before = group * a.vectors + panel * panel_vectors(emit)
-            weight = a.packed_weight + vectors_before * a.rows_of_panel * emit.vector_bytes
-            channel = panel * panel_floats
             for vectors, is_chosen in panel_sizes(emit, a.vectors - panel * panel_vectors(emit)):
                 with emit.if_then(is_chosen):
-                    _panel(emit, a, table, count, group, channel, weight, vectors)
-
-
-def minimum(emit: Emitter, m: Value, n: Value) -> Value:
-    return emit.select(m < n, m, n)
-
-
-def panel_sizes(emit: Emitter, vectors_left: Value) -> Iterator[tuple[int, Value]]:
-    """Numbers of vectors that a panel can have, and the condition for each."""
-    largest = panel_vectors(emit)
-    for vectors in range(1, largest + 1):
-        yield vectors, (vectors_left > largest - 1 if vectors == largest else vectors_left == vectors)
+                    _panel(emit, a, table, count, group, panel, vectors)
 
 
 def _panel(
-    emit: Emitter, a: Arguments, table: Value, count: Value, group: Value, channel: Value, weight: Value, vectors: int
+    emit: Emitter, a: Arguments, table: Value, count: Value, group: Value, panel: Value, vectors: int
 ) -> None:
-    """Compute all windows of a chunk for one panel."""
-    group_bytes, out = group * a.run * 4, a.out + (group * a.channels + channel) * 4
-    last_channels = a.channels - channel - (vectors - 1) * emit.lanes
-    is_whole, mask = last_channels > emit.lanes - 1, emit.first_lanes(minimum_lanes(emit, last_channels))
-    biases = [emit.load(weight + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
-    first_row, row_bytes = weight + vectors * emit.vector_bytes, vectors * emit.vector_bytes
-    offsets = table + a.num_taps * a.chunk * 8
+    """Compute all windows of a chunk for a panel of ``vectors``."""
+    vectors_before = panel * panel_vectors(emit)
+    bias = a.packed_weight + (group * a.vectors + vectors_before) * a.rows_of_panel * emit.vector_bytes
+    group_bytes, row_bytes = group * a.run * 4, vectors * emit.vector_bytes
     with (
         emit.block_loop(a.num_taps, a.taps_per_block) as taps,
         emit.block_loop(a.run, a.run_per_block) as run,
     ):
         is_first, is_last = (taps[0] + run[0]) == 0, (taps[1] == a.num_taps) & (run[1] == a.run)
         with emit.loop(0, count, TILE_ROWS) as window:
-            sums = [[emit.variable(emit.constant(emit.float_vector, 0)) for _ in biases] for _ in range(TILE_ROWS)]
+            tile = Tile(emit, vectors)
             with emit.loop(*taps) as tap:
-                entries = table + (tap * a.chunk + window) * 8
+                entries, weights = table + (tap * a.chunk + window) * 8, bias + (tap * a.run + 1) * row_bytes
                 pixels = [load_address(emit, entries + 8 * m) + group_bytes for m in range(TILE_ROWS)]
-                weights = first_row + tap * a.run * row_bytes
-                with emit.loop(*run) as r:
-                    row = [
-                        emit.load(weights + r * row_bytes + v * emit.vector_bytes, emit.float_vector)
-                        for v in range(vectors)
-                    ]
-                    for pixel, of_pixel in zip(pixels, sums, strict=True):
-                        value = emit.load_splat(pixel + r * 4)
-                        for total, vector in zip(of_pixel, row, strict=True):
-                            total.set(emit.fma(value, vector, total.get()))  # eq. (1), (2)
-            _add_or_store(emit, a, window, sums, is_first, is_last, biases, count, offsets, out, is_whole, mask)
+                for r, part in tile.terms(*run):
+                    row = load_row(emit, weights + r * row_bytes, vectors)
+                    tile.add_products(part, [emit.load_splat(pixel + r * 4) for pixel in pixels], row)  # eq. (1), (2)
+            tile.add_parts()
+            partial = a.partial_sums + window * row_bytes
+            with emit.if_then(is_first == 0):
+                tile.add_from(partial)
+            with emit.if_then(is_last == 0):
+                tile.store(partial)
+            with emit.if_then(is_last):
+                offsets = table + (a.num_taps * a.chunk + window) * 8
+                channel = vectors_before * emit.lanes
+                out = a.out + (group * a.channels + channel) * 4
+                _store(emit, tile, bias, offsets, count - window, out, a.channels - channel)
 
 
-def minimum_lanes(emit: Emitter, count: Value) -> Value:
-    return minimum(emit, count, emit.constant(INT64, emit.lanes))
-
-
-def _add_or_store(emit, a, window, sums, is_first, is_last, biases, count, offsets, out, is_whole, mask) -> None:
-    """Add the sums of the blocks before to a tile; store it, in scratch memory until the last block."""
-    vectors = len(biases)
-    partial = a.partial_sums + window * (vectors * emit.vector_bytes)
-    elements = [(m, v) for m in range(TILE_ROWS) for v in range(vectors)]
-    addresses = [partial + (m * vectors + v) * emit.vector_bytes for m, v in elements]
-    with emit.if_then(is_first == 0):
-        for address, (m, v) in zip(addresses, elements, strict=True):
-            sums[m][v].add(emit.load(address, emit.float_vector))
-    with emit.if_then(is_last == 0):
-        for address, (m, v) in zip(addresses, elements, strict=True):
-            emit.store(sums[m][v].get(), address)
-    with emit.if_then(is_last):
-        for m in range(TILE_ROWS):
-            with emit.if_then(window + m < count):
-                target = out + emit.load(offsets + (window + m) * 8, INT64)
-                values = [sums[m][v].get() + biases[v] for v in range(vectors)]  # eq. (17)
-                for v in range(vectors - 1):
-                    emit.store(values[v], target + v * emit.vector_bytes)
-                last = target + (vectors - 1) * emit.vector_bytes
-                with emit.if_then(is_whole):
-                    emit.store(values[-1], last)
-                with emit.if_then(is_whole == 0):
-                    emit.masked_store(values[-1], last, mask)
+def _store(
+    emit: Emitter, tile: Tile, bias: Value, offsets: Value, windows: Value, out: Value, channels: Value
+) -> None:
+    """Store a tile in the result, at an offset for each window; ``windows`` and ``channels`` are those left."""
+    biases, last = load_row(emit, bias, tile.vectors), tile.vectors - 1
+    is_whole, mask = channels > tile.vectors * emit.lanes - 1, channel_mask(emit, channels - last * emit.lanes)
+    for m in range(TILE_ROWS):
+        with emit.if_then(windows > m):
+            target = out + emit.load(offsets + m * 8, INT64)
+            values = [total + bias for total, bias in zip(tile.row(m), biases, strict=True)]  # eq. (17)
+            for v in range(last):
+                emit.store(values[v], target + v * emit.vector_bytes)
+            with emit.if_then(is_whole):
+                emit.store(values[last], target + last * emit.vector_bytes)
+            with emit.if_then(is_whole == 0):
+                emit.masked_store(values[last], target + last * emit.vector_bytes, mask)

@@ -3,12 +3,13 @@
     ∂J/∂w_pqrk = Σ_ij g_ijk x_(s1·i+p)(s2·j+q)r                                   (3)
 
 The registers hold a tile of the result: TILE_ROWS numbers r of a run of x, and some vectors of channels k, a *panel*.
-The sum over windows is taken for one chunk of windows after the other: a sum of sums rounds less than one long sum.
+The sum over windows is taken for BLOCK_WINDOWS of them after the other: a sum of sums rounds less than one long sum.
 For each chunk, the gradients of a panel are copied to scratch memory, where they lie one behind the other.
 
 A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run. A task computes ``share`` units for
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
-compute numbers of the tile before a second time. A run of less than TILE_ROWS numbers has tiles of one number.
+compute numbers of the tile before a second time. If a run has less than TILE_ROWS numbers, the tile has the floats
+behind it too, which are not used; x and ``zeros`` must have TILE_ROWS floats more than their pixels.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from __future__ import annotations
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
-from manualgrad.cpu.kernels.conv2d import minimum, minimum_lanes, panel_sizes
-from manualgrad.cpu.kernels.conv2d_windows import (
-    TAP_WORDS,
+from manualgrad.cpu.kernels.conv2d_tile import (
     TILE_ROWS,
-    WINDOW_ARGUMENTS,
-    fill_table,
-    load_address,
+    Tile,
+    channel_mask,
+    load_row,
+    minimum,
+    panel_sizes,
     panel_vectors,
 )
+from manualgrad.cpu.kernels.conv2d_windows import TAP_WORDS, WINDOW_ARGUMENTS, fill_table, load_address
 from manualgrad.cpu.signature import INT, POINTER, kernel
+
+
+BLOCK_WINDOWS = 128
 
 
 @kernel(
@@ -48,11 +53,9 @@ from manualgrad.cpu.signature import INT, POINTER, kernel
 def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     """Compute this task's units."""
     largest = panel_vectors(emit)
-    one, tile_rows = emit.constant(INT64, 1), emit.constant(INT64, TILE_ROWS)
     a.run = a.outer * a.inner
-    a.is_wide = a.run > TILE_ROWS - 1
-    a.tile_rows = emit.select(a.is_wide, tile_rows, one)
-    a.tiles = (a.run + a.tile_rows - 1) // a.tile_rows
+    a.tiles = (a.run + (TILE_ROWS - 1)) // TILE_ROWS
+    a.used_rows = minimum(emit, a.run, TILE_ROWS)
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
     a.panels = (a.vectors + (largest - 1)) // largest
     a.units_of_panel = a.num_taps * a.tiles
@@ -73,9 +76,8 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
                 with emit.if_then(is_chosen):
                     channel = panel * (largest * emit.lanes)
                     _pack_grads(emit, a, start, count, group * a.channels + channel, a.channels - channel, vectors)
-                    for rows, is_chosen in ((TILE_ROWS, a.is_wide), (1, a.is_wide == 0)):
-                        with emit.if_then(is_chosen), emit.loop(*units) as unit:
-                            _add_tile(emit, a, table, start, count, group, unit, (rows, vectors))
+                    with emit.loop(*units) as unit:
+                        _add_tile(emit, a, table, start, count, group, unit, vectors)
     with emit.loop(first, stop) as unit:
         _unpack(emit, a, unit)
 
@@ -84,7 +86,7 @@ def _pack_grads(
     emit: Emitter, a: Arguments, start: Value, count: Value, channel: Value, channels_left: Value, vectors: int
 ) -> None:
     """Copy the gradients of a panel, of all windows of a chunk, to scratch memory; fill up channels by zeros."""
-    mask = emit.first_lanes(minimum_lanes(emit, channels_left - (vectors - 1) * emit.lanes))
+    mask = channel_mask(emit, channels_left - (vectors - 1) * emit.lanes)
     pixel_bytes = a.groups * a.channels * 4
     source = a.grad_out + start * pixel_bytes + channel * 4
     with emit.loop(0, count) as window:
@@ -97,46 +99,40 @@ def _pack_grads(
 def _tile_start(emit: Emitter, a: Arguments, unit: Value) -> tuple[Value, Value]:
     """Return a unit's tap and the first number of its run."""
     in_panel = unit % a.units_of_panel
-    return in_panel // a.tiles, minimum(emit, in_panel % a.tiles * a.tile_rows, a.run - a.tile_rows)
+    return in_panel // a.tiles, minimum(emit, in_panel % a.tiles * TILE_ROWS, a.run - a.used_rows)
 
 
 def _add_tile(
-    emit: Emitter, a: Arguments, table: Value, start: Value, count: Value, group: Value, unit: Value,
-    tile: tuple[int, int],
-) -> None:  # fmt: skip
-    """Add the sums of a chunk to a unit's tile of rows × vectors."""
-    rows, vectors = tile
+    emit: Emitter, a: Arguments, table: Value, start: Value, count: Value, group: Value, unit: Value, vectors: int
+) -> None:
+    """Add the sums of a chunk to a unit's tile."""
     tap, r = _tile_start(emit, a, unit)
     entries, offset = table + tap * a.chunk * 8, (group * a.run + r) * 4
-    elements = [(m, v) for m in range(rows) for v in range(vectors)]
-    sums = [emit.variable(emit.constant(emit.float_vector, 0)) for _ in elements]
-    with emit.loop(0, count) as window:
-        pixel = load_address(emit, entries + window * 8) + offset
-        grads = a.packed_grads + window * (vectors * emit.vector_bytes)
-        row = [emit.load(grads + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
-        values = [emit.load_splat(pixel + 4 * m) for m in range(rows)]
-        for total, (m, v) in zip(sums, elements, strict=True):
-            total.set(emit.fma(values[m], row[v], total.get()))  # eq. (3)
     partial = a.partial_sums + unit * (TILE_ROWS * panel_vectors(emit) * emit.vector_bytes)
-    addresses = [partial + (m * panel_vectors(emit) + v) * emit.vector_bytes for m, v in elements]
-    with emit.if_then(start > 0):
-        for total, address in zip(sums, addresses, strict=True):
-            total.add(emit.load(address, emit.float_vector))
-    for total, address in zip(sums, addresses, strict=True):
-        emit.store(total.get(), address)
+    with emit.block_loop(count, BLOCK_WINDOWS) as block:
+        tile = Tile(emit, vectors)
+        for window, part in tile.terms(*block):
+            pixel = load_address(emit, entries + window * 8) + offset
+            row = load_row(emit, a.packed_grads + window * (vectors * emit.vector_bytes), vectors)
+            tile.add_products(part, [emit.load_splat(pixel + 4 * m) for m in range(TILE_ROWS)], row)  # eq. (3)
+        tile.add_parts()
+        with emit.if_then(start + block[0] > 0):
+            tile.add_from(partial)
+        tile.store(partial)
 
 
 def _unpack(emit: Emitter, a: Arguments, unit: Value) -> None:
     """Store a unit's sums in the weight gradient."""
     number, (tap, r) = unit // a.units_of_panel, _tile_start(emit, a, unit)
-    group, channel = number // a.panels, number % a.panels * (panel_vectors(emit) * emit.lanes)
-    panel_floats = panel_vectors(emit) * emit.lanes
+    largest = panel_vectors(emit)
+    group, panel, panel_floats = number // a.panels, number % a.panels, largest * emit.lanes
+    channel, row_floats = panel * panel_floats, minimum(emit, a.vectors - panel * largest, largest) * emit.lanes
     partial = a.partial_sums + unit * (TILE_ROWS * panel_floats * 4)
     target = a.grad_weight + (
         emit.load(a.taps + tap * (8 * TAP_WORDS) + 16, INT64) + group * a.group_bytes + channel * a.channel_bytes
     )
-    count = minimum(emit, a.channels - channel, emit.constant(INT64, panel_floats))
-    with emit.loop(0, a.tile_rows) as m:
+    count = minimum(emit, a.channels - channel, panel_floats)
+    with emit.loop(0, a.used_rows) as m:
         row = target + ((r + m) // a.inner * a.outer_bytes + (r + m) % a.inner * a.inner_bytes)
         with emit.loop(0, count) as k:
-            emit.store(emit.load(partial + (m * panel_floats + k) * 4, FLOAT), row + k * a.channel_bytes)
+            emit.store(emit.load(partial + (m * row_floats + k) * 4, FLOAT), row + k * a.channel_bytes)

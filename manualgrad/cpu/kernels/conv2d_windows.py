@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from manualgrad.cpu.ir.values import ADDRESS, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
+from manualgrad.cpu.kernels.conv2d_tile import TILE_ROWS
 from manualgrad.cpu.signature import INT, POINTER
 
 TAP_WORDS = 3  # integers of a tap: p, q, and the offset in bytes of its weight
-TILE_ROWS = 6  # windows, or numbers of a pixel, of a tile in the registers
 
 WINDOW_ARGUMENTS = {
     "x": POINTER,  # (N, height, width, ...)
@@ -45,30 +45,24 @@ def fill_table(
     Rows are filled with addresses of zeros up to whole tiles."""
     start, stop = windows
     zero, row_bytes = emit.constant(INT64, 0), a.chunk * 8
-    in_image = start % (a.grid_rows * a.grid_columns)
-    image, i, j = (
-        emit.variable(n)
-        for n in (start // (a.grid_rows * a.grid_columns), in_image // a.grid_columns, in_image % a.grid_columns)
-    )
-    with emit.loop(start, stop) as window:
-        entry = table + (window - start) * 8
-        x, top, left = a.x + image.get() * a.image_bytes, i.get() * a.row_step, j.get() * a.column_step
+    with emit.loop(start // a.grid_columns, (stop + a.grid_columns - 1) // a.grid_columns) as grid_row:
+        first = grid_row * a.grid_columns
+        j = emit.select(first < start, start - first, zero)
+        count = emit.select(stop - first < a.grid_columns, stop - first, a.grid_columns) - j
+        entries, image, i = table + (first + j - start) * 8, grid_row // a.grid_rows, grid_row % a.grid_rows
         with emit.loop(0, a.num_taps) as tap:
-            words = a.taps + tap * (8 * TAP_WORDS)
-            row, column = top + emit.load(words, INT64), left + emit.load(words + 8, INT64)
-            inside = row.ult(a.height) & column.ult(a.width)
-            pixel = x + (row * a.row_bytes + column * a.pixel_bytes)
-            emit.store(emit.select(inside, pixel, a.zeros), entry + tap * row_bytes)
+            words, row_of_table = a.taps + tap * (8 * TAP_WORDS), entries + tap * row_bytes
+            row, column = i * a.row_step + emit.load(words, INT64), j * a.column_step + emit.load(words + 8, INT64)
+            width = emit.select(row.ult(a.height), a.width, zero)
+            pixel = a.x + (image * a.image_bytes + row * a.row_bytes + column * a.pixel_bytes)
+            with emit.loop(0, count) as n:
+                inside = (column + n * a.column_step).ult(width)
+                address = pixel + n * (a.column_step * a.pixel_bytes)
+                emit.store(emit.select(inside, address, a.zeros), row_of_table + n * 8)
         if strides is not None:
-            offset = image.get() * strides[0] + i.get() * strides[1] + j.get() * strides[2]
-            emit.store(offset, entry + a.num_taps * row_bytes)
-        j.add(1)
-        row_ends = j.get() == a.grid_columns
-        j.set(emit.select(row_ends, zero, j.get()))
-        i.add(emit.zext(row_ends, INT64))
-        image_ends = i.get() == a.grid_rows
-        i.set(emit.select(image_ends, zero, i.get()))
-        image.add(emit.zext(image_ends, INT64))
+            offset = image * strides[0] + i * strides[1] + j * strides[2]
+            with emit.loop(0, count) as n:
+                emit.store(offset + n * strides[2], entries + a.num_taps * row_bytes + n * 8)
     count = stop - start
     with emit.loop(count, (count + (TILE_ROWS - 1)) // TILE_ROWS * TILE_ROWS) as n, emit.loop(0, a.num_taps) as tap:
         emit.store(a.zeros, table + n * 8 + tap * row_bytes)
@@ -76,8 +70,3 @@ def fill_table(
 
 def load_address(emit: Emitter, address: Value) -> Value:
     return emit.load(address, ADDRESS)
-
-
-def panel_vectors(emit: Emitter) -> int:
-    """Vectors of channels of a tile: with TILE_ROWS rows 12 of 16 registers, or 24 of 32."""
-    return 4 if emit.lanes == 16 else 2
