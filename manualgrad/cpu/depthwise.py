@@ -1,8 +1,8 @@
 """The kernels for convolutions with few channels in a group as functions of tensors: depthwise, and up to 8 channels.
 
-``geometry`` is a ``Conv2dGeometry`` of ``ops/conv2d_geometry.py``. A function ``unsupported_...`` returns the reason
-why the kernel does not compute its arguments, "" if it does. The kernels' groups have as many input as output channels,
-one of ``GROUP_SIZES``: images with others are padded with channels of zeros.
+``geometry`` is a ``Conv2dGeometry`` of ``ops/conv2d_geometry.py``, and the tensors fit it (``cpu/conv2d.py``). The
+kernels' groups have as many input as output channels, one of ``GROUP_SIZES``: images with others are padded with
+channels of zeros.
 """
 
 from __future__ import annotations
@@ -17,16 +17,11 @@ from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.grouped_conv_programs import GroupedWeight, program_for_images, program_for_weight
 from manualgrad.cpu.grouped_conv_runs import GROUP_SIZES
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 
 def is_depthwise(geometry: Any, out_channels: int, group_channels: int) -> bool:
     """Return True if these kernels are the ones for a weight of (out_channels, group_channels, ...)."""
     return geometry.groups > 1 and max(group_channels, out_channels // geometry.groups) <= GROUP_SIZES[-1]
-
-
-def unsupported_depthwise_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    return _unsupported(geometry, w.shape[0], w.shape[1], x, w, b)
 
 
 def depthwise_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
@@ -35,18 +30,10 @@ def depthwise_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | No
     return _images(module, x, w, b, w.shape[0], out_size, geometry, to_input=False)
 
 
-def unsupported_depthwise_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    return _unsupported(geometry, w.shape[0], w.shape[1], g, w)
-
-
 def depthwise_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
     """X(g, w): (N, C_in, H, W), in the memory format of the geometry."""
     in_channels = geometry.groups * w.shape[1]
     return _images(module, g, w, None, in_channels, geometry.input_size, geometry, to_input=True)
-
-
-def unsupported_depthwise_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    return _unsupported(geometry, g.shape[1], x.shape[1] // geometry.groups, g, x)
 
 
 def depthwise_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
@@ -62,18 +49,6 @@ def depthwise_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: 
     )
     program.run(g.data_ptr(), x.data_ptr(), grad_w.data_ptr())
     return grad_w
-
-
-def _unsupported(geometry: Any, out_channels: int, group_channels: int, *tensors: Tensor | None) -> str:
-    if not is_depthwise(geometry, out_channels, group_channels):
-        return "a group has many channels"
-    for x in tensors:
-        if x is not None:
-            if reason := unsupported_tensor(x):
-                return reason
-            if not storage_covers(x):
-                return "the storage of a tensor is too small"
-    return ""
 
 
 def _images(
