@@ -14,14 +14,14 @@ from torch import Tensor
 
 from manualgrad.cpu import memory
 from manualgrad.cpu.conv_pool import to_contiguous
-from manualgrad.cpu.grouped_conv_programs import GroupedWeight, program_for_images, program_for_weight
+from manualgrad.cpu.grouped_conv_programs import program_for_images, program_for_weight
 from manualgrad.cpu.grouped_conv_runs import GROUP_SIZES
 from manualgrad.cpu.jit import KernelModule
 
 
 def is_depthwise(geometry: Any, out_channels: int, group_channels: int) -> bool:
     """Return True if these kernels are the ones for a weight of (out_channels, group_channels, ...)."""
-    return geometry.groups > 1 and max(group_channels, out_channels // geometry.groups) <= GROUP_SIZES[-1]
+    return bool(geometry.groups > 1 and max(group_channels, out_channels // geometry.groups) <= GROUP_SIZES[-1])
 
 
 def depthwise_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
@@ -42,11 +42,10 @@ def depthwise_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: 
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     if not x.shape[0]:
         return grad_w.zero_()
-    weight, group_size = _grouped(grad_w, geometry)
-    g, x = _pad_groups(g, geometry.groups, group_size), _pad_groups(x, geometry.groups, group_size)
     program = program_for_weight(
-        module.instructions, x.shape[0], group_size, weight, geometry, torch.get_num_threads()
+        module.instructions, x.shape[0], w_shape, grad_w.stride(), geometry, torch.get_num_threads()
     )
+    g, x = (_pad_groups(t, geometry.groups, program.group_size) for t in (g, x))
     program.run(g.data_ptr(), x.data_ptr(), grad_w.data_ptr())
     return grad_w
 
@@ -57,27 +56,19 @@ def _images(
 ) -> Tensor:  # fmt: skip
     """Compute the targets, (N, channels, *size), from the sources, (N, C, H, W)."""
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
-    weight, group_size = _grouped(w, geometry)
-    sources = _pad_groups(sources, geometry.groups, group_size)
+    program = program_for_images(
+        module.instructions, sources.shape[0], w.shape, w.stride(), geometry, torch.get_num_threads(), b is not None,
+        to_input,
+    )  # fmt: skip
+    sources = _pad_groups(sources, geometry.groups, program.group_size)
     targets = memory.new_channels_last(sources.shape[0], sources.shape[3], *size)
     if targets.numel():
-        program = program_for_images(
-            module.instructions, sources.shape[0], group_size, weight, geometry, torch.get_num_threads(),
-            b is not None, to_input,
-        )  # fmt: skip
         program.run(sources.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), targets.data_ptr())
     if targets.shape[1] != channels:
-        by_group = targets.unflatten(1, (geometry.groups, group_size))[:, :, : channels // geometry.groups]
+        by_group = _split(targets, 1, geometry.groups)[:, :, : channels // geometry.groups]
         targets = memory.new_channels_last(sources.shape[0], channels, *size).copy_(by_group.flatten(1, 2))
     # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
     return targets if geometry.channels_last else targets.clone(memory_format=torch.contiguous_format)
-
-
-def _grouped(w: Tensor, geometry: Any) -> tuple[GroupedWeight, int]:
-    """Describe w, (C_out, C_in / groups, kH, kW), and return the kernel's group size for it."""
-    out_channels, in_channels = w.shape[0] // geometry.groups, w.shape[1]
-    group_size = next(size for size in GROUP_SIZES if size >= max(out_channels, in_channels))
-    return GroupedWeight(geometry.groups, out_channels, in_channels, w.stride()), group_size
 
 
 def _pad_groups(x: Tensor, groups: int, group_size: int) -> Tensor:
@@ -86,5 +77,11 @@ def _pad_groups(x: Tensor, groups: int, group_size: int) -> Tensor:
     if x.shape[3] == groups * group_size:
         return to_contiguous(x)
     padded = memory.new(*x.shape[:3], groups * group_size, zeros=True)
-    padded.unflatten(3, (groups, group_size))[..., : x.shape[3] // groups].copy_(x.unflatten(3, (groups, -1)))
+    _split(padded, 3, groups)[..., : x.shape[3] // groups].copy_(_split(x, 3, groups))
     return padded
+
+
+def _split(x: Tensor, dim: int, groups: int) -> Tensor:
+    """View of x with (groups, channels of a group) in place of the channels, its dimension ``dim``."""
+    by_group: Tensor = x.unflatten(dim, (groups, -1))  # type: ignore[no-untyped-call]
+    return by_group

@@ -302,9 +302,9 @@ def main() -> None:
     torch.manual_seed(options.seed)
     counts = Counter(run_random_kernels(draw) for _ in range(options.calls))
     print(
-        f"{counts['convolution']} calls of the convolution's kernels, {counts['grouped']} of the grouped convolution's, "
-        f"{counts['network']} of the network's, "
-        f"{counts['pooling']} of pooling's and {counts['small']} of the small ones"
+        f"{counts['convolution']} calls of the convolution's kernels, {counts['grouped']} of the grouped "
+        f"convolution's, {counts['network']} of the network's, {counts['pooling']} of pooling's and "
+        f"{counts['small']} of the small ones"
     )
 
 

@@ -1,4 +1,4 @@
-"""Promise: the kernels for convolutions with few channels in a group equal the formulas, and round no more than native."""
+"""Promise: the kernels for few channels in a group equal the formulas, and round at most twice as much as native."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def check(x_shape: tuple[int, ...], w_shape: tuple[int, ...], options: dict, lay
     out_shape = x_shape[0], w_shape[0], *geometry.windows.output_size(*x_shape[2:])
     memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
     for whole in (True, False):
-        x, w, g = numbers(x_shape, whole, layouts[0]), numbers(w_shape, whole, layouts[1]), numbers(out_shape, whole, True)
+        x, w, g = (
+            numbers(x_shape, whole, layouts[0]),
+            numbers(w_shape, whole, layouts[1]),
+            numbers(out_shape, whole, True),
+        )
         b = numbers(w_shape[:1], whole, False) if layouts[1] else None
         results = [by_kernel(name, *args) for name, args in zip(NAMES, operands(x, w, b, g, geometry), strict=True)]
         assert all(result is not None for result in results), "a kernel was not used"
@@ -136,7 +140,9 @@ def test_an_infinite_weight_does_not_meet_padding():
     w[:, :, 0] = torch.inf
     out = conv2d(x, w, padding=1, groups=8, flip_kernel=False)
     assert out[:, :, 0].isfinite().all() and (out[:, :, 1:] == torch.inf).all()
-    assert torch.equal(out, F.conv2d(*(t.contiguous(memory_format=torch.channels_last) for t in (x, w)), None, 1, 1, 1, 8))
+    assert torch.equal(
+        out, F.conv2d(*(t.contiguous(memory_format=torch.channels_last) for t in (x, w)), None, 1, 1, 1, 8)
+    )
 
 
 def test_results_do_not_depend_on_the_layout_of_the_operands_nor_on_the_call():
@@ -148,7 +154,10 @@ def test_results_do_not_depend_on_the_layout_of_the_operands_nor_on_the_call():
     geometry = make_conv2d_geometry(x, w, None, 1, 2, 1, 33, True, True)
     for name, args in zip(NAMES, operands(x, w, None, g, geometry), strict=True):
         result = by_kernel(name, *args)
-        others = [by_kernel(name, *args), by_kernel(name, *(a.contiguous() if isinstance(a, Tensor) else a for a in args))]
+        others = [
+            by_kernel(name, *args),
+            by_kernel(name, *(a.contiguous() if isinstance(a, Tensor) else a for a in args)),
+        ]
         assert all(torch.equal(result, other) for other in others), name
 
 

@@ -2,9 +2,9 @@
 
     ∂C_ijk/∂w_ctuv = x_(s1·i+P−c)(s2·j+Q−t)u δ_kv                                (3)
 
-For each entry (p, q) of the kernel the products g_ijk x_(s1·i+p)(s2·j+q)u are added up over i and j. A tile of registers
-holds the sums of neighbouring entries of one kernel row, so that a vector of g is loaded once for all of them. The sum
-over some rows of an image is added to the task's gradient, a sum of partial sums.
+For each entry (p, q) of the kernel the products g_ijk x_(s1·i+p)(s2·j+q)u are added up over i and j. A tile of
+registers holds the sums of neighbouring entries of one kernel row, so that a vector of g is loaded once for them all.
+A sum over some rows of an image is added to the task's gradient, which is thereby a sum of partial sums.
 
 ``cpu/grouped_conv_runs.py`` makes the tables: rows of the kernel with the rows of g that they meet, and *segments*,
 ranges of columns of g that meet one to four neighbouring entries within the image.
@@ -92,10 +92,8 @@ def _prefetch(emit: Emitter, image: Value, start: Value, stop: Value, height: Va
         emit.prefetch(image + offset)
 
 
-def _kernel_row(
-    emit: Emitter, a: Arguments, group_size: int, rows: Arguments, channel: Value, stop: Value
-) -> None:
-    pixel, tap, lanes = a.channels * 4, WEIGHT_VECTORS * emit.vector_bytes * group_size, WEIGHT_VECTORS * emit.lanes
+def _kernel_row(emit: Emitter, a: Arguments, group_size: int, rows: Arguments, channel: Value, stop: Value) -> None:
+    tap, lanes = WEIGHT_VECTORS * emit.vector_bytes * group_size, WEIGHT_VECTORS * emit.lanes
     block_bytes, first_segment = a.kernel_height * a.kernel_width * tap, emit.constant(INT64, 0)
     for entries in range(1, MAX_SEGMENT_TAPS[group_size] + 1):
         last_segment = first_segment + getattr(a, f"segments_of_{entries}")
