@@ -117,7 +117,7 @@ def _segments(taps: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
     if first >= stop:
         return [(1, tap) for tap in taps if tap[1] < tap[2]]
     number, _, _, offset = taps[0]
-    segments = [(len(taps), (number, first, stop, offset))]
+    segments: list[tuple[int, tuple[int, ...]]] = [(len(taps), (number, first, stop, offset))]
     for number, tap_first, tap_stop, offset in taps:
         segments += [(1, (number, tap_first, first, offset))] if tap_first < first else []
         segments += [(1, (number, stop, tap_stop, offset))] if stop < tap_stop else []

@@ -4,10 +4,10 @@
     X(g, w)_tuv = Σ_ijk g_ijk w_(P+s1·i−t)(Q+s2·j−u)vk, both indices in range    (2)
 
 Both are sums over taps, the entries (p, q) of the kernel: each *target* pixel adds up *source* pixels times weights.
-In forward the targets are pixels of the output; for the gradient of the input they are pixels of the input, and g has
-the sources. ``cpu/grouped_conv_runs.py`` lists, for rows and for columns, *runs* of targets with the same taps. In the
-rectangle that a run of rows and one of columns make, no tap is outside of the image: the inner loops test nothing,
-and padding is skipped, not multiplied.
+In forward the targets are pixels of the output; for the gradient of the input they are pixels of the input, and g
+has the sources. ``cpu/grouped_conv_runs.py`` lists, for rows and for columns, *runs* of targets with the same taps.
+In the rectangle that a run of rows and one of columns make, no tap is outside of the image: the inner loops test
+nothing, and padding is skipped, not multiplied.
 
 Vectors run over the channels. With a group size G > 1 a vector has several groups. For each of the G channels of a
 group, a shuffle puts it into all lanes of the group, and a vector of weights belongs to it.
@@ -110,11 +110,15 @@ def _rectangle(
             emit.masked_store(total, out + inner_bytes[1] * pixel + v * emit.vector_bytes, mask)
 
     is_short = inner_count < PIXELS_PER_TILE
-    with emit.if_then(is_short == 0), emit.block_loop(a.channels, CHANNELS_PER_BLOCK) as (start, stop):
-        with emit.loop(0, outer_count) as m, emit.loop(0, inner_count, PIXELS_PER_TILE) as n:
-            last = inner_count - PIXELS_PER_TILE  # the last tile may compute some pixels again
-            for channel, vectors, mask in channel_vectors(emit, start, stop, (VECTORS_PER_TILE, 1)):
-                tile(m, emit.select(n < last, n, last), channel, PIXELS_PER_TILE, vectors, mask)
+    with (
+        emit.if_then(is_short == 0),
+        emit.block_loop(a.channels, CHANNELS_PER_BLOCK) as (start, stop),
+        emit.loop(0, outer_count) as m,
+        emit.loop(0, inner_count, PIXELS_PER_TILE) as n,
+    ):
+        last = inner_count - PIXELS_PER_TILE  # the last tile may compute some pixels again
+        for channel, vectors, mask in channel_vectors(emit, start, stop, (VECTORS_PER_TILE, 1)):
+            tile(m, emit.select(n < last, n, last), channel, PIXELS_PER_TILE, vectors, mask)
     with emit.if_then(is_short), emit.loop(0, outer_count) as m, emit.loop(0, inner_count) as n:
         start = emit.constant(INT64, 0)
         for channel, vectors, mask in channel_vectors(emit, start, a.channels, VECTORS_PER_PIXEL):
@@ -124,7 +128,7 @@ def _rectangle(
 def channel_vectors(
     emit: Emitter, start: Value, stop: Value, sizes: tuple[int, ...]
 ) -> Iterator[tuple[Value, int, Value | None]]:
-    """Cover ``range(start, stop)`` with tiles of ``sizes`` vectors, the last size 1: first channel, size, and mask."""
+    """Cover ``range(start, stop)`` with tiles of ``sizes`` vectors, the last size 1: first channel, size and mask."""
     for size in sizes:
         end = stop - (stop - start) % (size * emit.lanes)
         with emit.loop(start, end, size * emit.lanes) as channel:
