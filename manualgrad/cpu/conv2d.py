@@ -21,8 +21,6 @@ from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    if is_depthwise(geometry, w.shape[0], w.shape[1]):
-        return depthwise.unsupported_depthwise_forward(x, w, b, geometry)
     fits = _is_input(geometry, x, w.shape[1]) and _is_weight(geometry, w) and (b is None or b.shape == w.shape[:1])
     return _unsupported(geometry, fits, x, w, b)
 
@@ -43,8 +41,6 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    if is_depthwise(geometry, w.shape[0], w.shape[1]):
-        return depthwise.unsupported_depthwise_grad_input(g, w, geometry)
     return _unsupported(geometry, _is_output(geometry, g, w.shape[0]) and _is_weight(geometry, w), g, w)
 
 
@@ -67,8 +63,6 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
-        return depthwise.unsupported_depthwise_grad_weight(g, x, geometry)
     fits = _is_input(geometry, x, x.shape[1] // geometry.groups) and _is_output(geometry, g, g.shape[1])
     return _unsupported(geometry, fits and g.shape[0] == x.shape[0], g, x)
 

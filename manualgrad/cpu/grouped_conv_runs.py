@@ -1,7 +1,7 @@
 """Tables that the kernels for convolutions with few channels in a group read: which pixels meet which taps.
 
-Along one dimension tap p of output j meets the pixel s·j + d·p − padding of the input, if there is one. Rows and columns
-have tables of their own. With them the kernels have no instructions for padding, strides and dilation.
+Along one dimension tap p of output j meets the pixel s·j + d·p − padding of the input, if there is one. Rows and
+columns have tables of their own. With them the kernels need no instructions for padding, strides and dilation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from manualgrad.cpu import memory
 
+GROUP_SIZES = (1, 2, 4, 8)  # channels of a group, of the input and of the output
+WEIGHT_VECTORS = 2  # vectors of channels in a block of packed weights
 ROWS_PER_RUN = 4  # at most, so that the sources of a run of rows stay in the cache
 RUN_FIELDS = ("first_target", "target_step", "count", "first_source", "source_step", "first_tap", "tap_count")
 ROW_FIELDS = ("tap", "first", "stop", "offset")  # row i of g meets row s1·i + offset of x
@@ -27,8 +29,8 @@ MAX_SEGMENT_TAPS = {1: 4, 2: 4, 4: 3, 8: 1}  # by channels of a group: the sums 
 class Runs:
     """Runs of targets, equally spaced, that have the same taps.
 
-    ``table`` is (runs, 7) int64, the ``RUN_FIELDS`` of each. From one tap of a target to the next there are ``tap_step``
-    entries of the kernel and ``source_step`` source pixels."""
+    ``table`` is (runs, 7) int64, the ``RUN_FIELDS`` of each. From one tap of a target to the next there are
+    ``tap_step`` entries of the kernel and ``source_step`` source pixels."""
 
     table: Tensor
     tap_step: int
@@ -110,12 +112,12 @@ def weight_tables(geometry: Any, group_size: int) -> WeightTables:
 
 
 def _segments(taps: list[tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
-    """Number of taps and ``SEGMENT_FIELDS``: the columns that all of the ``taps`` meet, and for each tap the others."""
+    """Number of taps and ``SEGMENT_FIELDS``: the columns that all ``taps`` meet, and for each tap the others."""
     first, stop = max(tap[1] for tap in taps), min(tap[2] for tap in taps)
     if first >= stop:
         return [(1, tap) for tap in taps if tap[1] < tap[2]]
     number, _, _, offset = taps[0]
-    segments = [(len(taps), (number, first, stop, offset))]
+    segments: list[tuple[int, tuple[int, ...]]] = [(len(taps), (number, first, stop, offset))]
     for number, tap_first, tap_stop, offset in taps:
         segments += [(1, (number, tap_first, first, offset))] if tap_first < first else []
         segments += [(1, (number, stop, tap_stop, offset))] if stop < tap_stop else []
@@ -126,7 +128,7 @@ def _taps(geometry: Any, dim: int, size: int, out_size: int) -> list[tuple[int, 
     """``ROW_FIELDS`` of each tap along a dimension: the outputs j for which s·j + offset is a pixel of the input."""
     windows = geometry.windows
     kernel, stride = windows.kernel_size[dim], windows.stride[dim]
-    taps = []
+    taps: list[tuple[int, ...]] = []
     for p in range(kernel):
         offset = windows.dilation[dim] * p - windows.padding[2 * dim]
         first, stop = max(0, -(offset // stride)), min(out_size, -((offset - size) // stride))

@@ -106,7 +106,7 @@ def guarded_randn(*shape: int) -> Tensor:
 
 
 def run_random_kernels(draw: random.Random) -> str:
-    """Run some kernels on random sizes; return "small", "pooling", "network", "conv_pool" or "convolution"."""
+    """Run some kernels on random sizes; return the kind, one of those that :func:`main` prints."""
     global guard_is_after
     guard_is_after = draw.random() < 0.5
     torch.set_num_threads(draw.randint(1, 4))
@@ -121,7 +121,10 @@ def run_random_kernels(draw: random.Random) -> str:
     if kind < 0.5:
         run_network(draw)
         return "network"
-    if kind < 0.75:
+    if kind < 0.65:
+        run_grouped_convolution(draw)
+        return "grouped"
+    if kind < 0.8:
         run_conv_pool(draw)
         return "conv_pool"
     run_convolution(draw)
@@ -187,6 +190,26 @@ def run_pooling(draw: random.Random) -> None:
     if draw.random() < 0.3:
         pool_index = torch.randint(256, pool_index.shape, dtype=torch.uint8)  # values that forward never returns
     assert by_kernel("max_pool2d_backward", g, pool_index, geometry) is not None, "a kernel was not used"
+
+
+def run_grouped_convolution(draw: random.Random) -> None:
+    """Run the kernels of a convolution with few channels in a group, forward and backward."""
+    kernel, stride, dilation = ((draw.randint(1, n), draw.randint(1, n)) for n in (7, 3, 3))
+    padding = draw.randint(0, 4), draw.randint(0, 4)
+    span = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [max(1, n) + draw.randint(0, 9) for n in span]
+    groups, in_channels = draw.choice([2, 3, 5, 8, 9, 16, 17, 31, 32, 66, 130]), draw.choice([1, 1, 1, 2, 3, 4, 8])
+    out_channels = draw.choice([in_channels, in_channels, draw.randint(1, 8)])
+    x_shape = draw.choice([0, 1, 2, 5]), groups * in_channels, *size
+    x = guarded_copy(torch.randn(x_shape), draw.random() < 0.5)
+    w = guarded_randn(groups * out_channels, in_channels, *kernel)
+    b = guarded_randn(len(w)) if draw.random() < 0.5 else None
+    flip, channels_last = draw.random() < 0.5, draw.random() < 0.5
+    geometry = make_conv2d_geometry(x, w, b, stride, padding, dilation, groups, flip, channels_last)
+    out = by_kernel("conv2d_forward_nchw", x, w, b, geometry)
+    g = guarded_copy(out, draw.random() < 0.5)
+    grads = by_kernel("conv2d_grad_input_nchw", g, w, geometry), by_kernel("conv2d_grad_weight_oihw", g, x, geometry)
+    assert all(result is not None and result.isfinite().all() for result in (out, *grads)), "a kernel was not used"
 
 
 def run_network(draw: random.Random) -> None:
@@ -304,9 +327,9 @@ def main() -> None:
     torch.manual_seed(options.seed)
     counts = Counter(run_random_kernels(draw) for _ in range(options.calls))
     print(
-        f"{counts['convolution']} calls of the convolution's kernels, {counts['conv_pool']} of conv_pool's, "
-        f"{counts['network']} of the network's, {counts['pooling']} of pooling's "
-        f"and {counts['small']} of the small ones"
+        f"{counts['convolution']} calls of the convolution's kernels, {counts['grouped']} of the grouped "
+        f"convolution's, {counts['conv_pool']} of conv_pool's, {counts['network']} of the network's, "
+        f"{counts['pooling']} of pooling's and {counts['small']} of the small ones"
     )
 
 

@@ -2,9 +2,9 @@
 
     ∂C_ijk/∂w_ctuv = x_(s1·i+P−c)(s2·j+Q−t)u δ_kv                                (3)
 
-For each entry (p, q) of the kernel the products g_ijk x_(s1·i+p)(s2·j+q)u are added up over i and j. A tile of registers
-holds the sums of neighbouring entries of one kernel row, so that a vector of g is loaded once for all of them. The sum
-over some rows of an image is added to the task's gradient, a sum of partial sums.
+For each entry (p, q) of the kernel the products g_ijk x_(s1·i+p)(s2·j+q)u are added up over i and j. A tile of
+registers holds the sums of neighbouring entries of one kernel row, so that a vector of g is loaded once for them all.
+A sum over some rows of an image is added to the task's gradient, which is thereby a sum of partial sums.
 
 ``cpu/grouped_conv_runs.py`` makes the tables: rows of the kernel with the rows of g that they meet, and *segments*,
 ranges of columns of g that meet one to four neighbouring entries within the image.
@@ -12,9 +12,8 @@ ranges of columns of g that meet one to four neighbouring entries within the ima
 
 from __future__ import annotations
 
-from manualgrad.cpu.grouped_conv_runs import MAX_SEGMENT_TAPS, ROW_FIELDS, SEGMENT_FIELDS
-from manualgrad.cpu.grouped_conv_sizes import WEIGHT_VECTORS
-from manualgrad.cpu.ir.tiles import task_range
+from manualgrad.cpu.grouped_conv_runs import MAX_SEGMENT_TAPS, ROW_FIELDS, SEGMENT_FIELDS, WEIGHT_VECTORS
+from manualgrad.cpu.ir.tiles import clear, task_range
 from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.grouped_conv import (
@@ -31,8 +30,8 @@ CACHE_LINE_BYTES = 64
 _TYPES = {
     "grad_out": POINTER,  # (N, H_out, W_out, C)
     "x": POINTER,  # (N, H, W, C)
-    "grad_weight_parts": POINTER,  # (tasks, blocks of channels, kH, kW, G, WEIGHT_VECTORS · lanes), zeros
-    "part_bytes": INT,
+    "grad_weight_parts": POINTER,  # (tasks, blocks of channels, kH, kW, G, WEIGHT_VECTORS · lanes)
+    "part_numel": INT,
     "row_taps": POINTER,  # ROW_FIELDS of each row of the kernel
     "segments": POINTER,  # SEGMENT_FIELDS of each, those of one entry first
     **{f"segments_of_{size}": INT for size in (1, 2, 3, 4)},
@@ -59,7 +58,8 @@ def grouped_conv_grad_weight(group_size: int) -> Kernel:
 
     def body(emit: Emitter, a: Arguments) -> None:
         pixel, tap = a.channels * 4, WEIGHT_VECTORS * emit.vector_bytes * group_size
-        part = a.grad_weight_parts + a.task * a.part_bytes
+        part = a.grad_weight_parts + a.task * a.part_numel * 4
+        clear(emit, part, a.part_numel)
         with emit.loop(*task_range(emit, a, a.batch_size * a.row_blocks)) as item:
             image, first_row = item // a.row_blocks, item % a.row_blocks * a.rows_per_block
             last = first_row + a.rows_per_block
@@ -92,10 +92,8 @@ def _prefetch(emit: Emitter, image: Value, start: Value, stop: Value, height: Va
         emit.prefetch(image + offset)
 
 
-def _kernel_row(
-    emit: Emitter, a: Arguments, group_size: int, rows: Arguments, channel: Value, stop: Value
-) -> None:
-    pixel, tap, lanes = a.channels * 4, WEIGHT_VECTORS * emit.vector_bytes * group_size, WEIGHT_VECTORS * emit.lanes
+def _kernel_row(emit: Emitter, a: Arguments, group_size: int, rows: Arguments, channel: Value, stop: Value) -> None:
+    tap, lanes = WEIGHT_VECTORS * emit.vector_bytes * group_size, WEIGHT_VECTORS * emit.lanes
     block_bytes, first_segment = a.kernel_height * a.kernel_width * tap, emit.constant(INT64, 0)
     for entries in range(1, MAX_SEGMENT_TAPS[group_size] + 1):
         last_segment = first_segment + getattr(a, f"segments_of_{entries}")
