@@ -7,18 +7,16 @@ why the kernel does not compute its arguments, "" if it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from manualgrad.cpu import conv2d_programs as programs
-from manualgrad.cpu import depthwise, instruction_set, memory
+from manualgrad.cpu import depthwise, memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
-from manualgrad.cpu.jit import CONV2D, KernelModule
+from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 
@@ -31,17 +29,15 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_forward(module, x, w, b, geometry)
-    x, w, b = _images(x, geometry), w.resolve_neg(), None if b is None else to_contiguous(b)
-    rows, columns = geometry.windows.output_size(*geometry.input_size)
-    out = memory.new_channels_last(x.shape[0], w.shape[0], rows, columns)
-    multiplications = out.numel() * w[0].numel()
+    w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
-        _module_of(module.instructions), tuple(x.shape), tuple(w.shape), w.stride(), b is not None, geometry,
-        programs.num_threads_for(multiplications),
+        module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
+        (_is_contiguous(x), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
-    if out.numel():
+    x, out = _images(x, program), _new_result(program)
+    if x.shape[0]:
         program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
-    return _in_format_of(geometry, out)
+    return _in_format_of(geometry, program, out)
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
@@ -53,18 +49,17 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     multiplies weights of windows at the border with zeros, which the formula does not."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_grad_input(module, g, w, geometry)
-    g, w = to_contiguous(g, torch.channels_last).permute(0, 2, 3, 1), w.resolve_neg()
-    program, is_partial = programs.grad_input_program(
-        _module_of(module.instructions), tuple(g.shape), tuple(w.shape), w.stride(), geometry,
-        programs.num_threads_for(g.numel() * w[0].numel()),
+    w = w.resolve_neg()
+    program = programs.grad_input_program(
+        module.instructions, g.shape, w.shape, w.stride(), geometry,
+        (_is_contiguous(g), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
-    channels = w.shape[1] * geometry.groups
-    grad_x = memory.new_channels_last(g.shape[0], channels, *geometry.input_size, zeros=is_partial)
-    if grad_x.numel():
+    g, grad_x = _images(g, program), _new_result(program)
+    if g.shape[0]:
         workspace = program.run(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr())
         if not program.has_finite_weights(workspace):
             return None
-    return _in_format_of(geometry, grad_x)
+    return _in_format_of(geometry, program, grad_x)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
@@ -78,13 +73,13 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
         return depthwise.depthwise_grad_weight(module, g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
-    g, x = to_contiguous(g, torch.channels_last), _images(x, geometry, programs.TILE_ROWS)
     if not x.shape[0]:
         return grad_w.zero_()
     program = programs.grad_weight_program(
-        _module_of(module.instructions), tuple(x.shape), w_shape, grad_w.stride(), geometry,
-        programs.num_threads_for(g.numel() * grad_w[0].numel()),
+        module.instructions, x.shape, w_shape, grad_w.stride(), geometry, (_is_contiguous(x), _is_contiguous(g)),
+        torch.get_num_threads(),
     )  # fmt: skip
+    x, g = _images(x, program), g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
     program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr())
     return grad_w
 
@@ -100,42 +95,46 @@ def _unsupported(geometry: Any, fits: bool, *tensors: Tensor | None) -> str:
 
 
 def _is_input(geometry: Any, x: Tensor, group_channels: int) -> bool:
-    return x.shape[1:] == (group_channels * geometry.groups, *geometry.input_size)
+    return tuple(x.shape[1:]) == (group_channels * geometry.groups, *geometry.input_size)
 
 
 def _is_weight(geometry: Any, w: Tensor) -> bool:
-    return w.shape[2:] == geometry.windows.kernel_size and w.shape[0] % geometry.groups == 0
+    return bool(tuple(w.shape[2:]) == geometry.windows.kernel_size and w.shape[0] % geometry.groups == 0)
 
 
 def _is_output(geometry: Any, g: Tensor, channels: int) -> bool:
     size = geometry.windows.output_size(*geometry.input_size)
-    return g.shape[1:] == (channels, *size) and channels % geometry.groups == 0
+    return tuple(g.shape[1:]) == (channels, *size) and channels % geometry.groups == 0
 
 
-@cache
-def _module_of(instructions: str) -> Callable[[], KernelModule]:
-    return lambda: instruction_set.load_group(instructions, CONV2D)
+def _is_contiguous(x: Tensor) -> bool:
+    """Return True if x is contiguous and not channels_last too, as images of one channel or pixel are."""
+    return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last) and not x.is_neg()
 
 
-def _images(x: Tensor, geometry: Any, tile_rows: int = 0) -> Tensor:
-    """Return x as contiguous (N, H, W, C_in), padded left and right if kernel rows are read as one run.
-
-    With ``tile_rows`` there is memory for as many floats behind it if a run is shorter."""
-    x = to_contiguous(x, torch.channels_last).permute(0, 2, 3, 1)
-    (batch, height, width, channels), (_, _, left, right) = x.shape, geometry.windows.padding
-    merges = programs.merges_columns(channels, geometry)
-    run = channels // geometry.groups * (geometry.windows.kernel_size[1] if merges else 1)
-    slack = tile_rows if run < tile_rows else 0
-    left, right = (left, right) if merges else (0, 0)
-    if not (left or right or slack):
+def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:
+    """Return the images x as ``program`` reads them."""
+    margin = program.margin
+    if program.contiguous[0]:
         return x
+    if not any(margin):
+        return to_contiguous(x, torch.channels_last)
+    (left, right, slack), (batch, channels, height, width) = margin, x.shape
     shape = batch, height, width + left + right, channels
     numel = math.prod(shape)
-    padded = memory.new(numel + slack, zeros=True)[:numel].view(shape)
-    padded[:, :, left : left + width].copy_(x)
+    padded = memory.new(numel + slack, zeros=True)[:numel].view(shape).permute(0, 3, 1, 2)
+    padded.narrow(3, left, width).copy_(x)
     return padded
 
 
-def _in_format_of(geometry: Any, x: Tensor) -> Tensor:
+def _new_result(program: programs.ConvProgram) -> Tensor:
+    if program.contiguous[1]:
+        return memory.new(*program.result_shape)
+    return memory.new_channels_last(*program.result_shape, zeros=program.is_partial)
+
+
+def _in_format_of(geometry: Any, program: programs.ConvProgram, x: Tensor) -> Tensor:
+    if geometry.channels_last or program.contiguous[1]:
+        return x
     # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
-    return x if geometry.channels_last else x.clone(memory_format=torch.contiguous_format)
+    return x.clone(memory_format=torch.contiguous_format)

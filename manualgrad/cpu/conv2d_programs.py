@@ -1,4 +1,4 @@
-"""Programs of the kernels for a general convolution: sizes, division of work, and the arguments that follow from them.
+"""Programs of the kernels for a general convolution: sizes, division of work, and the arguments that follow.
 
 A program is made once for each geometry, shape and number of threads. Weights are packed in its first region, since a
 step of training changes them all. The formula of each is in ``ops/conv2d.py``.
@@ -9,34 +9,45 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from manualgrad.cpu import memory
+from manualgrad.cpu import instruction_set
+from manualgrad.cpu.conv2d_grids import TILE_ROWS, forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool_sizes import split_work
-from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
+from manualgrad.cpu.jit import CONV2D
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.team import ParallelRegion
 
-TILE_ROWS, TAP_WORDS = 6, 3  # as in kernels/conv2d_windows.py, which needs LLVM
 PANEL_VECTORS = {8: 2, 16: 4}  # by lanes
 BLOCK_K = {8: 256, 16: 128}  # rows of a panel that stay in the nearest cache, 16 or 32 KB
-CHUNK_BYTES = 160 << 10  # of x, that the windows of a chunk read
 MULTIPLICATIONS_PER_THREAD = 1 << 20  # fewer are done before another thread wakes up
-Tap = tuple[int, int, int]  # row and column offset of its pixel, byte offset of its weight
 
 
 @dataclass(frozen=True)
 class ConvProgram:
-    """A program, the layout of its workspace, and tensors whose addresses are in it."""
+    """A program for one call.
+
+    Attributes:
+        program: reads the images and weights or gradients, and writes the result.
+        layout: of its workspace.
+        constants: tensors whose addresses are in the program.
+        result_shape: of the result, as PyTorch writes it.
+        is_partial: True if it does not write all numbers of the result, and the others are 0.
+        margin: columns of zeros left and right of the images, and floats behind them.
+        contiguous: True for each tensor, inputs and then the result, that is contiguous rather than channels_last.
+    """
 
     program: Program
     layout: WorkspaceLayout
     constants: tuple[Tensor, ...]
+    result_shape: tuple[int, int, int, int]
+    is_partial: bool = False
+    margin: tuple[int, int, int] = (0, 0, 0)
+    contiguous: tuple[bool, bool] = (False, False)
 
     def run(self, *addresses: int) -> Tensor:
         """Run the program on tensors at ``addresses``, in the order of its names, and return its workspace."""
@@ -51,54 +62,6 @@ class ConvProgram:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Windows (rows, columns) on each of ``batch`` images x (N, height, width, channels), and their taps.
-
-    ``step`` is the distance of neighbouring windows. Of each tap's pixel the kernel reads a run of ``outer`` pixels'
-    ``inner`` channels."""
-
-    batch: int
-    image: tuple[int, int, int]
-    rows: int
-    columns: int
-    step: tuple[int, int]
-    taps: tuple[Tap, ...]
-    outer: int
-    inner: int
-
-    @property
-    def run(self) -> int:
-        return self.outer * self.inner
-
-    @property
-    def windows(self) -> int:
-        return self.batch * self.rows * self.columns
-
-    def chunk(self, share: int) -> int:
-        """Windows that a task with ``share`` windows computes at a time."""
-        window_bytes = 4 * self.image[2] * self.step[0] * self.step[1]
-        chunk = min(max(CHUNK_BYTES // window_bytes, 96), 768, share)
-        return -(-chunk // TILE_ROWS) * TILE_ROWS
-
-    def arguments(self, taps: Tensor, zeros: Tensor) -> dict[str, int]:
-        height, width, channels = self.image
-        return {
-            "zeros": zeros.data_ptr(), "taps": taps.data_ptr(), "num_taps": len(self.taps), "height": height,
-            "width": width, "image_bytes": 4 * height * width * channels, "row_bytes": 4 * width * channels,
-            "pixel_bytes": 4 * channels, "row_step": self.step[0], "column_step": self.step[1],
-            "grid_rows": self.rows, "grid_columns": self.columns, "windows": self.windows,
-        }  # fmt: skip
-
-    def constants(self) -> tuple[Tensor, Tensor]:
-        """The taps, and a pixel of zeros, or ``outer`` of them, and TILE_ROWS zeros more."""
-        taps = torch.tensor(self.taps, dtype=torch.int64, device="cpu").view(-1)
-        return (
-            memory.new(len(taps), dtype=torch.int64).copy_(taps),
-            memory.new(self.outer * self.image[2] + TILE_ROWS, zeros=True),
-        )
-
-
-@dataclass(frozen=True)
 class WeightOrder:
     """Strides of a weight in bytes: of groups, of the result's channels, and of the two parts of a run."""
 
@@ -108,103 +71,31 @@ class WeightOrder:
     inner_bytes: int
 
 
-def num_threads_for(multiplications: int) -> int:
-    return min(torch.get_num_threads(), 1 + multiplications // MULTIPLICATIONS_PER_THREAD)
-
-
-# ------------------------------------------------------------------------------------------------------ windows
-
-
-def merges_columns(channels: int, geometry: Any) -> bool:
-    """Return True if a kernel row is one run: kW pixels' channels. The image is padded for it, left and right."""
-    windows = geometry.windows
-    _, _, left, right = windows.padding
-    if geometry.groups > 1 or windows.dilation[1] > 1 or windows.kernel_size[1] == 1:
-        return False
-    return channels < 16 or left == right == 0
-
-
-def forward_grid(
-    x_shape: tuple[int, ...], weight_strides: tuple[int, ...], geometry: Any
-) -> tuple[Grid, int]:
-    """Windows of (1) on x (N, H, W, C_in), padded if it merges columns, and the byte offset from a tap's weight to that of the next column."""
-    windows = geometry.windows
-    (kernel_height, kernel_width), (d1, d2) = windows.kernel_size, windows.dilation
-    top, _, left, _ = windows.padding
-    batch, height, width, channels = x_shape
-    kh_bytes, kw_bytes = (4 * stride for stride in weight_strides[2:])
-    origin = 0
-    if geometry.flip_kernel:
-        origin = (kernel_height - 1) * kh_bytes + (kernel_width - 1) * kw_bytes
-        kh_bytes, kw_bytes = -kh_bytes, -kw_bytes
-    columns, outer = kernel_width, 1
-    if merges_columns(channels, geometry):
-        columns, outer, left = 1, kernel_width, 0
-    taps = tuple(
-        (p * d1 - top, q * d2 - left, origin + p * kh_bytes + q * kw_bytes)
-        for p, q in product(range(kernel_height), range(columns))
-    )
-    size = windows.output_size(*geometry.input_size)
-    grid = Grid(
-        batch, (height, width, channels), *size, windows.stride, taps, outer, channels // geometry.groups
-    )
-    return grid, kw_bytes
-
-
-def grad_input_grids(
-    g_shape: tuple[int, ...], weight_strides: tuple[int, ...], geometry: Any
-) -> list[tuple[int, int, Grid]]:
-    """The pixels of (2) as windows on g (N, H_out, W_out, C_out): those of row i and column j modulo the strides have
-    the same taps. Returns i, j and their windows, without those that have no tap."""
-    windows, grids = geometry.windows, []
-    (s1, s2), (d1, d2), (top, _, left, _) = windows.stride, windows.dilation, windows.padding
-    kernel_height, kernel_width = windows.kernel_size
-    batch, *image = g_shape
-    height, width = geometry.input_size
-    for i, j in product(range(min(s1, height)), range(min(s2, width))):
-        taps = []
-        for p, q in product(range(kernel_height), range(kernel_width)):
-            (row, row_rest), (column, column_rest) = divmod(i + top - p * d1, s1), divmod(j + left - q * d2, s2)
-            if row_rest == column_rest == 0:
-                kh, kw = (kernel_height - 1 - p, kernel_width - 1 - q) if geometry.flip_kernel else (p, q)
-                taps.append((row, column, 4 * (kh * weight_strides[2] + kw * weight_strides[3])))
-        if taps:
-            rows, columns = -(-(height - i) // s1), -(-(width - j) // s2)
-            grid = Grid(
-                batch, tuple(image), rows, columns, (1, 1), tuple(taps), 1, image[2] // geometry.groups
-            )
-            grids.append((i, j, grid))
-    return grids
-
-
-# ----------------------------------------------------------------------------------------------------- programs
-
-
 @lru_cache(maxsize=512)
 def forward_program(
-    get_module: Any, x_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], has_bias: bool,
-    geometry: Any, threads: int,
+    instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], has_bias: bool,
+    geometry: Any, contiguous: tuple[bool, bool], threads: int,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (1) with (17) for x, weight, bias and out, NHWC but for the weight with ``strides``."""
-    module: KernelModule = get_module()
-    grid, kw_bytes = forward_grid(x_shape, strides, geometry)
+    """Program of (1) with (17) for x, a weight with ``strides``, the bias and the result."""
+    grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
     pixel = 4 * w_shape[0]
     places = [(grid, 0, (grid.rows * grid.columns * pixel, grid.columns * pixel, pixel))]
-    return _conv_program(module, places, groups, channels, order, has_bias, threads)
+    result_shape = grid.batch, w_shape[0], grid.rows, grid.columns
+    shapes = _transposed_shapes((x_shape, result_shape), (contiguous[0] and not any(margin), contiguous[1]))
+    parts = _conv_program(instructions, places, groups, channels, order, has_bias, shapes, threads)
+    return ConvProgram(*parts, result_shape, False, (*margin, 0), _are_transposed(shapes))
 
 
 @lru_cache(maxsize=512)
 def grad_input_program(
-    get_module: Any, g_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
-    threads: int,
-) -> tuple[ConvProgram, bool]:  # fmt: skip
-    """Program of (2) for g, weight, an address that is not used, and the result, NHWC but for the weight; and True if
-    the result has pixels that it does not write, which have no gradient."""
-    module: KernelModule = get_module()
+    instructions: str, g_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
+    contiguous: tuple[bool, bool], threads: int,
+) -> ConvProgram:  # fmt: skip
+    """Program of (2) for g, a weight with ``strides``, an address that is not used, and the result."""
     groups, channels = geometry.groups, w_shape[1]
-    order = WeightOrder(4 * g_shape[3] // groups * strides[0], 4 * strides[1], 0, 4 * strides[0])
+    order = WeightOrder(4 * g_shape[1] // groups * strides[0], 4 * strides[1], 0, 4 * strides[0])
     (s1, s2), (height, width) = geometry.windows.stride, geometry.input_size
     pixel = 4 * channels * groups
     grids = grad_input_grids(g_shape, strides, geometry)
@@ -212,19 +103,34 @@ def grad_input_program(
         (grid, (i * width + j) * pixel, (height * width * pixel, s1 * width * pixel, s2 * pixel))
         for i, j, grid in grids
     ]
-    is_partial = len(grids) < min(s1, height) * min(s2, width)
-    return _conv_program(module, places, groups, channels, order, False, threads), is_partial
+    is_partial, result_shape = (
+        len(grids) < min(s1, height) * min(s2, width),
+        (g_shape[0], channels * groups, height, width),
+    )
+    shapes = _transposed_shapes((g_shape, result_shape), (contiguous[0], contiguous[1] and not is_partial))
+    parts = _conv_program(instructions, places, groups, channels, order, False, shapes, threads)
+    return ConvProgram(*parts, result_shape, is_partial, contiguous=_are_transposed(shapes))
 
 
 def _conv_program(
-    module: KernelModule, places: Any, groups: int, channels: int, order: WeightOrder, has_bias: bool, threads: int
-) -> ConvProgram:
-    """Pack the weights of each grid, then compute the grids, of which each has an offset in ``out``, and strides."""
+    instructions: str, places: Any, groups: int, channels: int, order: WeightOrder, has_bias: bool, shapes: Any,
+    threads: int,
+) -> tuple[Program, WorkspaceLayout, tuple[Tensor, ...]]:  # fmt: skip
+    """Pack the weights of each grid, then compute the grids, of which each has an offset in ``out``, and strides.
+
+    ``shapes`` of x and ``out`` are given for those of them that are transposed."""
+    module = instruction_set.load_group(instructions, CONV2D)
+    rows = sum(grid.windows * len(grid.taps) * grid.run for grid, _, _ in places)
+    threads = _num_threads(threads, rows * groups * channels)
     lanes, panel_floats = module.lanes, PANEL_VECTORS[module.lanes] * module.lanes
     vectors, panels = -(-channels // lanes), -(-channels // panel_floats)
-    packs, convolutions, constants, num_tasks = [], [], [], 1
+    packs, convolutions, constants = [], [], []
     pack_tasks, pack_share = split_work(groups * vectors, threads)
     sizes = {"nonfinite": 4 * len(places) * pack_tasks}
+    x, out = (
+        BufferRef(f"{name}, channels last" if shape else name)
+        for name, shape in zip(("x", "out"), shapes, strict=True)
+    )
     for n, (grid, offset, out_strides) in enumerate(places):
         taps, zeros = grid.constants()
         constants += [taps, zeros]
@@ -236,16 +142,16 @@ def _conv_program(
             f"table {n}": 8 * tasks * (len(grid.taps) + 1) * chunk,
             f"sums {n}": 4 * tasks * chunk * panel_floats,
         }
-        packs.append(
-            module.call(
-                "pack_panels", weight=BufferRef("weight"), bias=BufferRef("bias"), has_bias=has_bias,
-                taps=taps.data_ptr(), num_taps=len(grid.taps), packed_weight=BufferRef(f"packed {n}"),
-                nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), groups=groups, share=pack_share, channels=channels, outer=grid.outer, inner=grid.inner, **vars(order),
-            )  # fmt: skip
-        )
+        pack = module.call(
+            "pack_panels", weight=BufferRef("weight"), bias=BufferRef("bias"), has_bias=has_bias,
+            taps=taps.data_ptr(), num_taps=len(grid.taps), packed_weight=BufferRef(f"packed {n}"),
+            nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), groups=groups, share=pack_share, channels=channels,
+            outer=grid.outer, inner=grid.inner, **vars(order),
+        )  # fmt: skip
+        packs.append(pack)
         taps_per_block = _even_block(len(grid.taps), max(1, BLOCK_K[lanes] // grid.run))
         call = module.call(
-            "conv2d", x=BufferRef("x"), packed_weight=BufferRef(f"packed {n}"), out=BufferRef("out", offset),
+            "conv2d", x=x, packed_weight=BufferRef(f"packed {n}"), out=out + offset,
             table=BufferRef(f"table {n}"), partial_sums=BufferRef(f"sums {n}"), window_share=window_share,
             window_parts=window_parts, panel_share=panel_share, groups=groups, channels=channels, run=grid.run,
             taps_per_block=taps_per_block, run_per_block=_even_block(grid.run, BLOCK_K[lanes]), chunk=chunk,
@@ -253,11 +159,33 @@ def _conv_program(
             **grid.arguments(taps, zeros),
         )  # fmt: skip
         convolutions.append(ParallelRegion(tasks, [call]))
-        num_tasks = max(num_tasks, tasks)
+    sizes |= {ref.name: 4 * math.prod(shape) for ref, shape in zip((x, out), shapes, strict=True) if shape}
     layout = WorkspaceLayout(**sizes)
     regions = [ParallelRegion(pack_tasks, packs), *convolutions]
+    if shapes[0]:
+        regions.insert(0, to_channels_last(module, BufferRef("x"), x, shapes[0], threads))
+    if shapes[1]:
+        regions.append(to_contiguous(module, out, BufferRef("out"), shapes[1], threads))
     names = ("x", "weight", "bias", "out", *sizes)
-    return ConvProgram(Program(module, min(threads, num_tasks), regions, names), layout, tuple(constants))
+    num_tasks = max(region.num_tasks for region in regions)
+    return Program(module, min(threads, num_tasks), regions, names), layout, tuple(constants)
+
+
+def _transposed_shapes(shapes: Any, contiguous: tuple[bool, bool]) -> tuple[Any, Any]:
+    """Return the shapes of two tensors, None for one that the program need not, or cannot, transpose."""
+    first, second = (
+        shape if is_contiguous and can_transpose(shape) else None
+        for shape, is_contiguous in zip(shapes, contiguous, strict=True)
+    )
+    return first, second
+
+
+def _are_transposed(shapes: tuple[Any, Any]) -> tuple[bool, bool]:
+    return shapes[0] is not None, shapes[1] is not None
+
+
+def _num_threads(threads: int, multiplications: int) -> int:
+    return min(threads, 1 + multiplications // MULTIPLICATIONS_PER_THREAD)
 
 
 def _even_block(count: int, largest: int) -> int:
@@ -281,16 +209,17 @@ def _split(windows: int, panels: int, threads: int) -> tuple[int, int, int, int]
 
 @lru_cache(maxsize=512)
 def grad_weight_program(
-    get_module: Any, x_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
-    threads: int,
+    instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
+    geometry: Any, contiguous: tuple[bool, bool], threads: int,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (3) for x, g and the result, NHWC but for the result with ``strides``."""
-    module: KernelModule = get_module()
-    lanes, panel_floats = module.lanes, PANEL_VECTORS[module.lanes] * module.lanes
-    grid, kw_bytes = forward_grid(x_shape, strides, geometry)
+    """Program of (3) for x, g and the result with ``strides``."""
+    module = instruction_set.load_group(instructions, CONV2D)
+    panel_floats = PANEL_VECTORS[module.lanes] * module.lanes
+    grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
     units = groups * -(-channels // panel_floats) * len(grid.taps) * -(-grid.run // TILE_ROWS)
+    threads = _num_threads(threads, grid.windows * len(grid.taps) * grid.run * w_shape[0])
     tasks, share = split_work(units, threads)
     chunk = grid.chunk(max(1, grid.windows))
     taps, zeros = grid.constants()
@@ -299,12 +228,25 @@ def grad_weight_program(
         "sums": 4 * units * TILE_ROWS * panel_floats,
         "grads": 4 * tasks * chunk * panel_floats,
     }
+    slack, regions = TILE_ROWS if grid.run < TILE_ROWS else 0, []
+    g_shape = grid.batch, w_shape[0], grid.rows, grid.columns
+    shapes = _transposed_shapes((x_shape, g_shape), (contiguous[0] and not (slack or any(margin)), contiguous[1]))
+    sources = []
+    for name, shape in zip(("x", "g"), shapes, strict=True):
+        sources.append(BufferRef(f"{name}, channels last" if shape else name))
+        if shape:
+            sizes[sources[-1].name] = 4 * math.prod(shape)
+            regions.append(to_channels_last(module, BufferRef(name), sources[-1], shape, threads))
     call = module.call(
-        "conv2d_grad_weight", x=BufferRef("x"), grad_out=BufferRef("g"), grad_weight=BufferRef("grad_weight"),
+        "conv2d_grad_weight", x=sources[0], grad_out=sources[1], grad_weight=BufferRef("grad_weight"),
         table=BufferRef("table"), partial_sums=BufferRef("sums"), packed_grads=BufferRef("grads"), units=units,
         share=share, groups=groups, channels=channels, outer=grid.outer, inner=grid.inner, chunk=chunk,
         **vars(order), **grid.arguments(taps, zeros),
     )  # fmt: skip
     layout = WorkspaceLayout(**sizes)
-    program = Program(module, min(threads, tasks), [ParallelRegion(tasks, [call])], ("x", "g", "grad_weight", *sizes))
-    return ConvProgram(program, layout, (taps, zeros))
+    regions.append(ParallelRegion(tasks, [call]))
+    num_tasks = max(region.num_tasks for region in regions)
+    program = Program(module, min(threads, num_tasks), regions, ("x", "g", "grad_weight", *sizes))
+    return ConvProgram(
+        program, layout, (taps, zeros), w_shape, margin=(*margin, slack), contiguous=_are_transposed(shapes)
+    )

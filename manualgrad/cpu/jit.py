@@ -13,6 +13,7 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,13 +119,17 @@ def require_executable_memory() -> None:
 
 def emit_llvm_ir(lanes: int, group: str = NETWORK) -> str:
     """Return the kernels of a group as LLVM assembly, for vectors of ``lanes`` floats."""
+    return _emit_llvm_ir(lanes, _kernels(group))
+
+
+def _emit_llvm_ir(lanes: int, kernels: Mapping[str, Kernel]) -> str:
     from llvmlite import ir
 
     from manualgrad.cpu.ir.vectors import Emitter
 
     module = ir.Module("manualgrad")
     module.triple = "x86_64-unknown-linux-gnu"
-    for name, kernel in _kernels(group).items():
+    for name, kernel in kernels.items():
         kernel.emit(Emitter(module, name, lanes))
     return str(module)
 
@@ -143,8 +148,9 @@ def _conv2d_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.conv2d_grad_weight import conv2d_grad_weight
     from manualgrad.cpu.kernels.pack_panels import pack_panels
     from manualgrad.cpu.kernels.run_program import run_program
+    from manualgrad.cpu.kernels.transpose import transpose
 
-    return conv2d, conv2d_grad_weight, pack_panels, run_program
+    return conv2d, conv2d_grad_weight, pack_panels, transpose, run_program
 
 
 def _grouped_conv_kernels(group_size: int) -> tuple[Kernel, ...]:
@@ -201,6 +207,11 @@ def _network_kernels() -> tuple[Kernel, ...]:
 @cache
 def load_module(instructions: str, group: str = NETWORK) -> KernelModule:
     """Compile the kernels of a group, or read them from the cache, for one of :func:`instruction_sets`."""
+    return load_kernels(instructions, _kernels(group))
+
+
+def load_kernels(instructions: str, kernels: Mapping[str, Kernel]) -> KernelModule:
+    """Compile ``kernels``, by name, or read them from the cache, for one of :func:`instruction_sets`."""
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -211,12 +222,11 @@ def load_module(instructions: str, group: str = NETWORK) -> KernelModule:
     machine = target.create_target_machine(cpu=_TARGET_CPU[instructions], opt=2, jit=True)
     lanes = LANES[instructions]
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    text = emit_llvm_ir(lanes, group)
+    text = _emit_llvm_ir(lanes, kernels)
     key = "\n".join((instructions, llvmlite.__version__, text))
     object_code, cache_problem = cached_object_code(key, lambda: _compile(text, machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
     engine.finalize_object()
-    kernels = _kernels(group)
     addresses = {name: engine.get_function_address(name) for name in kernels}
     signatures = {name: kernel.signature for name, kernel in kernels.items()}
     return KernelModule(instructions, lanes, addresses, signatures, cache_problem, engine)

@@ -71,7 +71,11 @@ KERNELS = (
     ),
     FormulaKernel("conv2d_forward_nchw", CPU, conv2d.unsupported_conv2d_forward, conv2d.conv2d_forward),
     FormulaKernel(
-        "conv2d_grad_input_nchw", CPU, conv2d.unsupported_conv2d_grad_input, conv2d.conv2d_grad_input, NONFINITE_WEIGHT
+        "conv2d_grad_input_nchw",
+        CPU,
+        conv2d.unsupported_conv2d_grad_input,
+        conv2d.conv2d_grad_input,
+        NONFINITE_WEIGHT,
     ),
     FormulaKernel("conv2d_grad_weight_oihw", CPU, conv2d.unsupported_conv2d_grad_weight, conv2d.conv2d_grad_weight),
     FormulaKernel(

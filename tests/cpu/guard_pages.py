@@ -106,7 +106,7 @@ def guarded_randn(*shape: int) -> Tensor:
 
 
 def run_random_kernels(draw: random.Random) -> str:
-    """Run some kernels on random sizes; return "small", "pooling", "network", "grouped" or "convolution"."""
+    """Run some kernels on random sizes; return the kind, one of those that :func:`main` prints."""
     global guard_is_after
     guard_is_after = draw.random() < 0.5
     torch.set_num_threads(draw.randint(1, 4))
@@ -124,12 +124,37 @@ def run_random_kernels(draw: random.Random) -> str:
     if kind < 0.65:
         run_grouped_convolution(draw)
         return "grouped"
+    if kind < 0.8:
+        run_conv_pool(draw)
+        return "conv_pool"
     run_convolution(draw)
     return "convolution"
 
 
 def run_convolution(draw: random.Random) -> None:
-    """Run the convolution's kernels forward and backward."""
+    """Run the kernels of a general convolution forward and backward."""
+    groups = draw.choice([1, 1, 1, 2, 3])
+    in_channels = draw.choice([1, 2, 3, 5, 8, 17, 40] if groups == 1 else [17, 20, 33]) * groups
+    out_channels = draw.choice([1, 3, 8, 9, 16, 33, 70]) * groups
+    kernel, stride, dilation, padding = (
+        (draw.randint(m, n), draw.randint(m, n)) for m, n in ((1, 5), (1, 3), (1, 2), (0, 3))
+    )
+    span = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [max(1, n) + draw.choice([0, 1, 4, 11]) for n in span]
+    x = guarded_copy(torch.randn(draw.choice([0, 1, 2, 5]), in_channels, *size), draw.random() < 0.5)
+    w = guarded_copy(torch.randn(out_channels, in_channels // groups, *kernel), draw.random() < 0.5)
+    b = guarded_randn(out_channels) if draw.random() < 0.7 else None
+    flip, channels_last = draw.random() < 0.5, draw.random() < 0.5
+    geometry = make_conv2d_geometry(x, w, b, stride, padding, dilation, groups, flip, channels_last)
+    out = by_kernel("conv2d_forward_nchw", x, w, b, geometry)
+    assert out is not None, "a kernel was not used"
+    g = guarded_copy(out, draw.random() < 0.5)
+    assert by_kernel("conv2d_grad_input_nchw", g, w, geometry) is not None, "a kernel was not used"
+    assert by_kernel("conv2d_grad_weight_oihw", g, x, geometry) is not None, "a kernel was not used"
+
+
+def run_conv_pool(draw: random.Random) -> None:
+    """Run the kernels of a convolution with ReLU and pooling forward and backward."""
     kernel = (5, 5) if draw.random() < 0.3 else (draw.randint(1, 7), draw.randint(1, 11))
     batch_size, in_channels = draw.choice([0, 1, 2, 3, 5]), draw.choice([1, 1, 2, 3, 4, 5, 8, 16, 20, 32])
     out_channels = draw.choice([1, 3, 8, 15, 16, 24, 32, 40, 64, 72, 130])
@@ -303,8 +328,8 @@ def main() -> None:
     counts = Counter(run_random_kernels(draw) for _ in range(options.calls))
     print(
         f"{counts['convolution']} calls of the convolution's kernels, {counts['grouped']} of the grouped "
-        f"convolution's, {counts['network']} of the network's, {counts['pooling']} of pooling's and "
-        f"{counts['small']} of the small ones"
+        f"convolution's, {counts['conv_pool']} of conv_pool's, {counts['network']} of the network's, "
+        f"{counts['pooling']} of pooling's and {counts['small']} of the small ones"
     )
 
 

@@ -70,9 +70,7 @@ def conv2d(emit: Emitter, a: Arguments) -> None:
                     _panel(emit, a, table, count, group, panel, vectors)
 
 
-def _panel(
-    emit: Emitter, a: Arguments, table: Value, count: Value, group: Value, panel: Value, vectors: int
-) -> None:
+def _panel(emit: Emitter, a: Arguments, table: Value, count: Value, group: Value, panel: Value, vectors: int) -> None:
     """Compute all windows of a chunk for a panel of ``vectors``."""
     vectors_before = panel * panel_vectors(emit)
     bias = a.packed_weight + (group * a.vectors + vectors_before) * a.rows_of_panel * emit.vector_bytes

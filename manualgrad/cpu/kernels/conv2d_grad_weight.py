@@ -29,7 +29,6 @@ from manualgrad.cpu.kernels.conv2d_tile import (
 from manualgrad.cpu.kernels.conv2d_windows import TAP_WORDS, WINDOW_ARGUMENTS, fill_table, load_address
 from manualgrad.cpu.signature import INT, POINTER, kernel
 
-
 BLOCK_WINDOWS = 128
 
 
@@ -64,7 +63,7 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     first, stop = task_range(emit, a, a.units)
     with emit.loop(0, a.windows, a.chunk) as start:
         count = minimum(emit, a.windows - start, a.chunk)
-        fill_table(emit, a, table, (start, start + count), None)
+        fill_table(emit, a, table, (start, start + count))
         with emit.loop(first // a.units_of_panel, (stop + a.units_of_panel - 1) // a.units_of_panel) as number:
             group, panel = number // a.panels, number % a.panels
             first_unit = number * a.units_of_panel

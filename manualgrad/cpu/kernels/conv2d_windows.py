@@ -38,7 +38,7 @@ WINDOW_ARGUMENTS = {
 
 
 def fill_table(
-    emit: Emitter, a: Arguments, table: Value, windows: tuple[Value, Value], strides: tuple[Value, Value, Value] | None
+    emit: Emitter, a: Arguments, table: Value, windows: tuple[Value, Value], strides: tuple[Value, ...] = ()
 ) -> None:
     """Fill the table of a chunk, and its last row with offsets if there are ``strides``, of image, row and column.
 
@@ -59,7 +59,7 @@ def fill_table(
                 inside = (column + n * a.column_step).ult(width)
                 address = pixel + n * (a.column_step * a.pixel_bytes)
                 emit.store(emit.select(inside, address, a.zeros), row_of_table + n * 8)
-        if strides is not None:
+        if strides:
             offset = image * strides[0] + i * strides[1] + j * strides[2]
             with emit.loop(0, count) as n:
                 emit.store(offset + n * strides[2], entries + a.num_taps * row_bytes + n * 8)
