@@ -158,9 +158,10 @@ def _grouped_conv_kernels(group_size: int) -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.grouped_conv_grad_weight import grouped_conv_grad_weight
     from manualgrad.cpu.kernels.pack_grouped import pack_grouped_weight, sum_grouped_grads
     from manualgrad.cpu.kernels.run_program import run_program
+    from manualgrad.cpu.kernels.transpose import transpose
 
     makers = pack_grouped_weight, grouped_conv, grouped_conv_grad_weight, sum_grouped_grads
-    return (*(make(group_size) for make in makers), run_program)
+    return (*(make(group_size) for make in makers), transpose, run_program)
 
 
 def _network_kernels() -> tuple[Kernel, ...]:
