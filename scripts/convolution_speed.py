@@ -2,10 +2,10 @@
 
     python -m scripts.convolution_speed [THREADS]
 
-Forward and backward of batch 8 in float32, with the gradients of the images, the weight and the bias; the images of a
-first layer have no gradient. Native runs in its faster memory layout, ours in both. The contenders take turns; a ratio
-is that of the medians. The peak is what a loop of independent multiplications and additions reaches in the same run.
-With one thread, the default, times are the processor's time of this process, which other load changes less.
+Forward and backward of batch 8 in float32, with gradients of the images, the weight and the bias; the images of a
+first layer have no gradient. Native runs in its faster memory layout, ours in both. The contenders take turns; a
+ratio is that of the medians. The peak is what a loop of independent multiplications and additions reaches in the same
+run. With one thread, the default, times are the processor's time of this process, which other load changes less.
 """
 
 from __future__ import annotations
