@@ -28,10 +28,8 @@ def longest_conv2d_sum(input: tuple[int, ...], weight: tuple[int, ...], bias: tu
     return max(N * (H - kH + 1) * (W - kW + 1), C_in * kH * kW, C_out * kH * kW)
 
 
-
-
 def few_images(batch: int, channels: int, weight: tuple[int, ...]) -> Shapes:
-    """Shapes of a convolution of 28x28 images without a bias, an eighth of the batch, since they have many numbers."""
+    """Shapes of a convolution of 28x28 images: an eighth of the batch, since they have many channels, and no bias."""
     return (max(1, batch // 8), channels, 28, 28), weight
 
 
