@@ -36,11 +36,16 @@ def layer_of_a_larger_network(
     return shapes
 
 
-def longest_conv2d_sum(input: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...]) -> int:
+def longest_conv2d_sum(input: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] = ()) -> int:
     """Terms of the longest sum in a convolution without options, or in one of its gradients."""
     N, _, H, W = input
     C_out, C_in, kH, kW = weight
     return max(N * (H - kH + 1) * (W - kW + 1), C_in * kH * kW, C_out * kH * kW)
+
+
+def few_images(batch: int, channels: int, weight: tuple[int, ...]) -> Shapes:
+    """Shapes of a convolution of 28x28 images: an eighth of the batch, since they have many channels, and no bias."""
+    return (max(1, batch // 8), channels, 28, 28), weight
 
 
 # fmt: off
@@ -108,6 +113,12 @@ OPTIONS: list[Option] = [
     conv.option("1x1 on 28x28, stride 2", network=layer_of_a_larger_network(16, 32, 1, 28), stride=2),
     conv.option("7x7 on RGB images of 224x224, stride 2", network=layer_of_a_larger_network(None, 4, 7, 224), data=1,
         stride=2, padding=3),
+    conv.option("depthwise 3x3 of 128 channels", network=lambda N, C, hidden: few_images(N, 128, (128, 1, 3, 3)),
+        padding=1, groups=128),
+    conv.option("depthwise 7x7 of 128 channels", network=lambda N, C, hidden: few_images(N, 128, (128, 1, 7, 7)),
+        padding=3, groups=128),
+    conv.option("3x3 of 32 groups of 4", network=lambda N, C, hidden: few_images(N, 128, (128, 4, 3, 3)),
+        padding=1, groups=32),
 
     relu.option("", ((3, 4),), ((4, 3, 7, 6),), report=True, long=((4, 3, 5, 7),),
         network=lambda N, C, hidden: ((N, C[0], 24, 24),)),

@@ -38,7 +38,11 @@ CONVOLUTIONS = {  # x, weight, stride, padding, groups
     "1x1 stride 2, 256 to 512 at 28": ((8, 256, 28, 28), (512, 256, 1, 1), 2, 0, 1),
     "7x7 stride 2, RGB at 224": ((8, 3, 224, 224), (64, 3, 7, 7), 2, 3, 1),
     "3x3, 32 groups of 8 at 14": ((8, 256, 14, 14), (256, 8, 3, 3), 1, 1, 32),
+    "3x3, 32 groups of 4 at 28": ((8, 128, 28, 28), (128, 4, 3, 3), 1, 1, 32),
     "3x3 depthwise, 256 at 14": ((8, 256, 14, 14), (256, 1, 3, 3), 1, 1, 256),
+    "3x3 depthwise stride 2, 128 at 56": ((8, 128, 56, 56), (128, 1, 3, 3), 2, 1, 128),
+    "7x7 depthwise, 256 at 16": ((8, 256, 16, 16), (256, 1, 7, 7), 1, 3, 256),
+    "7x7 depthwise, 96 at 56": ((8, 96, 56, 56), (96, 1, 7, 7), 1, 3, 96),
 }
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -82,8 +81,7 @@ class Contender:
     def __init__(self, operation: TimedOperation, side: str, layout: str, device: str) -> None:
         self.operation, self.layout, self.device = operation, layout, device
         self.option = operation.option
-        native = partial(self.option.operation.native, **self.option.arguments)
-        self.function = operation.ours if side == "ours" else native
+        self.function = operation.ours if side == "ours" else self.option.native
         self.step = self._make_step(*self._inputs(seed=0, whole_numbers=False))
 
     def find_mismatches(self) -> list[str]:

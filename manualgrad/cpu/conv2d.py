@@ -17,7 +17,7 @@ from manualgrad.cpu import depthwise, memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
+from manualgrad.cpu.tensor_checks import is_in_contiguous_format, storage_covers, unsupported_tensor
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
@@ -32,7 +32,7 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
         module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
-        (_is_contiguous(x), not geometry.channels_last), torch.get_num_threads(),
+        (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
     x, out = _images(x, program), _new_result(program)
     if x.shape[0]:
@@ -52,7 +52,7 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     w = w.resolve_neg()
     program = programs.grad_input_program(
         module.instructions, g.shape, w.shape, w.stride(), geometry,
-        (_is_contiguous(g), not geometry.channels_last), torch.get_num_threads(),
+        (is_in_contiguous_format(g), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
     g, grad_x = _images(g, program), _new_result(program)
     if g.shape[0]:
@@ -76,8 +76,8 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     if not x.shape[0]:
         return grad_w.zero_()
     program = programs.grad_weight_program(
-        module.instructions, x.shape, w_shape, grad_w.stride(), geometry, (_is_contiguous(x), _is_contiguous(g)),
-        torch.get_num_threads(),
+        module.instructions, x.shape, w_shape, grad_w.stride(), geometry,
+        (is_in_contiguous_format(x), is_in_contiguous_format(g)), torch.get_num_threads(),
     )  # fmt: skip
     x, g = _images(x, program), g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
     program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr())
@@ -105,11 +105,6 @@ def _is_weight(geometry: Any, w: Tensor) -> bool:
 def _is_output(geometry: Any, g: Tensor, channels: int) -> bool:
     size = geometry.windows.output_size(*geometry.input_size)
     return tuple(g.shape[1:]) == (channels, *size) and channels % geometry.groups == 0
-
-
-def _is_contiguous(x: Tensor) -> bool:
-    """Return True if x is contiguous and not channels_last too, as images of one channel or pixel are."""
-    return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last) and not x.is_neg()
 
 
 def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from manualgrad.cpu import memory
 from manualgrad.cpu.conv_pool import to_contiguous
-from manualgrad.cpu.grouped_conv_programs import program_for_images, program_for_weight
+from manualgrad.cpu.grouped_conv_programs import GroupedConvProgram, program_for_images, program_for_weight
 from manualgrad.cpu.grouped_conv_runs import GROUP_SIZES
 from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.tensor_checks import is_in_contiguous_format
 
 
 def is_depthwise(geometry: Any, out_channels: int, group_channels: int) -> bool:
@@ -43,9 +44,10 @@ def depthwise_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: 
     if not x.shape[0]:
         return grad_w.zero_()
     program = program_for_weight(
-        module.instructions, x.shape[0], w_shape, grad_w.stride(), geometry, torch.get_num_threads()
-    )
-    g, x = (_pad_groups(t, geometry.groups, program.group_size) for t in (g, x))
+        module.instructions, x.shape[0], w_shape, grad_w.stride(), geometry, torch.get_num_threads(),
+        (is_in_contiguous_format(g), is_in_contiguous_format(x)),
+    )  # fmt: skip
+    g, x = (_as_read(t, geometry, program, n) for n, t in enumerate((g, x)))
     program.run(g.data_ptr(), x.data_ptr(), grad_w.data_ptr())
     return grad_w
 
@@ -56,19 +58,27 @@ def _images(
 ) -> Tensor:  # fmt: skip
     """Compute the targets, (N, channels, *size), from the sources, (N, C, H, W)."""
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
+    contiguous = is_in_contiguous_format(sources), not geometry.channels_last
     program = program_for_images(
-        module.instructions, sources.shape[0], w.shape, w.stride(), geometry, torch.get_num_threads(), b is not None,
-        to_input,
+        module.instructions, sources.shape[0], w.shape, w.stride(), geometry, torch.get_num_threads(), contiguous,
+        b is not None, to_input,
     )  # fmt: skip
-    sources = _pad_groups(sources, geometry.groups, program.group_size)
-    targets = memory.new_channels_last(sources.shape[0], sources.shape[3], *size)
+    sources, shape = _as_read(sources, geometry, program, 0), (sources.shape[0], geometry.groups * program.group_size)
+    targets = memory.new(*shape, *size) if program.contiguous[1] else memory.new_channels_last(*shape, *size)
     if targets.numel():
         program.run(sources.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), targets.data_ptr())
-    if targets.shape[1] != channels:
+    if shape[1] != channels:
         by_group = _split(targets, 1, geometry.groups)[:, :, : channels // geometry.groups]
-        targets = memory.new_channels_last(sources.shape[0], channels, *size).copy_(by_group.flatten(1, 2))
+        targets = memory.new_channels_last(shape[0], channels, *size).copy_(by_group.flatten(1, 2))
+    if geometry.channels_last or program.contiguous[1]:
+        return targets
     # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
-    return targets if geometry.channels_last else targets.clone(memory_format=torch.contiguous_format)
+    return targets.clone(memory_format=torch.contiguous_format)
+
+
+def _as_read(x: Tensor, geometry: Any, program: GroupedConvProgram, number: int) -> Tensor:
+    """Return x, (N, C, H, W), as the program reads its images of this number."""
+    return x if program.contiguous[number] else _pad_groups(x, geometry.groups, program.group_size)
 
 
 def _pad_groups(x: Tensor, groups: int, group_size: int) -> Tensor:

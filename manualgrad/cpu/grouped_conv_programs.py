@@ -6,6 +6,7 @@ one unpacks the gradient. Images are (N, H, W, groups · G), where G, the *group
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from manualgrad.cpu.grouped_conv_runs import (
     grad_input_runs,
     weight_tables,
 )
+from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
 from manualgrad.cpu.jit import GROUPED_CONV
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef
@@ -36,12 +38,16 @@ MAX_PARTS_NUMEL = 1 << 24  # floats of the weight gradients of all tasks togethe
 
 @dataclass(frozen=True)
 class GroupedConvProgram:
-    """A program for a group size, the layout of its workspace, and the tables whose addresses are in it."""
+    """A program for a group size, the layout of its workspace, and the tables whose addresses are in it.
+
+    ``contiguous`` is True for images that are contiguous; of forward they are the sources and the targets, of the
+    weight's gradient g and x. Others are channels_last."""
 
     group_size: int
     program: Program
     layout: WorkspaceLayout
     tables: tuple[Tensor, Tensor]
+    contiguous: tuple[bool, bool]
 
     def run(self, *addresses: int) -> None:
         """Run the program on tensors at ``addresses``, in the order of its names."""
@@ -80,23 +86,29 @@ class _GroupedWeight:
         multiplications = batch_size * output_size[0] * output_size[1] * self.packed_numel
         return max(1, min(threads, multiplications // MULTIPLICATIONS_PER_THREAD))
 
+    def transposes(self, channels: int, size: tuple[int, int], is_contiguous: bool) -> bool:
+        """Return True if the program copies contiguous images of ``channels`` per group to or from channels_last."""
+        shape = (0, self.channels, *size)
+        return is_contiguous and channels == self.group_size and can_transpose(shape)
+
     def program(
-        self, regions: Sequence[ParallelRegion], layout: WorkspaceLayout, names: tuple[str, ...],
-        tables: tuple[Tensor, Tensor],
+        self, regions: Sequence[ParallelRegion], buffers: dict[str, int], names: tuple[str, ...],
+        tables: tuple[Tensor, Tensor], contiguous: tuple[bool, bool],
     ) -> GroupedConvProgram:  # fmt: skip
         num_threads = min(torch.get_num_threads(), max(region.num_tasks for region in regions))
+        layout = WorkspaceLayout(**buffers)
         program = Program(self.module, num_threads, regions, (*names, *layout.sizes))
-        return GroupedConvProgram(self.group_size, program, layout, tables)
+        return GroupedConvProgram(self.group_size, program, layout, tables, contiguous)
 
 
 @lru_cache(maxsize=256)
 def program_for_images(
     instructions: str, batch_size: int, shape: Sequence[int], strides: Sequence[int], geometry: Any, threads: int,
-    has_bias: bool, to_input: bool,
+    contiguous: tuple[bool, bool], has_bias: bool, to_input: bool,
 ) -> GroupedConvProgram:  # fmt: skip
     """Program of C(x, w) + b, or of X(g, w) if ``to_input``, for the addresses source, weight, bias, target.
 
-    ``shape`` and ``strides`` are those of the weight."""
+    ``shape`` and ``strides`` are those of the weight, ``contiguous`` tells the format of sources and targets."""
     weight = _GroupedWeight(instructions, shape, strides, geometry.groups)
     windows, input_size = geometry.windows, geometry.input_size
     output_size = windows.output_size(*input_size)
@@ -118,8 +130,17 @@ def program_for_images(
         packed_weight=BufferRef("packed_weight"), packed_bias=BufferRef("packed_bias"),
         padded_channels=weight.padded_channels, share=pack_share, **weight.arguments(to_input),
     )  # fmt: skip
+    sides = (weight.out_channels, weight.in_channels) if to_input else (weight.in_channels, weight.out_channels)
+    contiguous = (
+        weight.transposes(sides[0], source_size, contiguous[0]),
+        weight.transposes(sides[1], target_size, contiguous[1]),
+    )
+    source, target = (
+        BufferRef(f"{name}_channels_last" if is_copied else name)
+        for name, is_copied in zip(("source", "target"), contiguous, strict=True)
+    )
     compute = weight.module.call(
-        "grouped_conv", source=BufferRef("source"), target=BufferRef("target"), weight=BufferRef("packed_weight"),
+        "grouped_conv", source=source, target=target, weight=BufferRef("packed_weight"),
         bias=BufferRef("packed_bias"), row_runs=rows.table.data_ptr(), column_runs=columns.table.data_ptr(),
         num_row_runs=len(rows.table), num_column_runs=len(columns.table), row_tap_step=rows.tap_step,
         row_source_step=rows.source_step, column_tap_step=columns.tap_step, column_source_step=columns.source_step,
@@ -127,16 +148,28 @@ def program_for_images(
         target_height=target_size[0], target_width=target_size[1], channels=weight.channels,
         kernel_height=weight.kernel_height, kernel_width=weight.kernel_width,
     )  # fmt: skip
-    regions = ParallelRegion(pack_tasks, [pack]), ParallelRegion(num_tasks, [compute])
-    layout = WorkspaceLayout(packed_weight=4 * weight.packed_numel, packed_bias=4 * weight.padded_channels)
-    return weight.program(regions, layout, ("source", "weight", "bias", "target"), (rows.table, columns.table))
+    regions = [ParallelRegion(pack_tasks, [pack]), ParallelRegion(num_tasks, [compute])]
+    buffers = {"packed_weight": 4 * weight.packed_numel, "packed_bias": 4 * weight.padded_channels}
+    if contiguous[0]:
+        shape = batch_size, weight.channels, *source_size
+        buffers["source_channels_last"] = 4 * math.prod(shape)
+        regions.insert(0, to_channels_last(weight.module, BufferRef("source"), source, shape, threads))
+    if contiguous[1]:
+        shape = batch_size, weight.channels, *target_size
+        buffers["target_channels_last"] = 4 * math.prod(shape)
+        regions.append(to_contiguous(weight.module, target, BufferRef("target"), shape, threads))
+    names = "source", "weight", "bias", "target"
+    return weight.program(regions, buffers, names, (rows.table, columns.table), contiguous)
 
 
 @lru_cache(maxsize=256)
 def program_for_weight(
-    instructions: str, batch_size: int, shape: Sequence[int], strides: Sequence[int], geometry: Any, threads: int
-) -> GroupedConvProgram:
-    """Program of W(g, x) for the addresses g, x, weight; ``shape`` and ``strides`` are those of the gradient."""
+    instructions: str, batch_size: int, shape: Sequence[int], strides: Sequence[int], geometry: Any, threads: int,
+    contiguous: tuple[bool, bool],
+) -> GroupedConvProgram:  # fmt: skip
+    """Program of W(g, x) for the addresses g, x, weight; ``shape`` and ``strides`` are those of the gradient.
+
+    ``contiguous`` tells the format of g and x."""
     weight = _GroupedWeight(instructions, shape, strides, geometry.groups)
     windows, (height, width) = geometry.windows, geometry.input_size
     out_height, out_width = output_size = windows.output_size(height, width)
@@ -144,8 +177,16 @@ def program_for_weight(
     row_blocks, rows_per_block = split_work(out_height, -(-out_height * out_width // PIXELS_PER_SUM))
     max_tasks = min(weight.max_tasks(batch_size, output_size, threads), MAX_PARTS_NUMEL // weight.packed_numel)
     num_tasks, share = split_work(batch_size * row_blocks, max(1, max_tasks))
+    contiguous = (
+        weight.transposes(weight.out_channels, output_size, contiguous[0]),
+        weight.transposes(weight.in_channels, (height, width), contiguous[1]),
+    )
+    g, x = (
+        BufferRef(f"{name}_channels_last" if is_copied else name)
+        for name, is_copied in zip(("g", "x"), contiguous, strict=True)
+    )
     compute = weight.module.call(
-        "grouped_conv_grad_weight", grad_out=BufferRef("g"), x=BufferRef("x"), grad_weight_parts=BufferRef("parts"),
+        "grouped_conv_grad_weight", grad_out=g, x=x, grad_weight_parts=BufferRef("parts"),
         part_numel=weight.packed_numel, row_taps=tables.row_taps.data_ptr(), segments=tables.segments.data_ptr(),
         **{f"segments_of_{n}": count for n, count in enumerate(tables.segments_of, start=1)},
         column_tap_step=-1 if geometry.flip_kernel else 1, row_stride=windows.stride[0],
@@ -161,6 +202,12 @@ def program_for_weight(
         "sum_grouped_grads", weight=BufferRef("weight"), grad_weight_parts=BufferRef("parts"), num_parts=num_tasks,
         part_bytes=4 * weight.packed_numel, share=sum_share, **weight.arguments(to_input=False),
     )  # fmt: skip
-    regions = ParallelRegion(num_tasks, [compute]), ParallelRegion(sum_tasks, [add_up])
-    layout = WorkspaceLayout(parts=4 * num_tasks * weight.packed_numel)
-    return weight.program(regions, layout, ("g", "x", "weight"), (tables.row_taps, tables.segments))
+    regions = [ParallelRegion(num_tasks, [compute]), ParallelRegion(sum_tasks, [add_up])]
+    buffers = {"parts": 4 * num_tasks * weight.packed_numel}
+    for source, size, is_copied in ((g, output_size, contiguous[0]), (x, (height, width), contiguous[1])):
+        if is_copied:
+            shape = batch_size, weight.channels, *size
+            buffers[source.name] = 4 * math.prod(shape)
+            original = BufferRef(source.name.removesuffix("_channels_last"))
+            regions.insert(0, to_channels_last(weight.module, original, source, shape, threads))
+    return weight.program(regions, buffers, ("g", "x", "weight"), (tables.row_taps, tables.segments), contiguous)

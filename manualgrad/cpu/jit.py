@@ -30,7 +30,7 @@ LANES = {"avx512": 16, "avx2": 8}  # floats in a vector
 _TARGET_CPU = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}  # LLVM's names
 # Groups of kernels, each compiled when it is first used: a network of layers that need no general convolution does
 # not wait for that.
-NETWORK, CONV2D = "network", "conv2d"
+NETWORK, CONV2D, TRANSPOSE = "network", "conv2d", "transpose"
 GROUPED_CONV = "grouped_conv_"  # followed by the channels of a group
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2", "xsave")
 REQUIRED_FEATURES = {"avx512": (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), "avx2": _AVX2}
@@ -138,6 +138,8 @@ def _kernels(group: str = NETWORK) -> dict[str, Kernel]:
     """The kernels of a group by name."""
     if group.startswith(GROUPED_CONV):
         kernels = _grouped_conv_kernels(int(group.removeprefix(GROUPED_CONV)))
+    elif group == TRANSPOSE:
+        kernels = _transpose_kernels()
     else:
         kernels = _conv2d_kernels() if group == CONV2D else _network_kernels()
     return {kernel.name: kernel for kernel in kernels}
@@ -153,14 +155,22 @@ def _conv2d_kernels() -> tuple[Kernel, ...]:
     return conv2d, conv2d_grad_weight, pack_panels, transpose, run_program
 
 
+def _transpose_kernels() -> tuple[Kernel, ...]:
+    from manualgrad.cpu.kernels.run_program import run_program
+    from manualgrad.cpu.kernels.transpose import transpose
+
+    return transpose, run_program
+
+
 def _grouped_conv_kernels(group_size: int) -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.grouped_conv import grouped_conv
     from manualgrad.cpu.kernels.grouped_conv_grad_weight import grouped_conv_grad_weight
     from manualgrad.cpu.kernels.pack_grouped import pack_grouped_weight, sum_grouped_grads
     from manualgrad.cpu.kernels.run_program import run_program
+    from manualgrad.cpu.kernels.transpose import transpose
 
     makers = pack_grouped_weight, grouped_conv, grouped_conv_grad_weight, sum_grouped_grads
-    return (*(make(group_size) for make in makers), run_program)
+    return (*(make(group_size) for make in makers), transpose, run_program)
 
 
 def _network_kernels() -> tuple[Kernel, ...]:

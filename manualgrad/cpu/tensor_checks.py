@@ -60,6 +60,11 @@ def is_contiguous_as(x: Tensor, shape: torch.Size, dtype: torch.dtype = torch.fl
     return x.shape == shape and not unsupported_tensor(x, dtype, contiguous=True)
 
 
+def is_in_contiguous_format(x: Tensor) -> bool:
+    """Return True if x is contiguous and not channels_last too, as images of one channel or pixel are."""
+    return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last) and not x.is_neg()
+
+
 def storage_covers(x: Tensor) -> bool:
     """Return True if the storage of ``x`` covers all its elements; ``resize_`` can make a storage smaller."""
     if x.numel() == 0:

@@ -75,6 +75,8 @@ def as_integer(function: str, name: str, value: int, minimum: int) -> int:
 
 def as_pair(function: str, name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, int]:
     """Return ``value`` as (rows, columns). Raise ValueError unless it is one or two integers >= ``minimum``."""
+    if type(value) is int and value >= minimum:  # most calls
+        return value, value
     values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
     if len(values) == 2 and all(type(number) is int and number >= minimum for number in values):
         return values[0], values[1]

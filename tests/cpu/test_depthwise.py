@@ -118,7 +118,7 @@ def test_kernels_equal_formulas(convolution, layouts, flip, channels_last, threa
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("nonfinite", ["x", "gradient", "weight"])
 def test_numbers_that_are_not_finite(group_size, nonfinite):
-    """Where native has NaN or infinity we have it too. A weight that is not finite meets no padding: native's kernels
+    """NaN and infinity are where native has them. A weight that is not finite meets no padding here: native's kernels
     disagree there, since some of them multiply it by the zeros of the border."""
     torch.manual_seed(0)
     special = torch.tensor([1.0, 2, -1, 0, torch.inf, -torch.inf, torch.nan])

@@ -147,18 +147,26 @@ def _tile(
     weight = taps.weight + channel // block * taps.block_bytes + channel % block * 4
     biases = [emit.load(bias + v * emit.vector_bytes, emit.float_vector) for v in range(vectors)]
     totals = {(n, v): emit.variable(biases[v]) for n in range(pixels) for v in range(vectors)}
+    # registers hold one group channel's weights if each is loaded into all lanes, else those of all, and one source
+    rounds = [[r] for r in range(group_size)] if group_size == emit.lanes else [list(range(group_size))]
     with emit.loop(0, taps.rows) as p, emit.loop(0, taps.columns) as q:
         x = source + p * taps.row_source_bytes + q * taps.column_source_bytes
         w = weight + p * taps.row_weight_bytes + q * taps.column_weight_bytes
-        for r in range(group_size):
+        for positions in rounds:
             for v in range(vectors):
-                offset = (WEIGHT_VECTORS * r + v % WEIGHT_VECTORS) * emit.vector_bytes
-                weights = emit.load(w + taps.block_bytes * (v // WEIGHT_VECTORS) + offset, emit.float_vector)
+                weights = [_load_weight(emit, w, taps.block_bytes, r, v) for r in positions]
                 for n in range(pixels):
                     address = x + pixel_bytes * n + v * emit.vector_bytes
-                    factor, total = load_group_channel(emit, address, mask, group_size, r), totals[n, v]
-                    total.set(emit.fma(factor, weights, total.get()))  # eq. (1), (2)
+                    for r, weight_vector in zip(positions, weights, strict=True):
+                        factor, total = load_group_channel(emit, address, mask, group_size, r), totals[n, v]
+                        total.set(emit.fma(factor, weight_vector, total.get()))  # eq. (1), (2)
     return {key: total.get() for key, total in totals.items()}
+
+
+def _load_weight(emit: Emitter, address: Value, block_bytes: Value, position: int, vector: int) -> Value:
+    """Load the weights of a vector of channels, for the channel at ``position`` in the group."""
+    offset = (WEIGHT_VECTORS * position + vector % WEIGHT_VECTORS) * emit.vector_bytes
+    return emit.load(address + block_bytes * (vector // WEIGHT_VECTORS) + offset, emit.float_vector)
 
 
 def load_group_channel(emit: Emitter, address: Value, mask: Value | None, group_size: int, position: int) -> Value:
