@@ -149,17 +149,25 @@ def _tile(
     totals = {(n, v): emit.variable(biases[v]) for n in range(pixels) for v in range(vectors)}
     # registers hold one group channel's weights if each is loaded into all lanes, else those of all, and one source
     rounds = [[r] for r in range(group_size)] if group_size == emit.lanes else [list(range(group_size))]
-    with emit.loop(0, taps.rows) as p, emit.loop(0, taps.columns) as q:
-        x = source + p * taps.row_source_bytes + q * taps.column_source_bytes
-        w = weight + p * taps.row_weight_bytes + q * taps.column_weight_bytes
-        for positions in rounds:
-            for v in range(vectors):
-                weights = [_load_weight(emit, w, taps.block_bytes, r, v) for r in positions]
-                for n in range(pixels):
-                    address = x + pixel_bytes * n + v * emit.vector_bytes
-                    for r, weight_vector in zip(positions, weights, strict=True):
-                        factor, total = load_group_channel(emit, address, mask, group_size, r), totals[n, v]
-                        total.set(emit.fma(factor, weight_vector, total.get()))  # eq. (1), (2)
+    with emit.loop(0, taps.rows) as p:
+        # a sum of the sums of kernel rows, each of several channels, rounds less than one long sum
+        sums = (
+            totals if group_size < 4 else {key: emit.variable(emit.constant(emit.float_vector, 0)) for key in totals}
+        )
+        with emit.loop(0, taps.columns) as q:
+            x = source + p * taps.row_source_bytes + q * taps.column_source_bytes
+            w = weight + p * taps.row_weight_bytes + q * taps.column_weight_bytes
+            for positions in rounds:
+                for v in range(vectors):
+                    weights = [_load_weight(emit, w, taps.block_bytes, r, v) for r in positions]
+                    for n in range(pixels):
+                        address = x + pixel_bytes * n + v * emit.vector_bytes
+                        for r, weight_vector in zip(positions, weights, strict=True):
+                            factor, total = load_group_channel(emit, address, mask, group_size, r), sums[n, v]
+                            total.set(emit.fma(factor, weight_vector, total.get()))  # eq. (1), (2)
+        if sums is not totals:
+            for key, total in totals.items():
+                total.add(sums[key].get())
     return {key: total.get() for key, total in totals.items()}
 
 
