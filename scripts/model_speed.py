@@ -55,7 +55,7 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], Shape]]:
     """Constructors of the models and shapes of their images, by name."""
     from torchvision import models as torchvision_models
 
-    found: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
+    result: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
         "LeNet-5": (lenet5, (64, 1, 28, 28)),
         "small VGG": (small_vgg, (32, 3, 32, 32)),
         "all convolutional": (all_convolutional, (32, 3, 32, 32)),
@@ -64,19 +64,19 @@ def models() -> dict[str, tuple[Callable[[], nn.Module], Shape]]:
         "resnet18": (8, 3, 64, 64), "vgg11_bn": (8, 3, 64, 64), "squeezenet1_1": (8, 3, 96, 96),
         "mobilenet_v3_small": (8, 3, 64, 64), "resnext50_32x4d": (4, 3, 64, 64), "shufflenet_v2_x0_5": (8, 3, 64, 64),
     }.items():  # fmt: skip
-        found[name] = getattr(torchvision_models, name), shape
+        result[name] = getattr(torchvision_models, name), shape
     vgg = torchvision_models.vgg11_bn
-    found["vgg11_bn"] = lambda: nn.Sequential(vgg().features, nn.Flatten(), nn.Linear(2048, 10)), (8, 3, 64, 64)
+    result["vgg11_bn"] = lambda: nn.Sequential(vgg().features, nn.Flatten(), nn.Linear(2048, 10)), (8, 3, 64, 64)
     try:
         import timm
     except ImportError:
         print("timm is not installed: ConvMixer, convnext_atto and efficientnet_b0 are left out")
-        return found
+        return result
     mixer = timm.models.convmixer.ConvMixer
-    found["ConvMixer"] = lambda: mixer(256, 4, kernel_size=7, patch_size=4), (4, 3, 64, 64)
+    result["ConvMixer"] = lambda: mixer(256, 4, kernel_size=7, patch_size=4), (4, 3, 64, 64)
     for name in ("convnext_atto", "efficientnet_b0"):
-        found[name] = lambda name=name: timm.create_model(name), (4, 3, 64, 64)  # type: ignore[misc]
-    return found
+        result[name] = lambda name=name: timm.create_model(name), (4, 3, 64, 64)  # type: ignore[misc]
+    return result
 
 
 def make_step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]:

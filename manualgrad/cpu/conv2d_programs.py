@@ -24,6 +24,7 @@ from manualgrad.cpu.team import ParallelRegion
 
 PANEL_VECTORS = {8: 2, 16: 4}  # by lanes
 BLOCK_K = {8: 256, 16: 128}  # rows of a panel that stay in the nearest cache, 16 or 32 KB
+MIN_BLOCK_K = 64  # a longer sum is taken in two blocks at least, and rounds less
 MULTIPLICATIONS_PER_THREAD = 1 << 20  # fewer are done before another thread wakes up
 
 
@@ -149,12 +150,13 @@ def _conv_program(
             outer=grid.outer, inner=grid.inner, **vars(order),
         )  # fmt: skip
         packs.append(pack)
-        taps_per_block = _even_block(len(grid.taps), max(1, BLOCK_K[lanes] // grid.run))
+        block = min(BLOCK_K[lanes], max(MIN_BLOCK_K, -(-(rows - 1) // 2)))
+        taps_per_block = _even_block(len(grid.taps), max(1, block // grid.run))
         call = module.call(
             "conv2d", x=x, packed_weight=BufferRef(f"packed {n}"), out=out + offset,
             table=BufferRef(f"table {n}"), partial_sums=BufferRef(f"sums {n}"), window_share=window_share,
             window_parts=window_parts, panel_share=panel_share, groups=groups, channels=channels, run=grid.run,
-            taps_per_block=taps_per_block, run_per_block=_even_block(grid.run, BLOCK_K[lanes]), chunk=chunk,
+            taps_per_block=taps_per_block, run_per_block=_even_block(grid.run, block), chunk=chunk,
             **dict(zip(("out_image_bytes", "out_row_bytes", "out_column_bytes"), out_strides, strict=True)),
             **grid.arguments(taps, zeros),
         )  # fmt: skip
