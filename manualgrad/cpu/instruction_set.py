@@ -57,7 +57,8 @@ class Available:
 def available() -> Available:
     """Return the kernels in use for float32 tensors on the CPU; compiles them if that is still to be done.
 
-    Formulas compute everything that kernels do not support: other dtypes and devices, forward mode, ``torch.func``."""
+    Formulas compute everything that kernels do not support, such as other dtypes and devices, forward mode and
+    ``torch.func``."""
     module = current_module()
     reason = team.single_thread_reason()
     threads = f"one thread: {reason}" if reason else "torch.get_num_threads() threads of PyTorch's own pool"

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from manualgrad import DocumentCNN, kernels
 from manualgrad.cpu import conv2d_grids, conv2d_programs, image_formats, instruction_set, jit
-from manualgrad.cpu.kernels import conv2d_tile, conv2d_windows, transpose
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import conv2d as formulas
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
@@ -100,6 +99,8 @@ def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, inst
 
 
 def test_constants_are_those_of_the_kernels():
+    from manualgrad.cpu.kernels import conv2d_tile, conv2d_windows, transpose  # they need LLVM
+
     assert (conv2d_grids.TILE_ROWS, conv2d_grids.TAP_WORDS) == (conv2d_tile.TILE_ROWS, conv2d_windows.TAP_WORDS)
     assert (image_formats.BLOCK, image_formats.STRIP) == (transpose.BLOCK, transpose.STRIP)
 
