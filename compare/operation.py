@@ -94,6 +94,11 @@ class Option:
         return partial(self.operation.ours, **self.arguments)
 
     @property
+    def native(self) -> Callable[..., Any]:
+        """PyTorch's function, as its users call it, with the keyword arguments bound."""
+        return partial(self.operation.native, **self.arguments)
+
+    @property
     def reference(self) -> Callable[..., Any]:
         """PyTorch's function in our conventions with the keyword arguments bound."""
         return partial(self.operation.reference or self.operation.native, **self.arguments)

@@ -9,6 +9,7 @@ differences, ``wide`` (the third) for the comparison with PyTorch, ``long`` for 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,16 +17,35 @@ import torch.nn.functional as F
 
 import manualgrad as mg
 from compare import native_functions as native
-from compare.operation import Operation, Option
+from compare.operation import Operation, Option, Shapes
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.ops.relu_in_place import relu_in_place
 
 
-def longest_conv2d_sum(input: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...]) -> int:
+def layer_of_a_larger_network(
+    in_factor: int | None, out_factor: int, kernel: int, size: int
+) -> Callable[[int, Sequence[int], int], Shapes]:
+    """Shapes of a convolution of an eighth of the batch, whose channels are multiples of the first layer's, so that a
+    test can make it small; None for RGB images."""
+
+    def shapes(batch: int, channels: Sequence[int], hidden: int) -> Shapes:
+        in_channels, out_channels = in_factor * channels[0] if in_factor else 3, out_factor * channels[0]
+        x_shape = max(1, batch // 8), in_channels, size, size
+        return x_shape, (out_channels, in_channels, kernel, kernel), (out_channels,)
+
+    return shapes
+
+
+def longest_conv2d_sum(input: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] = ()) -> int:
     """Terms of the longest sum in a convolution without options, or in one of its gradients."""
     N, _, H, W = input
     C_out, C_in, kH, kW = weight
     return max(N * (H - kH + 1) * (W - kW + 1), C_in * kH * kW, C_out * kH * kW)
+
+
+def few_images(batch: int, channels: int, weight: tuple[int, ...]) -> Shapes:
+    """Shapes of a convolution of 28x28 images: an eighth of the batch, since they have many channels, and no bias."""
+    return (max(1, batch // 8), channels, 28, 28), weight
 
 
 # fmt: off
@@ -87,6 +107,18 @@ OPTIONS: list[Option] = [
         stride=(2, 3), padding=(2, 1), dilation=(3, 2), groups=2),
     conv.option("first", network=lambda N, C, hidden: ((N, 1, 28, 28), (C[0], 1, 5, 5), (C[0],)), data=1),
     conv.option("second", network=lambda N, C, hidden: ((N, C[0], 12, 12), (C[1], C[0], 5, 5), (C[1],))),
+    conv.option("3x3 on 56x56", network=layer_of_a_larger_network(4, 4, 3, 56), padding=1),
+    conv.option("3x3 on 14x14", network=layer_of_a_larger_network(16, 16, 3, 14), padding=1),
+    conv.option("1x1 on 14x14", network=layer_of_a_larger_network(16, 64, 1, 14)),
+    conv.option("1x1 on 28x28, stride 2", network=layer_of_a_larger_network(16, 32, 1, 28), stride=2),
+    conv.option("7x7 on RGB images of 224x224, stride 2", network=layer_of_a_larger_network(None, 4, 7, 224), data=1,
+        stride=2, padding=3),
+    conv.option("depthwise 3x3 of 128 channels", network=lambda N, C, hidden: few_images(N, 128, (128, 1, 3, 3)),
+        padding=1, groups=128),
+    conv.option("depthwise 7x7 of 128 channels", network=lambda N, C, hidden: few_images(N, 128, (128, 1, 7, 7)),
+        padding=3, groups=128),
+    conv.option("3x3 of 32 groups of 4", network=lambda N, C, hidden: few_images(N, 128, (128, 4, 3, 3)),
+        padding=1, groups=32),
 
     relu.option("", ((3, 4),), ((4, 3, 7, 6),), report=True, long=((4, 3, 5, 7),),
         network=lambda N, C, hidden: ((N, C[0], 24, 24),)),

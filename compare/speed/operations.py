@@ -81,7 +81,7 @@ class Contender:
     def __init__(self, operation: TimedOperation, side: str, layout: str, device: str) -> None:
         self.operation, self.layout, self.device = operation, layout, device
         self.option = operation.option
-        self.function = operation.ours if side == "ours" else self.option.operation.native
+        self.function = operation.ours if side == "ours" else self.option.native
         self.step = self._make_step(*self._inputs(seed=0, whole_numbers=False))
 
     def find_mismatches(self) -> list[str]:

@@ -57,8 +57,8 @@ class Available:
 def available() -> Available:
     """Return the kernels in use for float32 tensors on the CPU; compiles them if that is still to be done.
 
-    Formulas compute everything that kernels do not support: other dtypes and devices, strides, padding, groups,
-    derivatives of derivatives, forward mode, ``torch.func``."""
+    Formulas compute everything that kernels do not support, such as other dtypes and devices, forward mode and
+    ``torch.func``."""
     module = current_module()
     reason = team.single_thread_reason()
     threads = f"one thread: {reason}" if reason else "torch.get_num_threads() threads of PyTorch's own pool"
@@ -104,6 +104,12 @@ def _choose(name: str) -> None:
         supported, reason = (supported, "the fastest here") if name == "auto" else ((name,), "as chosen")
     _module, _reason = load_module(supported[0]) if supported else None, reason
     _choice = name
+
+
+def load_group(instructions: str, group: str) -> KernelModule:
+    """Return the kernels of a group; its first call compiles them, and a fork of another thread waits for it."""
+    with _lock:
+        return load_module(instructions, group)
 
 
 def current_module() -> KernelModule | None:

@@ -13,6 +13,7 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 LANES = {"avx512": 16, "avx2": 8}  # floats in a vector
 _TARGET_CPU = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}  # LLVM's names
+# Groups of kernels, each compiled when it is first used: a network of layers that need no general convolution does
+# not wait for that.
+NETWORK, CONV2D, TRANSPOSE = "network", "conv2d", "transpose"
+GROUPED_CONV = "grouped_conv_"  # followed by the channels of a group
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2", "xsave")
 REQUIRED_FEATURES = {"avx512": (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), "avx2": _AVX2}
 # Names in llvmlite.binding that another version may lack.
@@ -112,21 +117,63 @@ def require_executable_memory() -> None:
         raise Unavailable(f"this process must not make memory executable ({reason}), which compiled kernels need")
 
 
-def emit_llvm_ir(lanes: int) -> str:
-    """Return the kernels as LLVM assembly, for vectors of ``lanes`` floats."""
+def emit_llvm_ir(lanes: int, group: str = NETWORK) -> str:
+    """Return the kernels of a group as LLVM assembly, for vectors of ``lanes`` floats."""
+    return _emit_llvm_ir(lanes, _kernels(group))
+
+
+def _emit_llvm_ir(lanes: int, kernels: Mapping[str, Kernel]) -> str:
     from llvmlite import ir
 
     from manualgrad.cpu.ir.vectors import Emitter
 
     module = ir.Module("manualgrad")
     module.triple = "x86_64-unknown-linux-gnu"
-    for name, kernel in _kernels().items():
+    for name, kernel in kernels.items():
         kernel.emit(Emitter(module, name, lanes))
     return str(module)
 
 
-def _kernels() -> dict[str, Kernel]:
-    """The kernels by name."""
+def _kernels(group: str = NETWORK) -> dict[str, Kernel]:
+    """The kernels of a group by name."""
+    if group.startswith(GROUPED_CONV):
+        kernels = _grouped_conv_kernels(int(group.removeprefix(GROUPED_CONV)))
+    elif group == TRANSPOSE:
+        kernels = _transpose_kernels()
+    else:
+        kernels = _conv2d_kernels() if group == CONV2D else _network_kernels()
+    return {kernel.name: kernel for kernel in kernels}
+
+
+def _conv2d_kernels() -> tuple[Kernel, ...]:
+    from manualgrad.cpu.kernels.conv2d import conv2d
+    from manualgrad.cpu.kernels.conv2d_grad_weight import conv2d_grad_weight
+    from manualgrad.cpu.kernels.pack_panels import pack_panels
+    from manualgrad.cpu.kernels.run_program import run_program
+    from manualgrad.cpu.kernels.transpose import transpose
+
+    return conv2d, conv2d_grad_weight, pack_panels, transpose, run_program
+
+
+def _transpose_kernels() -> tuple[Kernel, ...]:
+    from manualgrad.cpu.kernels.run_program import run_program
+    from manualgrad.cpu.kernels.transpose import transpose
+
+    return transpose, run_program
+
+
+def _grouped_conv_kernels(group_size: int) -> tuple[Kernel, ...]:
+    from manualgrad.cpu.kernels.grouped_conv import grouped_conv
+    from manualgrad.cpu.kernels.grouped_conv_grad_weight import grouped_conv_grad_weight
+    from manualgrad.cpu.kernels.pack_grouped import pack_grouped_weight, sum_grouped_grads
+    from manualgrad.cpu.kernels.run_program import run_program
+    from manualgrad.cpu.kernels.transpose import transpose
+
+    makers = pack_grouped_weight, grouped_conv, grouped_conv_grad_weight, sum_grouped_grads
+    return (*(make(group_size) for make in makers), transpose, run_program)
+
+
+def _network_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.conv_pool_backward import conv_pool_backward
     from manualgrad.cpu.kernels.conv_pool_forward import conv_pool_forward
     from manualgrad.cpu.kernels.gather_images import gather_images
@@ -142,7 +189,7 @@ def _kernels() -> dict[str, Kernel]:
     from manualgrad.cpu.kernels.softmax_rows import softmax_rows, softmax_rows_grad
     from manualgrad.cpu.kernels.top1_stats import top1_stats
 
-    kernels = (
+    return (
         conv_pool_forward,
         conv_pool_backward,
         pack_weight,
@@ -165,12 +212,16 @@ def _kernels() -> dict[str, Kernel]:
         sgd_update,
         run_program,
     )
-    return {kernel.name: kernel for kernel in kernels}
 
 
 @cache
-def load_module(instructions: str) -> KernelModule:
-    """Compile the kernels, or read them from the cache, for one of :func:`instruction_sets`."""
+def load_module(instructions: str, group: str = NETWORK) -> KernelModule:
+    """Compile the kernels of a group, or read them from the cache, for one of :func:`instruction_sets`."""
+    return load_kernels(instructions, _kernels(group))
+
+
+def load_kernels(instructions: str, kernels: Mapping[str, Kernel]) -> KernelModule:
+    """Compile ``kernels``, by name, or read them from the cache, for one of :func:`instruction_sets`."""
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -181,12 +232,11 @@ def load_module(instructions: str) -> KernelModule:
     machine = target.create_target_machine(cpu=_TARGET_CPU[instructions], opt=2, jit=True)
     lanes = LANES[instructions]
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    text = emit_llvm_ir(lanes)
+    text = _emit_llvm_ir(lanes, kernels)
     key = "\n".join((instructions, llvmlite.__version__, text))
     object_code, cache_problem = cached_object_code(key, lambda: _compile(text, machine))
     engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
     engine.finalize_object()
-    kernels = _kernels()
     addresses = {name: engine.get_function_address(name) for name in kernels}
     signatures = {name: kernel.signature for name, kernel in kernels.items()}
     return KernelModule(instructions, lanes, addresses, signatures, cache_problem, engine)

@@ -16,6 +16,7 @@ from torch import Tensor
 from manualgrad.cpu import memory, team
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.conv_pool_sizes import split_work
+from manualgrad.cpu.image_formats import channels_last_copy, contiguous_copy
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
@@ -31,13 +32,16 @@ def unsupported_max_pool2d_forward(x: Tensor, geometry: Any) -> str:
 
 
 def max_pool2d_forward(module: KernelModule, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
-    """P(x) and the pooling index of each maximum: (N, H, W, C) to two (N, H_out, W_out, C), float32 and uint8."""
-    x = to_contiguous(x)
+    """P(x) and the pooling index of each maximum: (N, H, W, C) to two (N, H_out, W_out, C), float32 and uint8.
+
+    P(x) is in the memory format of the geometry, the pooling index is channels_last."""
+    if not x.is_contiguous() or x.is_neg():
+        x = channels_last_copy(module, x.permute(0, 3, 1, 2))
     out = memory.new(x.shape[0], *geometry.output_size, x.shape[3])
     pool_index = memory.new(*out.shape, dtype=torch.uint8)
     addresses = {"x": x.data_ptr(), "out": out.data_ptr(), "pool_index": pool_index.data_ptr()}
     _run(module, "max_pool2d_forward", x, out, geometry, 0, addresses)
-    return out, pool_index
+    return out if geometry.channels_last else contiguous_copy(module, out).permute(0, 2, 3, 1), pool_index
 
 
 def unsupported_max_pool2d_backward(g: Tensor, pool_index: Tensor, geometry: Any) -> str:
@@ -52,13 +56,11 @@ def unsupported_max_pool2d_backward(g: Tensor, pool_index: Tensor, geometry: Any
 
 def max_pool2d_backward(module: KernelModule, g: Tensor, pool_index: Tensor, geometry: Any) -> Tensor:
     """P⁻¹(g): (N, C, H_out, W_out) to (N, C, H, W), in the memory format of the geometry."""
-    g, pool_index = (to_contiguous(t.permute(0, 2, 3, 1)) for t in (g, pool_index))
+    g, pool_index = channels_last_copy(module, g), to_contiguous(pool_index.permute(0, 2, 3, 1))
     grad_x = memory.new(g.shape[0], *geometry.input_size, g.shape[3])
     addresses = {"grad_out": g.data_ptr(), "pool_index": pool_index.data_ptr(), "grad_x": grad_x.data_ptr()}
     _run(module, "max_pool2d_backward", grad_x, g, geometry, 1, addresses)
-    grad_x = grad_x.permute(0, 3, 1, 2)
-    # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
-    return grad_x if geometry.channels_last else grad_x.clone(memory_format=torch.contiguous_format)
+    return grad_x.permute(0, 3, 1, 2) if geometry.channels_last else contiguous_copy(module, grad_x)
 
 
 def _unsupported_geometry(geometry: Any) -> str:

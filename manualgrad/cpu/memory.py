@@ -19,6 +19,13 @@ def new(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) ->
     return factory(shape, dtype=dtype, device="cpu")  # whatever the default device is
 
 
+def new_channels_last(batch: int, channels: int, height: int, width: int, zeros: bool = False) -> Tensor:
+    """Return a channels_last tensor (N, C, H, W) that is no view, not initialised unless ``zeros``."""
+    strides = (channels * height * width, 1, width * channels, channels)
+    x = torch.empty_strided((batch, channels, height, width), strides, dtype=torch.float32, device="cpu")
+    return x.zero_() if zeros else x
+
+
 def new_like(t: Tensor) -> Tensor:
     """Return a tensor with the shape, strides and dtype of ``t``, which has no gaps in memory; not initialised."""
     return torch.empty_like(t, requires_grad=False)

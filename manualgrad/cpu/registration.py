@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manualgrad.cpu import conv_pool, instruction_set, max_pool2d
+from manualgrad.cpu import conv2d, conv_pool, instruction_set, max_pool2d
 from manualgrad.cpu import row_kernels as rows
 from manualgrad.cpu import small_kernels as small
 from manualgrad.cpu.jit import KernelModule
@@ -62,12 +62,22 @@ def _conv_relu_pool_backward(
 
 CPU = Backend("cpu", instruction_set.current_module, instruction_set.why_none)
 NONFINITE = "an element of x or w is not finite, and the kernel skips products with 0"
+NONFINITE_WEIGHT = "a weight is not finite, and the kernel multiplies some weights with zeros"
 INVALID = "a label is no class, or none counts"
 KERNELS = (
     FormulaKernel("conv_relu_pool_forward", CPU, _unsupported_conv_relu_pool, _conv_relu_pool),
     FormulaKernel(
         "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, NONFINITE
     ),
+    FormulaKernel("conv2d_forward_nchw", CPU, conv2d.unsupported_conv2d_forward, conv2d.conv2d_forward),
+    FormulaKernel(
+        "conv2d_grad_input_nchw",
+        CPU,
+        conv2d.unsupported_conv2d_grad_input,
+        conv2d.conv2d_grad_input,
+        NONFINITE_WEIGHT,
+    ),
+    FormulaKernel("conv2d_grad_weight_oihw", CPU, conv2d.unsupported_conv2d_grad_weight, conv2d.conv2d_grad_weight),
     FormulaKernel(
         "max_pool2d_forward", CPU, max_pool2d.unsupported_max_pool2d_forward, max_pool2d.max_pool2d_forward
     ),

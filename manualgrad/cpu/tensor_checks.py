@@ -60,11 +60,16 @@ def is_contiguous_as(x: Tensor, shape: torch.Size, dtype: torch.dtype = torch.fl
     return x.shape == shape and not unsupported_tensor(x, dtype, contiguous=True)
 
 
+def is_in_contiguous_format(x: Tensor) -> bool:
+    """Return True if x is contiguous and not channels_last too, as images of one channel or pixel are."""
+    return x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last) and not x.is_neg()
+
+
 def storage_covers(x: Tensor) -> bool:
     """Return True if the storage of ``x`` covers all its elements; ``resize_`` can make a storage smaller."""
     if x.numel() == 0:
         return True
-    if x.is_contiguous():
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x.untyped_storage().nbytes() >= (x.storage_offset() + x.numel()) * x.element_size()
     last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     return x.untyped_storage().nbytes() >= (last + 1) * x.element_size()

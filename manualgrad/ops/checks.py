@@ -75,7 +75,11 @@ def as_integer(function: str, name: str, value: int, minimum: int) -> int:
 
 def as_pair(function: str, name: str, value: int | tuple[int, int], minimum: int) -> tuple[int, int]:
     """Return ``value`` as (rows, columns). Raise ValueError unless it is one or two integers >= ``minimum``."""
+    if type(value) is int and value >= minimum:  # most calls
+        return value, value
     values = tuple(value) if isinstance(value, (tuple, list, torch.Size)) else (value,)
+    if len(values) == 2 and all(type(number) is int and number >= minimum for number in values):
+        return values[0], values[1]
     numbers = [number for number in map(integer_or_none, values) if number is not None and number >= minimum]
     if len(values) not in (1, 2) or len(numbers) != len(values):
         raise ValueError(

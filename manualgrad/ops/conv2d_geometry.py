@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -71,7 +71,7 @@ def make_conv2d_geometry(
     stride = checks.as_pair("conv2d", "stride", stride, minimum=1)
     dilation = checks.as_pair("conv2d", "dilation", dilation, minimum=1)
     unpadded = Windows((kernel_size[0], kernel_size[1]), stride, dilation=dilation)
-    windows = replace(unpadded, padding=as_padding(padding, unpadded))
+    windows = Windows(unpadded.kernel_size, stride, as_padding(padding, unpadded), dilation)
     height, width = input.shape[-2:]
     padded, span = windows.padded_size(height, width), windows.span()
     if padded[0] < span[0] or padded[1] < span[1]:

@@ -52,6 +52,8 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     TorchDynamo refuses a Function with a ``jvp``, although a compiled graph runs in reverse mode only. While it
     traces, a subclass without ``jvp`` is applied. Where nothing will be differentiated, as in most backward passes,
     only ``forward`` is called. So it is while ``torch.jit.trace`` traces: its graphs cannot be saved with a Function.
+    Outside of ``torch.func`` a subclass whose ``forward`` takes the context is applied, since PyTorch binds the
+    arguments of other Functions to their signature at each call.
     """
     forward: Callable[..., Any] = function.forward
     forward.__signature__ = PositionalSignature.from_callable(forward)  # type: ignore[attr-defined]
@@ -59,10 +61,27 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
         function.__name__, (function,), {"jvp": Function.jvp, "__doc__": function.__doc__}
     )
 
+    def forward_with_context(ctx: Any, *args: Any) -> Any:
+        output = forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    eager: type[Function] = type(
+        function.__name__,
+        (function,),
+        {
+            "forward": staticmethod(forward_with_context),
+            "setup_context": Function.setup_context,
+            "__doc__": function.__doc__,
+        },
+    )
+
     def apply(*args: Any) -> Any:
         if autograd_inactive() or jit_tracing_state():
             return forward(*args)
-        return (reverse_only if torch.compiler.is_compiling() else function).apply(*args)
+        if torch.compiler.is_compiling():
+            return reverse_only.apply(*args)
+        return (function if is_functorch_active() else eager).apply(*args)
 
     apply.__name__ = apply.__qualname__ = function.__name__
     apply.__doc__ = function.__doc__

@@ -115,9 +115,7 @@ class MaxPool2dFunction(Function):
     @staticmethod
     def forward(x: Tensor, geometry: MaxPool2dGeometry) -> tuple[Tensor, Tensor]:
         maximum, pool_index = max_pool2d_forward(from_nchw(x), geometry)
-        maximum, pool_index = (
-            in_memory_format(to_nchw(result), geometry.channels_last) for result in (maximum, pool_index)
-        )
+        maximum, pool_index = in_memory_format(to_nchw(maximum), geometry.channels_last), to_nchw(pool_index)
         if jit_tracing_state():  # P(x) = (∂P/∂x) x, whose derivative autograd computes as P⁻¹
             maximum = max_pool2d_jvp(x, pool_index, geometry)
         return as_non_view(maximum), pool_index

@@ -26,6 +26,7 @@ from manualgrad.dispatch import by_kernel
 from manualgrad.network.descent import Descent
 from manualgrad.network.layers import Conv, Dense, Flatten, MaxPool, NetworkSpec
 from manualgrad.network.plan import Plan
+from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
 from manualgrad.ops.max_pool2d_geometry import make_max_pool2d_geometry
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -51,6 +52,11 @@ def guarded_tensor(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool 
     weakref.finalize(block, LIBC.munmap, start, pages * PAGE)
     tensor = torch.frombuffer(block, dtype=dtype).view(shape)
     return tensor.zero_() if zeros else tensor.fill_(math.nan if dtype.is_floating_point else 255)
+
+
+def guarded_channels_last(batch: int, channels: int, height: int, width: int, zeros: bool = False) -> Tensor:
+    """Replace ``memory.new_channels_last``."""
+    return guarded_tensor(batch, height, width, channels, zeros=zeros).permute(0, 3, 1, 2)
 
 
 def guarded_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -100,7 +106,7 @@ def guarded_randn(*shape: int) -> Tensor:
 
 
 def run_random_kernels(draw: random.Random) -> str:
-    """Run some kernels on random sizes; return "small", "pooling", "network" or "convolution"."""
+    """Run some kernels on random sizes; return the kind, one of those that :func:`main` prints."""
     global guard_is_after
     guard_is_after = draw.random() < 0.5
     torch.set_num_threads(draw.randint(1, 4))
@@ -115,12 +121,40 @@ def run_random_kernels(draw: random.Random) -> str:
     if kind < 0.5:
         run_network(draw)
         return "network"
+    if kind < 0.65:
+        run_grouped_convolution(draw)
+        return "grouped"
+    if kind < 0.8:
+        run_conv_pool(draw)
+        return "conv_pool"
     run_convolution(draw)
     return "convolution"
 
 
 def run_convolution(draw: random.Random) -> None:
-    """Run the convolution's kernels forward and backward."""
+    """Run the kernels of a general convolution forward and backward."""
+    groups = draw.choice([1, 1, 1, 2, 3])
+    in_channels = draw.choice([1, 2, 3, 5, 8, 17, 40] if groups == 1 else [17, 20, 33]) * groups
+    out_channels = draw.choice([1, 3, 8, 9, 16, 33, 70]) * groups
+    kernel, stride, dilation, padding = (
+        (draw.randint(m, n), draw.randint(m, n)) for m, n in ((1, 5), (1, 3), (1, 2), (0, 3))
+    )
+    span = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [max(1, n) + draw.choice([0, 1, 4, 11]) for n in span]
+    x = guarded_copy(torch.randn(draw.choice([0, 1, 2, 5]), in_channels, *size), draw.random() < 0.5)
+    w = guarded_copy(torch.randn(out_channels, in_channels // groups, *kernel), draw.random() < 0.5)
+    b = guarded_randn(out_channels) if draw.random() < 0.7 else None
+    flip, channels_last = draw.random() < 0.5, draw.random() < 0.5
+    geometry = make_conv2d_geometry(x, w, b, stride, padding, dilation, groups, flip, channels_last)
+    out = by_kernel("conv2d_forward_nchw", x, w, b, geometry)
+    assert out is not None, "a kernel was not used"
+    g = guarded_copy(out, draw.random() < 0.5)
+    assert by_kernel("conv2d_grad_input_nchw", g, w, geometry) is not None, "a kernel was not used"
+    assert by_kernel("conv2d_grad_weight_oihw", g, x, geometry) is not None, "a kernel was not used"
+
+
+def run_conv_pool(draw: random.Random) -> None:
+    """Run the kernels of a convolution with ReLU and pooling forward and backward."""
     kernel = (5, 5) if draw.random() < 0.3 else (draw.randint(1, 7), draw.randint(1, 11))
     batch_size, in_channels = draw.choice([0, 1, 2, 3, 5]), draw.choice([1, 1, 2, 3, 4, 5, 8, 16, 20, 32])
     out_channels = draw.choice([1, 3, 8, 15, 16, 24, 32, 40, 64, 72, 130])
@@ -156,6 +190,26 @@ def run_pooling(draw: random.Random) -> None:
     if draw.random() < 0.3:
         pool_index = torch.randint(256, pool_index.shape, dtype=torch.uint8)  # values that forward never returns
     assert by_kernel("max_pool2d_backward", g, pool_index, geometry) is not None, "a kernel was not used"
+
+
+def run_grouped_convolution(draw: random.Random) -> None:
+    """Run the kernels of a convolution with few channels in a group, forward and backward."""
+    kernel, stride, dilation = ((draw.randint(1, n), draw.randint(1, n)) for n in (7, 3, 3))
+    padding = draw.randint(0, 4), draw.randint(0, 4)
+    span = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    size = [max(1, n) + draw.randint(0, 9) for n in span]
+    groups, in_channels = draw.choice([2, 3, 5, 8, 9, 16, 17, 31, 32, 66, 130]), draw.choice([1, 1, 1, 2, 3, 4, 8])
+    out_channels = draw.choice([in_channels, in_channels, draw.randint(1, 8)])
+    x_shape = draw.choice([0, 1, 2, 5]), groups * in_channels, *size
+    x = guarded_copy(torch.randn(x_shape), draw.random() < 0.5)
+    w = guarded_randn(groups * out_channels, in_channels, *kernel)
+    b = guarded_randn(len(w)) if draw.random() < 0.5 else None
+    flip, channels_last = draw.random() < 0.5, draw.random() < 0.5
+    geometry = make_conv2d_geometry(x, w, b, stride, padding, dilation, groups, flip, channels_last)
+    out = by_kernel("conv2d_forward_nchw", x, w, b, geometry)
+    g = guarded_copy(out, draw.random() < 0.5)
+    grads = by_kernel("conv2d_grad_input_nchw", g, w, geometry), by_kernel("conv2d_grad_weight_oihw", g, x, geometry)
+    assert all(result is not None and result.isfinite().all() for result in (out, *grads)), "a kernel was not used"
 
 
 def run_network(draw: random.Random) -> None:
@@ -267,12 +321,14 @@ def main() -> None:
         overrun(options.overrun, options.buffer)
         return
     memory.new, memory.new_like = guarded_tensor, lambda t: guarded_tensor(*t.shape)
+    memory.new_channels_last = guarded_channels_last
     memory.buffer_offsets, memory.new_workspace = guarded_offsets, guarded_workspace
     draw = random.Random(options.seed)
     torch.manual_seed(options.seed)
     counts = Counter(run_random_kernels(draw) for _ in range(options.calls))
     print(
-        f"{counts['convolution']} calls of the convolution's kernels, {counts['network']} of the network's, "
+        f"{counts['convolution']} calls of the convolution's kernels, {counts['grouped']} of the grouped "
+        f"convolution's, {counts['conv_pool']} of conv_pool's, {counts['network']} of the network's, "
         f"{counts['pooling']} of pooling's and {counts['small']} of the small ones"
     )
 

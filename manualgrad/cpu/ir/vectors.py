@@ -111,6 +111,11 @@ class Emitter:
             name = f"llvm.masked.store.v{self.lanes}f32.p0"
             self._intrinsic(name, VOID, vector, address, self.constant(INT32, 4), mask)
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for the cache line at ``address``, which need not be readable."""
+        read, keep, data = (self.constant(INT32, n) for n in (0, 2, 1))
+        self._intrinsic("llvm.prefetch.p0", VOID, address, read, keep, data)
+
     def first_lanes(self, count: Value) -> Value:
         """Return the mask of the first ``count`` lanes."""
         return self.constant(self.int_vector, range(self.lanes)) < self.splat(self.trunc(count, INT32))
@@ -126,6 +131,14 @@ class Emitter:
     def load_splat(self, address: Value) -> Value:
         """Return a vector with the float at ``address`` in every lane."""
         return self.splat(self.load(address, FLOAT))
+
+    def splat_in_groups(self, vector: Value, group_size: int, position: int) -> Value:
+        """Return a vector in which all lanes of each group of ``group_size`` lanes have the one at ``position``."""
+        lanes = constant(
+            ir.VectorType(INT32, self.lanes),
+            [lane // group_size * group_size + position for lane in range(self.lanes)],
+        )
+        return self._value(self.builder.shuffle_vector(vector.raw, vector.raw, lanes))
 
     # ------------------------------------------------------------------------------------- arithmetic
 

@@ -1,0 +1,135 @@
+"""The kernels for a general convolution as functions of tensors.
+
+``geometry`` is a ``Conv2dGeometry`` of ``ops/conv2d_geometry.py``. A function ``unsupported_...`` returns the reason
+why the kernel does not compute its arguments, "" if it does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manualgrad.cpu import conv2d_programs as programs
+from manualgrad.cpu import depthwise, memory
+from manualgrad.cpu.conv_pool import to_contiguous
+from manualgrad.cpu.depthwise import is_depthwise
+from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.tensor_checks import is_in_contiguous_format, storage_covers, unsupported_tensor
+
+
+def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
+    fits = _is_input(geometry, x, w.shape[1]) and _is_weight(geometry, w) and (b is None or b.shape == w.shape[:1])
+    return _unsupported(geometry, fits, x, w, b)
+
+
+def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
+    """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.depthwise_forward(module, x, w, b, geometry)
+    w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
+    program = programs.forward_program(
+        module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
+        (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(),
+    )  # fmt: skip
+    x, out = _images(x, program), _new_result(program)
+    if x.shape[0]:
+        program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
+    return _in_format_of(geometry, program, out)
+
+
+def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
+    return _unsupported(geometry, _is_output(geometry, g, w.shape[0]) and _is_weight(geometry, w), g, w)
+
+
+def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
+    """X(g, w): (N, C_in, H, W), in the memory format of the geometry. None if a weight is not finite: the kernel
+    multiplies weights of windows at the border with zeros, which the formula does not."""
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return depthwise.depthwise_grad_input(module, g, w, geometry)
+    w = w.resolve_neg()
+    program = programs.grad_input_program(
+        module.instructions, g.shape, w.shape, w.stride(), geometry,
+        (is_in_contiguous_format(g), not geometry.channels_last), torch.get_num_threads(),
+    )  # fmt: skip
+    g, grad_x = _images(g, program), _new_result(program)
+    if g.shape[0]:
+        workspace = program.run(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr())
+        if not program.has_finite_weights(workspace):
+            return None
+    return _in_format_of(geometry, program, grad_x)
+
+
+def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
+    fits = _is_input(geometry, x, x.shape[1] // geometry.groups) and _is_output(geometry, g, g.shape[1])
+    return _unsupported(geometry, fits and g.shape[0] == x.shape[0], g, x)
+
+
+def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
+    """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
+    if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
+        return depthwise.depthwise_grad_weight(module, g, x, geometry)
+    w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
+    grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
+    if not x.shape[0]:
+        return grad_w.zero_()
+    program = programs.grad_weight_program(
+        module.instructions, x.shape, w_shape, grad_w.stride(), geometry,
+        (is_in_contiguous_format(x), is_in_contiguous_format(g)), torch.get_num_threads(),
+    )  # fmt: skip
+    x, g = _images(x, program), g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
+    program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr())
+    return grad_w
+
+
+def _unsupported(geometry: Any, fits: bool, *tensors: Tensor | None) -> str:
+    for x in tensors:
+        if x is not None:
+            if reason := unsupported_tensor(x):
+                return reason
+            if not storage_covers(x):
+                return "the storage of a tensor is too small"
+    return "" if fits else "the geometry is not that of the tensors"
+
+
+def _is_input(geometry: Any, x: Tensor, group_channels: int) -> bool:
+    return tuple(x.shape[1:]) == (group_channels * geometry.groups, *geometry.input_size)
+
+
+def _is_weight(geometry: Any, w: Tensor) -> bool:
+    return bool(tuple(w.shape[2:]) == geometry.windows.kernel_size and w.shape[0] % geometry.groups == 0)
+
+
+def _is_output(geometry: Any, g: Tensor, channels: int) -> bool:
+    size = geometry.windows.output_size(*geometry.input_size)
+    return tuple(g.shape[1:]) == (channels, *size) and channels % geometry.groups == 0
+
+
+def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:
+    """Return the images x as ``program`` reads them."""
+    margin = program.margin
+    if program.contiguous[0]:
+        return x
+    if not any(margin):
+        return to_contiguous(x, torch.channels_last)
+    (left, right, slack), (batch, channels, height, width) = margin, x.shape
+    shape = batch, height, width + left + right, channels
+    numel = math.prod(shape)
+    padded = memory.new(numel + slack, zeros=True)[:numel].view(shape).permute(0, 3, 1, 2)
+    padded.narrow(3, left, width).copy_(x)
+    return padded
+
+
+def _new_result(program: programs.ConvProgram) -> Tensor:
+    if program.contiguous[1]:
+        return memory.new(*program.result_shape)
+    return memory.new_channels_last(*program.result_shape, zeros=program.is_partial)
+
+
+def _in_format_of(geometry: Any, program: programs.ConvProgram, x: Tensor) -> Tensor:
+    if geometry.channels_last or program.contiguous[1]:
+        return x
+    # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
+    return x.clone(memory_format=torch.contiguous_format)
