@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manualgrad.cuda import conv2d_operands
+from manualgrad.cuda import conv2d_operands, conv2d_tiles
 from manualgrad.cuda.conv2d_precision import allows_tf32
 from manualgrad.cuda.conv2d_tiles import gather_tile, wants_batch_last
 from manualgrad.functional import conv2d
@@ -22,7 +22,7 @@ NAN, INF = float("nan"), float("inf")
 PACK, GEMM, SUM = "conv2d_pack", "conv2d_gather_gemm", "conv2d_sum_output"
 PACK_IMAGES, DIRECT, SUM_W = "conv2d_pack_images", "conv2d_grad_weight", "conv2d_sum_grad_weight"
 COPIES, BATCH_LAST = "conv2d_batch_last", "conv2d_grad_weight_batch_last"
-DEPTHWISE = ["conv2d_depthwise"], ["conv2d_depthwise_grad_input"], ["conv2d_depthwise_grad_weight", SUM_W]
+DEPTHWISE = "conv2d_depthwise", "conv2d_depthwise_grad_input", "conv2d_depthwise_grad_weight"
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,20 @@ LAYERS = {
         (2, 5, 5, 4), (7, 5, 1, 1), ([PACK, GEMM], [PACK, GEMM], [DIRECT]), stride=(2, 3)
     ),
     "RGB, contiguous, batch last": Layer(
-        (10, 3, 4, 4), (4, 3, 3, 3), ([PACK, GEMM], [PACK, GEMM], [COPIES, BATCH_LAST, SUM_W]), stride=2, padding=1,
+        (10, 3, 5, 5), (4, 3, 3, 3), ([PACK, GEMM], [PACK, GEMM], [COPIES, BATCH_LAST, SUM_W]), stride=2, padding=1,
         channels_last=False,
     ),
     "groups, two blocks of the batch": Layer(
         (34, 4, 2, 2), (6, 2, 2, 1), ([PACK, GEMM], [PACK, GEMM], [COPIES, BATCH_LAST]), groups=2
     ),
     "one channel, two parts": Layer((2, 1, 13, 12), (3, 1, 1, 2), ([PACK, GEMM], [PACK, GEMM], [DIRECT, SUM_W])),
-    "long sums in three parts": Layer(
-        (1, 512, 2, 2), (33, 512, 2, 2), ([PACK, GEMM, SUM], [PACK, GEMM], [DIRECT])
+    "depthwise": Layer(
+        (3, 6, 13, 14), (6, 1, 3, 2), ([DEPTHWISE[0]], [DEPTHWISE[1]], [DEPTHWISE[2], SUM_W]), stride=(1, 2), padding=1,
+        groups=6,
     ),
-    "depthwise": Layer((2, 6, 5, 4), (6, 1, 3, 2), DEPTHWISE, stride=(1, 2), padding=1, groups=6),
     "depthwise, two outputs a channel": Layer(
-        (2, 3, 12, 12), (6, 1, 5, 5), DEPTHWISE, padding=2, dilation=(1, 2), groups=3, channels_last=False
+        (2, 2, 5, 4), (4, 1, 5, 5), ([DEPTHWISE[0]], [DEPTHWISE[1]], [DEPTHWISE[2]]), padding=(2, 4), dilation=(1, 2),
+        groups=2, channels_last=False,
     ),
 }  # fmt: skip
 
@@ -137,3 +138,250 @@ def check(layer: Layer, device: str, launches: list[str], dtype: torch.dtype, bo
 def test_float32_equals_the_formula(kernel_device, launches, name) -> None:
     with tf32(False):
         check(LAYERS[name], kernel_device, launches, torch.float32, 6e-7)
+
+
+@pytest.mark.parametrize(
+    "name", ["few channels, taps and channels on one axis", "tails of tiles", "groups, two blocks of the batch"]
+)
+def test_tf32_rounds_operands_to_nearest(kernel_device, launches, name) -> None:
+    with tf32(True):
+        errors = check(LAYERS[name], kernel_device, launches, torch.float32, 5e-4)  # 2^-11 for one product
+    assert min(errors) > 1e-5, "the products were not in TF32"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "few channels, taps and channels on one axis", "contiguous, phases, correlation", "1x1, more stride than kernel",
+        "depthwise",
+    ],
+)  # fmt: skip
+def test_float16_accumulates_in_float32(kernel_device, launches, name) -> None:
+    check(LAYERS[name], kernel_device, launches, torch.float16, 4e-4)  # results are rounded to 2^-11 at most
+
+
+@pytest.fixture
+def bfloat16_products(kernel_device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the interpreter multiply bfloat16 numbers: it multiplies their bits as whole numbers."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    original = InterpreterBuilder.create_dot
+
+    def create_dot(self: Any, *operands: Any) -> Any:
+        a, b = (
+            TensorHandle((x.data.astype("uint32") << 16).view("float32"), tl.float32) if x.data.dtype == "uint16" else x
+            for x in operands[:2]
+        )
+        return original(self, a, b, *operands[2:])
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+
+
+def test_bfloat16_of_whole_numbers_is_exact(kernel_device, bfloat16_products, launches) -> None:
+    """Sums below 256 need no rounding, which the interpreter does differently."""
+    x, w, b, geometry = operands(LAYERS["few channels, taps and channels on one axis"], kernel_device)
+    x, w, b = (t.sign().bfloat16() for t in (x, w, b))
+    g = torch.randn(2, 6, 4, 5).to(kernel_device).sign().bfloat16()
+    for function, args in (
+        (conv2d_forward_nchw, (x, w, b)), (conv2d_grad_input_nchw, (g, w)), (conv2d_grad_weight_oihw, (g, x))
+    ):  # fmt: skip
+        assert torch.equal(function(*args, geometry).double(), formula(function, *args, geometry))
+    assert launches == [PACK, GEMM, PACK, GEMM, DIRECT]
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("channels", [17, 72])
+def test_long_sums_in_parts(kernel_device, launches, monkeypatch, channels, channels_last) -> None:
+    monkeypatch.setitem(conv2d_tiles._FEW, "3xtf32", (1.6, 2))  # sums of two blocks or more are long
+    layer = Layer((1, channels, 2, 3), (33, channels, 2, 2), ([], [], []), channels_last=channels_last)
+    x, w, b, geometry = operands(layer, kernel_device)
+    with tf32(False):
+        assert_near(conv2d_forward_nchw(x, w, b, geometry), formula(conv2d_forward_nchw, x, w, b, geometry), 6e-7)
+    assert launches == [PACK, GEMM, SUM]
+
+
+def test_half_types_copy_the_batch_last_for_few_channels_and_large_kernels(kernel_device, launches) -> None:
+    layer = Layer((9, 2, 5, 6), (3, 2, 5, 5), ([PACK, GEMM], [PACK, GEMM], [COPIES, BATCH_LAST]))
+    check(layer, kernel_device, launches, torch.float16, 4e-4)
+    assert launches == [COPIES, BATCH_LAST]
+
+
+def test_float16_weight_in_channels_last_order_is_read_in_place(kernel_device, launches) -> None:
+    x, w, b, geometry = operands(LAYERS["contiguous, phases, correlation"], kernel_device, torch.float16)
+    x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
+    assert_near(conv2d_forward_nchw(x, w, b, geometry), formula(conv2d_forward_nchw, x, w, b, geometry), 4e-4)
+    assert launches == [GEMM]
+
+
+@pytest.mark.parametrize("name", ["contiguous, phases, correlation", "groups, two blocks of the batch", "depthwise"])
+def test_64_bit_offsets(kernel_device, launches, monkeypatch, name) -> None:
+    monkeypatch.setattr(conv2d_operands, "INT32_NUMEL", 1)
+    with tf32(False):
+        check(LAYERS[name], kernel_device, launches, torch.float32, 6e-7)
+
+
+SPECIAL = {"infinity": INF, "minus infinity": -INF, "NaN": NAN, "NaN as GPUs make it": 0x7FFFFFFF}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy, in the interpreter
+@pytest.mark.parametrize(
+    ("special", "allowed"),
+    [*((special, False) for special in SPECIAL), ("infinity", True), ("NaN as GPUs make it", True)],
+)
+def test_numbers_that_are_not_finite(kernel_device, special, allowed) -> None:
+    """An infinite number times the low part of another has a sign of its own: the small products must not count."""
+    value = SPECIAL[special]
+    if isinstance(value, int):
+        value = torch.tensor(value, dtype=torch.int32).view(torch.float32)
+    x, w, b, geometry = operands(Layer((1, 4, 4, 4), (2, 4, 1, 1), ([], [], [])), kernel_device)
+    g = torch.randn(1, 2, 4, 4).to(kernel_device)
+    x_special, w_special, g_special = x.clone(), w.clone(), g.clone()
+    x_special[0, 1, 1, 2], w_special[1, 2], g_special[0, 1, 3, 3] = value, value, value
+    calls = (
+        (conv2d_forward_nchw, (x_special, w, b)),
+        (conv2d_forward_nchw, (x, w_special, b)),
+        (conv2d_grad_input_nchw, (g_special, w)),
+        (conv2d_grad_input_nchw, (g, w_special)),
+        (conv2d_grad_weight_oihw, (g_special, x)),
+        (conv2d_grad_weight_oihw, (g, x_special)),
+    )
+    with tf32(allowed):
+        for function, args in calls:
+            actual, expected = function(*args, geometry), formula(function, *args, geometry)
+            assert not expected.isfinite().all()
+            torch.testing.assert_close(
+                actual.double(), expected, rtol=2e-2, atol=2e-2, equal_nan=True
+            )  # as in TF32, 100 times coarser than what the other tests allow: here only the special numbers count
+
+
+def views(x: Tensor) -> dict[str, Tensor]:
+    """Tensors like ``x`` whose numbers lie elsewhere: each strided, sliced or expanded."""
+    return {
+        "sliced": torch.cat([x, x], 1)[:, : x.shape[1]],
+        "sliced, channels_last": torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[:, : x.shape[1]],
+        "rows apart": torch.cat([x, x], 3)[..., : x.shape[3]],
+        "expanded batch": x[:1].expand_as(x),
+        "expanded": x[:1, :1, :1, :1].expand_as(x),
+        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("view", "batch"),
+    [(view, 2) for view in views(torch.zeros(1, 1, 1, 1))] + [("sliced", 9), ("expanded", 9), ("expanded batch", 9)],
+)
+def test_other_memory_orders(kernel_device, launches, view, batch) -> None:
+    layer = Layer((batch, 6, 3, 3), (2, 6, 2, 2), ([], [], []), flip_kernel=False)
+    x, w, b, geometry = operands(layer, kernel_device)
+    g = torch.randn(batch, 2, 2, 2).to(kernel_device)
+    x, w, g = views(x)[view], views(w)[view], views(g)[view]
+    b = b[:1].expand(2)
+    with tf32(False):
+        for function, args in (
+            (conv2d_forward_nchw, (x, w, b)), (conv2d_grad_input_nchw, (g, w)), (conv2d_grad_weight_oihw, (g, x))
+        ):  # fmt: skip
+            assert_near(function(*args, geometry), formula(function, *args, geometry), 6e-7)
+    assert (BATCH_LAST in launches) == (batch > 8)
+
+
+def test_depthwise_reads_views_in_place(kernel_device, launches) -> None:
+    x, w, b, geometry = operands(LAYERS["depthwise"], kernel_device)
+    g = torch.randn(3, 6, *geometry.windows.output_size(13, 14)).to(kernel_device)
+    with tf32(False):
+        for view in ("sliced", "rows apart", "expanded"):
+            args = views(g)[view], views(x)[view]
+            assert_near(
+                conv2d_grad_weight_oihw(*args, geometry), formula(conv2d_grad_weight_oihw, *args, geometry), 6e-7
+            )
+    assert set(launches) == {DEPTHWISE[2], SUM_W}
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_batch_0(kernel_device, launches, groups) -> None:
+    layer = Layer((0, 4, 3, 3), (4, 4 // groups, 2, 2), ([], [], []), groups=groups)
+    x, w, b, geometry = operands(layer, kernel_device)
+    assert conv2d_forward_nchw(x, w, b, geometry).shape == (0, 4, 2, 2)
+    g = x.new_empty(0, 4, 2, 2)
+    assert conv2d_grad_input_nchw(g, w, geometry).shape == x.shape
+    assert torch.equal(conv2d_grad_weight_oihw(g, x, geometry), torch.zeros_like(w))
+    assert launches == []
+
+
+def test_forward_backward_and_double_backward(kernel_device, launches) -> None:
+    """A layer takes seven launches, the bias's gradient, a plain sum, aside; its second derivatives take kernels too."""
+    tensors = [torch.randn(s).to(kernel_device) for s in ((9, 3, 4, 4), (4, 3, 2, 2), (4,), (9, 4, 3, 3))]
+
+    def second_derivatives(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (x, w, b, v)]
+        y = conv2d(*leaves[:3])
+        first = torch.autograd.grad(y, leaves[:3], leaves[3], create_graph=True)
+        seen.append(list(launches))
+        second = torch.autograd.grad(sum((t**2).sum() for t in first[:2]), leaves[:2] + leaves[3:])
+        return [t.detach() for t in (*first, *second)]
+
+    seen: list[list[str]] = []
+    with tf32(False):
+        actual = second_derivatives(*tensors)
+    assert seen == [[PACK, GEMM, PACK, GEMM, COPIES, BATCH_LAST, SUM_W]]
+    assert launches.count(GEMM) >= 4
+    for a, e in zip(actual, second_derivatives(*(t.double() for t in tensors)), strict=True):
+        assert_near(a, e, 1e-6)
+
+
+def test_forward_mode(kernel_device, launches) -> None:
+    tensors = [torch.randn(s).to(kernel_device) for s in ((2, 3, 3, 3), (4, 3, 2, 2), (4,))] * 2
+
+    def tangent(*tensors: Tensor) -> Tensor:
+        with torch.autograd.forward_ad.dual_level():
+            duals = [torch.autograd.forward_ad.make_dual(*pair) for pair in zip(tensors[:3], tensors[3:], strict=True)]
+            return torch.autograd.forward_ad.unpack_dual(conv2d(*duals)).tangent
+
+    with tf32(False):
+        assert_near(tangent(*tensors), tangent(*(t.double() for t in tensors)), 6e-7)
+    assert launches == [PACK, GEMM] * 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_flags_of_native_convolutions_say_whether_tf32_is_used() -> None:
+    backends = torch.backends
+    before = backends.fp32_precision, backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+    try:
+        for allowed in (False, True):
+            backends.cudnn.allow_tf32 = allowed
+            assert allows_tf32() is allowed
+        backends.cudnn.conv.fp32_precision = "none"
+        for precision in ("tf32", "ieee"):
+            backends.fp32_precision = precision
+            assert allows_tf32() is (precision == "tf32")
+        backends.cudnn.conv.fp32_precision = "tf32"
+        assert allows_tf32()
+        backends.cuda.matmul.fp32_precision = "ieee"
+        with backends.cudnn.flags(enabled=False):
+            assert not allows_tf32()
+    finally:
+        backends.cudnn.allow_tf32 = True
+        backends.fp32_precision, backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision = before
+
+
+def test_unsupported_calls_name_the_reason() -> None:
+    from manualgrad.cuda.conv2d import unsupported_conv2d_forward, unsupported_conv2d_grad_input
+
+    x, w, b, geometry = operands(LAYERS["one channel, two parts"], "cpu")
+    assert unsupported_conv2d_forward(x.double(), w.double(), None, geometry) == "a tensor is float64"
+    assert unsupported_conv2d_forward(x[..., 1:], w, b, geometry) == "the geometry is not that of the images"
+    steps = make_conv2d_geometry(x, w, b, 256, 0, 1, 1, True)
+    assert unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "stride or groups are too large"
+
+
+def test_tiles_are_those_that_were_measured() -> None:
+    many, few = 32 * 56 * 56, 32 * 7 * 7
+    assert gather_tile("3xtf32", few, 512, 512 * 9, 132).parts == 3
+    assert gather_tile("3xtf32", many, 64, 64 * 9, 132).parts == 1
+    assert gather_tile("tf32", few, 512, 512 * 9, 132).parts == 2
+    assert gather_tile("tf32", 32 * 14 * 14, 256, 256 * 9, 132).parts == 1
+    assert (gather_tile("half", many, 128, 64 * 9, 132).rows, gather_tile("half", few, 512, 4608, 132).rows) == (128, 64)
+    assert gather_tile("half", many, 16, 75, 132).columns == 16
+    assert wants_batch_last("3xtf32", 9, 3, 9)
+    assert not wants_batch_last("3xtf32", 8, 64, 9)
+    assert not wants_batch_last("half", 64, 64, 9)

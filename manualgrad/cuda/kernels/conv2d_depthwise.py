@@ -16,11 +16,12 @@ import triton.language as tl
 
 
 @triton.jit
-def positions(first, BM: tl.constexpr, WIDTH, HEIGHT, WIDE: tl.constexpr):
-    """BM positions from ``first`` on as numbers, images, rows and columns."""
+def tile_positions(BM: tl.constexpr, WIDTH, HEIGHT, WIDE: tl.constexpr):
+    """The BM positions of a program as numbers, images, rows and columns."""
+    tile = tl.program_id(0)
     if WIDE:
-        first = first.to(tl.int64)
-    m = first + tl.arange(0, BM)
+        tile = tile.to(tl.int64)
+    m = tile * BM + tl.arange(0, BM)
     return m, m // (WIDTH * HEIGHT), (m // WIDTH) % HEIGHT, m % WIDTH
 
 
@@ -32,7 +33,7 @@ def conv2d_depthwise(
     FLIP: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """A tile of y, (N, CHANNELS, OUT_H, OUT_W) with M positions."""
-    m, n, i, j = positions(tl.program_id(0) * BM, BM, OUT_W, OUT_H, WIDE)
+    m, n, i, j = tile_positions(BM, OUT_W, OUT_H, WIDE)
     k = tl.program_id(1) * BC + tl.arange(0, BC)
     is_m = m < M
     is_k = k < CHANNELS
@@ -62,7 +63,7 @@ def conv2d_depthwise_grad_input(
     FLIP: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """A tile of grad_x, (N, CHANNELS, H, W) with M pixels."""
-    m, n, t, u = positions(tl.program_id(0) * BM, BM, W, H, WIDE)
+    m, n, t, u = tile_positions(BM, W, H, WIDE)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     is_m = m < M
     is_c = c < CHANNELS
@@ -109,7 +110,10 @@ def conv2d_depthwise_grad_weight(
     last = min(M, first + CHUNK)
     acc = tl.zeros([TAPS, BM, BC], tl.float32)
     for m0 in range(first, last, BM):
-        m, n, i, j = positions(m0, BM, OUT_W, OUT_H, WIDE)
+        m = m0 + tl.arange(0, BM)
+        n = m // (OUT_W * OUT_H)
+        i = (m // OUT_W) % OUT_H
+        j = m % OUT_W
         is_m = m < last
         g_at = (n * G_N + i * G_H + j * G_W)[:, None] + (k * G_C)[None, :]
         b = tl.load(g + g_at, mask=is_m[:, None] & is_k[None, :], other=0.0)
