@@ -114,9 +114,7 @@ def _gather_gemm(
     positions = batch * phase_height * phase_width
     tile = gather_tile(precision, positions, columns, channels * taps, num_multiprocessors(x.device))
     flat = channels % tile.depth != 0 and channels < 64 and taps > 1
-    weight, images = pack(
-        launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat
-    )
+    weight, images = pack(launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat)
     wide = needs_wide_offsets(images.tensor, y)
     numel, split = y.numel(), tile.parts > 1
     result = torch.empty(tile.parts * numel, dtype=torch.float32, device=y.device) if split else y
@@ -124,8 +122,8 @@ def _gather_gemm(
     bias_step = 0 if b is None else b.stride(0)
     launch(
         conv2d_gather_gemm, (num_tiles, groups, phases[0] * phases[1] * tile.parts),
-        result, images.tensor, weight.tensor, None if split else b, positions, height, width, phase_height, phase_width,
-        out_height, out_width, images.batch_step, weight.low, numel, bias_step,
+        result, images.tensor, weight.tensor, None if split else b, positions, height, width, phase_height,
+        phase_width, out_height, out_width, images.batch_step, weight.low, numel, bias_step,
         C=channels, K=columns, GROUPS=groups, KH=w.shape[2], KW=w.shape[3],
         **window_constants(windows), BACKWARD=backward, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
         CHANNELS_LAST=geometry.channels_last, FLAT=flat, WIDE=wide, PRECISION=precision, PARTS=tile.parts,
@@ -135,7 +133,7 @@ def _gather_gemm(
         block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64
         pixels = 1 if geometry.channels_last else out_height * out_width
         launch(
-            conv2d_sum_output, (-(-numel // block),), y, result, b, numel, tile.parts, bias_step, out_channels, pixels,
-            BLOCK=block, num_warps=max(1, block // 128),
+            conv2d_sum_output, (-(-numel // block),), y, result, b, numel, tile.parts, bias_step, out_channels,
+            pixels, BLOCK=block, num_warps=max(1, block // 128),
         )  # fmt: skip
     return y

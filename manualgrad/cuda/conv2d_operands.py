@@ -147,8 +147,8 @@ def _is_packed(w: Tensor) -> bool:
 class BatchLast:
     """g and x with the batch as last, contiguous dimension, padded by zeros to ``batch`` images.
 
-    A pixel and a channel of g are g_steps · batch numbers from the next, those of x x_steps · batch. The low parts of x
-    follow ``low`` numbers after the others."""
+    A pixel and a channel of g are g_steps · batch numbers from the next, those of x x_steps · batch. The low parts of
+    x follow ``low`` numbers after the others."""
 
     g: Tensor
     x: Tensor
@@ -159,7 +159,7 @@ class BatchLast:
 
 
 def batch_last(launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: str) -> BatchLast:
-    """Copy g (N, C_out, H_out, W_out) and x (N, C_in, H, W) by one launch, for a product with ``depth`` images a block.
+    """Copy g (N, C_out, H_out, W_out) and x (N, C_in, H, W) by one launch. A block of the sum has ``depth`` images.
 
     Images whose numbers do not lie together in one of the two memory formats are copied once more."""
     (g, g_steps), (x, x_steps) = _whole_images(g), _whole_images(x)
@@ -180,7 +180,7 @@ def batch_last(launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: st
 
 
 def _whole_images(x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Return ``x``, a copy if needed, and the distances of its pixels and channels, each of its images in one piece."""
+    """Return ``x``, a copy if its images are not in one piece each, and the distances of its pixels and channels."""
     _, channels, height, width = x.shape
     formats: dict[Any, tuple[int, int]] = {
         torch.channels_last: (channels, 1), torch.contiguous_format: (1, height * width)

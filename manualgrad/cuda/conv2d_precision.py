@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,5 +21,6 @@ def allows_tf32() -> bool:
     ``torch.backends.cudnn.conv.fp32_precision`` says so, which ``torch.backends.cudnn.allow_tf32``,
     ``torch.backends.cudnn.fp32_precision`` and ``torch.backends.fp32_precision`` change too. Without cuDNN the native
     convolution is a matrix product, which has a flag of its own."""
-    flags = torch.backends.cudnn.conv if torch.backends.cudnn.enabled else torch.backends.cuda.matmul
+    backends: Any = torch.backends  # the newer flags are not in mypy's view of the modules
+    flags = backends.cudnn.conv if backends.cudnn.enabled else backends.cuda.matmul
     return bool(flags.fp32_precision == "tf32")

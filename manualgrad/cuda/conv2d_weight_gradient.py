@@ -67,16 +67,17 @@ def _by_batch(
     chunk, parts = split_sum(total, min(programs, -(-total // 4)), 1)
     result = new_parts(grad_w, parts)
     launch(
-        kernels.conv2d_grad_weight_batch_last, (tiles, parts, groups), result, copies.g, copies.x, total, chunk, height,
-        width, out_width, blocks, copies.batch, *copies.g_steps, *copies.x_steps, copies.low, PARTS=parts,
+        kernels.conv2d_grad_weight_batch_last, (tiles, parts, groups), result, copies.g, copies.x, total, chunk,
+        height, width, out_width, blocks, copies.batch, *copies.g_steps, *copies.x_steps, copies.low, PARTS=parts,
         WIDE=needs_wide_offsets(copies.g, copies.x), **constants,
     )  # fmt: skip
     return result, parts
 
 
 def split_sum(terms: int, parts: int, multiple: int) -> tuple[int, int]:
-    """Return the number of terms of each part, a multiple of ``multiple``, and the number of parts, about ``parts``."""
-    chunk = -(-(-(-terms // max(1, parts))) // multiple) * multiple
+    """Return the terms of each part, a multiple of ``multiple``, and the number of parts, at most about ``parts``."""
+    wanted = -(-terms // max(1, parts))
+    chunk = -(-wanted // multiple) * multiple
     return chunk, -(-terms // chunk)
 
 
@@ -94,7 +95,7 @@ def sum_parts(launch: Launcher, grad_w: Tensor, result: Tensor, parts: int, geom
     numel, (_, channels, kernel_height, kernel_width) = grad_w.numel(), grad_w.shape
     block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64
     launch(
-        conv2d_sum_grad_weight, (-(-numel // block),), grad_w, result, numel, parts, KH=kernel_height, KW=kernel_width,
-        C=channels, CHANNELS_LAST=geometry.channels_last, FLIP=geometry.flip_kernel, BLOCK=block,
+        conv2d_sum_grad_weight, (-(-numel // block),), grad_w, result, numel, parts, KH=kernel_height,
+        KW=kernel_width, C=channels, CHANNELS_LAST=geometry.channels_last, FLIP=geometry.flip_kernel, BLOCK=block,
         num_warps=max(1, block // 128),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Calls of convolution's kernels for CUDA, for ``kernel_calls.py``: layers of resnet18, mobilenet_v2 and of the network for digits."""
+"""Calls of convolution's kernels for CUDA, for ``kernel_calls.py``: layers of resnet18 and others."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def _empty(*shape: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
 
 
 def _calls(
-    name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], *, stride: int = 1, padding: int = 0, groups: int = 1,
-    dtype: torch.dtype = torch.float32, tf32: bool = False, channels_last: bool = True, only: str = "",
+    name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], *, stride: int = 1, padding: int = 0,
+    groups: int = 1, dtype: torch.dtype = torch.float32, tf32: bool = False, channels_last: bool = True, only: str = "",
 ) -> Iterator[tuple[str, Call]]:  # fmt: skip
     def call(of: str) -> Call:
         def run(launch: Launcher) -> Any:

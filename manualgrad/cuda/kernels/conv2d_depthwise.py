@@ -8,7 +8,8 @@ With j = 0, 1, ... MULTIPLIER − 1 for the output channels k = MULTIPLIER·c + 
     grad_w[k, p, q]    = Σ_nij g[n, i, j, k] x[n, s1·i − P1 + d1·p, s2·j − P2 + d2·q, c]                      (3)
 
 Each number is read and written once but for the overlap of windows, which the caches serve: the time is that of
-the memory. All tensors have any strides, N_C_H_W in this order; a tile is BM positions by BC channels. FLIP reverses the kernel.
+the memory. Tensors have any strides, which are arguments such as X_N, X_C, X_H, X_W. A tile is BM positions by BC
+channels. FLIP reverses the kernel.
 """
 
 import triton
@@ -27,7 +28,8 @@ def tile_positions(BM: tl.constexpr, WIDTH, HEIGHT, WIDE: tl.constexpr):
 
 @triton.jit
 def conv2d_depthwise(
-    y, x, w, bias, M, H, W, OUT_H, OUT_W, X_N, X_C, X_H, X_W, W_K, W_P, W_Q, BIAS_STRIDE, Y_N, Y_C, Y_H, Y_W, CHANNELS,
+    y, x, w, bias, M, H, W, OUT_H, OUT_W, X_N, X_C, X_H, X_W, W_K, W_P, W_Q, BIAS_STRIDE, Y_N, Y_C, Y_H, Y_W,
+    CHANNELS,
     MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PADDING_H: tl.constexpr, PADDING_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     FLIP: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
@@ -94,7 +96,7 @@ def conv2d_depthwise_grad_weight(
     FLIP: tl.constexpr, WIDE: tl.constexpr, PARTS: tl.constexpr, TAPS: tl.constexpr, BM: tl.constexpr,
     BC: tl.constexpr,
 ):  # fmt: skip
-    """TAPS of the KH·KW numbers of grad_w, (CHANNELS, KH, KW), for BC channels: the sum over CHUNK of the M positions.
+    """TAPS of the KH·KW numbers of grad_w, (CHANNELS, KH, KW), for BC channels: the sum over CHUNK of M positions.
 
     It is the result, or one of PARTS parts of the sum, one after the other, in which the kernel is not reversed."""
     chunk = tl.program_id(1)

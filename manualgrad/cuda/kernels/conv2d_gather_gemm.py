@@ -6,8 +6,8 @@ For a correlation with padding P, stride s and dilation d, in PyTorch's letters:
     grad_x[n, t, u, r] = Σ_pqk g[n, (t + P1 − d1·p) / s1, (u + P2 − d2·q) / s2, k] w[k, p, q, r]              (2)
 
 where the second sum has the p and q only for which the quotients are whole. For all t with the same t mod s1, a
-phase, these are every (s1 / gcd(s1, d1))-th p from the first on, and the quotient falls by one fixed number from one to
-the next. So in each phase (2) is a sum like (1), over fewer taps and with stride 1, and one kernel computes both. A
+phase, these are every (s1 / gcd(s1, d1))-th p from the first on, and the quotient falls by one fixed number from one
+to the next. So in each phase (2) is a sum like (1), over fewer taps and with stride 1, and one kernel computes both. A
 tap is a pair (p, q). The convolution of the formula sheet has its weights reversed beforehand.
 """
 
@@ -36,8 +36,8 @@ def sum_over_taps(
     """The sum over num_p × num_q taps and C channels, or one of its PARTS: a tile BM × BN.
 
     Tap (i, j) reads x at the pixel (h + HOP_H·i, v + HOP_W·j) and w at (p0 + TAP_STEP_H·i, q0 + TAP_STEP_W·j).
-    x_at is the offset of tap (0, 0) in x for each row of the tile, w_at that of each column's weights in w. FLAT joins
-    taps and channels to one axis, for few channels, and computes each number's address; otherwise a block is BK
+    x_at is the offset of tap (0, 0) in x for each row of the tile, w_at that of each column's weights in w. FLAT
+    joins taps and channels to one axis, for few channels, and computes each number's address; otherwise a block is BK
     channels of one tap."""
     block = tl.arange(0, BK)
     acc = tl.zeros([BM, BN], tl.float32)
@@ -102,8 +102,8 @@ def conv2d_gather_gemm(
 ):  # fmt: skip
     """One tile of y, BM positions by BN channels, or one of PARTS parts of the sum of each number of it.
 
-    x is (N, H, W, GROUPS·C) with the strides X_BATCH·X_PIXEL, W·X_PIXEL, X_PIXEL and X_CHANNEL; w is (GROUPS·K, KH, KW,
-    C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or (N, GROUPS·K, OUT_H, OUT_W)
+    x is (N, H, W, GROUPS·C) with the strides X_BATCH·X_PIXEL, W·X_PIXEL, X_PIXEL and X_CHANNEL; w is (GROUPS·K, KH,
+    KW, C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or (N, GROUPS·K, OUT_H, OUT_W)
     without CHANNELS_LAST; the parts follow each other. Programs are (tiles, groups, phases·PARTS). A phase has
     PHASE_H × PHASE_W positions in an image, M in all. WIDE computes offsets in 64 bits."""
     tile = tl.program_id(0)

@@ -35,7 +35,7 @@ def store_grad_weight(
     KH: tl.constexpr, KW: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FLIP: tl.constexpr,
 ):  # fmt: skip
-    """Store a tile at the channels first + k: the result, or, for more than one part, a part of the sum, (ROWS, e)."""
+    """Store a tile at the channels first + k: the result, or, if there are several, a part of the sum, (ROWS, e)."""
     if PARTS > 1:
         at = (chunk * ROWS + first + k)[:, None] * (KH * KW * C) + e[None, :]
     else:
@@ -123,8 +123,8 @@ def conv2d_grad_weight_batch_last(
 ):  # fmt: skip
     """The same tile from copies of g and x whose batch is the last, contiguous dimension, padded by zeros to BATCH.
 
-    The sum runs along the contiguous axis, as it must for float32 in tensor cores, and a tap is one offset for all of a
-    block: nothing is computed for each number. A pixel is *_PIXEL·BATCH numbers from the next, a channel
+    The sum runs along the contiguous axis, as it must for float32 in tensor cores, and a tap is one offset for all
+    of a block: nothing is computed for each number. A pixel is *_PIXEL·BATCH numbers from the next, a channel
     *_CHANNEL·BATCH. A chunk is CHUNK of the TOTAL = OUT_H·OUT_W·NUM_BLOCKS blocks, each of BK images at one position.
     x is split as ``split_operand`` does, the low parts LOW numbers after the others."""
     E: tl.constexpr = KH * KW * C

@@ -100,7 +100,9 @@ def transpose_batch(x, out, pid, N, NUMEL, X_N, BATCH, LOW, SPLIT: tl.constexpr,
     at = (pid % tiles).to(tl.int64) * BL + tl.arange(0, BL)
     n = (pid // tiles) * BN + tl.arange(0, BN)
     inside = at < NUMEL
-    tile = tl.load(x + n.to(tl.int64)[:, None] * X_N + at[None, :], mask=(n < N)[:, None] & inside[None, :], other=0.0)
+    tile = tl.load(
+        x + n.to(tl.int64)[:, None] * X_N + at[None, :], mask=(n < N)[:, None] & inside[None, :], other=0.0
+    )
     mask = inside[:, None] & (n < BATCH)[None, :]
     store_split(out + at[:, None] * BATCH + n[None, :], tl.trans(tile), LOW, mask, SPLIT)
 
