@@ -22,7 +22,8 @@ def _empty(*shape: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
 
 def _calls(
     name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], *, stride: int = 1, padding: int = 0,
-    groups: int = 1, dtype: torch.dtype = torch.float32, tf32: bool = False, channels_last: bool = True, only: str = "",
+    groups: int = 1, dtype: torch.dtype = torch.float32, tf32: bool = False, channels_last: bool = True,
+    only: str = "",
 ) -> Iterator[tuple[str, Call]]:  # fmt: skip
     def call(of: str) -> Call:
         def run(launch: Launcher) -> Any:
@@ -57,6 +58,10 @@ CALLS: dict[str, Call] = {
         _calls("3x3 bf16", (32, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16),
         _calls("3x3 s2 fp16", (32, 256, 14, 14), (512, 256, 3, 3), stride=2, padding=1, dtype=torch.float16),
         _calls("contiguous", (4, 64, 28, 28), (64, 64, 3, 3), padding=1, channels_last=False),
+        _calls(
+            "contiguous bf16", (4, 64, 28, 28), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16, channels_last=False,
+            only="grad_weight",
+        ),
         _calls("RGB", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3),
         _calls("RGB bf16", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, dtype=torch.bfloat16),
         _calls("digits", (64, 1, 28, 28), (16, 1, 5, 5)),

@@ -121,7 +121,7 @@ def check(layer: Layer, device: str, launches: list[str], dtype: torch.dtype, bo
     """Compare the three formulas of a layer, their strides and launches; return the errors."""
     x, w, b, geometry = operands(layer, device, dtype)
     memory_format = torch.channels_last if layer.channels_last else torch.contiguous_format
-    errors, seen = [], []
+    errors, launched = [], []
     g = torch.randn(layer.x[0], layer.w[0], *geometry.windows.output_size(*geometry.input_size)).to(device, dtype)
     g = g.contiguous(memory_format=memory_format)
     for function, args in (
@@ -129,11 +129,11 @@ def check(layer: Layer, device: str, launches: list[str], dtype: torch.dtype, bo
     ):  # fmt: skip
         launches.clear()
         actual = function(*args, geometry)
-        seen.append(list(launches))
+        launched.append(list(launches))
         assert actual.dtype is dtype
         assert actual.is_contiguous(memory_format=memory_format)
         errors.append(assert_near(actual, formula(function, *args, geometry), bound))
-    assert tuple(seen) == layer.launches or dtype is not torch.float32
+    assert tuple(launched) == layer.launches or dtype is not torch.float32
     return errors
 
 
@@ -321,14 +321,14 @@ def test_forward_backward_and_double_backward(kernel_device, launches) -> None:
         leaves = [t.detach().requires_grad_() for t in (x, w, b, v)]
         y = conv2d(*leaves[:3])
         first = torch.autograd.grad(y, leaves[:3], leaves[3], create_graph=True)
-        seen.append(list(launches))
+        launched.append(list(launches))
         second = torch.autograd.grad(sum((t**2).sum() for t in first[:2]), leaves[:2] + leaves[3:])
         return [t.detach() for t in (*first, *second)]
 
-    seen: list[list[str]] = []
+    launched: list[list[str]] = []
     with tf32(False):
         actual = second_derivatives(*tensors)
-    assert seen == [[PACK, GEMM, PACK, GEMM, COPIES, BATCH_LAST, SUM_W]]
+    assert launched == [[PACK, GEMM, PACK, GEMM, COPIES, BATCH_LAST, SUM_W]]
     assert launches.count(GEMM) >= 4
     for a, e in zip(actual, second_derivatives(*(t.double() for t in tensors)), strict=True):
         assert_near(a, e, 1e-6)

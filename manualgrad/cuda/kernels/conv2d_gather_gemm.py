@@ -7,8 +7,8 @@ For a correlation with padding P, stride s and dilation d, in PyTorch's letters:
 
 where the second sum has the p and q only for which the quotients are whole. For all t with the same t mod s1, a
 phase, these are every (s1 / gcd(s1, d1))-th p from the first on, and the quotient falls by one fixed number from one
-to the next. So in each phase (2) is a sum like (1), over fewer taps and with stride 1, and one kernel computes both. A
-tap is a pair (p, q). The convolution of the formula sheet has its weights reversed beforehand.
+to the next. So in each phase (2) is a sum like (1), over fewer taps and with stride 1, and one kernel computes both.
+A tap is a pair (p, q). The convolution of the formula sheet has its weights reversed beforehand.
 """
 
 import math
@@ -103,8 +103,8 @@ def conv2d_gather_gemm(
     """One tile of y, BM positions by BN channels, or one of PARTS parts of the sum of each number of it.
 
     x is (N, H, W, GROUPS·C) with the strides X_BATCH·X_PIXEL, W·X_PIXEL, X_PIXEL and X_CHANNEL; w is (GROUPS·K, KH,
-    KW, C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or (N, GROUPS·K, OUT_H, OUT_W)
-    without CHANNELS_LAST; the parts follow each other. Programs are (tiles, groups, phases·PARTS). A phase has
+    KW, C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST
+    (N, GROUPS·K, OUT_H, OUT_W); the parts follow each other. Programs are (tiles, groups, phases·PARTS). A phase has
     PHASE_H × PHASE_W positions in an image, M in all. WIDE computes offsets in 64 bits."""
     tile = tl.program_id(0)
     if WIDE:
