@@ -4,11 +4,13 @@
 why its kernel does not compute the arguments, "" if it does.
 
 Launches: forward takes two, the weight in the order of the product and the product, and a third where the sum is
-split; so does the input's gradient. The weight's gradient takes two or three: copies, product, sum of the parts.
+split. So does the input's gradient, whose sum is not split where that of the weight's gradient is. The weight's
+gradient takes two or three: copies, product, sum of the parts. A backward takes five at most, the bias's sum aside.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from manualgrad.cuda import conv2d_depthwise as depthwise
 from manualgrad.cuda.conv2d_operands import INT32_NUMEL, needs_wide_offsets, pack
 from manualgrad.cuda.conv2d_precision import precision_of
 from manualgrad.cuda.conv2d_tiles import gather_tile, num_multiprocessors
-from manualgrad.cuda.conv2d_weight_gradient import grad_weight
+from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
 from manualgrad.cuda.conv2d_windows import window_constants
 from manualgrad.cuda.kernels.conv2d_gather_gemm import conv2d_gather_gemm
 from manualgrad.cuda.kernels.conv2d_sum_parts import conv2d_sum_output
@@ -113,6 +115,8 @@ def _gather_gemm(
     phase_height, phase_width = -(-out_height // phases[0]), -(-out_width // phases[1])
     positions = batch * phase_height * phase_width
     tile = gather_tile(precision, positions, columns, channels * taps, num_multiprocessors(x.device))
+    if backward and is_split(w.shape, batch, groups, precision, x.device):
+        tile = replace(tile, parts=1)  # one sum of parts in a backward: five launches
     flat = channels % tile.depth != 0 and channels < 64 and taps > 1
     weight, images = pack(launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat)
     wide = needs_wide_offsets(images.tensor, y)

@@ -17,13 +17,9 @@ from manualgrad.cuda.launch import Launcher
 
 def grad_weight(launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, geometry: Any, precision: str) -> Tensor:
     """Compute ``grad_w``, W(g, x) of equation (3), of one image or more."""
-    out_channels, channels, kernel_height, kernel_width = grad_w.shape
-    groups, taps = geometry.groups, kernel_height * kernel_width
-    rows, columns = out_channels // groups, channels * taps
-    by_batch = wants_batch_last(precision, g.shape[0], channels, taps)
-    tile = grad_weight_tile(precision, by_batch, rows, columns, channels)
-    tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
-    programs = int(tile.waves * num_multiprocessors(g.device) / (tiles * groups))  # wanted for each tile
+    (out_channels, channels, kernel_height, kernel_width), groups = grad_w.shape, geometry.groups
+    rows = out_channels // groups
+    by_batch, tile, tiles, programs = _plan(grad_w.shape, g.shape[0], groups, precision, g.device)
     constants = {
         "C": channels, "K": rows, "GROUPS": groups, "KH": kernel_height, "KW": kernel_width,
         **window_constants(geometry.windows), "CHANNELS_LAST": geometry.channels_last, "FLIP": geometry.flip_kernel,
@@ -34,6 +30,24 @@ def grad_weight(launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, geometry
     result, parts = run(launch, grad_w, g, x, tile, tiles, groups, programs, constants)
     sum_parts(launch, grad_w, result, parts, geometry)
     return grad_w
+
+
+def is_split(shape: torch.Size, batch: int, groups: int, precision: str, device: torch.device) -> bool:
+    """Return True if the sum of a weight's gradient of this shape may be split into parts."""
+    return _plan(shape, batch, groups, precision, device)[3] > 1
+
+
+def _plan(
+    shape: torch.Size, batch: int, groups: int, precision: str, device: torch.device
+) -> tuple[bool, Tile, int, int]:
+    """Return whether the batch becomes last, the tile, the number of tiles of a group, and the programs of each."""
+    out_channels, channels, kernel_height, kernel_width = shape
+    taps = kernel_height * kernel_width
+    rows, columns = out_channels // groups, channels * taps
+    by_batch = wants_batch_last(precision, batch, channels, taps)
+    tile = grad_weight_tile(precision, by_batch, rows, columns, channels)
+    tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
+    return by_batch, tile, tiles, int(tile.waves * num_multiprocessors(device) / (tiles * groups))
 
 
 def _by_position(

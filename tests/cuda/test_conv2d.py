@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from manualgrad.cuda import conv2d as kernels
 from manualgrad.cuda import conv2d_operands, conv2d_tiles
 from manualgrad.cuda.conv2d_precision import allows_tf32
 from manualgrad.cuda.conv2d_tiles import gather_tile, wants_batch_last
+from manualgrad.cuda.launch import Launcher
 from manualgrad.functional import conv2d
 from manualgrad.ops.conv2d import conv2d_forward_nchw, conv2d_grad_input_nchw, conv2d_grad_weight_oihw
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
@@ -370,13 +372,11 @@ def test_the_flags_of_native_convolutions_say_whether_tf32_is_used() -> None:
 
 
 def test_unsupported_calls_name_the_reason() -> None:
-    from manualgrad.cuda.conv2d import unsupported_conv2d_forward, unsupported_conv2d_grad_input
-
     x, w, b, geometry = operands(LAYERS["one channel, two parts"], "cpu")
-    assert unsupported_conv2d_forward(x.double(), w.double(), None, geometry) == "a tensor is float64"
-    assert unsupported_conv2d_forward(x[..., 1:], w, b, geometry) == "the geometry is not that of the images"
+    assert kernels.unsupported_conv2d_forward(x.double(), w.double(), None, geometry) == "a tensor is float64"
+    assert kernels.unsupported_conv2d_forward(x[..., 1:], w, b, geometry) == "the geometry is not that of the images"
     steps = make_conv2d_geometry(x, w, b, 256, 0, 1, 1, True)
-    assert unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "stride or groups are too large"
+    assert kernels.unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "stride or groups are too large"
 
 
 def test_tiles_are_those_that_were_measured() -> None:
@@ -391,3 +391,31 @@ def test_tiles_are_those_that_were_measured() -> None:
     assert wants_batch_last("3xtf32", 9, 3, 9)
     assert not wants_batch_last("3xtf32", 8, 64, 9)
     assert not wants_batch_last("half", 64, 64, 9)
+
+
+class CountingLauncher(Launcher):
+    """Counts launches and runs nothing."""
+
+    count = 0
+
+    def __call__(self, *args: Any, **constants: Any) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_layer_takes_at_most_three_launches_forward_and_five_backward(dtype, channels_last) -> None:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    for channels, size, out_channels, kernel, stride in (
+        (3, 224, 64, 7, 2), (64, 56, 64, 3, 1), (64, 56, 128, 3, 2), (128, 28, 128, 3, 1), (256, 14, 512, 3, 2),
+        (512, 7, 512, 3, 1), (64, 7, 512, 3, 1), (512, 7, 64, 3, 1), (256, 14, 512, 1, 2), (1, 28, 16, 5, 1),
+    ):  # fmt: skip
+        x = torch.empty(32, channels, size, size, dtype=dtype, memory_format=memory_format)
+        w = torch.empty(out_channels, channels, kernel, kernel, dtype=dtype, memory_format=memory_format)
+        geometry = make_conv2d_geometry(x, w, None, stride, kernel // 2, 1, 1, False, channels_last)
+        forward, backward = CountingLauncher(), CountingLauncher()
+        g = kernels.conv2d_forward(forward, x, w, None, geometry)
+        kernels.conv2d_grad_input(backward, g, w, geometry)
+        kernels.conv2d_grad_weight(backward, g, x, geometry)
+        assert forward.count <= 3, w.shape
+        assert backward.count <= 5, w.shape

@@ -27,6 +27,14 @@ def tile_positions(BM: tl.constexpr, WIDTH, HEIGHT, WIDE: tl.constexpr):
 
 
 @triton.jit
+def tile_channels(tile, BC: tl.constexpr, WIDE: tl.constexpr):
+    """The BC channels of a tile."""
+    if WIDE:
+        tile = tile.to(tl.int64)
+    return tile * BC + tl.arange(0, BC)
+
+
+@triton.jit
 def conv2d_depthwise(
     y, x, w, bias, M, H, W, OUT_H, OUT_W, X_N, X_C, X_H, X_W, W_K, W_P, W_Q, BIAS_STRIDE, Y_N, Y_C, Y_H, Y_W,
     CHANNELS,
@@ -36,7 +44,7 @@ def conv2d_depthwise(
 ):  # fmt: skip
     """A tile of y, (N, CHANNELS, OUT_H, OUT_W) with M positions."""
     m, n, i, j = tile_positions(BM, OUT_W, OUT_H, WIDE)
-    k = tl.program_id(1) * BC + tl.arange(0, BC)
+    k = tile_channels(tl.program_id(1), BC, WIDE)
     is_m = m < M
     is_k = k < CHANNELS
     x_at = (n * X_N)[:, None] + (k // MULTIPLIER * X_C)[None, :]
@@ -66,7 +74,7 @@ def conv2d_depthwise_grad_input(
 ):  # fmt: skip
     """A tile of grad_x, (N, CHANNELS, H, W) with M pixels."""
     m, n, t, u = tile_positions(BM, W, H, WIDE)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    c = tile_channels(tl.program_id(1), BC, WIDE)
     is_m = m < M
     is_c = c < CHANNELS
     acc = tl.zeros([BM, BC], tl.float32)
@@ -101,7 +109,7 @@ def conv2d_depthwise_grad_weight(
     It is the result, or one of PARTS parts of the sum, one after the other, in which the kernel is not reversed."""
     chunk = tl.program_id(1)
     tap = tl.program_id(2) * TAPS + tl.arange(0, TAPS)
-    k = tl.program_id(0) * BC + tl.arange(0, BC)
+    k = tile_channels(tl.program_id(0), BC, WIDE)
     is_k = k < CHANNELS
     is_tap = tap < KH * KW
     shift_h = tap // KW * DILATION_H - PADDING_H

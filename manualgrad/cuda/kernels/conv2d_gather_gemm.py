@@ -50,6 +50,7 @@ def sum_over_taps(
             i = (e // C) // num_q
             j = (e // C) % num_q
             if WIDE:
+                c = c.to(tl.int64)
                 i = i.to(tl.int64)
             is_term = e < total
             row = h[:, None] + (i * HOP_H)[None, :]
@@ -167,6 +168,8 @@ def conv2d_gather_gemm(
         b = tl.load(bias + (group * K + k) * BIAS_STRIDE, mask=is_channel, other=0.0)
         acc += b.to(tl.float32)[None, :]  # eq. (17)
 
+    if WIDE:
+        k = k.to(tl.int64)
     if CHANNELS_LAST:
         y_at = ((n * OUT_H + i) * OUT_W + j) * (K * GROUPS) + group * K
         y_at = tl.where(is_position, y_at, 0)[:, None] + k[None, :]

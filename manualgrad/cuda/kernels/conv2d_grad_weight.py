@@ -71,12 +71,16 @@ def conv2d_grad_weight(
         q = ((tile % TILES_N) // TILES_C) % KW
         shift_h = p * DILATION_H - PADDING_H
         shift_w = q * DILATION_W - PADDING_W
+        if WIDE:
+            shift_h = shift_h.to(tl.int64)
         shift = (shift_h * W + shift_w) * X_PIXEL + group * C + (tile % TILES_C) * BN
     else:
         p = (e // C) // KW
         q = (e // C) % KW
         shift_h = p * DILATION_H - PADDING_H
         shift_w = q * DILATION_W - PADDING_W
+        if WIDE:
+            shift_h = shift_h.to(tl.int64)
         shift = (shift_h * W + shift_w) * X_PIXEL + (e % C + group * C) * X_CHANNEL
         shift_h = tl.where(is_e, shift_h, -0x40000000)  # outside of the image, whatever the position
     acc = tl.zeros([BM, BN], tl.float32)
