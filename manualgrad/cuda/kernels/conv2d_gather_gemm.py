@@ -155,7 +155,7 @@ def conv2d_gather_gemm(
         h = i * STRIDE_H - PADDING_H
         v = j * STRIDE_W - PADDING_W
     h = tl.where(is_position, h, -0x40000000)  # outside of the image, whatever the tap
-    x_at = tl.where(is_position, (n * X_BATCH + h * W + v) * X_PIXEL + group * C * X_CHANNEL, 0)
+    x_at = (n * X_BATCH + h * W + v) * X_PIXEL + group * C * X_CHANNEL  # a where(..., 0) would hide the alignment
 
     k = (tile % TILES_N).to(tl.int32) * BN + tl.arange(0, BN)
     is_channel = k < K
@@ -171,11 +171,9 @@ def conv2d_gather_gemm(
     if WIDE:
         k = k.to(tl.int64)
     if CHANNELS_LAST:
-        y_at = ((n * OUT_H + i) * OUT_W + j) * (K * GROUPS) + group * K
-        y_at = tl.where(is_position, y_at, 0)[:, None] + k[None, :]
+        y_at = (((n * OUT_H + i) * OUT_W + j) * (K * GROUPS) + group * K)[:, None] + k[None, :]
     else:
-        y_at = (n * (K * GROUPS * OUT_H) + i) * OUT_W + j
-        y_at = tl.where(is_position, y_at, 0)[:, None] + (group * K + k)[None, :] * (OUT_H * OUT_W)
+        y_at = ((n * (K * GROUPS * OUT_H) + i) * OUT_W + j)[:, None] + (group * K + k)[None, :] * (OUT_H * OUT_W)
     if PARTS > 1:
         y += part * PART_NUMEL
     tl.store(y + y_at, acc.to(y.dtype.element_ty), mask=is_position[:, None] & is_channel[None, :])

@@ -24,9 +24,8 @@ def weight_offset(
     tap = e // C
     if FLIP:
         tap = KH * KW - 1 - tap
-    if CHANNELS_LAST:
-        return k * (KH * KW * C) + tap * C + e % C
-    return k * (KH * KW * C) + (e % C) * (KH * KW) + tap
+    at = k * (KH * KW * C) + (tap * C + e % C if CHANNELS_LAST else (e % C) * (KH * KW) + tap)
+    return at
 
 
 @triton.jit
