@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PRODUCTS = {"conv2d_gather_gemm", "conv2d_grad_weight", "conv2d_grad_weight_batch_last"}
+# 16-byte copies of a thread, for three stages: both operands, one of them as high and low part in float32.
+PRODUCTS = {"conv2d_gather_gemm": 36, "conv2d_grad_weight": 24, "conv2d_grad_weight_batch_last": 36}
 OTHERS = {
     "conv2d_pack", "conv2d_pack_images", "conv2d_batch_last", "conv2d_sum_output", "conv2d_sum_grad_weight",
     "conv2d_depthwise", "conv2d_depthwise_grad_input", "conv2d_depthwise_grad_weight",
@@ -26,10 +27,10 @@ def test_every_kernel_compiles_for_an_h100() -> None:
     table = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     compiled = {kernel: tuple(map(int, numbers)) for _, kernel, *numbers in rows}
-    assert compiled.keys() == PRODUCTS | OTHERS
+    assert compiled.keys() == PRODUCTS.keys() | OTHERS
     for kernel, (_, _, registers, spilled_bytes, _, async_copies, tensor_core_instructions) in compiled.items():
         assert spilled_bytes == 0, kernel
         if kernel in PRODUCTS:
-            assert async_copies > 0, kernel
+            assert async_copies >= PRODUCTS[kernel], f"{kernel}: an operand is not copied by 16 bytes"
             assert tensor_core_instructions > 0, kernel
             assert registers <= 168, f"{kernel}: three programs with 128 threads each fit a multiprocessor"
