@@ -11,10 +11,12 @@ import torch
 
 from manualgrad.cuda.launch import Launcher
 from manualgrad.cuda.relu import relu_backward
+from tests.cuda import conv2d_calls
 
 CALLS: dict[str, Callable[[Launcher], Any]] = {
     "relu_backward": lambda launch: relu_backward(launch, torch.empty(4096), torch.empty(4096), 0.5),
     "relu_backward bf16": lambda launch: relu_backward(
         launch, torch.empty(4096, dtype=torch.bfloat16), torch.empty(4096, dtype=torch.bfloat16), 0.0
     ),
+    **conv2d_calls.CALLS,
 }

@@ -1,0 +1,143 @@
+"""Convolution and its two gradients on CUDA: the formulas of ``ops/conv2d.py`` in PyTorch's layout, by kernels.
+
+``geometry`` is a ``Conv2dGeometry`` of ``ops/conv2d_geometry.py``. A function ``unsupported_...`` returns the reason
+why its kernel does not compute the arguments, "" if it does.
+
+Launches: forward takes two, the weight in the order of the product and the product, and a third where the sum is
+split. So does the input's gradient, whose sum is not split where that of the weight's gradient is. The weight's
+gradient takes two or three: copies, product, sum of the parts. A backward takes five at most, the bias's sum aside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manualgrad.cuda import conv2d_depthwise as depthwise
+from manualgrad.cuda.conv2d_operands import INT32_NUMEL, needs_wide_offsets, pack
+from manualgrad.cuda.conv2d_precision import precision_of
+from manualgrad.cuda.conv2d_tiles import gather_tile, num_multiprocessors
+from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
+from manualgrad.cuda.conv2d_windows import window_constants
+from manualgrad.cuda.kernels.conv2d_gather_gemm import conv2d_gather_gemm
+from manualgrad.cuda.kernels.conv2d_sum_parts import conv2d_sum_output
+from manualgrad.cuda.launch import Launcher
+from manualgrad.cuda.tensor_checks import unsupported_tensors
+
+MAX_GRID = 65535  # of the second and third dimension
+
+
+def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
+    """Return the reason why :func:`conv2d_forward` does not support the arguments, "" if it does."""
+    return _unsupported_images(x, geometry) or _unsupported_weight(w, geometry) or unsupported_tensors(x, w, b)
+
+
+def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
+    """Return the reason why :func:`conv2d_grad_input` does not support the arguments, "" if it does."""
+    return _unsupported_output(g, geometry) or _unsupported_weight(w, geometry) or unsupported_tensors(g, w)
+
+
+def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
+    """Return the reason why :func:`conv2d_grad_weight` does not support the arguments, "" if it does."""
+    return _unsupported_output(g, geometry) or _unsupported_images(x, geometry) or unsupported_tensors(g, x)
+
+
+def _unsupported_images(x: Tensor, geometry: Any) -> str:
+    return "" if x.shape[2:] == geometry.input_size else "the geometry is not that of the images"
+
+
+def _unsupported_output(g: Tensor, geometry: Any) -> str:
+    (first, second), groups = geometry.windows.stride, geometry.groups
+    if g.shape[2:] != geometry.windows.output_size(*geometry.input_size):
+        return "the geometry is not that of the gradient"
+    return "" if max(first * second * 4, groups) <= MAX_GRID else "stride or groups are too large"
+
+
+def _unsupported_weight(w: Tensor, geometry: Any) -> str:
+    if w.shape[2:] != geometry.windows.kernel_size:
+        return "the geometry is not that of the weight"
+    if geometry.groups > MAX_GRID:
+        return "there are too many groups"
+    return "" if 2 * w.numel() < INT32_NUMEL else "the weight is too large"
+
+
+def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
+    """C(x, w) + b of equations (1) and (17): (N, C_out, H_out, W_out), in the memory format of the geometry."""
+    y = _new_result(x, w.shape[0], geometry.windows.output_size(*geometry.input_size), geometry)
+    if depthwise.is_depthwise(w.shape[1], geometry):
+        return depthwise.forward(launch, y, x, w, b, geometry)
+    return _gather_gemm(launch, y, x, w, b, geometry, backward=False)
+
+
+def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
+    """X(g, w) of equation (2): (N, C_in, H, W), in the memory format of the geometry.
+
+    Pixels near the border have windows outside of z. Their gradient counts as 0 there, and 0 · w is NaN if w is
+    infinite; the formula leaves these products out."""
+    grad_x = _new_result(g, w.shape[1] * geometry.groups, geometry.input_size, geometry)
+    if depthwise.is_depthwise(w.shape[1], geometry):
+        return depthwise.grad_input(launch, grad_x, g, w, geometry)
+    return _gather_gemm(launch, grad_x, g, w, None, geometry, backward=True)
+
+
+def conv2d_grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
+    """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
+    channels = x.shape[1] // geometry.groups
+    memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
+    shape = (g.shape[1], channels, *geometry.windows.kernel_size)
+    grad_w = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=memory_format)
+    if not g.shape[0]:
+        return grad_w.zero_()
+    if depthwise.is_depthwise(channels, geometry):
+        return depthwise.grad_weight(launch, grad_w, g, x, geometry)
+    return grad_weight(launch, grad_w, g, x, geometry, precision_of(g))
+
+
+def _new_result(x: Tensor, channels: int, size: tuple[int, int], geometry: Any) -> Tensor:
+    memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
+    shape = (x.shape[0], channels, *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+def _gather_gemm(
+    launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, *, backward: bool
+) -> Tensor:
+    """Compute ``y``, which is z of equation (1) for images x, or with ``backward`` (2) for their gradients x."""
+    if not y.numel():
+        return y
+    windows, groups, precision = geometry.windows, geometry.groups, precision_of(x)
+    (batch, in_channels, height, width), (_, out_channels, out_height, out_width) = x.shape, y.shape
+    channels, columns, taps = in_channels // groups, out_channels // groups, w.shape[2] * w.shape[3]
+    phases = windows.stride if backward else (1, 1)
+    phase_height, phase_width = -(-out_height // phases[0]), -(-out_width // phases[1])
+    positions = batch * phase_height * phase_width
+    tile = gather_tile(precision, positions, columns, channels * taps, num_multiprocessors(x.device))
+    if backward and is_split(w.shape, batch, groups, precision, x.device):
+        tile = replace(tile, parts=1)  # one sum of parts in a backward: five launches
+    flat = channels % tile.depth != 0 and channels < 64 and taps > 1
+    weight, images = pack(launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat)
+    wide = needs_wide_offsets(images.tensor, y)
+    numel, split = y.numel(), tile.parts > 1
+    result = torch.empty(tile.parts * numel, dtype=torch.float32, device=y.device) if split else y
+    num_tiles = -(-positions // tile.rows) * -(-columns // tile.columns)
+    bias_step = 0 if b is None else b.stride(0)
+    launch(
+        conv2d_gather_gemm, (num_tiles, groups, phases[0] * phases[1] * tile.parts),
+        result, images.tensor, weight.tensor, None if split else b, positions, height, width, phase_height,
+        phase_width, out_height, out_width, images.batch_step, weight.low, numel, bias_step,
+        C=channels, K=columns, GROUPS=groups, KH=w.shape[2], KW=w.shape[3],
+        **window_constants(windows), BACKWARD=backward, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
+        CHANNELS_LAST=geometry.channels_last, FLAT=flat, WIDE=wide, PRECISION=precision, PARTS=tile.parts,
+        BM=tile.rows, BN=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+    if split:
+        block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64
+        pixels = 1 if geometry.channels_last else out_height * out_width
+        launch(
+            conv2d_sum_output, (-(-numel // block),), y, result, b, numel, tile.parts, bias_step, out_channels,
+            pixels, BLOCK=block, num_warps=max(1, block // 128),
+        )  # fmt: skip
+    return y

@@ -1,0 +1,115 @@
+"""The gradient of a convolution's weight on CUDA, but for depthwise ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manualgrad.cuda.conv2d_operands import batch_last, needs_wide_offsets, pack_images
+from manualgrad.cuda.conv2d_tiles import Tile, grad_weight_tile, num_multiprocessors, wants_batch_last
+from manualgrad.cuda.conv2d_windows import window_constants
+from manualgrad.cuda.kernels import conv2d_grad_weight as kernels
+from manualgrad.cuda.kernels.conv2d_sum_parts import conv2d_sum_grad_weight
+from manualgrad.cuda.launch import Launcher
+
+
+def grad_weight(launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, geometry: Any, precision: str) -> Tensor:
+    """Compute ``grad_w``, W(g, x) of equation (3), of one image or more."""
+    (out_channels, channels, kernel_height, kernel_width), groups = grad_w.shape, geometry.groups
+    rows = out_channels // groups
+    by_batch, tile, tiles, programs = _plan(grad_w.shape, g.shape[0], groups, precision, g.device)
+    constants = {
+        "C": channels, "K": rows, "GROUPS": groups, "KH": kernel_height, "KW": kernel_width,
+        **window_constants(geometry.windows), "CHANNELS_LAST": geometry.channels_last, "FLIP": geometry.flip_kernel,
+        "PRECISION": precision, "BM": tile.rows, "BN": tile.columns, "BK": tile.depth,
+        "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+    }  # fmt: skip
+    run = _by_batch if by_batch else _by_position
+    result, parts = run(launch, grad_w, g, x, tile, tiles, groups, programs, constants)
+    sum_parts(launch, grad_w, result, parts, geometry)
+    return grad_w
+
+
+def is_split(shape: torch.Size, batch: int, groups: int, precision: str, device: torch.device) -> bool:
+    """Return True if the sum of a weight's gradient of this shape may be split into parts."""
+    return _plan(shape, batch, groups, precision, device)[3] > 1
+
+
+def _plan(
+    shape: torch.Size, batch: int, groups: int, precision: str, device: torch.device
+) -> tuple[bool, Tile, int, int]:
+    """Return whether the batch becomes last, the tile, the number of tiles of a group, and the programs of each."""
+    out_channels, channels, kernel_height, kernel_width = shape
+    taps = kernel_height * kernel_width
+    rows, columns = out_channels // groups, channels * taps
+    by_batch = wants_batch_last(precision, batch, channels, taps)
+    tile = grad_weight_tile(precision, by_batch, rows, columns, channels)
+    tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
+    return by_batch, tile, tiles, int(tile.waves * num_multiprocessors(device) / (tiles * groups))
+
+
+def _by_position(
+    launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, tile: Tile, tiles: int, groups: int, programs: int,
+    constants: dict[str, Any],
+) -> tuple[Tensor, int]:  # fmt: skip
+    """Run the product that reads g and x as they are, channels_last. Return its result and the number of parts."""
+    gradients, images = pack_images(launch, g, x, x_at_any_step=bool(x.shape[1] // groups % tile.columns))
+    (batch, _, out_height, out_width), (height, width) = g.shape, x.shape[2:]
+    positions = batch * out_height * out_width
+    chunk, parts = split_sum(positions, min(programs, -(-positions // (4 * tile.depth))), tile.depth)
+    result = new_parts(grad_w, parts)
+    launch(
+        kernels.conv2d_grad_weight, (tiles, parts, groups), result, gradients.tensor, images.tensor, positions, chunk,
+        height, width, out_height, out_width, gradients.batch_step, images.batch_step, G_PIXEL=gradients.pixel_step,
+        X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step, PARTS=parts,
+        WIDE=needs_wide_offsets(gradients.tensor, images.tensor), **constants,
+    )  # fmt: skip
+    return result, parts
+
+
+def _by_batch(
+    launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, tile: Tile, tiles: int, groups: int, programs: int,
+    constants: dict[str, Any],
+) -> tuple[Tensor, int]:  # fmt: skip
+    """Run the product that reads copies with the batch last. Return its result and the number of parts."""
+    copies = batch_last(launch, g, x, tile.depth, constants["PRECISION"])
+    (_, _, out_height, out_width), (height, width) = g.shape, x.shape[2:]
+    blocks = copies.batch // tile.depth
+    total = out_height * out_width * blocks
+    chunk, parts = split_sum(total, min(programs, -(-total // 4)), 1)
+    result = new_parts(grad_w, parts)
+    launch(
+        kernels.conv2d_grad_weight_batch_last, (tiles, parts, groups), result, copies.g, copies.x, total, chunk,
+        height, width, out_width, blocks, copies.batch, *copies.g_steps, *copies.x_steps, copies.low, PARTS=parts,
+        WIDE=needs_wide_offsets(copies.g, copies.x), **constants,
+    )  # fmt: skip
+    return result, parts
+
+
+def split_sum(terms: int, parts: int, multiple: int) -> tuple[int, int]:
+    """Return the terms of each part, a multiple of ``multiple``, and the number of parts, at most about ``parts``."""
+    wanted = -(-terms // max(1, parts))
+    chunk = -(-wanted // multiple) * multiple
+    return chunk, -(-terms // chunk)
+
+
+def new_parts(grad_w: Tensor, parts: int) -> Tensor:
+    """Memory for the parts of a sum; ``grad_w`` itself if there is one."""
+    if parts == 1:
+        return grad_w
+    return torch.empty(parts * grad_w.numel(), dtype=torch.float32, device=grad_w.device)
+
+
+def sum_parts(launch: Launcher, grad_w: Tensor, result: Tensor, parts: int, geometry: Any) -> None:
+    """Sum the parts into ``grad_w``, if there are several."""
+    if parts == 1:
+        return
+    numel, (_, channels, kernel_height, kernel_width) = grad_w.numel(), grad_w.shape
+    block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64
+    launch(
+        conv2d_sum_grad_weight, (-(-numel // block),), grad_w, result, numel, parts, KH=kernel_height,
+        KW=kernel_width, C=channels, CHANNELS_LAST=geometry.channels_last, FLIP=geometry.flip_kernel, BLOCK=block,
+        num_warps=max(1, block // 128),
+    )  # fmt: skip

@@ -1,0 +1,179 @@
+"""Convolution and the gradient of its input as one matrix product, whose first operand is gathered from the images.
+
+For a correlation with padding P, stride s and dilation d, in PyTorch's letters:
+
+    z[n, i, j, k]      = Σ_pqr x[n, s1·i − P1 + d1·p, s2·j − P2 + d2·q, r] w[k, p, q, r]                      (1)
+    grad_x[n, t, u, r] = Σ_pqk g[n, (t + P1 − d1·p) / s1, (u + P2 − d2·q) / s2, k] w[k, p, q, r]              (2)
+
+where the second sum has the p and q only for which the quotients are whole. For all t with the same t mod s1, a
+phase, these are every (s1 / gcd(s1, d1))-th p from the first on, and the quotient falls by one fixed number from one
+to the next. So in each phase (2) is a sum like (1), over fewer taps and with stride 1, and one kernel computes both.
+A tap is a pair (p, q). The convolution of the formula sheet has its weights reversed beforehand.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+
+from manualgrad.cuda.kernels.conv2d_products import multiply_add
+
+
+@triton.constexpr_function
+def gcd(a, b):
+    """The greatest common divisor of two constants."""
+    return math.gcd(int(a), int(b))
+
+
+@triton.jit
+def sum_over_taps(
+    x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part,
+    C: tl.constexpr, KW: tl.constexpr, X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr,
+    HOP_H: tl.constexpr, HOP_W: tl.constexpr, TAP_STEP_H: tl.constexpr, TAP_STEP_W: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The sum over num_p × num_q taps and C channels, or one of its PARTS: a tile BM × BN.
+
+    Tap (i, j) reads x at the pixel (h + HOP_H·i, v + HOP_W·j) and w at (p0 + TAP_STEP_H·i, q0 + TAP_STEP_W·j).
+    x_at is the offset of tap (0, 0) in x for each row of the tile, w_at that of each column's weights in w. FLAT
+    joins taps and channels to one axis, for few channels, and computes each number's address; otherwise a block is BK
+    channels of one tap."""
+    block = tl.arange(0, BK)
+    acc = tl.zeros([BM, BN], tl.float32)
+    if FLAT:
+        total = num_p * num_q * C
+        per_part = tl.cdiv(tl.cdiv(total, BK), PARTS)
+        for step in range(part * per_part, min(tl.cdiv(total, BK), part * per_part + per_part)):
+            e = step * BK + block
+            c = e % C
+            i = (e // C) // num_q
+            j = (e // C) % num_q
+            if WIDE:
+                c = c.to(tl.int64)
+                i = i.to(tl.int64)
+            is_term = e < total
+            row = h[:, None] + (i * HOP_H)[None, :]
+            column = v[:, None] + (j * HOP_W)[None, :]
+            inside = (row >= 0) & (row < H) & (column >= 0) & (column < W) & is_term[None, :]
+            at = x_at[:, None] + ((i * HOP_H * W + j * HOP_W) * X_PIXEL + c * X_CHANNEL)[None, :]
+            a = tl.load(x + at, mask=inside, other=0.0)
+            tap = (p0 + i * TAP_STEP_H) * KW + q0 + j * TAP_STEP_W
+            b_pointers = w + (w_at[None, :] + (tap * C + c)[:, None])
+            b_mask = is_term[:, None] & is_channel[None, :]
+            b = tl.load(b_pointers, mask=b_mask, other=0.0)
+            b_low = tl.load(b_pointers + LOW, mask=b_mask, other=0.0) if PRECISION == "3xtf32" else b
+            acc = multiply_add(a, b, b_low, acc, PRECISION)  # eq. (1), (2)
+    else:
+        BLOCKS: tl.constexpr = (C + BK - 1) // BK
+        per_part = tl.cdiv(num_p * num_q * BLOCKS, PARTS)
+        for step in range(part * per_part, min(num_p * num_q * BLOCKS, part * per_part + per_part)):
+            c = (step % BLOCKS) * BK
+            i = (step // BLOCKS) // num_q
+            j = (step // BLOCKS) % num_q
+            if WIDE:
+                i = i.to(tl.int64)
+            row = h + i * HOP_H
+            column = v + j * HOP_W
+            inside = ((row >= 0) & (row < H) & (column >= 0) & (column < W))[:, None]
+            at = x_at + ((i * HOP_H * W + j * HOP_W) * X_PIXEL + c)
+            tap = (p0 + i * TAP_STEP_H) * KW + q0 + j * TAP_STEP_W
+            b_pointers = w + (w_at[None, :] + (tap * C + c + block)[:, None])
+            if C % BK == 0:
+                b_mask = is_channel[None, :]
+            else:
+                inside = inside & (c + block < C)[None, :]
+                b_mask = is_channel[None, :] & (c + block < C)[:, None]
+            a = tl.load(x + (at[:, None] + block[None, :]), mask=inside, other=0.0)
+            b = tl.load(b_pointers, mask=b_mask, other=0.0)
+            b_low = tl.load(b_pointers + LOW, mask=b_mask, other=0.0) if PRECISION == "3xtf32" else b
+            acc = multiply_add(a, b, b_low, acc, PRECISION)  # eq. (1), (2)
+    return acc
+
+
+@triton.jit
+def conv2d_gather_gemm(
+    y, x, w, bias, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH, LOW, PART_NUMEL, BIAS_STRIDE,
+    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr,
+    X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """One tile of y, BM positions by BN channels, or one of PARTS parts of the sum of each number of it.
+
+    x is (N, H, W, GROUPS·C) with the strides X_BATCH·X_PIXEL, W·X_PIXEL, X_PIXEL and X_CHANNEL; w is (GROUPS·K, KH,
+    KW, C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST
+    (N, GROUPS·K, OUT_H, OUT_W); the parts follow each other. Programs are (tiles, groups, phases·PARTS). A phase has
+    PHASE_H × PHASE_W positions in an image, M in all. WIDE computes offsets in 64 bits."""
+    tile = tl.program_id(0)
+    if WIDE:
+        tile = tile.to(tl.int64)
+    group = tl.program_id(1)
+    part = tl.program_id(2) % PARTS
+    phase = tl.program_id(2) // PARTS
+    TILES_N: tl.constexpr = (K + BN - 1) // BN
+
+    m = (tile // TILES_N) * BM + tl.arange(0, BM)
+    is_position = m < M
+    j = m % PHASE_W
+    i = (m // PHASE_W) % PHASE_H
+    n = m // (PHASE_W * PHASE_H)
+    if BACKWARD:
+        phase_h = phase // STRIDE_W
+        phase_w = phase % STRIDE_W
+        TAP_STEP_H: tl.constexpr = STRIDE_H // gcd(STRIDE_H, DILATION_H)
+        TAP_STEP_W: tl.constexpr = STRIDE_W // gcd(STRIDE_W, DILATION_W)
+        HOP_H: tl.constexpr = -(TAP_STEP_H * DILATION_H // STRIDE_H)
+        HOP_W: tl.constexpr = -(TAP_STEP_W * DILATION_W // STRIDE_W)
+        p0 = KH + 0 * phase_h
+        for p in tl.static_range(TAP_STEP_H):
+            p0 = tl.where((p * DILATION_H) % STRIDE_H == (phase_h + PADDING_H) % STRIDE_H, min(p0, p), p0)
+        q0 = KW + 0 * phase_w
+        for q in tl.static_range(TAP_STEP_W):
+            q0 = tl.where((q * DILATION_W) % STRIDE_W == (phase_w + PADDING_W) % STRIDE_W, min(q0, q), q0)
+        num_p = tl.maximum(KH - p0 + TAP_STEP_H - 1, 0) // TAP_STEP_H
+        num_q = tl.maximum(KW - q0 + TAP_STEP_W - 1, 0) // TAP_STEP_W
+        # Whole wherever there is a tap. May be negative: the dividend is shifted, since division truncates.
+        first_h = (phase_h + PADDING_H - p0 * DILATION_H + KH * DILATION_H * STRIDE_H) // STRIDE_H - KH * DILATION_H
+        first_w = (phase_w + PADDING_W - q0 * DILATION_W + KW * DILATION_W * STRIDE_W) // STRIDE_W - KW * DILATION_W
+        h = i + first_h
+        v = j + first_w
+        i = i * STRIDE_H + phase_h
+        j = j * STRIDE_W + phase_w
+        is_position = is_position & (i < OUT_H) & (j < OUT_W)
+    else:
+        TAP_STEP_H: tl.constexpr = 1
+        TAP_STEP_W: tl.constexpr = 1
+        HOP_H: tl.constexpr = DILATION_H
+        HOP_W: tl.constexpr = DILATION_W
+        p0 = 0
+        q0 = 0
+        num_p = KH
+        num_q = KW
+        h = i * STRIDE_H - PADDING_H
+        v = j * STRIDE_W - PADDING_W
+    h = tl.where(is_position, h, -0x40000000)  # outside of the image, whatever the tap
+    x_at = (n * X_BATCH + h * W + v) * X_PIXEL + group * C * X_CHANNEL  # a where(..., 0) would hide the alignment
+
+    k = (tile % TILES_N).to(tl.int32) * BN + tl.arange(0, BN)
+    is_channel = k < K
+    w_at = (group * K + tl.where(is_channel, k, 0)) * (KH * KW * C)
+    acc = sum_over_taps(
+        x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part, C, KW, X_PIXEL, X_CHANNEL,
+        HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, FLAT, WIDE, PRECISION, PARTS, BM, BN, BK,
+    )  # fmt: skip
+    if bias is not None:
+        b = tl.load(bias + (group * K + k) * BIAS_STRIDE, mask=is_channel, other=0.0)
+        acc += b.to(tl.float32)[None, :]  # eq. (17)
+
+    if WIDE:
+        k = k.to(tl.int64)
+    if CHANNELS_LAST:
+        y_at = (((n * OUT_H + i) * OUT_W + j) * (K * GROUPS) + group * K)[:, None] + k[None, :]
+    else:
+        y_at = ((n * (K * GROUPS * OUT_H) + i) * OUT_W + j)[:, None] + (group * K + k)[None, :] * (OUT_H * OUT_W)
+    if PARTS > 1:
+        y += part * PART_NUMEL
+    tl.store(y + y_at, acc.to(y.dtype.element_ty), mask=is_position[:, None] & is_channel[None, :])

@@ -1,0 +1,120 @@
+"""Copies of a convolution's operands in the order that its products read. Two operands take one launch."""
+
+import triton
+import triton.language as tl
+
+from manualgrad.cuda.kernels.conv2d_products import split_operand
+
+
+@triton.jit
+def store_split(pointers, b, LOW, mask, PRECISION: tl.constexpr):
+    """Store the second operand of a product as ``multiply_add`` takes it, low parts LOW numbers after the others."""
+    high, low = split_operand(b, PRECISION)
+    tl.store(pointers, high, mask=mask)
+    if PRECISION == "3xtf32":
+        tl.store(pointers + LOW, low, mask=mask)
+
+
+@triton.jit
+def pack_weight(
+    w, out, pid, W_K, W_C, W_P, W_Q, LOW, C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    FLIP: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Copy w (GROUPS·K, C, KH, KW) to (GROUPS·K, KH, KW, C), or with TRANSPOSE to (GROUPS·C, KH, KW, K).
+
+    W_* are the strides of w. FLIP reverses rows and columns of the kernel, as equations (1) and (2) do."""
+    TILES_C: tl.constexpr = (C + BC - 1) // BC
+    TILES: tl.constexpr = TILES_C * ((K + BK - 1) // BK)
+    tap = (pid // TILES) % (KH * KW)
+    group = pid // (TILES * KH * KW)
+    k = ((pid % TILES) // TILES_C) * BK + tl.arange(0, BK)
+    c = (pid % TILES_C) * BC + tl.arange(0, BC)
+    mask = (k < K)[:, None] & (c < C)[None, :]
+    w_at = ((group * K + k) * W_K)[:, None] + (c * W_C)[None, :] + (tap // KW * W_P + tap % KW * W_Q)
+    b = tl.load(w + w_at, mask=mask, other=0.0)
+    if FLIP:
+        tap = KH * KW - 1 - tap  # eq. (1), (2)
+    if TRANSPOSE:
+        at = k[:, None] + (((group * C + c) * (KH * KW) + tap) * K)[None, :]
+    else:
+        at = (((group * K + k) * (KH * KW) + tap) * C)[:, None] + c[None, :]
+    store_split(out + at, b, LOW, mask, PRECISION)
+
+
+@triton.jit
+def pack_image(x, out, pid, N, C, H, W, X_N, X_C, X_H, X_W, BC: tl.constexpr, BP: tl.constexpr):
+    """Copy x (N, C, H, W), with the strides X_*, to (N, H, W, C): a tile of BC channels by BP pixels of one image."""
+    tiles_c = tl.cdiv(C, BC)
+    tiles = tiles_c * tl.cdiv(H * W, BP)
+    n = (pid // tiles).to(tl.int64)
+    c = (pid % tiles_c) * BC + tl.arange(0, BC)
+    pixel = ((pid % tiles) // tiles_c).to(tl.int64) * BP + tl.arange(0, BP)
+    is_c = c < C
+    is_pixel = pixel < H * W
+    x_at = n * X_N + (c.to(tl.int64) * X_C)[:, None] + (pixel // W * X_H + pixel % W * X_W)[None, :]
+    tile = tl.load(x + x_at, mask=is_c[:, None] & is_pixel[None, :], other=0.0)
+    out_at = ((n * H * W + pixel) * C)[:, None] + c[None, :]
+    tl.store(out + out_at, tl.trans(tile), mask=is_pixel[:, None] & is_c[None, :])
+
+
+@triton.jit
+def conv2d_pack(
+    w_out, w, x_out, x, W_PROGRAMS, W_K, W_C, W_P, W_Q, LOW, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W,
+    C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    FLIP: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr,
+    BK: tl.constexpr, BC: tl.constexpr, IMAGE_BC: tl.constexpr, IMAGE_BP: tl.constexpr,
+):  # fmt: skip
+    """:func:`pack_weight` in the first W_PROGRAMS programs, :func:`pack_image` in the others, if any."""
+    pid = tl.program_id(0)
+    if x is None:
+        pack_weight(w, w_out, pid, W_K, W_C, W_P, W_Q, LOW, C, K, KH, KW, FLIP, TRANSPOSE, PRECISION, BK, BC)
+    else:
+        if pid < W_PROGRAMS:
+            pack_weight(w, w_out, pid, W_K, W_C, W_P, W_Q, LOW, C, K, KH, KW, FLIP, TRANSPOSE, PRECISION, BK, BC)
+        else:
+            pack_image(x, x_out, pid - W_PROGRAMS, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W, IMAGE_BC, IMAGE_BP)
+
+
+@triton.jit
+def conv2d_pack_images(
+    a_out, a, b_out, b, A_PROGRAMS, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W,
+    B_CHANNELS, B_HEIGHT, B_WIDTH, B_N, B_C, B_H, B_W, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """:func:`pack_image` for a, and in the programs from A_PROGRAMS on for b."""
+    pid = tl.program_id(0)
+    if b is None:
+        pack_image(a, a_out, pid, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, BC, BP)
+    else:
+        if pid < A_PROGRAMS:
+            pack_image(a, a_out, pid, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, BC, BP)
+        else:
+            pack_image(b, b_out, pid - A_PROGRAMS, N, B_CHANNELS, B_HEIGHT, B_WIDTH, B_N, B_C, B_H, B_W, BC, BP)
+
+
+@triton.jit
+def transpose_batch(x, out, pid, N, NUMEL, X_N, BATCH, LOW, SPLIT: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr):
+    """Copy x (N, NUMEL), a row every X_N numbers, to (NUMEL, BATCH), zeros from N on: a tile of BL by BN.
+
+    SPLIT is the precision for which ``store_split`` stores the numbers, "half" leaves them as they are."""
+    tiles = tl.cdiv(NUMEL, BL)
+    at = (pid % tiles).to(tl.int64) * BL + tl.arange(0, BL)
+    n = (pid // tiles) * BN + tl.arange(0, BN)
+    inside = at < NUMEL
+    tile = tl.load(
+        x + n.to(tl.int64)[:, None] * X_N + at[None, :], mask=(n < N)[:, None] & inside[None, :], other=0.0
+    )
+    mask = inside[:, None] & (n < BATCH)[None, :]
+    store_split(out + at[:, None] * BATCH + n[None, :], tl.trans(tile), LOW, mask, SPLIT)
+
+
+@triton.jit
+def conv2d_batch_last(
+    g_out, g, x_out, x, G_PROGRAMS, N, G_NUMEL, G_N, X_NUMEL, X_N, BATCH, LOW,
+    PRECISION: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
+):  # fmt: skip
+    """:func:`transpose_batch` for g in the first G_PROGRAMS programs, and for x, which is split, in the others."""
+    pid = tl.program_id(0)
+    if pid < G_PROGRAMS:
+        transpose_batch(g, g_out, pid, N, G_NUMEL, G_N, BATCH, 0, "half", BN, BL)
+    else:
+        transpose_batch(x, x_out, pid - G_PROGRAMS, N, X_NUMEL, X_N, BATCH, LOW, PRECISION, BN, BL)
