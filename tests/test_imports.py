@@ -29,7 +29,7 @@ ALLOWED = {
     "tensor_checks": {"_torch_compat"},
     "dispatch": {"_torch_compat", "explanation", "tensor_checks"},
     "cpu": {"_torch_compat", "dispatch", "pool_index", "tensor_checks"},
-    "cuda": {"_torch_compat", "cpu", "dispatch", "tensor_checks"},
+    "cuda": {"_torch_compat", "cpu", "dispatch", "pool_index", "tensor_checks"},
     "ops": {"_torch_compat", "dispatch", "pool_index", "tensor_checks"},
     "functional": {"ops"},
     "kernels": {"cpu", "explanation"},
