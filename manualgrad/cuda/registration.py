@@ -9,8 +9,8 @@ from manualgrad.dispatch import FormulaKernel
 def _kernels() -> tuple[FormulaKernel, ...]:
     if why_not_installed():  # the modules below import Triton
         return ()
+    from manualgrad.cuda import cross_entropy, relu, softmax
     from manualgrad.cuda import max_pool2d as pool
-    from manualgrad.cuda import relu
 
     return (
         FormulaKernel("relu_backward", CUDA, relu.unsupported_relu_backward, relu.relu_backward),
@@ -18,6 +18,32 @@ def _kernels() -> tuple[FormulaKernel, ...]:
         FormulaKernel("max_pool2d_backward", CUDA, pool.unsupported_max_pool2d_backward, pool.max_pool2d_backward),
         FormulaKernel("relu_pool_forward", CUDA, pool.unsupported_relu_pool_forward, pool.relu_pool_forward),
         FormulaKernel("relu_pool_backward", CUDA, pool.unsupported_relu_pool_backward, pool.relu_pool_backward),
+        FormulaKernel("softmax_forward", CUDA, softmax.unsupported_softmax_forward, softmax.softmax_forward),
+        FormulaKernel("softmax_backward", CUDA, softmax.unsupported_softmax_backward, softmax.softmax_backward),
+        FormulaKernel(
+            "cross_entropy_forward",
+            CUDA,
+            cross_entropy.unsupported_cross_entropy_forward,
+            cross_entropy.cross_entropy_forward,
+        ),
+        FormulaKernel(
+            "cross_entropy_backward",
+            CUDA,
+            cross_entropy.unsupported_cross_entropy_backward,
+            cross_entropy.cross_entropy_backward,
+        ),
+        FormulaKernel(
+            "cross_entropy_from_labels",
+            CUDA,
+            cross_entropy.unsupported_cross_entropy_from_labels,
+            cross_entropy.cross_entropy_from_labels,
+        ),
+        FormulaKernel(
+            "cross_entropy_from_labels_backward",
+            CUDA,
+            cross_entropy.unsupported_cross_entropy_from_labels_backward,
+            cross_entropy.cross_entropy_from_labels_backward,
+        ),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,7 +43,7 @@ def kernel_device(launches: list[str]) -> Iterator[str]:
     launcher = CountingLauncher()
     launcher.names = launches
     backend = Backend(device, lambda: launcher if CUDA.current_module() else None, CUDA.why_none)
-    with ExitStack() as stack:
+    with ExitStack() as stack, np.errstate(all="ignore"):  # the interpreter computes with NumPy, which would warn
         for kernel in KERNELS:
             stack.enter_context(registered(replace(kernel, backend=backend)))
         yield device
