@@ -59,9 +59,7 @@ def relu_pool_backward(launch: Launcher, g: Tensor, pool_index: Tensor, geometry
     return _backward(launch, g, pool_index, geometry.pooling, True, float(geometry.subgradient))
 
 
-def _forward(
-    launch: Launcher, x: Tensor, pooling: Any, channels_last: bool, *, relu: bool
-) -> tuple[Tensor, Tensor]:
+def _forward(launch: Launcher, x: Tensor, pooling: Any, channels_last: bool, *, relu: bool) -> tuple[Tensor, Tensor]:
     """Results in channels_last or contiguous memory, whatever the memory order of ``x`` is."""
     shape = (x.shape[0], *pooling.output_size, x.shape[3])
     out = _empty(x, shape, x.dtype, channels_last)

@@ -9,13 +9,19 @@ from manualgrad.dispatch import FormulaKernel
 def _kernels() -> tuple[FormulaKernel, ...]:
     if why_not_installed():  # the modules below import Triton
         return ()
-    from manualgrad.cuda import cross_entropy, relu, softmax
+    from manualgrad.cuda import conv_relu_pool, cross_entropy, relu, softmax
     from manualgrad.cuda import max_pool2d as pool
 
     return (
         FormulaKernel("relu_backward", CUDA, relu.unsupported_relu_backward, relu.relu_backward),
         FormulaKernel("max_pool2d_forward", CUDA, pool.unsupported_max_pool2d_forward, pool.max_pool2d_forward),
         FormulaKernel("max_pool2d_backward", CUDA, pool.unsupported_max_pool2d_backward, pool.max_pool2d_backward),
+        FormulaKernel(
+            "conv_relu_pool_forward",
+            CUDA,
+            conv_relu_pool.unsupported_conv_relu_pool_forward,
+            conv_relu_pool.conv_relu_pool_forward,
+        ),
         FormulaKernel("relu_pool_forward", CUDA, pool.unsupported_relu_pool_forward, pool.relu_pool_forward),
         FormulaKernel("relu_pool_backward", CUDA, pool.unsupported_relu_pool_backward, pool.relu_pool_backward),
         FormulaKernel("softmax_forward", CUDA, softmax.unsupported_softmax_forward, softmax.softmax_forward),

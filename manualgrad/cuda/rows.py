@@ -27,7 +27,7 @@ def as_rows(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def new_rows(x: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """A new tensor like ``x`` and its rows, a view. It is contiguous if rows in the memory order of x have no view."""
+    """A new tensor like ``x`` and its rows, a view; contiguous if rows in the memory order of x have no view."""
     for memory_format in (torch.preserve_format, torch.contiguous_format):
         result = torch.empty_like(x, memory_format=memory_format)
         rows = as_rows(result, dim)

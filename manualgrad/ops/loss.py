@@ -22,10 +22,10 @@ from manualgrad.tensor_checks import can_read_values, in_plain_eager_mode
 class LabelCrossEntropyFunction(Function):
     """J of logits and labels, from the results of a kernel that computes it without a matrix of targets.
 
-    The kernel's ``result`` is J; for few logits on the CPU its gradient; otherwise some numbers of each row, from which
-    another kernel computes the gradient; and the 1/B of equation (13), a number or a tensor. Saves z, the labels, the
-    class weights and the gradient or the numbers. Reverse mode only; for all other modes there are the Functions of
-    ``softmax_cross_entropy.py``. ``options`` are ignore_index, reduction and label_smoothing.
+    The kernel's ``result`` is J; for few logits on the CPU its gradient; otherwise some numbers of each row, from
+    which another kernel computes the gradient; and the 1/B of equation (13), a number or a tensor. Saves z, the
+    labels, the class weights and the gradient or the numbers. Reverse mode only; for all other modes there are the
+    Functions of ``softmax_cross_entropy.py``. ``options`` are ignore_index, reduction and label_smoothing.
     """
 
     @staticmethod

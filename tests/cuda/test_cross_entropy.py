@@ -111,7 +111,13 @@ def test_probabilities_equal_the_formula(kernel_device, launches, shape, reducti
     torch.testing.assert_close((loss.double(), grad.double()), (expected, expected_grad), rtol=1e-5, atol=1e-6)
     assert launches[0] == "cross_entropy_forward" and launches[-1] == "cross_entropy_backward"
     infinite = torch.tensor([[0.0, -INF], [INF, 1.0]], device=kernel_device)
-    y, g = torch.tensor([[1.0, 0.0], [0.0, 0.0]], device=kernel_device), torch.tensor([1.0, INF], device=kernel_device)
-    for formula, arguments in (cross_entropy_forward, (infinite, y, False)), (cross_entropy_backward, (g, infinite, y)):
+    y, g = (
+        torch.tensor([[1.0, 0.0], [0.0, 0.0]], device=kernel_device),
+        torch.tensor([1.0, INF], device=kernel_device),
+    )
+    for formula, arguments in (
+        (cross_entropy_forward, (infinite, y, False)),
+        (cross_entropy_backward, (g, infinite, y)),
+    ):
         expected = formula.__wrapped__(*(a.double() if isinstance(a, torch.Tensor) else a for a in arguments))
         torch.testing.assert_close(formula(*arguments).double(), expected, equal_nan=True)

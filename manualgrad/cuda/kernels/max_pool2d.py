@@ -52,15 +52,11 @@ def max_pool2d_forward(
     if UNROLLED:
         for r in tl.static_range(KH):
             for s in tl.static_range(KW):
-                best, index = _take(
-                    best, index, x, at, top + r * DH, left + s * DW, inside, r * KW + s, H, W, sh, sw
-                )
+                best, index = _take(best, index, x, at, top + r * DH, left + s * DW, inside, r * KW + s, H, W, sh, sw)
     else:
         for r in range(KH):
             for s in range(KW):
-                best, index = _take(
-                    best, index, x, at, top + r * DH, left + s * DW, inside, r * KW + s, H, W, sh, sw
-                )
+                best, index = _take(best, index, x, at, top + r * DH, left + s * DW, inside, r * KW + s, H, W, sh, sw)
     index = tl.maximum(index, 0)  # a window of padding only
     if RELU:
         first = tl.load(x + (at + top * sh + left * sw), mask=inside, other=1.0).to(tl.float32)
@@ -94,7 +90,9 @@ def _add(grad, g, pool_index, n, c, p, q, place, exists, subgradient, RELU: tl.c
     g_pq = tl.load(g + (n * gn + p * gh + q * gw + c * gc), mask=exists, other=0.0).to(tl.float32)
     selected = tl.where(exists & (index == place), g_pq, 0.0)  # eq. (4); with RELU eq. (10), z > 0
     if RELU and subgradient != 0:
-        selected = tl.where(exists & (index == _AT_ZERO) & (place == 0), g_pq * subgradient, selected)  # eq. (10), z = 0
+        selected = tl.where(
+            exists & (index == _AT_ZERO) & (place == 0), g_pq * subgradient, selected
+        )  # eq. (10), z = 0
     return grad + selected
 
 
