@@ -32,7 +32,7 @@ ALLOWED = {
     "cuda": {"_torch_compat", "cpu", "dispatch", "pool_index", "tensor_checks"},
     "ops": {"_torch_compat", "dispatch", "pool_index", "tensor_checks"},
     "functional": {"ops"},
-    "kernels": {"cpu", "explanation"},
+    "kernels": {"cpu", "cuda", "explanation"},
     "nn": {"functional", "ops"},
     "network": {"_torch_compat", "cpu", "explanation", "nn", "ops", "tensor_checks"},
     "models": {"_torch_compat", "functional", "network", "nn", "ops"},

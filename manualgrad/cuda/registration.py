@@ -53,4 +53,5 @@ def _kernels() -> tuple[FormulaKernel, ...]:
     )
 
 
+WHY_NO_KERNELS = why_not_installed()
 KERNELS = _kernels()
