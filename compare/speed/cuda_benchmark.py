@@ -94,8 +94,8 @@ def compare_cuda_speed(
 
     Args:
         timer: measures phases of a step; tests pass one of their own.
-        modes: name and (compiled, function that makes a step of the eager one); a mode that fails has no time, and the
-            reason is a result.
+        modes: name and (compiled, function that makes a step of the eager one); a mode that fails has no time, and
+            the reason is a result.
         rounds, seconds: number of measurements of each contender, and the approximate duration of one.
         limit_size: rows of the square matrices whose product and copy give the card's limits.
         progress: tqdm bar, or None.

@@ -60,9 +60,7 @@ def _table(result: CudaSpeed, precision: str) -> Table:
             None if numbytes is None else 100 * numbytes / row.seconds / result.bytes_per_second,
             None if row.peak_bytes is None else row.peak_bytes / 2**20,
         ))  # fmt: skip
-    note = (
-        "TFLOP/s counts the products of native's step, which ours has too; bytes are those of inputs and gradients."
-    )
+    note = "TFLOP/s counts the products of native's step, for both sides; bytes are those of inputs and gradients."
     return Table(f"One training step on CUDA: {PRECISIONS[precision]}", COLUMNS, rows, note)
 
 

@@ -154,6 +154,5 @@ def operation_subject(name: str, device: str, operations: dict[str, Operation] =
         return step
 
     layouts = tuple(LAYOUTS) if any(len(shape) == 4 for shape in shapes) else tuple(LAYOUTS)[:1]
-    return Subject(
-        name, make, 4 * 2 * numel, layouts
-    )  # float32 tensors read in forward, gradients written in backward
+    numbytes = 4 * 2 * numel  # float32 numbers that forward reads, and their gradients
+    return Subject(name, make, numbytes, layouts)

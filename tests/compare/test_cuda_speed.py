@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -31,7 +33,7 @@ class FakeTimer:
         return self.now
 
     def seconds(self, marks):
-        return [after - before for before, after in zip(marks, marks[1:], strict=False)]
+        return [after - before for before, after in itertools.pairwise(marks)]
 
 
 def slow_subject(timer: FakeTimer, seconds: dict[tuple[str, str], float], wrong: str = "") -> Subject:

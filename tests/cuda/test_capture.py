@@ -35,7 +35,7 @@ def model_and_inputs(device: str) -> tuple[torch.nn.Module, torch.Tensor, torch.
         mg.nn.ConvReLUMaxPool2d(1, 2, 3), mg.nn.Conv2d(2, 2, 3, padding=1, stride=(1, 2)), mg.nn.ReLU(),
         mg.nn.MaxPool2d(3, 2, 1), mg.nn.ConvReLUMaxPool2d(2, 3, 1), mg.nn.Flatten(), mg.nn.Dense(3, 4),
     ).to(device)  # fmt: skip
-    return model, torch.randn(2, 1, 10, 10, device=device), torch.tensor([3, -100], device=device)
+    return model, torch.randn(2, 1, 14, 14, device=device), torch.tensor([3, -100], device=device)
 
 
 def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
