@@ -16,6 +16,7 @@ from torch.library import custom_op
 from manualgrad.dispatch import set_operator
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
+from manualgrad.ops.layout import from_nchw, in_memory_format, to_nchw
 from manualgrad.ops.max_pool2d import max_pool2d_backward, max_pool2d_forward
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry
 from manualgrad.ops.relu_pool import relu_pool_backward, relu_pool_forward
@@ -55,7 +56,11 @@ def _new(x: Tensor, shape: Sequence[int], channels_last: bool, dtype: torch.dtyp
 
 @custom_op("manualgrad::max_pool2d", mutates_args=(), schema=f"(Tensor x, {_GEOMETRY}) -> (Tensor, Tensor)")
 def _pool(x: Tensor, numbers: list[int], sizes: list[int], channels_last: bool) -> tuple[Tensor, Tensor]:
-    return max_pool2d_forward(x, pool_geometry(numbers, sizes, channels_last))
+    maximum, pool_index = max_pool2d_forward(x, pool_geometry(numbers, sizes, channels_last))
+    maximum, pool_index = (
+        from_nchw(in_memory_format(to_nchw(result), channels_last)) for result in (maximum, pool_index)
+    )
+    return maximum, pool_index  # in the memory format that the fake implementation announces
 
 
 @_pool.register_fake
