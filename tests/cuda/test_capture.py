@@ -45,7 +45,7 @@ def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         mg.softmax_cross_entropy(logits, labels)
         + mg.softmax_cross_entropy(logits, labels, weight, label_smoothing=0.1, reduction="sum")
         + mg.softmax_cross_entropy(logits, y, weight)
-        + mg.softmax_cross_entropy(logits, labels.clamp(min=7), reduction="none").nan_to_num().sum()  # no class
+        + mg.softmax_cross_entropy(logits.detach(), labels.clamp(min=7), reduction="sum").nan_to_num()  # no class
         + mg.softmax(logits).square().sum()
     )
 

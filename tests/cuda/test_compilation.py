@@ -17,7 +17,7 @@ CALLS = [
 
 def test_kernels_compile_and_spill_no_registers() -> None:
     """In a process of its own: this one may have Triton's interpreter."""
-    command = [sys.executable, SCRIPT, "--arch", "90", *CALLS]
+    command = [sys.executable, SCRIPT, *CALLS, "--arch", "90"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     header, _, *rows = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in run.stdout.splitlines())
