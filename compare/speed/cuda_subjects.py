@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -123,7 +124,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def operation_subject(name: str, device: str, operations: dict[str, Operation] = OPERATIONS) -> Subject:
-    """Forward and backward of one operation, of a sum of its results; () in the shapes stands for labels."""
+    """Forward and backward of one operation; () in the shapes stands for labels."""
     ours, native, shapes = operations[name]
     numel = sum(torch.Size(shape).numel() for shape in shapes if shape)
 
@@ -139,7 +140,7 @@ def operation_subject(name: str, device: str, operations: dict[str, Operation] =
             tensors.append(x.requires_grad_())
         leaves = [x for x in tensors if x.requires_grad]
         function = ours if side == "ours" else native
-        if side == "ours" and "channels_last" in (getattr(function, "func", function).__kwdefaults__ or ()):
+        if side == "ours" and "channels_last" in inspect.signature(function).parameters:
             function = partial(function, channels_last=layout == "channels_last")
         if compiled:
             function = torch.compile(function, dynamic=False)
@@ -148,7 +149,8 @@ def operation_subject(name: str, device: str, operations: dict[str, Operation] =
         def step() -> list[Tensor]:
             out = function(*tensors)
             if not g:
-                g.append(torch.randn_like(out))
+                torch.manual_seed(1)
+                g.append(torch.empty_like(out).copy_(torch.randn(out.shape, device=device)))
             return [out.detach(), *torch.autograd.grad(out, leaves, g[0])]
 
         return step
