@@ -35,9 +35,9 @@ def log_normal(x):
     n = (shift >> 23).to(tl.float32)
     square = f * f
     # log(1 + f) = f - f²/2 + f³ · a polynomial
-    odd = -0.130310059 * square - 0.121483512
-    even = 0.140869141 * square + 0.139814854
-    tail = odd * f + even
+    odd_terms = -0.130310059 * square - 0.121483512
+    even_terms = 0.140869141 * square + 0.139814854
+    tail = odd_terms * f + even_terms
     tail = tail * f - 0.166846126
     tail = tail * f + 0.200120345
     tail = tail * f - 0.249996200
