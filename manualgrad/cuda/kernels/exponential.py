@@ -1,8 +1,8 @@
-"""e^x and log x in float32 to about one unit in the last place.
+"""e^x and log x in float32, to one or two units in the last place.
 
-The GPU's instructions for powers and logarithms of 2 have no error of their own here: they are given a remainder
-between -1/2 and 1/2, whose powers they round correctly to two units, or none at all. Triton's ``exp(x)`` multiplies x
-by log2(e) first, which costs x · 2⁻²⁴ of relative error, and its ``log(x)`` loses all digits near 1.
+Triton's ``exp(x)`` multiplies x by log2(e) and rounds, a relative error of |x| · 2⁻²⁴ in the result, and its ``log(x)``
+is an approximation with an absolute error, which is large beside log x near x = 1. Here the exponent is split off
+exactly, and the remainder is small.
 """
 
 import triton
