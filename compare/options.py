@@ -13,6 +13,7 @@ from manualgrad import data
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 COMPARISONS = ("gradients", "training", "speed", "capabilities")
 CASE_COMPARISONS = ("gradients", "capabilities")
+MODEL_COMPARISONS = ("gradients", "speed")
 TIME_LIMIT = 120  # seconds for one case; the slowest of this project's takes a tenth of it
 
 
@@ -20,8 +21,8 @@ def find_option_conflict(options: argparse.Namespace, requested: Sequence[str]) 
     """Return a message about options that cannot be used together, or None."""
     if options.cases and not set(CASE_COMPARISONS) >= set(requested):
         return f"--cases is for gradients and capabilities, not for {options.comparison}"
-    if options.model and options.comparison != "gradients":
-        return f"--model is for gradients, not for {options.comparison}"
+    if options.model and options.comparison not in MODEL_COMPARISONS:
+        return f"--model is for gradients and speed, not for {options.comparison}"
     if options.model and options.cases:
         return "--model and --cases cannot be used together"
     if options.model and options.dtype:
@@ -60,9 +61,10 @@ def parse_arguments(argv: list[str] | None, description: str | None, prog: str) 
     add("--time-limit", type=positive_int, metavar="SECONDS",
         help=f"time for one case with --isolate (default: {TIME_LIMIT})")  # fmt: skip
     add("--model", action="append", default=[], metavar="torchvision:NAME",
-        help="compare a classification model of torchvision instead of cases; can be repeated")  # fmt: skip
+        help="compare a classification model of torchvision instead of cases, or measure its speed on CUDA; can be "
+             "repeated")  # fmt: skip
     add("--size", type=positive_int, help="height and width of a model's images (default: 224, quick: 64)")
-    add("--batch", type=positive_int, help="images in a model's batch (default: 2)")
+    add("--batch", type=positive_int, help="images in a model's batch (default: 2, for speed 32)")
     add("--functional", action="store_true", help="also replace functional calls in a model's forward")
     add(
         "--device",

@@ -24,9 +24,13 @@ from compare.report.headline import headline
 from compare.run_cases import CaseRun, run_cases
 from compare.run_info import collect_run_info
 from compare.sections import Section
+from compare.speed import cuda_subjects
 from compare.speed.benchmark import compare_speed
 from compare.speed.contenders import Network
+from compare.speed.cuda_benchmark import compare_cuda_speed
+from compare.speed.cuda_section import section as format_cuda_speed
 from compare.speed.section import section as format_speed
+from compare.speed.timer import CudaEventTimer
 from compare.training.section import section as format_training
 from compare.training.side_by_side import compare_training
 from manualgrad import data
@@ -54,6 +58,8 @@ def run_comparisons(options: argparse.Namespace, command: list[str]) -> int:
         raise UsageError(problem)
     auto_device = "cuda" if torch.cuda.is_available() else "cpu"
     options.device = options.device.replace("auto", auto_device)
+    if options.model and options.comparison == "speed" and options.device != "cuda":
+        raise UsageError("--model is for speed on CUDA only; on the CPU use --model with gradients")
     case_run = CaseRun.from_options(options)
     model_names = torchvision_models.parse_model_names(options.model)
     if problem := find_write_problem(options.out):
@@ -64,7 +70,7 @@ def run_comparisons(options: argparse.Namespace, command: list[str]) -> int:
             model_section(options, model_names, bar) if model_names else gradient_section(case_run, bar)
         ),
         "training": lambda bar: training_section(options, dataset, bar),
-        "speed": lambda bar: speed_section(options, bar),
+        "speed": lambda bar: speed_section(options, model_names, bar),
         "capabilities": lambda bar: capability_section(case_run, bar),
     }
     sections = []
@@ -120,12 +126,25 @@ def training_section(options: argparse.Namespace, dataset: data.Dataset, bar: An
     )
 
 
-def speed_section(options: argparse.Namespace, bar: Any) -> Section:
+def speed_section(options: argparse.Namespace, model_names: list[str], bar: Any) -> Section:
+    if options.device == "cuda":
+        return cuda_speed_section(options, model_names, bar)
     quick = {
         "networks": (Network((16, 32), 64),), "curve": (1,), "rounds": 3, "compiled": False,
         "seconds_per_measurement": 0.01,
     } if options.quick else {}  # fmt: skip
     return format_speed(compare_speed(device=options.device, progress=bar, **quick))
+
+
+def cuda_speed_section(options: argparse.Namespace, model_names: list[str], bar: Any) -> Section:
+    """Operations, ``DocumentCNN`` and the models of ``--model``, or resnet18."""
+    size, batch = options.size or (64 if options.quick else 224), options.batch or 32
+    model_options = torchvision_models.ModelOptions(size, batch, options.functional, "cuda")
+    subjects = [cuda_subjects.operation_subject(name, "cuda") for name in cuda_subjects.OPERATIONS]
+    subjects += [cuda_subjects.network_subject(batch, "cuda") for batch in (64, 512, 4096)]
+    subjects += [cuda_subjects.model_subject(name, model_options) for name in model_names or ["resnet18"]]
+    quick = {"rounds": 3, "seconds": 0.02} if options.quick else {}
+    return format_cuda_speed(compare_cuda_speed(subjects, CudaEventTimer(), progress=bar, **quick))
 
 
 def capability_section(case_run: CaseRun, bar: Any) -> Section:

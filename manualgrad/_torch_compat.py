@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from operator import attrgetter
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.optim import Optimizer
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 # ------------------------------------------------------------------------------------------- modes of the process
 
@@ -61,7 +62,7 @@ def is_graph_freed() -> bool:
 # ------------------------------------------------------------------------------------------------- torch.compile
 
 
-def assume_constant_result(function: Callable[P, bool]) -> Callable[P, bool]:
+def assume_constant_result(function: Callable[P, R]) -> Callable[P, R]:
     """Do what ``torch.compiler.assume_constant_result`` does, without its import of ``torch._dynamo``: that takes as
     long as ``import torch`` and sets an environment variable. Without the mark a compiled graph would end there."""
     vars(function)["_dynamo_marked_constant"] = True

@@ -78,6 +78,7 @@ class FormulaKernel:
 
 _kernels: dict[tuple[str, str], FormulaKernel] = {}  # by formula and device
 _loaded_devices: set[str] = set()
+_why_no_kernels: dict[str, str] = {}  # by device: the reason why it has none, "" if it has
 _operators: dict[str, Callable[..., Any]] = {}  # by formula
 
 
@@ -85,9 +86,11 @@ def find_kernel(formula: str, device: str) -> FormulaKernel | None:
     """The kernel for ``formula``, a name, on the type of device; None if there is none."""
     if device not in _loaded_devices:
         if device in _PACKAGES:
-            kernels = getattr(importlib.import_module(_PACKAGES[device]), "KERNELS", None)
+            package = importlib.import_module(_PACKAGES[device])
+            kernels = getattr(package, "KERNELS", None)
             if kernels is None:  # this is a signal handler that interrupted the import
                 return None
+            _why_no_kernels[device] = getattr(package, "WHY_NO_KERNELS", "")
             _kernels.update({(kernel.formula, device): kernel for kernel in kernels})
         _loaded_devices.add(device)
     return _kernels.get((formula, device))
@@ -158,7 +161,7 @@ def _run_kernel(name: str, args: tuple[Any, ...]) -> tuple[Any, str]:
         return _run_operator(name, device, args)
     kernel = find_kernel(name, device)
     if kernel is None:
-        return None, "it has no kernel on this device"
+        return None, _why_no_kernels.get(device) or "it has no kernel on this device"
     if reason := active_mode() or kernel.unsupported(*args):
         return None, reason
     module = kernel.backend.current_module()

@@ -107,10 +107,11 @@ def test_reasons_of_the_cpu_kernels():
     explanation = kernels.explain(step, x, w, **options)
     because = "the convolution has a stride, a dilation, padding or groups"
     assert [r.reason for r in explanation.records if r.depth == 0] == [because, because]
-    first, nested = str(explanation).splitlines()[:2]
+    first, convolution, nested = str(explanation).splitlines()[:3]
     assert first.startswith("conv_relu_pool_forward(float32 (2, 1, 6, 6), float32 (8, 1, 3, 3), None, ")
     assert first.endswith(f"): formula, since {because}")
-    assert nested.startswith("  max_pool2d_forward(")
+    assert convolution.startswith("  conv2d_forward_nchw(") and "its parts, one by one" in convolution
+    assert nested.startswith("  relu_pool_forward(")
     assert {r[2] for r in reasons(step, x.double(), w.double())[:1]} == {"a tensor is not float32"}
     infinite = x.detach().clone().fill_(torch.inf).requires_grad_()
     declined = "the kernel ran and declined: an element of x or w is not finite, and the kernel skips products with 0"

@@ -40,12 +40,14 @@ class Available:
         why: the reason for this instruction set, or for using none.
         threads: how many threads a kernel uses, and the reason if it is one.
         cache_problem: the reason why every process compiles the kernels again, "" if they are in the cache.
+        cuda: the kernels for tensors on CUDA, or the reason why there are none.
     """
 
     instructions: str | None
     why: str
     threads: str
     cache_problem: str
+    cuda: str = ""
 
     def __str__(self) -> str:
         if self.instructions is None:

@@ -77,7 +77,11 @@ _DIM = "the softmax is not along the last of two dimensions"
 _SHORT_ROWS = "PyTorch's vectorised operators are faster for short rows, and for few logits"
 
 
-def unsupported_cross_entropy_from_labels(logits: Tensor, labels: Tensor, ignore_index: int, _: str) -> str:
+def unsupported_cross_entropy_from_labels(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, ignore_index: int, _: str, label_smoothing: float
+) -> str:
+    if weight is not None or label_smoothing:
+        return "there are class weights, or label smoothing"
     if reason := _unsupported_rows(logits):
         return reason
     if labels.shape != logits.shape[:1]:
@@ -88,7 +92,7 @@ def unsupported_cross_entropy_from_labels(logits: Tensor, labels: Tensor, ignore
 
 
 def cross_entropy_from_labels(
-    module: KernelModule, logits: Tensor, labels: Tensor, ignore_index: int, reduction: str
+    module: KernelModule, logits: Tensor, labels: Tensor, _: None, ignore_index: int, reduction: str, __: float
 ) -> LabelLoss | None:
     """Cross-entropy of ``logits``, (rows, classes), for labels (rows,) int64, and what its gradient is made of.
 
@@ -122,7 +126,7 @@ def _target(counted: int, reduction: str) -> float:
 
 
 def unsupported_cross_entropy_from_labels_backward(
-    grad_out: Tensor, logits: Tensor, labels: Tensor, row_stats: Tensor, _: int, __: float
+    grad_out: Tensor, logits: Tensor, labels: Tensor, _: None, row_stats: Tensor, __: int, ___: float, ____: float
 ) -> str:
     if grad_out.shape not in ((), logits.shape[:1]):
         return "the incoming gradient is neither one number nor one for each row"
@@ -137,8 +141,8 @@ def unsupported_cross_entropy_from_labels_backward(
 
 
 def cross_entropy_from_labels_backward(
-    module: KernelModule, grad_out: Tensor, logits: Tensor, labels: Tensor, row_stats: Tensor, ignore_index: int,
-    target: float,
+    module: KernelModule, grad_out: Tensor, logits: Tensor, labels: Tensor, _: None, row_stats: Tensor,
+    ignore_index: int, __: float, target: float,
 ) -> Tensor:  # fmt: skip
     """Gradient with respect to the logits, (rows, classes), from results of :func:`cross_entropy_from_labels`."""
     grad_logits = memory.new_like(logits)

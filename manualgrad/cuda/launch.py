@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import assume_constant_result
 from manualgrad.cpu import instruction_set
 from manualgrad.dispatch import Backend
 
@@ -60,19 +61,43 @@ def why_none() -> str:
     return "kernels are switched off" if instruction_set.switched_off() else why_not_installed()
 
 
-@functools.cache
+@assume_constant_result
 def interprets() -> bool:
     """Return True if Triton interprets kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@functools.cache
+@assume_constant_result
 def unsupported_device(index: int) -> str:
     """Return the reason why kernels do not support the GPU of this index, "" if they do."""
-    capability = torch.cuda.get_device_capability(index)
+    capability = _capability(index)
     if capability < MIN_CAPABILITY:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, kernels need 8.0"
     return ""
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def describe() -> str:
+    """The kernels for CUDA in use, or the reason why formulas compute everything there."""
+    if not torch.cuda.is_available():
+        return "no kernels: PyTorch finds no CUDA device"
+    reason = why_none()
+    if not reason:
+        reasons = [unsupported_device(n) for n in range(torch.cuda.device_count())]
+        reason = "" if "" in reasons else reasons[0]
+    if reason:
+        return f"no kernels, formulas compute everything: {reason}"
+    return f"kernels in Triton {_triton_version()}"
+
+
+def _triton_version() -> str:
+    import triton
+
+    return str(triton.__version__)
 
 
 CUDA = Backend("cuda", current_launcher, why_none)

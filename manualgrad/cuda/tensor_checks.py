@@ -12,6 +12,7 @@ from manualgrad.cuda.launch import interprets, unsupported_device
 from manualgrad.tensor_checks import has_values
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+MAX_OFFSET = 2**31 - 2**16  # offsets that fit into 32 bits, with what a program may add to round up
 
 
 def unsupported_tensors(*tensors: Tensor | None, dtypes: Sequence[torch.dtype] = FLOATS) -> str:
@@ -34,3 +35,8 @@ def unsupported_tensors(*tensors: Tensor | None, dtypes: Sequence[torch.dtype] =
         if x.layout is not torch.strided or x.is_neg() or not has_values(x) or is_zero_tensor(x):
             return "a tensor has no plain memory of its own: a layout, a subclass, or a wrapper"
     return unsupported_device(device.index) if device.type == "cuda" else ""
+
+
+def needs_64_bits(*tensors: Tensor) -> bool:
+    """Return True if an element of a tensor is further from its first one than 32 bits can count."""
+    return any(sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) >= MAX_OFFSET for x in tensors)

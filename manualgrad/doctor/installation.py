@@ -47,7 +47,7 @@ def kernel_facts() -> list[tuple[str, str]]:
         available = kernels.available()
     except ValueError as error:  # MANUALGRAD_KERNELS asks for kernels that this machine lacks
         return [("kernels", f"none: {error}")]
-    lines = [("kernels", str(available))]
+    lines = [("kernels", str(available)), ("kernels", f"on CUDA: {available.cuda}")]
     if available.instructions is None:
         return [*lines, ("cache", "not used, there are no kernels")]
     import llvmlite.binding as llvm

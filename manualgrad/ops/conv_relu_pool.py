@@ -26,6 +26,7 @@ from manualgrad.ops.conv2d import (
     conv2d_grad_weight_apply,
     conv2d_grad_weight_oihw,
 )
+from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry, make_conv_relu_pool_geometry
 from manualgrad.ops.differentiable import autograd_inactive, differentiable, save_for_derivatives, sum_present
 from manualgrad.ops.layout import as_non_view, from_nchw, from_oihw, to_nchw
@@ -49,12 +50,18 @@ def conv_relu_pool_forward(
 ) -> tuple[Tensor, Tensor]:
     """P(R(C(x, w) + b)) and its pooling indices, both (N, C_out, H_out, W_out)."""
     chunks = [
-        relu_pool_forward(conv2d_forward(from_nchw(x_chunk), from_oihw(w), b, geometry.convolution), geometry)
+        relu_pool_forward(_convolve(x_chunk, w, b, geometry.convolution), geometry)
         for (x_chunk,) in batch_chunks(geometry, w.shape[0], x)
         if x_chunk is not None
     ]
     pooled, pool_index = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*chunks, strict=True))
     return to_nchw(pooled), to_nchw(pool_index)
+
+
+def _convolve(x: Tensor, w: Tensor, b: Tensor | None, geometry: Conv2dGeometry) -> Tensor:
+    """C(x, w) + b, (N, H_out, W_out, C_out): by a kernel, or by the formula in its memory order, without a copy."""
+    z = by_kernel("conv2d_forward_nchw", x, w, b, geometry)
+    return conv2d_forward(from_nchw(x), from_oihw(w), b, geometry) if z is None else from_nchw(z)
 
 
 @dispatched

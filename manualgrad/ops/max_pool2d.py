@@ -27,6 +27,7 @@ from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.layout import as_non_view, from_nchw, in_memory_format, to_nchw
 from manualgrad.ops.linear_maps import linear_pair
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
+from manualgrad.ops.precision import accumulation_dtype
 from manualgrad.ops.selection import compare, select
 from manualgrad.ops.tracers import constant_shape, traceable
 from manualgrad.ops.windows import crop, offset_view, pad
@@ -71,15 +72,16 @@ def _image_mask(x: Tensor, geometry: MaxPool2dGeometry) -> Tensor | None:
 def max_pool2d_backward(g: Tensor, pool_index: Tensor, geometry: MaxPool2dGeometry) -> Tensor:
     """P⁻¹(g): each g_ijk added to the place that its maximum came from. (N, C, H_out, W_out) to (N, C, H, W)."""
     (height, width), windows = geometry.windows.padded_size(*geometry.input_size), geometry.windows
+    dtype = accumulation_dtype(g.dtype)  # gradients of many windows are added to one pixel
     if geometry.channels_last:
-        x = g.new_zeros(g.shape[0], height, width, g.shape[1])
+        x = g.new_zeros(g.shape[0], height, width, g.shape[1], dtype=dtype)
     else:
-        x = from_nchw(g.new_zeros(*g.shape[:2], height, width))
+        x = from_nchw(g.new_zeros(*g.shape[:2], height, width, dtype=dtype))
     g, pool_index = from_nchw(g), from_nchw(pool_index)
     for index, (p, q) in enumerate(windows.offsets()):
         place = offset_view(x, windows, p, q, geometry.output_size)
         place.add_(select(compare(pool_index, "==", index), g))  # eq. (4)
-    return in_memory_format(to_nchw(crop(x, windows)), geometry.channels_last)
+    return in_memory_format(to_nchw(crop(x, windows)).to(g.dtype), geometry.channels_last)
 
 
 def max_pool2d_jvp(x: Tensor, pool_index: Tensor, geometry: MaxPool2dGeometry) -> Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from manualgrad.dispatch import dispatched
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
 from manualgrad.ops.layout import from_nchw, to_nchw
 from manualgrad.ops.linear_maps import linear_pair
@@ -28,6 +29,7 @@ from manualgrad.pool_index import AT_ZERO, INACTIVE
 # ----------------------------------------------------------------------------------------------- formulas
 
 
+@dispatched
 def relu_pool_forward(z: Tensor, geometry: ConvReLUPoolGeometry) -> tuple[Tensor, Tensor]:
     """P(R(z)) and the pooling indices, both (N, H_out, W_out, C), from z (N, H, W, C)."""
     maximum, pool_index = max_pool2d_forward(z, geometry.pooling)  # eq. (4), of z: R does not change the order
@@ -40,6 +42,7 @@ def relu_pool_forward(z: Tensor, geometry: ConvReLUPoolGeometry) -> tuple[Tensor
     return maximum.clamp(min=0), pool_index  # eq. (9)
 
 
+@dispatched
 def relu_pool_backward(g: Tensor, pool_index: Tensor, geometry: ConvReLUPoolGeometry) -> Tensor:
     """P⁻¹(g) R': each g_ijk at the place of its pooling index, times R'. (N, C, H_out, W_out) to (N, C, H, W)."""
     g, pool_index, pooling = from_nchw(g), from_nchw(pool_index), geometry.pooling

@@ -11,7 +11,7 @@ from torch import Tensor
 from manualgrad.dispatch import dispatched
 from manualgrad.ops import checks
 from manualgrad.ops.precision import accumulation_dtype
-from manualgrad.tensor_checks import is_plain_tensor
+from manualgrad.tensor_checks import can_read_values
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -48,7 +48,7 @@ def target_distribution(
         class_weight = logits.new_ones(classes, dtype=dtype) if weight is None else weight.to(dtype)
         y = target.to(dtype)
         y = y.movedim(1, -1) if y.dim() > 2 else y
-        count = class_weight.new_tensor(float(y.shape[:-1].numel()))
+        count = y.shape[:-1].numel()
         y = class_weight * ((1 - label_smoothing) * y + label_smoothing / classes)
         return TargetDistribution(y / count if reduction == "mean" else y, count == 0)  # the 1/B of eq. (13)
     return TargetDistribution(
@@ -69,7 +69,7 @@ def targets_from_labels(
     """y and ``is_empty`` of a :class:`TargetDistribution` for class indices. Of the logits it takes the dtype.
 
     Raises:
-        IndexError: a label is no class.
+        IndexError: a label is no class. Where values cannot be read, on a GPU too, its y is NaN instead.
     """
     labels, dtype = labels.long(), accumulation_dtype(logits.dtype)
     class_weight = logits.new_ones(classes, dtype=dtype) if weight is None else weight.to(dtype)
@@ -83,7 +83,7 @@ def targets_from_labels(
     if mean:
         y = y / total_weight  # the 1/B of eq. (13)
     y = torch.where(is_counted, y, 0)  # an ignored example has y = 0, even if total_weight is 0
-    if not is_plain_tensor(labels):  # values cannot be read: an invalid label gets NaN
+    if not can_read_values(labels):  # values cannot be read: an invalid label gets NaN
         return torch.where(is_invalid, torch.nan, y), total_weight == 0
     if is_invalid.any():
         label = labels[is_invalid.squeeze(-1)].flatten()[0].item()

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from manualgrad.training.cli_exit import EXIT_FAILURE, CliExit
 from manualgrad.training.rendezvous import rendezvous
 from manualgrad.training.streams import print_line
-from manualgrad.training.torchrun_env import read_torchrun_env
+from manualgrad.training.torchrun_env import read_torchrun_env, require_device_for_each_process
 
 T = TypeVar("T")
 
@@ -152,13 +152,15 @@ def init_distributed(cuda: bool) -> Iterator[DistributedContext]:
         cuda: use NCCL and the CUDA device with the number of the local rank, in place of gloo.
 
     Raises:
-        CliExit: torchrun's variables are incomplete or wrong, or the connection to a rank fails.
+        CliExit: torchrun's variables are incomplete or wrong, a process has no CUDA device, or the connection to a
+            rank fails.
     """
     rank, world_size, local_rank = read_torchrun_env()
     if world_size == 1:
         yield SINGLE_PROCESS
         return
     if cuda:
+        require_device_for_each_process(local_rank, torch.cuda.device_count())
         torch.cuda.set_device(local_rank)
     failure = "could not connect to the other ranks"
     try:

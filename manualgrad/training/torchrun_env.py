@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from manualgrad.training.cli_exit import usage_error
+from manualgrad.training.cli_exit import EXIT_USAGE, CliExit, usage_error
 
 TORCHRUN_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -23,6 +23,24 @@ def read_torchrun_env() -> tuple[int, int, int]:
         usage_error(f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set: {_ADVICE}")
     _read("MASTER_PORT", 1, 65535)
     return _read("RANK", 0, world_size - 1), world_size, _read("LOCAL_RANK", 0, world_size - 1)
+
+
+def require_device_for_each_process(local_rank: int, num_devices: int) -> None:
+    """Check that each process of this machine has a CUDA device of its own.
+
+    Raises:
+        CliExit: with exit code 2, torchrun started more processes on this machine than it has devices. The first of
+            them has the message, or the one without a device if torchrun did not say how many there are.
+    """
+    num_processes = _read("LOCAL_WORLD_SIZE", 1) if os.environ.get("LOCAL_WORLD_SIZE") else local_rank + 1
+    if num_processes <= num_devices:
+        return
+    if local_rank and os.environ.get("LOCAL_WORLD_SIZE"):
+        raise CliExit(EXIT_USAGE)
+    usage_error(
+        f"{num_processes} processes on this machine need as many CUDA devices, and PyTorch finds {num_devices}: "
+        f"start torchrun with --nproc-per-node {num_devices}, or use --device cpu"
+    )
 
 
 _ADVICE = "start several processes with torchrun, or unset WORLD_SIZE for one process"

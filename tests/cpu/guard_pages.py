@@ -282,15 +282,15 @@ def run_row_kernels(draw: random.Random, more_classes: int) -> None:
     z = guarded_randn(draw.choice([1, 3, 9, 70]) - -(1 << 15) // classes, classes)
     labels = guarded_copy(torch.randint(classes, (len(z),)))
     probs, reduction = by_kernel("softmax_forward", z, -1), draw.choice(["mean", "sum", "none"])
-    loss, _, row_stats, target = by_kernel("cross_entropy_from_labels", z, labels, 3, reduction)
+    loss, _, row_stats, target = by_kernel("cross_entropy_from_labels", z, labels, None, 3, reduction, 0.0)
     g = guarded_randn(*loss.shape)
     results = [
         by_kernel("softmax_backward", guarded_randn(*z.shape), probs, -1),
-        by_kernel("cross_entropy_from_labels_backward", g, z, labels, row_stats, 3, target),
+        by_kernel("cross_entropy_from_labels_backward", g, z, labels, None, row_stats, 3, 0.0, target),
     ]
     assert all(result.isfinite().all() for result in results)
     labels[draw.randrange(len(labels))] = draw.choice([-1, classes, 2**40])
-    assert by_kernel("cross_entropy_from_labels", z, labels, 3, reduction) is None
+    assert by_kernel("cross_entropy_from_labels", z, labels, None, 3, reduction, 0.0) is None
 
 
 def overrun(side: str, in_workspace: bool) -> None:

@@ -80,7 +80,7 @@ def test_softmax(problem, seed):
 @given(problems(), st.sampled_from([1.0, 0.5, 0.0, math.inf, math.nan]))
 def test_cross_entropy_of_labels(problem, last_g):
     z, labels, reduction = problem
-    result = by_kernel("cross_entropy_from_labels", z, labels, -100, reduction)
+    result = by_kernel("cross_entropy_from_labels", z, labels, None, -100, reduction, 0.0)
     if (labels == -100).all():
         assert result is None
         return
@@ -98,7 +98,7 @@ def test_cross_entropy_of_labels(problem, last_g):
     assert same.all()
     g = torch.randn(len(z)) if reduction == "none" else torch.randn(())
     g.view(-1)[-1] = last_g
-    ours = by_kernel("cross_entropy_from_labels_backward", g, z, labels, row_stats, -100, target)
+    ours = by_kernel("cross_entropy_from_labels_backward", g, z, labels, None, row_stats, -100, 0.0, target)
     formula = cross_entropy_backward.__wrapped__(g, z, y)
     exact = cross_entropy_backward.__wrapped__(g.double(), z.double(), exact_y)
     # A probability that float32 holds as a subnormal number may round to 0, and 0·inf is NaN where tiny·inf is inf.
@@ -132,9 +132,9 @@ def test_invalid_labels_and_unsupported_tensors():
             mg.softmax_cross_entropy(z, torch.tensor([0, 1, label, 2]))
     labels = torch.zeros(4, dtype=torch.int64)
     for other in (z.double(), z.t(), z[:, ::2], z[:0], z.expand(2, 4, 40)):
-        assert by_kernel("cross_entropy_from_labels", other, labels[: len(other)], -100, "sum") is None
+        assert by_kernel("cross_entropy_from_labels", other, labels[: len(other)], None, -100, "sum", 0.0) is None
         assert by_kernel("softmax_backward", other, other, -1) is None
-    assert by_kernel("cross_entropy_from_labels", z, labels.int(), -100, "sum") is None
+    assert by_kernel("cross_entropy_from_labels", z, labels.int(), None, -100, "sum", 0.0) is None
 
 
 def test_the_loss_saves_no_more_than_native():

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from manualgrad import dispatch
 from manualgrad.cuda.launch import CUDA, Launcher
 from manualgrad.dispatch import Backend, registered
 
@@ -34,15 +36,20 @@ def launches() -> list[str]:
 
 
 @pytest.fixture
-def kernel_device(launches: list[str]) -> Iterator[str]:
-    """The device on whose tensors the kernels for CUDA run inside the test: "cuda", or "cpu" for the interpreter."""
+def kernel_device(launches: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The device on whose tensors the kernels for CUDA run inside the test: "cuda", or "cpu" for the interpreter.
+
+    It has no other kernels then: the CPU's are not registered in the test."""
     from manualgrad.cuda.registration import KERNELS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dispatch.find_kernel("relu_backward", device)  # loads the table
+    others = {key: kernel for key, kernel in dispatch._kernels.items() if key[1] != device}
+    monkeypatch.setattr(dispatch, "_kernels", others)
     launcher = CountingLauncher()
     launcher.names = launches
     backend = Backend(device, lambda: launcher if CUDA.current_module() else None, CUDA.why_none)
-    with ExitStack() as stack:
+    with ExitStack() as stack, np.errstate(all="ignore"):  # the interpreter computes with NumPy, which would warn
         for kernel in KERNELS:
             stack.enter_context(registered(replace(kernel, backend=backend)))
         yield device

@@ -9,9 +9,73 @@ from typing import Any
 
 import torch
 
+from manualgrad.cuda import cross_entropy as loss
+from manualgrad.cuda.conv_relu_pool import conv_relu_pool_forward
 from manualgrad.cuda.launch import Launcher
+from manualgrad.cuda.max_pool2d import max_pool2d_backward, max_pool2d_forward, relu_pool_backward, relu_pool_forward
 from manualgrad.cuda.relu import relu_backward
+from manualgrad.cuda.softmax import softmax_backward, softmax_forward
+from manualgrad.ops.conv2d_geometry import Conv2dGeometry
+from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
+from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
+from manualgrad.ops.windows import Windows
 from tests.cuda import conv2d_calls
+
+
+def _pools(name: str, x: torch.Tensor, geometry: MaxPool2dGeometry) -> dict[str, Callable[[Launcher], Any]]:
+    """Forward and backward of a pooling of ``x``, (N, H, W, C)."""
+    g = x.new_empty(x.shape[0], *geometry.output_size, x.shape[3]).permute(0, 3, 1, 2)
+    index = torch.empty_like(g, dtype=geometry.index_dtype)
+    return {
+        f"max_pool2d {name}": lambda launch: max_pool2d_forward(launch, x, geometry),
+        f"max_pool2d backward {name}": lambda launch: max_pool2d_backward(launch, g, index, geometry),
+    }
+
+
+def _relu_pools(x: torch.Tensor) -> dict[str, Callable[[Launcher], Any]]:
+    pooling = make_max_pool2d_geometry((4, 16, 24, 24), 2, None, 0, 1, False)
+    geometry = ConvReLUPoolGeometry(Conv2dGeometry(Windows((5, 5)), (28, 28)), pooling, 0.5)
+    g = torch.empty(4, 12, 12, 16).permute(0, 3, 1, 2)
+    index = torch.empty_like(g, dtype=torch.uint8)
+    images, w, b = torch.empty(4, 1, 28, 28), torch.empty(16, 1, 5, 5), torch.empty(16)
+    return {
+        "conv_relu_pool 5x5": lambda launch: conv_relu_pool_forward(launch, images, w, b, geometry),
+        "relu_pool": lambda launch: relu_pool_forward(launch, x, geometry),
+        "relu_pool backward": lambda launch: relu_pool_backward(launch, g, index, geometry),
+    }
+
+
+def _rows(name: str, z: torch.Tensor) -> dict[str, Callable[[Launcher], Any]]:
+    """Softmax and cross-entropy of the logits ``z``, (rows, classes)."""
+    labels, weight = torch.empty(len(z), dtype=torch.int64), torch.empty(z.shape[1])
+    options, g, stats, factor = (-100, "mean", 0.1), torch.empty(()), torch.empty(3, len(z)), torch.empty(())
+    no_options = (-100, "mean", 0.0)
+    backward = loss.cross_entropy_from_labels_backward
+    return {
+        f"softmax {name}": lambda launch: softmax_forward(launch, z, 1),
+        f"softmax backward {name}": lambda launch: softmax_backward(launch, z, z, 1),
+        f"cross-entropy of labels {name}": lambda launch: loss.cross_entropy_from_labels(
+            launch, z, labels, None, *no_options
+        ),
+        f"the same with weights and smoothing {name}": lambda launch: loss.cross_entropy_from_labels(
+            launch, z, labels, weight, *options
+        ),
+        f"cross-entropy of labels backward {name}": lambda launch: backward(
+            launch, g, z, labels, None, stats, -100, 0.0, factor
+        ),
+        f"the same backward with weights and smoothing {name}": lambda launch: backward(
+            launch, g, z, labels, weight, stats, -100, 0.1, factor
+        ),
+        f"cross-entropy of probabilities {name}": lambda launch: loss.cross_entropy_forward(launch, z, z, True),
+        f"cross-entropy of probabilities backward {name}": lambda launch: loss.cross_entropy_backward(
+            launch, g, z, z
+        ),
+    }
+
+
+_3X3 = make_max_pool2d_geometry((4, 64, 112, 112), 3, 2, 1, 1, False)
+_2X2 = make_max_pool2d_geometry((4, 16, 24, 24), 2, None, 0, 1, False, channels_last=False)
+_13X13 = make_max_pool2d_geometry((4, 16, 26, 26), 13, 13, 0, 2, True)
 
 CALLS: dict[str, Callable[[Launcher], Any]] = {
     "relu_backward": lambda launch: relu_backward(launch, torch.empty(4096), torch.empty(4096), 0.5),
@@ -19,4 +83,15 @@ CALLS: dict[str, Callable[[Launcher], Any]] = {
         launch, torch.empty(4096, dtype=torch.bfloat16), torch.empty(4096, dtype=torch.bfloat16), 0.0
     ),
     **conv2d_calls.CALLS,
+    **_pools("3x3 stride 2", torch.empty(4, 112, 112, 64), _3X3),
+    **_pools("3x3 stride 2 bf16", torch.empty(4, 112, 112, 64, dtype=torch.bfloat16), _3X3),
+    **_pools("2x2 contiguous", torch.empty(4, 16, 24, 24).permute(0, 2, 3, 1), _2X2),
+    **_pools("13x13 dilated", torch.empty(4, 26, 26, 16), _13X13),
+    **_relu_pools(torch.empty(4, 24, 24, 16)),
+    **_rows("10 classes", torch.empty(64, 10)),
+    **_rows("1000 classes", torch.empty(8192, 1000)),
+    **_rows("50000 classes", torch.empty(64, 50000)),
+    "cross-entropy of pixels": lambda launch: loss.cross_entropy_from_labels(
+        launch, torch.empty(2, 21, 64, 64), torch.empty(2, 64, 64, dtype=torch.int64), None, -100, "mean", 0.0
+    ),
 }

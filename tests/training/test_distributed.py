@@ -22,6 +22,7 @@ from torch import distributed as dist
 import manualgrad as mg
 from manualgrad import data
 from manualgrad.training.batches import minibatches, normalize
+from manualgrad.training.cli_exit import CliExit
 from manualgrad.training.distributed import SINGLE_PROCESS, DistributedContext, init_distributed
 from manualgrad.training.evaluation import evaluate
 from manualgrad.training.rendezvous import rendezvous
@@ -94,6 +95,24 @@ def test_an_incomplete_torchrun_environment_is_an_error(monkeypatch, tmp_path):
     result = train("--out", tmp_path)
     assert result.returncode == 2
     assert "MASTER_ADDR" in result.stderr and "start several processes with torchrun" in result.stderr
+
+
+@pytest.mark.parametrize(("local_rank", "local_world_size", "message"), [
+    ("0", "2", "2 processes on this machine need as many CUDA devices, and PyTorch finds 1"),
+    ("1", "2", ""),  # the first process prints the message
+    ("1", None, "2 processes on this machine"),
+])  # fmt: skip
+def test_more_processes_than_devices_are_an_error(monkeypatch, local_rank, local_world_size, message):
+    for name, value in (TORCHRUN | {"RANK": local_rank, "LOCAL_RANK": local_rank}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local_world_size:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local_world_size)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(CliExit) as caught, init_distributed(cuda=True):
+        pass
+    assert caught.value.code == 2 and message in caught.value.message
+    assert bool(caught.value.message) == bool(message) and "\n" not in caught.value.message
 
 
 TORCHRUN = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

@@ -1,0 +1,72 @@
+"""Report section of the speed on CUDA: one table for each precision."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from compare.sections import Cell, Section, Table
+from compare.speed.cuda_benchmark import PRECISIONS, CudaRow, CudaSpeed
+
+COLUMNS = (
+    "subject", "contender", "ms", "x the fastest native of the mode", "TFLOP/s", "% of a matrix product's",
+    "% of a copy's bytes/s", "peak MiB",
+)  # fmt: skip
+
+
+def section(result: CudaSpeed) -> Section:
+    """Build the report section. Wrong results are a failure and have no time; slowness is no failure."""
+    parts = [_table(result, precision) for precision in PRECISIONS]
+    if result.not_measured:
+        parts.append(Table("Not measured", ("contender", "reason"), result.not_measured))
+    text = [
+        f"A copy takes {result.bytes_per_second / 1e9:.0f} GB/s on this card; a matrix product "
+        + ", ".join(f"{rate / 1e12:.1f} TFLOP/s ({name})" for name, rate in result.flops_per_second.items())
+        + ".",
+        *(fastest_sentence(result, subject, precision) for precision in PRECISIONS for subject in result.flops),
+    ]
+    compared = len(result.rows) + len(result.wrong)
+    return Section("speed", "Speed on CUDA", text, parts, result.wrong, asdict(result), compared)
+
+
+def fastest_sentence(result: CudaSpeed, subject: str, precision: str) -> str:
+    """Name the fastest contender of a subject, and ours beside the fastest native one."""
+    rows = [row for row in result.rows if (row.subject, row.precision) == (subject, precision)]
+    ours, native = ([row for row in rows if row.side == side] for side in ("ours", "native"))
+    if not ours or not native:
+        return f"{subject}, {precision}: no comparison, since a side has no time."
+    best, best_native = min(ours, key=_seconds), min(native, key=_seconds)
+    ratio = best.seconds / best_native.seconds
+    return (
+        f"{subject}, {precision}: the fastest is {_label(min(rows, key=_seconds))}; ours at its fastest takes "
+        f"{ratio:.2f} x native's at its fastest ({_label(best_native)})."
+    )
+
+
+def _table(result: CudaSpeed, precision: str) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for row in result.rows:
+        if row.precision != precision:
+            continue
+        native = [
+            other.seconds
+            for other in result.rows
+            if (other.subject, other.precision, other.mode, other.side)
+            == (row.subject, row.precision, row.mode, "native")
+        ]
+        flops, numbytes = result.flops[row.subject] / row.seconds, result.numbytes.get(row.subject)
+        rows.append((
+            row.subject, _label(row), 1000 * row.seconds, row.seconds / min(native) if native else None, flops / 1e12,
+            100 * flops / result.flops_per_second[precision],
+            None if numbytes is None else 100 * numbytes / row.seconds / result.bytes_per_second,
+            None if row.peak_bytes is None else row.peak_bytes / 2**20,
+        ))  # fmt: skip
+    note = "TFLOP/s counts the products of native's step, for both sides; bytes are those of inputs and gradients."
+    return Table(f"One training step on CUDA: {PRECISIONS[precision]}", COLUMNS, rows, note)
+
+
+def _label(row: CudaRow) -> str:
+    return f"{row.side}, {row.layout}, {row.mode}"
+
+
+def _seconds(row: CudaRow) -> float:
+    return row.seconds
