@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from compare.gradients.diagnosis.mismatch import Mismatch
-from compare.gradients.diagnosis.native_calls import Call, InterceptCalls
+from compare.gradients.diagnosis.native_calls import Call, InterceptCalls, call_native
 from compare.gradients.diagnosis.probe import Probe
 
 
@@ -88,7 +88,7 @@ def record(mismatch: Mismatch, probe: Probe) -> Recording:
     incoming = mismatch.incoming(probe.seed)
     try:
         with mode:
-            result = probe.case.native(*leaves.values())
+            result = call_native(probe.case.native, leaves.values())
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         numbered = [(n, o) for n, o in enumerate(outputs) if o.requires_grad]
         calls = [call for call in mode.calls if call.attached is not None and call.attached.requires_grad]
@@ -132,7 +132,7 @@ def gradient_of_changed(
     incoming = mismatch.incoming(probe.seed)
     try:
         with mode:
-            result = probe.case.native(*leaves.values())
+            result = call_native(probe.case.native, leaves.values())
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         numbered = [(n, o) for n, o in enumerate(outputs) if o.requires_grad]
         if not numbered:

@@ -71,8 +71,8 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         ask_again(mismatch, probe),
         _contributions(mismatch, native),
         ask_jacobian(mismatch, probe, of_pairs=True),
-        find_overwritten_contributions(mismatch, rerun_native, seed) if native.function is not None else (),
         ask_jacobian(mismatch, probe, of_pairs=False),
+        find_overwritten_contributions(mismatch, rerun_native, seed) if native.function is not None else (),
     ):
         where = f"; it {condition.statement}" if condition is not None else ""
         yield replace(
