@@ -31,6 +31,7 @@ class NativeChange:
         position: place of the argument among the flattened ones.
         value: replaces the value of the call too, with its derivatives; then there is no ``derivative``.
         alone: the other arguments get no derivative.
+        also: further sites that are changed in the same way.
     """
 
     site: Any
@@ -38,6 +39,7 @@ class NativeChange:
     derivative: Callable[[Call, list[Any], int], Tensor | None]
     value: Callable[[Call], Tensor] | None = None
     alone: bool = False
+    also: frozenset[Any] = frozenset()
 
 
 @dataclass
@@ -154,7 +156,7 @@ def _leaves(mismatch: Mismatch) -> dict[str, Tensor]:
 
 def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
     """The result of a call, with the value as it is and another derivative by one argument."""
-    if call.site != change.site:
+    if call.site != change.site and call.site not in change.also:
         return result
     if change.value is not None:
         value = change.value(call)
@@ -177,6 +179,11 @@ def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
         return others
     surrogate = crop(surrogate, others)
     return others + (surrogate - surrogate.detach()).expand_as(others)
+
+
+def flat_arguments(call: Call) -> list[Any]:
+    """The call's arguments, flattened."""
+    return tree_flatten((call.args, call.kwargs))[0]
 
 
 def evaluate(call: Call, flat: list[Any]) -> Tensor:

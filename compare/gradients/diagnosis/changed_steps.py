@@ -11,7 +11,7 @@ from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_paths import MAX_SITES, NativePaths, Path
-from compare.gradients.diagnosis.substitutes import argument_of, called_with, other_indices, other_numbers
+from compare.gradients.diagnosis.substitutes import argument_of, called_with, everywhere, other_indices, other_numbers
 
 MAX_INDICES = 8  # calls that return integers
 SMOOTH = ("exp", "log", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos")  # no backward is right without them
@@ -75,3 +75,23 @@ def find_other_values(search: NativePaths) -> Iterator[Finding]:
                         f"equals the gradient of the function with {instead} instead of {value} in {operation}"
                     )
                     yield Finding("another operand", search.mismatch.quantity, statement)
+    yield from _find_shared_numbers(search)
+
+
+def _find_shared_numbers(search: NativePaths) -> Iterator[Finding]:
+    """A number that several calls of the same function share, such as a smoothing constant, changed in all."""
+    sites: dict[tuple[str, Any], dict[Any, int]] = {}
+    for call in search.calls:
+        for value in tree_flatten((call.args, call.kwargs))[0]:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                sites.setdefault((call.operation, value), {}).setdefault(call.site, call.result.dim())
+    for (operation, value), shared in sites.items():
+        if len(shared) < 2:
+            continue
+        first, *others = shared
+        for instead in other_numbers(value, shared[first]):
+            change = NativeChange(first, 0, changed.omitted, everywhere(value, instead), also=frozenset(others))
+            if search.explains(change):
+                statement = f"equals the gradient of the function with {instead} instead of {value}"
+                statement += f" in all {len(shared)} places of {operation}"
+                yield Finding("another operand", search.mismatch.quantity, statement)

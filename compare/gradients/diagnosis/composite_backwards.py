@@ -14,7 +14,7 @@ from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.native_paths import NativePaths
-from compare.gradients.diagnosis.wording import dimension_name
+from compare.gradients.diagnosis.wording import dimension_name, join_words
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]  # of the gradient, the argument and the result
 Dims = tuple[int, ...]
@@ -74,8 +74,14 @@ def _others(x: Tensor, dims: Dims) -> Iterator[tuple[Dims, str]]:
     several = [tuple(d for d in range(x.dim()) if d not in dims), tuple(range(x.dim()))]
     for other in dict.fromkeys([*((d,) for d in range(x.dim())), *several]):
         if other and other != dims:
-            names = (" and ".join(dimension_name(x, d) for d in group) for group in (other, dims))
-            yield other, f"{next(names)} instead of {next(names)}"
+            yield other, f"{_words(x, other)} instead of {_words(x, dims)}"
+
+
+def _words(x: Tensor, dims: Dims) -> str:
+    """ "dimension 0 (rows)"."""
+    numbers, names = " and ".join(map(str, dims)), [dimension_name(x, d) for d in dims]
+    named = "" if any(name.startswith("dimension") for name in names) else f" ({join_words(names)})"
+    return f"dimension{'s' if len(dims) > 1 else ''} {numbers}{named}"
 
 
 def _softmax(x: Tensor, dims: Dims) -> Iterator[tuple[str, str, Formula]]:

@@ -11,9 +11,9 @@ from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.features import spread_to
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
-from compare.gradients.diagnosis.native_calls import record_calls
+from compare.gradients.diagnosis.native_calls import record_calls, results_by_name
 from compare.gradients.diagnosis.probe import Probe
-from compare.gradients.diagnosis.wording import dimension_name, format_number, slice_names
+from compare.gradients.diagnosis.wording import dimension_name, format_number, index_name, slice_names
 from compare.gradients.run_variant import OUTPUT
 
 MIN_ELEMENTS = 4
@@ -56,10 +56,17 @@ def find_element_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
             continue
         spread = spread.double()
         for words, function in FUNCTIONS.items():
-            if mismatch.equals(_finite(function(spread)) * mismatch.oracle):
-                kind = "missing term" if "missing" in words else "another operand"
-                statement = f"equals the expected gradient {words.replace('{}', name)}"
-                yield Finding(kind, mismatch.quantity, statement)
+            candidate = _finite(function(spread)) * mismatch.oracle
+            square = float((candidate * candidate).sum())
+            constant = float((candidate * mismatch.ours).sum()) / square if square else 0.0
+            if not constant or not mismatch.equals(constant * candidate):
+                continue
+            kind = "missing term" if "missing" in words else "another operand"
+            times, cause = "", ""
+            if abs(constant - 1) > 1e-6:
+                times, cause = f"{format_number(constant)} times ", name_factor(constant, mismatch)
+            statement = f"equals {times}the expected gradient {words.replace('{}', name)}"
+            yield Finding(kind, mismatch.quantity, statement + (f" ({times.strip()}: {cause})" if cause else ""))
 
 
 def find_slice_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
@@ -86,10 +93,18 @@ def find_slice_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         else:
             listed = ", ".join(format_number(float(f)) for f in factors[:MAX_LISTED])
             more = ", …" if shape[dim] > MAX_LISTED else ""
-            statement = (
-                f"equals the expected gradient with a factor for each {name.removesuffix('s')}: {listed}{more}"
-            )
+            statement = f"equals the expected gradient with a factor for each {index_name(mismatch.oracle, dim)[4:]}: {listed}{more}"
         yield Finding("constant factor", mismatch.quantity, statement)
+
+
+def _constant_lines(quotients: Tensor) -> str:
+    """Name of the lines along one dimension that have one factor each; "" if elements of a line differ."""
+    for dim, size in enumerate(quotients.shape):
+        lines = quotients.transpose(0, dim).reshape(size, -1)
+        factors = lines.nanmedian(1).values[:, None]
+        if 1 < size < quotients.numel() and not ((lines - factors).abs() > 1e-6 * factors.abs()).any():
+            return index_name(quotients, dim).removeprefix("the ")
+    return ""
 
 
 def _quotients(mismatch: Mismatch) -> Tensor | None:
@@ -107,13 +122,14 @@ def _finite(tensor: Tensor) -> Tensor:
 
 
 def _tensors(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
-    tensors = {name: value for name, value in mismatch.inputs.items() if value.is_floating_point()}
+    tensors = {name: value for name, value in mismatch.inputs.items() if value.dtype is not torch.bool}
+    tensors = {name: value for name, value in tensors.items() if not value.is_complex()}
     output = mismatch.run.values.get(OUTPUT)
     if output is not None and output.is_floating_point():
         tensors["the output"] = output
     if probe.case.native is not None:
-        for call in record_calls(probe.case.native, mismatch.inputs):
-            tensors.setdefault(call.name, call.result)
+        for name, result in results_by_name(record_calls(probe.case.native, mismatch.inputs)).items():
+            tensors.setdefault(name, result)
     return tensors
 
 
@@ -138,7 +154,7 @@ def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         places = [int(t) for t in (quotients.nan_to_num(low).argmax(), quotients.nan_to_num(high).argmin())]
         values = [f"{float(quotients.flatten()[n]):.6g} at {float(x.flatten()[n]):.6g}" for n in places]
         near = f"; the factor is {' and '.join(values)}"
-    statement = (
-        "equals the expected gradient with another factor for each element: the derivative is another function"
-    )
+    line = _constant_lines(quotients)
+    statement = f"equals the expected gradient with another factor for each {line or 'element'}"
+    statement += ", which depends on the values" if line else ": the derivative is another function"
     yield Finding("factor by element", mismatch.quantity, statement, f"factors from {low:.4g} to {high:.4g}{near}")

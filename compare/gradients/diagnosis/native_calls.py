@@ -170,7 +170,7 @@ def operation_name(function: Callable[..., Any]) -> str:
 
 
 def _site() -> tuple[Any, int, int]:
-    """Code, instruction and line of the first frame outside of PyTorch and of this file; none if native is builtin."""
+    """Code, instruction and line of the first frame outside of PyTorch and this file; none if native is builtin."""
     frame = sys._getframe(2)
     while frame is not None and (frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename):
         frame = None if frame.f_code is call_native.__code__ else frame.f_back
@@ -194,6 +194,19 @@ def _describe(name: str, site: tuple[Any, ...], inside: str) -> str:
     # Where code was made by exec, the file may be another one: then the line does not have the operation.
     shown = 0 < len(text) <= MAX_TEXT and sign in text
     return f"the result of {name} in line {line}" + (f", `{text}`" if shown else "")
+
+
+def results_by_name(calls: Iterable[Call]) -> dict[str, Tensor]:
+    """The first result of each site, by the name of the call; sites of the same name are numbered."""
+    named: dict[str, Tensor] = {}
+    sites: dict[Any, str] = {}
+    for call in calls:
+        if call.site in sites:
+            continue
+        same = sum(name == call.name for name in sites.values())
+        sites[call.site] = call.name
+        named[f"{call.name} (call {same + 1} there)" if same else call.name] = call.result
+    return named
 
 
 def record_calls(native: Callable[..., Any], inputs: Mapping[str, Tensor]) -> list[Call]:

@@ -44,7 +44,8 @@ class NativePaths:
         self.calls, self.composites = self.recording.calls, self.recording.composites
         self.records = self.recording.records
         self.second = probe.mismatch(mismatch, 1)
-        self.second_records = changed.record(self.second, probe).records if self.second is not None else {}
+        self.second_recording = changed.Recording() if self.second is None else changed.record(self.second, probe)
+        self.second_records = self.second_recording.records
         self.sites = Counter(call.site for call in self.calls)
         self.names = _names(self.calls, mismatch)
         self.paths = self._find_paths()

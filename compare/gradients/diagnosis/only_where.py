@@ -13,7 +13,7 @@ from compare.gradients.diagnosis.features import index_features, join, value_fea
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.locations import worst_example
 from compare.gradients.diagnosis.mismatch import Mismatch
-from compare.gradients.diagnosis.native_calls import record_calls
+from compare.gradients.diagnosis.native_calls import record_calls, results_by_name
 from compare.gradients.diagnosis.probe import NUM_DRAWS, Probe
 from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import OUTPUT
@@ -113,4 +113,4 @@ def _intermediate(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
     """Results inside of native, by the name of the operation."""
     if probe.case.native is None:
         return {}
-    return {call.name: call.result for call in record_calls(probe.case.native, mismatch.inputs)}
+    return results_by_name(record_calls(probe.case.native, mismatch.inputs))

@@ -12,6 +12,7 @@ from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.changed_operands import find_changed_operands
 from compare.gradients.diagnosis.changed_steps import find_other_values, find_passed_through
 from compare.gradients.diagnosis.composite_backwards import find_changed_composites
+from compare.gradients.diagnosis.exchanged_operands import find_exchanged_operands
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_paths import NativePaths
@@ -27,7 +28,7 @@ def find_path_findings(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         return
     for find in (
         find_scaled_paths, find_changed_composites, find_pairs_of_paths, find_passed_through, find_other_values,
-        find_changed_operands, find_transformed_gradients,
+        find_changed_operands, find_exchanged_operands, find_transformed_gradients,
     ):  # fmt: skip
         for finding in find(search):
             if search.change is not None:

@@ -58,7 +58,15 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     probe = native.probe(mismatch.variant)
     yield from find_narrower_dtype(mismatch, probe)
     rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
-    yield from confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe)
+    equal_to_right = []  # the gradient of another input, which is right itself, may be a consequence
+    for finding in confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe):
+        if (
+            finding.kind == "swapped"
+            and finding.statement.removeprefix("equals the gradient of ") in probe.right_inputs
+        ):
+            equal_to_right.append(finding)
+        else:
+            yield finding
     located = next(_locations(mismatch), None)
     condition = next(find_condition(mismatch, probe), None)
     # A condition on values tells more than a place, and a place that is confirmed more than a coincidence.
@@ -69,6 +77,7 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
     for finding in chain(
         ask_again(mismatch, probe),
+        equal_to_right,
         _contributions(mismatch, native),
         ask_jacobian(mismatch, probe, of_pairs=True),
         ask_jacobian(mismatch, probe, of_pairs=False),

@@ -33,13 +33,34 @@ def called_with(number: int, instead: Any) -> Callable[[Call], Tensor]:
     def value(call: Call) -> Tensor:
         flat = list(tree_flatten((call.args, call.kwargs))[0])
         flat[number] = instead
+        if instead == "nearest":  # which has no option align_corners
+            flat = [None if isinstance(v, bool) else v for v in flat]
         return changed.evaluate(call, flat)
 
     return value
 
 
+# Words that options of PyTorch's functions have.
+MODES = (
+    "nearest", "linear", "bilinear", "bicubic", "mean", "sum", "constant", "reflect", "replicate", "circular", "tanh",
+    "none",
+)  # fmt: skip
+
+
+def everywhere(value: Any, instead: Any) -> Callable[[Call], Tensor]:
+    """The call with every argument that is this number replaced."""
+
+    def changed_value(call: Call) -> Tensor:
+        flat = tree_flatten((call.args, call.kwargs))[0]
+        return changed.evaluate(call, [instead if type(v) is type(value) and v == value else v for v in flat])
+
+    return changed_value
+
+
 def other_numbers(value: Any, dims: int) -> list[Any]:
-    """Numbers that may stand in the place of a number in a call."""
+    """Numbers that may stand in the place of a number in a call, words in that of a word."""
+    if isinstance(value, str):
+        return [mode for mode in MODES if mode != value]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
