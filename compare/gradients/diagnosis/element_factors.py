@@ -20,10 +20,10 @@ MIN_ELEMENTS = 4
 MAX_LISTED = 6
 # Factors that a missing or an additional tensor leaves. Their words follow "equals the expected gradient".
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "divided by {}: the factor {} is missing": torch.reciprocal,
-    "times {}: the factor {} is one too many, or {} should divide": lambda t: t,
-    "times the square of {}: it multiplies where it should divide": torch.square,
-    "divided by the square of {}: it divides where it should multiply": lambda t: 1 / t**2,
+    "divided by {}: this factor is missing": torch.reciprocal,
+    "times {}: this factor is one too many, or should divide": lambda t: t,
+    "times the square of {}: this factor should divide": torch.square,
+    "divided by the square of {}: this factor should multiply": lambda t: 1 / t**2,
     "times the square root of {}": lambda t: t.abs().sqrt(),
     "divided by the square root of {}": lambda t: 1 / t.abs().sqrt(),
     "times (1 - {})": lambda t: 1 - t,
@@ -93,7 +93,8 @@ def find_slice_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         else:
             listed = ", ".join(format_number(float(f)) for f in factors[:MAX_LISTED])
             more = ", …" if shape[dim] > MAX_LISTED else ""
-            statement = f"equals the expected gradient with a factor for each {index_name(mismatch.oracle, dim)[4:]}: {listed}{more}"
+            line = index_name(mismatch.oracle, dim).removeprefix("the ")
+            statement = f"equals the expected gradient with a factor for each {line}: {listed}{more}"
         yield Finding("constant factor", mismatch.quantity, statement)
 
 
