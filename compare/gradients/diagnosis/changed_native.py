@@ -234,12 +234,14 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp, "sin": torch.sin, "cos": torch.cos,
     "relu": torch.relu, "softplus": torch.nn.functional.softplus, "erf": torch.erf, "abs": torch.abs,
+    "square": lambda t: t * t / 2,
 }  # fmt: skip
 
 
 DERIVATIVES = {
     "tanh": "1 - tanh²", "sigmoid": "sigmoid (1 - sigmoid)", "exp": "exp", "sin": "cos", "cos": "-sin",
     "relu": "1 where its argument is positive", "softplus": "sigmoid", "erf": "that of erf", "abs": "the sign",
+    "square": "its argument",
 }  # fmt: skip
 
 

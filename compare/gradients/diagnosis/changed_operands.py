@@ -30,7 +30,9 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
     site, position = path.call.site, path.position
     flat, _ = tree_flatten((path.call.args, path.call.kwargs))
     for other, tensor in path.call.tensors:
-        name = search.names.get(id(tensor), "its own argument" if other == position else "its other argument")
+        name = search.operand_name(path.call, other) or (
+            "its own argument" if other == position else "its other argument"
+        )
         for kind, words, lookup in _values(search, path.call, other, tensor, name):
             wrong = "the wrong operand: " if kind == "another operand" else ""
             statement = f"in the derivative through {path.words}, {wrong}{words}"

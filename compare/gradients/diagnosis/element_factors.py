@@ -20,8 +20,8 @@ MIN_ELEMENTS = 4
 MAX_LISTED = 6
 # Factors that a missing or an additional tensor leaves. Their words follow "equals the expected gradient".
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "divided by {}: this factor is missing": torch.reciprocal,
-    "times {}: this factor is one too many, or should divide": lambda t: t,
+    "divided by {}: this factor is missing, or a division by it is one too many": torch.reciprocal,
+    "times {}: this factor is one too many, or a division by it is missing": lambda t: t,
     "times the square of {}: this factor should divide": torch.square,
     "divided by the square of {}: this factor should multiply": lambda t: 1 / t**2,
     "times the square root of {}": lambda t: t.abs().sqrt(),
@@ -51,8 +51,8 @@ def find_element_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         return
     shape = mismatch.oracle.shape
     for name, tensor in _tensors(mismatch, probe).items():
-        spread = spread_to(tensor, shape)
-        if spread is None or not bool(spread.isfinite().all()) or bool((spread == spread.flatten()[0]).all()):
+        spread = spread_to(tensor, shape) if tensor.numel() > 1 else tensor.detach().cpu().reshape(()).expand(shape)
+        if spread is None or not bool(spread.isfinite().all()):
             continue
         spread = spread.double()
         for words, function in FUNCTIONS.items():
@@ -61,7 +61,7 @@ def find_element_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
             constant = float((candidate * mismatch.ours).sum()) / square if square else 0.0
             if not constant or not mismatch.equals(constant * candidate):
                 continue
-            kind = "missing term" if "missing" in words else "another operand"
+            kind = "missing term" if words.startswith("divided") and "missing" in words else "another operand"
             times, cause = "", ""
             if abs(constant - 1) > 1e-6:
                 times, cause = f"{format_number(constant)} times ", name_factor(constant, mismatch)
@@ -156,6 +156,12 @@ def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         values = [f"{float(quotients.flatten()[n]):.6g} at {float(x.flatten()[n]):.6g}" for n in places]
         near = f"; the factor is {' and '.join(values)}"
     line = _constant_lines(quotients)
-    statement = f"equals the expected gradient with another factor for each {line or 'element'}"
-    statement += ", which depends on the values" if line else ": the derivative is another function"
+    if low == high or abs(high - low) <= 1e-6 * abs(high):
+        statement = f"equals the expected gradient times one number that depends on the values, here {low:.6g}"
+    elif line:
+        statement = f"equals the expected gradient with another factor for each {line}, which depends on the values"
+    else:
+        statement = (
+            "equals the expected gradient with another factor for each element: the derivative is another function"
+        )
     yield Finding("factor by element", mismatch.quantity, statement, f"factors from {low:.4g} to {high:.4g}{near}")

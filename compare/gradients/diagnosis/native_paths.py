@@ -128,6 +128,14 @@ class NativePaths:
             expected += (weight - 1) * (self.second.oracle - without)
         return self.second.equals(expected)
 
+    def operand_name(self, call: Call, number: int) -> str:
+        """Name of an argument; in a loop, that of a later step if the first has none; "" if there is no name."""
+        for step in (call, *(c for c in self.calls if c.site == call.site)):
+            name = self.names.get(id(changed.flat_arguments(step)[number]))
+            if name:
+                return name if step is call else f"{name} (of the previous step)"
+        return ""
+
     def candidates(self, tensor: Tensor) -> list[Any]:
         """Keys of the recorded tensors of the same shape; the inputs first."""
         return [key for key, values in self.records.items() if values[0].shape == tensor.shape][:MAX_OPERANDS]
