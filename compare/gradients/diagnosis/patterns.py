@@ -14,7 +14,6 @@ from compare.gradients.diagnosis.contributions import find_missing_contributions
 from compare.gradients.diagnosis.element_factors import find_own_factors
 from compare.gradients.diagnosis.exactness import find_narrower_dtype
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.input_uses import find_missing_uses
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.missing_terms import find_missing_term
 from compare.gradients.diagnosis.native_oracle import NativeOracle
@@ -102,7 +101,6 @@ def _contributions(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding
         return
     rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
     yield from confirmed(lambda m: find_missing_contributions(m, rerun_on(m), seed), mismatch, probe)
-    yield from confirmed(lambda m: find_missing_uses(m, native.function, seed), mismatch, probe)
 
 
 def _locations(mismatch: Mismatch) -> Iterator[Finding]:

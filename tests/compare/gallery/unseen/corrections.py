@@ -44,10 +44,6 @@ CORRECTIONS = (
         True,
         "an order of the columns is a shift by four",
     ),
-    Correction("tied embedding", r"use in __getitem__ .*missing", "named", True, "__getitem__ is the lookup"),
-    Correction("InfoNCE", r"use in t .*missing", "named", True, "z.t() is the use as key"),
-    Correction("highway", r"use in sigmoid \(use 2 of 2\) is missing", "named", True, "use 2 is that in 1 - t"),
-    Correction("entropy", r"use in log .*missing", "named", True, "the term of log's derivative is the missing one"),
     Correction(
         "unit rows, with epsilon",
         r"examples have different factors",
@@ -141,5 +137,26 @@ CORRECTIONS = (
         "unknown",
         None,
         "that the argument stands for the result is not said",
+    ),
+    Correction(
+        "running mean",
+        r"factor that belongs to the output's column is taken at the input's column",
+        "named",
+        True,
+        "the factor is 1 over the count: that of the input's index is used",
+    ),
+    Correction(
+        "logsumexp of rows",
+        r"the softmax is over dimension 0 \(rows\) instead of dimension 1",
+        "named",
+        True,
+        "says what the mistake is",
+    ),
+    Correction(
+        "forget gate, this step's state",
+        r"times the result of sigmoid.*this factor is one too many",
+        "named",
+        True,
+        "h[t] - c is f (h[t-1] - c): the wrong state is a factor f too many, and without it the gradient is right",
     ),
 )
