@@ -46,7 +46,7 @@ def describe_misplaced(jacobian: Jacobian) -> Iterator[str]:
 
 
 def _unravel(positions: Tensor, shape: torch.Size) -> list[Tensor]:
-    return list(torch.unravel_index(positions, shape))
+    return list(torch.unravel_index(positions, shape)) if len(shape) else []
 
 
 def _formula(

@@ -57,7 +57,8 @@ def _statement(names: tuple[str, ...], factors: Tensor, factors_for: str) -> str
     if names == ("1",):
         return f"the missing term is one number for each {factors_for}, like a sum or mean over the other dimensions"
     if len(names) == 1:
-        return f"the missing term is c · {names[0]}, with a factor c for each {factors_for}"
+        where = ": only the elements of the labels are wrong" if names[0].startswith("one_hot") else ""
+        return f"the missing term is c · {names[0]}, with a factor c for each {factors_for}{where}"
     first = "a" if names[0] == "1" else f"a · {names[0]}"
     return f"the missing term is {first} + b · {names[1]}, with factors a and b for each {factors_for}"
 

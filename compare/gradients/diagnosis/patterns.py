@@ -59,11 +59,12 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
     equal_to_right = []  # the gradient of another input, which is right itself, may be a consequence
     for finding in confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe):
-        if (
-            finding.kind == "swapped"
-            and finding.statement.removeprefix("equals the gradient of ") in probe.right_inputs
-        ):
+        other = finding.statement.removeprefix("equals the gradient of ")
+        if finding.kind == "swapped" and other in probe.right_inputs:
             equal_to_right.append(finding)
+        elif finding.kind == "passes the incoming gradient through":  # where that is right, nothing is to be changed
+            where = next(find_condition(mismatch, probe), None)
+            yield finding if where is None else replace(finding, evidence=f"it {where.statement}")
         else:
             yield finding
     located = next(_locations(mismatch), None)
