@@ -30,12 +30,6 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "divided by (1 - {})": lambda t: 1 / (1 - t),
     "divided by (1 - {}²): this factor is missing": lambda t: 1 / (1 - t**2),
     "divided by {} (1 - {}): this factor is missing": lambda t: 1 / (t * (1 - t)),
-    "times minus {}": lambda t: -t,
-    "divided by minus {}": lambda t: -1 / t,
-    "times twice {}": lambda t: 2 * t,
-    "divided by twice {}: this factor is missing": lambda t: 0.5 / t,
-    "times half of {}": lambda t: t / 2,
-    "divided by half of {}": lambda t: 2 / t,
     "times exp({})": torch.exp,
     "divided by exp({}): this factor is missing": lambda t: torch.exp(-t),
     "times the sign of {}": torch.sign,
@@ -62,9 +56,9 @@ def find_element_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
             if not constant or not mismatch.equals(constant * candidate):
                 continue
             kind = "missing term" if words.startswith("divided") and "missing" in words else "another operand"
-            times, cause = "", ""
-            if abs(constant - 1) > 1e-6:
-                times, cause = f"{format_number(constant)} times ", name_factor(constant, mismatch)
+            is_one = abs(constant - 1) < 1e-6
+            times = "" if is_one else f"{format_number(constant)} times "
+            cause = "" if is_one else name_factor(constant, mismatch)
             statement = f"equals {times}the expected gradient {words.replace('{}', name)}"
             yield Finding(kind, mismatch.quantity, statement + (f" ({times.strip()}: {cause})" if cause else ""))
 
