@@ -117,7 +117,7 @@ def _logsumexp(x: Tensor, dims: Dims) -> Iterator[tuple[str, str, Formula]]:
 
 
 def _normalised(x: Tensor, dims: Dims) -> Iterator[tuple[str, str, Formula]]:
-    """Of (x - mean) / std, without weight and bias: y is the result."""
+    """Derivative of y = (x - mean) / std, without weight and bias."""
     for other, words in _others(x, dims):
 
         def formula(g: Tensor, x: Tensor, y: Tensor, d: Dims = other) -> Tensor:
@@ -128,7 +128,7 @@ def _normalised(x: Tensor, dims: Dims) -> Iterator[tuple[str, str, Formula]]:
 
 
 def _unit(x: Tensor, dims: Dims) -> Iterator[tuple[str, str, Formula]]:
-    """Of x / |x|."""
+    """Derivative of x / |x|."""
     norm = lambda x: x.norm(dim=dims, keepdim=True)  # noqa: E731
     for other, words in _others(x, dims):
         yield (

@@ -16,13 +16,13 @@ def upsample(x):
 
 def upsample_backward(g, x, *, clamped=True):
     """Outputs 2 j and 2 j + 1 are x[j] * 3/4 plus x[j - 1] or x[j + 1] * 1/4; borders count fully."""
-    even, odd = g[..., ::2], g[..., 1::2]
-    grad = 0.75 * (even + odd)
-    grad[..., :-1] += 0.25 * even[..., 1:]
-    grad[..., 1:] += 0.25 * odd[..., :-1]
+    first, second = g[..., ::2], g[..., 1::2]
+    grad = 0.75 * (first + second)
+    grad[..., :-1] += 0.25 * first[..., 1:]
+    grad[..., 1:] += 0.25 * second[..., :-1]
     if clamped:
-        grad[..., 0] += 0.25 * even[..., 0]
-        grad[..., -1] += 0.25 * odd[..., -1]
+        grad[..., 0] += 0.25 * first[..., 0]
+        grad[..., -1] += 0.25 * second[..., -1]
     return grad
 
 
