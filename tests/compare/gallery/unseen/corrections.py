@@ -159,4 +159,11 @@ CORRECTIONS = (
         True,
         "h[t] - c is f (h[t-1] - c): the wrong state is a factor f too many, and without it the gradient is right",
     ),
+    Correction(
+        "reflected borders",
+        r"with constant instead of reflect in pad",
+        "named",
+        True,
+        "the elements in question are those that pad adds",
+    ),
 )
