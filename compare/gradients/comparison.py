@@ -12,8 +12,9 @@ from compare.case import Case
 from compare.case_errors import errors_name_the_case
 from compare.gradients.call_mistakes import add_call_mistakes
 from compare.gradients.case_runner import CaseRunner, ComparedTensors
-from compare.gradients.diagnosis.diagnose import NativeOracle, diagnose
+from compare.gradients.diagnosis.diagnose import diagnose
 from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.one_cause import tell_once
 from compare.gradients.measure import REFUSED, WRONG, Row
 from compare.gradients.run_variant import gradient_name

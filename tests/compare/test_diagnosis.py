@@ -13,7 +13,6 @@ import compare
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
 from compare.gradients.diagnosis.findings import KINDS
-from compare.gradients.diagnosis.input_uses import find_missing_uses
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.missing_terms import find_missing_term
 from compare.gradients.diagnosis.special_values import find_special_values
@@ -65,7 +64,6 @@ def test_no_pattern_and_no_picture_raises(shape):
             patterns = [
                 find_whole_tensor_patterns(mismatch, rerun, 0),
                 find_missing_contributions(mismatch, rerun, 0),
-                find_missing_uses(mismatch, product, 0),
                 find_missing_term(mismatch, 0),
                 find_overwritten_contributions(mismatch, rerun, 0),
                 *(find(mismatch) for find in (

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from compare.gradients.diagnosis.mismatch import Mismatch
-from compare.gradients.diagnosis.native_calls import Call, InterceptCalls
+from compare.gradients.diagnosis.native_calls import Call, InterceptCalls, call_native
 from compare.gradients.diagnosis.probe import Probe
 
 
@@ -31,6 +31,7 @@ class NativeChange:
         position: place of the argument among the flattened ones.
         value: replaces the value of the call too, with its derivatives; then there is no ``derivative``.
         alone: the other arguments get no derivative.
+        also: further sites that are changed in the same way.
     """
 
     site: Any
@@ -38,6 +39,7 @@ class NativeChange:
     derivative: Callable[[Call, list[Any], int], Tensor | None]
     value: Callable[[Call], Tensor] | None = None
     alone: bool = False
+    also: frozenset[Any] = frozenset()
 
 
 @dataclass
@@ -88,7 +90,7 @@ def record(mismatch: Mismatch, probe: Probe) -> Recording:
     incoming = mismatch.incoming(probe.seed)
     try:
         with mode:
-            result = probe.case.native(*leaves.values())
+            result = call_native(probe.case.native, leaves.values())
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         numbered = [(n, o) for n, o in enumerate(outputs) if o.requires_grad]
         calls = [call for call in mode.calls if call.attached is not None and call.attached.requires_grad]
@@ -132,7 +134,7 @@ def gradient_of_changed(
     incoming = mismatch.incoming(probe.seed)
     try:
         with mode:
-            result = probe.case.native(*leaves.values())
+            result = call_native(probe.case.native, leaves.values())
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         numbered = [(n, o) for n, o in enumerate(outputs) if o.requires_grad]
         if not numbered:
@@ -154,7 +156,7 @@ def _leaves(mismatch: Mismatch) -> dict[str, Tensor]:
 
 def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
     """The result of a call, with the value as it is and another derivative by one argument."""
-    if call.site != change.site:
+    if call.site != change.site and call.site not in change.also:
         return result
     if change.value is not None:
         value = change.value(call)
@@ -177,6 +179,11 @@ def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
         return others
     surrogate = crop(surrogate, others)
     return others + (surrogate - surrogate.detach()).expand_as(others)
+
+
+def flat_arguments(call: Call) -> list[Any]:
+    """The call's arguments, flattened."""
+    return tree_flatten((call.args, call.kwargs))[0]
 
 
 def evaluate(call: Call, flat: list[Any]) -> Tensor:
@@ -227,12 +234,14 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh, "sigmoid": torch.sigmoid, "exp": torch.exp, "sin": torch.sin, "cos": torch.cos,
     "relu": torch.relu, "softplus": torch.nn.functional.softplus, "erf": torch.erf, "abs": torch.abs,
+    "square": lambda t: t * t / 2,
 }  # fmt: skip
 
 
 DERIVATIVES = {
     "tanh": "1 - tanh²", "sigmoid": "sigmoid (1 - sigmoid)", "exp": "exp", "sin": "cos", "cos": "-sin",
     "relu": "1 where its argument is positive", "softplus": "sigmoid", "erf": "that of erf", "abs": "the sign",
+    "square": "its argument",
 }  # fmt: skip
 
 

@@ -11,31 +11,25 @@ from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.features import spread_to
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
-from compare.gradients.diagnosis.native_calls import record_calls
+from compare.gradients.diagnosis.native_calls import record_calls, results_by_name
 from compare.gradients.diagnosis.probe import Probe
-from compare.gradients.diagnosis.wording import dimension_name, format_number, slice_names
+from compare.gradients.diagnosis.wording import dimension_name, format_number, index_name, slice_names
 from compare.gradients.run_variant import OUTPUT
 
 MIN_ELEMENTS = 4
 MAX_LISTED = 6
 # Factors that a missing or an additional tensor leaves. Their words follow "equals the expected gradient".
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "divided by {}: the factor {} is missing": torch.reciprocal,
-    "times {}: the factor {} is one too many, or {} should divide": lambda t: t,
-    "times the square of {}: it multiplies where it should divide": torch.square,
-    "divided by the square of {}: it divides where it should multiply": lambda t: 1 / t**2,
+    "divided by {}: this factor is missing, or a division by it is one too many": torch.reciprocal,
+    "times {}: this factor is one too many, or a division by it is missing": lambda t: t,
+    "times the square of {}: this factor should divide": torch.square,
+    "divided by the square of {}: this factor should multiply": lambda t: 1 / t**2,
     "times the square root of {}": lambda t: t.abs().sqrt(),
     "divided by the square root of {}": lambda t: 1 / t.abs().sqrt(),
     "times (1 - {})": lambda t: 1 - t,
     "divided by (1 - {})": lambda t: 1 / (1 - t),
     "divided by (1 - {}²): this factor is missing": lambda t: 1 / (1 - t**2),
     "divided by {} (1 - {}): this factor is missing": lambda t: 1 / (t * (1 - t)),
-    "times minus {}": lambda t: -t,
-    "divided by minus {}": lambda t: -1 / t,
-    "times twice {}": lambda t: 2 * t,
-    "divided by twice {}: this factor is missing": lambda t: 0.5 / t,
-    "times half of {}": lambda t: t / 2,
-    "divided by half of {}": lambda t: 2 / t,
     "times exp({})": torch.exp,
     "divided by exp({}): this factor is missing": lambda t: torch.exp(-t),
     "times the sign of {}": torch.sign,
@@ -51,15 +45,22 @@ def find_element_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         return
     shape = mismatch.oracle.shape
     for name, tensor in _tensors(mismatch, probe).items():
-        spread = spread_to(tensor, shape)
-        if spread is None or not bool(spread.isfinite().all()) or bool((spread == spread.flatten()[0]).all()):
+        spread = spread_to(tensor, shape) if tensor.numel() > 1 else tensor.detach().cpu().reshape(()).expand(shape)
+        if spread is None or not bool(spread.isfinite().all()):
             continue
         spread = spread.double()
         for words, function in FUNCTIONS.items():
-            if mismatch.equals(_finite(function(spread)) * mismatch.oracle):
-                kind = "missing term" if "missing" in words else "another operand"
-                statement = f"equals the expected gradient {words.replace('{}', name)}"
-                yield Finding(kind, mismatch.quantity, statement)
+            candidate = _finite(function(spread)) * mismatch.oracle
+            square = float((candidate * candidate).sum())
+            constant = float((candidate * mismatch.ours).sum()) / square if square else 0.0
+            if not constant or not mismatch.equals(constant * candidate):
+                continue
+            kind = "missing term" if words.startswith("divided") and "missing" in words else "another operand"
+            is_one = abs(constant - 1) < 1e-6
+            times = "" if is_one else f"{format_number(constant)} times "
+            cause = "" if is_one else name_factor(constant, mismatch)
+            statement = f"equals {times}the expected gradient {words.replace('{}', name)}"
+            yield Finding(kind, mismatch.quantity, statement + (f" ({times.strip()}: {cause})" if cause else ""))
 
 
 def find_slice_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
@@ -86,10 +87,19 @@ def find_slice_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         else:
             listed = ", ".join(format_number(float(f)) for f in factors[:MAX_LISTED])
             more = ", …" if shape[dim] > MAX_LISTED else ""
-            statement = (
-                f"equals the expected gradient with a factor for each {name.removesuffix('s')}: {listed}{more}"
-            )
+            line = index_name(mismatch.oracle, dim).removeprefix("the ")
+            statement = f"equals the expected gradient with a factor for each {line}: {listed}{more}"
         yield Finding("constant factor", mismatch.quantity, statement)
+
+
+def _constant_lines(quotients: Tensor) -> str:
+    """Name of the lines along one dimension that have one factor each; "" if elements of a line differ."""
+    for dim, size in enumerate(quotients.shape):
+        lines = quotients.transpose(0, dim).reshape(size, -1)
+        factors = lines.nanmedian(1).values[:, None]
+        if 1 < size < quotients.numel() and not ((lines - factors).abs() > 1e-6 * factors.abs()).any():
+            return index_name(quotients, dim).removeprefix("the ")
+    return ""
 
 
 def _quotients(mismatch: Mismatch) -> Tensor | None:
@@ -107,13 +117,14 @@ def _finite(tensor: Tensor) -> Tensor:
 
 
 def _tensors(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
-    tensors = {name: value for name, value in mismatch.inputs.items() if value.is_floating_point()}
+    tensors = {name: value for name, value in mismatch.inputs.items() if value.dtype is not torch.bool}
+    tensors = {name: value for name, value in tensors.items() if not value.is_complex()}
     output = mismatch.run.values.get(OUTPUT)
     if output is not None and output.is_floating_point():
         tensors["the output"] = output
     if probe.case.native is not None:
-        for call in record_calls(probe.case.native, mismatch.inputs):
-            tensors.setdefault(call.name, call.result)
+        for name, result in results_by_name(record_calls(probe.case.native, mismatch.inputs)).items():
+            tensors.setdefault(name, result)
     return tensors
 
 
@@ -138,7 +149,13 @@ def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         places = [int(t) for t in (quotients.nan_to_num(low).argmax(), quotients.nan_to_num(high).argmin())]
         values = [f"{float(quotients.flatten()[n]):.6g} at {float(x.flatten()[n]):.6g}" for n in places]
         near = f"; the factor is {' and '.join(values)}"
-    statement = (
-        "equals the expected gradient with another factor for each element: the derivative is another function"
-    )
+    line = _constant_lines(quotients)
+    if low == high or abs(high - low) <= 1e-6 * abs(high):
+        statement = f"equals the expected gradient times one number that depends on the values, here {low:.6g}"
+    elif line:
+        statement = f"equals the expected gradient with another factor for each {line}, which depends on the values"
+    else:
+        statement = (
+            "equals the expected gradient with another factor for each element: the derivative is another function"
+        )
     yield Finding("factor by element", mismatch.quantity, statement, f"factors from {low:.4g} to {high:.4g}{near}")

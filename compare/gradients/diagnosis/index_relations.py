@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.jacobian import Jacobian
-from compare.gradients.diagnosis.wording import format_number, index_name
+from compare.gradients.diagnosis.wording import MAX_LISTED, format_number, index_name
 
 
 def describe_entries(jacobian: Jacobian, *, of_pairs: bool) -> Iterator[tuple[str, str, str]]:
@@ -31,6 +31,8 @@ def describe_entries(jacobian: Jacobian, *, of_pairs: bool) -> Iterator[tuple[st
     phrases = []
     for mask, verb, kind in parts:
         words = _relation_of(relations, mask, informative & ~mask)
+        if words is None and not of_pairs:
+            words = _set_of_indices(jacobian, mask, informative & ~mask)
         if words is not None:
             phrases.append((kind, f"{verb} where {words}"))
     if len(phrases) == len(parts):
@@ -48,6 +50,18 @@ def _relation_of(relations: list[tuple[str, Tensor]], mask: Tensor, others: Tens
     return next(
         (words for words, r in relations if not bool((mask & ~r).any()) and not bool((others & r).any())), None
     )
+
+
+def _set_of_indices(jacobian: Jacobian, mask: Tensor, others: Tensor) -> str | None:
+    """Up to half of the indices along one dimension: the entries in ``mask`` have them, and no others have."""
+    out, inp, outputs, inputs, k, i, shape = _grids(jacobian)
+    for owner, sizes, example, grid in (("output", out, outputs, k), ("input", inp, inputs, i)):
+        for d, size in enumerate(sizes):
+            indices = grid[d].expand(shape)
+            values = indices[mask].unique()
+            if len(values) <= min(size // 2, MAX_LISTED) and not torch.isin(indices[others], values).any():
+                return f"the {owner}'s {_bare(example, d)} is {' or '.join(str(int(v)) for v in values)}"
+    return None
 
 
 def _what(jacobian: Jacobian, wrong: Tensor) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.index_relations import describe_entries, describe_order
 from compare.gradients.diagnosis.jacobian import Jacobian
 from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.misplaced_entries import describe_factors, describe_misplaced
 from compare.gradients.diagnosis.wording import format_number, index_name
 
 MIN_MATCHED = 0.6  # of the rows with entries
@@ -40,6 +41,10 @@ def _patterns(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
     yield from _rows_alike(jacobian)
     yield from _other_dimension(jacobian)
     yield from _moved(jacobian)
+    for statement in describe_misplaced(jacobian):
+        yield "permuted", statement, _example(jacobian, jacobian.wrong)
+    for statement in describe_factors(jacobian):
+        yield "factor by element", statement, _example(jacobian, jacobian.wrong)
     yield from describe_entries(jacobian, of_pairs=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -37,7 +38,7 @@ def find_borders(mismatch: Mismatch) -> Iterator[Finding]:
         }
         if wrong[..., width:-width, width:-width].any():
             continue
-        # An element in a corner is in a row border and in a column border; one border that covers all is enough.
+        # An element in a corner is in a row border and in a column border; the fewest that cover all are told.
         names = _covering_borders(wrong, width, [name for name, has_wrong in borders.items() if has_wrong])
         where = join_words([name.replace("1 rows", "row").replace("1 columns", "column") for name in names])
         evidence = f"{int(wrong.sum())} of {wrong.numel()} elements are wrong, none of them in the interior"
@@ -47,14 +48,16 @@ def find_borders(mismatch: Mismatch) -> Iterator[Finding]:
 
 
 def _covering_borders(wrong: Tensor, width: int, names: list[str]) -> list[str]:
-    """One border that contains every wrong element, if there is one; otherwise all."""
-    for name in names:
-        outside = wrong.clone()
-        dim = -2 if "rows" in name else -1
-        start = 0 if name.startswith("first") else wrong.shape[dim] - width
-        outside.narrow(dim, start, width).fill_(False)
-        if not outside.any():
-            return [name]
+    """The fewest borders that contain every wrong element."""
+    for count in range(1, len(names)):
+        for chosen in itertools.combinations(names, count):
+            outside = wrong.clone()
+            for name in chosen:
+                dim = -2 if "rows" in name else -1
+                start = 0 if name.startswith("first") else wrong.shape[dim] - width
+                outside.narrow(dim, start, width).fill_(False)
+            if not outside.any():
+                return list(chosen)
     return names
 
 

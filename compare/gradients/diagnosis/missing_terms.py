@@ -29,7 +29,7 @@ def find_missing_term(mismatch: Mismatch, seed: int) -> Iterator[Finding]:
         return
     if not difference.isfinite().all() or not difference.any() or difference.numel() < 4:
         return
-    candidates = _candidate_terms(mismatch, seed)
+    candidates = candidate_terms(mismatch, seed)
     for num_terms in (1, 2):
         for names in itertools.combinations(candidates, num_terms):
             for factors_for, to_lines in _factor_shapes(difference):
@@ -52,17 +52,19 @@ def find_missing_term(mismatch: Mismatch, seed: int) -> Iterator[Finding]:
 
 def _statement(names: tuple[str, ...], factors: Tensor, factors_for: str) -> str:
     if not factors_for:
-        terms = [_product(float(factor), name) for name, factor in zip(names, factors.flatten(), strict=True)]
+        terms = [product(float(factor), name) for name, factor in zip(names, factors.flatten(), strict=True)]
         return f"the missing term is {' + '.join(terms).replace('+ -', '- ')}"
     if names == ("1",):
         return f"the missing term is one number for each {factors_for}, like a sum or mean over the other dimensions"
     if len(names) == 1:
-        return f"the missing term is c · {names[0]}, with a factor c for each {factors_for}"
+        where = ": only the elements of the labels are wrong" if names[0].startswith("one_hot") else ""
+        return f"the missing term is c · {names[0]}, with a factor c for each {factors_for}{where}"
     first = "a" if names[0] == "1" else f"a · {names[0]}"
     return f"the missing term is {first} + b · {names[1]}, with factors a and b for each {factors_for}"
 
 
-def _product(factor: float, name: str) -> str:
+def product(factor: float, name: str) -> str:
+    """A number times a tensor, in words."""
     if abs(factor - 1) < 1e-6:
         return name
     if abs(factor + 1) < 1e-6:
@@ -93,7 +95,7 @@ def _factor_shapes(tensor: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Ten
         yield factors_for, lambda t, order=(*others, *group), length=length: t.permute(order).reshape(-1, length)
 
 
-def _candidate_terms(mismatch: Mismatch, seed: int) -> dict[str, Tensor]:
+def candidate_terms(mismatch: Mismatch, seed: int) -> dict[str, Tensor]:
     """Tensors that a backward has, in the gradient's shape, and their products with the incoming gradient."""
     shape = mismatch.oracle.shape
     terms: dict[str, Tensor] = {"1": torch.ones(shape, dtype=torch.float64)}

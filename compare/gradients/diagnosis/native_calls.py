@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +106,9 @@ class InterceptCalls(TorchFunctionMode):
             if value is not None:
                 composite = (*site, COMPOSITE)
                 words = _describe(name, site, self._inside)
-                self.composites.append(Call(-1, composite, function, words, args, kwargs, value.detach()))
+                number = -1 - len(self.composites)  # apart from those of simple calls
+                call = Call(number, composite, function, words, args, kwargs, value.detach(), attached=value)
+                self.composites.append(call)
                 return value
         result = function(*args, **kwargs)
         if not isinstance(result, Tensor) or (name.endswith("_") and name[:2] != "__"):
@@ -168,11 +170,16 @@ def operation_name(function: Callable[..., Any]) -> str:
 
 
 def _site() -> tuple[Any, int, int]:
-    """Code, instruction and line of the first frame outside of PyTorch and of this package."""
+    """Code, instruction and line of the first frame outside of PyTorch and this file; none if native is builtin."""
     frame = sys._getframe(2)
     while frame is not None and (frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename):
-        frame = frame.f_back
+        frame = None if frame.f_code is call_native.__code__ else frame.f_back
     return (frame.f_code, frame.f_lasti, frame.f_lineno) if frame is not None else (None, 0, 0)
+
+
+def call_native(native: Callable[..., Any], inputs: Iterable[Tensor]) -> Any:
+    """Call native, by a frame that ends the search for the line of its code."""
+    return native(*inputs)
 
 
 def _describe(name: str, site: tuple[Any, ...], inside: str) -> str:
@@ -189,12 +196,25 @@ def _describe(name: str, site: tuple[Any, ...], inside: str) -> str:
     return f"the result of {name} in line {line}" + (f", `{text}`" if shown else "")
 
 
+def results_by_name(calls: Iterable[Call]) -> dict[str, Tensor]:
+    """The first result of each site, by the name of the call; sites of the same name are numbered."""
+    named: dict[str, Tensor] = {}
+    sites: dict[Any, str] = {}
+    for call in calls:
+        if call.site in sites:
+            continue
+        same = sum(name == call.name for name in sites.values())
+        sites[call.site] = call.name
+        named[f"{call.name} (call {same + 1} there)" if same else call.name] = call.result
+    return named
+
+
 def record_calls(native: Callable[..., Any], inputs: Mapping[str, Tensor]) -> list[Call]:
     """The calls of native on these inputs; none if it raises."""
     mode = InterceptCalls()
     with torch.no_grad(), mode:
         try:
-            native(*inputs.values())
+            call_native(native, inputs.values())
         except Exception:  # native raises only when it is watched: then its calls explain nothing
             return []
     return mode.calls if len(mode.calls) <= MAX_CALLS else []

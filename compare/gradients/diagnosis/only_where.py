@@ -13,7 +13,8 @@ from compare.gradients.diagnosis.features import index_features, join, value_fea
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.locations import worst_example
 from compare.gradients.diagnosis.mismatch import Mismatch
-from compare.gradients.diagnosis.native_calls import record_calls
+from compare.gradients.diagnosis.missing_terms import candidate_terms, product
+from compare.gradients.diagnosis.native_calls import record_calls, results_by_name
 from compare.gradients.diagnosis.probe import NUM_DRAWS, Probe
 from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import OUTPUT
@@ -56,7 +57,9 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     if mismatch.variant.data == "whole numbers" and not is_index:
         kind = "only at ties" if " equals " in condition else "only at bounds"
         kind = "only at zeros" if condition.endswith(" is 0") else kind
+    difference = "" if ratio else describe_difference(draws, probe.seed)
     statement = f"is wrong only where {condition}{f'; it is {ratio} there' if ratio else ''}"
+    statement += f"; the missing term there is {difference}" if difference else ""
     elements = f"{int(wrong.sum())} of {wrong.numel()} elements in {len(draws)} draws"
     evidence = f"{worst_example(mismatch)}; {elements} are wrong"
     yield Finding(kind, mismatch.quantity, statement, evidence)
@@ -94,6 +97,23 @@ def describe_ratio(ours: Tensor, oracle: Tensor, mismatch: Mismatch, probe: Prob
     return f"{format_number(factor)} times the expected value" + (f" ({name})" if name else "")
 
 
+def describe_difference(draws: list[Mismatch], seed: int) -> str:
+    """The missing term in the wrong elements if it is a number times a tensor that backward has; otherwise ""."""
+    candidates = [candidate_terms(m, seed) for m in draws]
+    difference = torch.cat([(m.oracle - m.ours)[m.wrong] for m in draws])
+    if len(difference) < MIN_SURPLUS or not bool(difference.isfinite().all()):
+        return ""
+    for name in candidates[0]:
+        if name == "1" or not all(name in terms for terms in candidates):
+            continue
+        term = torch.cat([terms[name][m.wrong] for terms, m in zip(candidates, draws, strict=True)])
+        square = float((term * term).sum())
+        factor = float((term * difference).sum()) / square if square else 0.0
+        if factor and bool(((factor * term - difference).abs() <= 1e-7 * difference.abs().max()).all()):
+            return product(factor, name)
+    return ""
+
+
 def _inputs(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
     """Inputs of one draw; the own input comes first."""
     inputs: Mapping[str, Tensor] = mismatch.inputs
@@ -113,4 +133,4 @@ def _intermediate(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
     """Results inside of native, by the name of the operation."""
     if probe.case.native is None:
         return {}
-    return {call.name: call.result for call in record_calls(probe.case.native, mismatch.inputs)}
+    return results_by_name(record_calls(probe.case.native, mismatch.inputs))

@@ -17,7 +17,7 @@ from compare.gradients.diagnosis.jacobian import Jacobian, jacobians
 from compare.gradients.diagnosis.jacobian_patterns import find_jacobian_patterns
 from compare.gradients.diagnosis.locations import worst_example
 from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
-from compare.gradients.diagnosis.native_paths import NativePaths
+from compare.gradients.diagnosis.path_findings import find_path_findings
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.run_variant import OUTPUT
 
@@ -55,7 +55,7 @@ def _ask(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     yield from confirmed(lambda m: find_element_factors(m, probe), mismatch, probe)
     yield from confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe)
     if probe.case.native is not None:
-        yield from NativePaths(mismatch, probe).find()
+        yield from find_path_findings(mismatch, probe)
 
 
 def ask_jacobian(mismatch: Mismatch, probe: Probe, *, of_pairs: bool) -> Iterator[Finding]:

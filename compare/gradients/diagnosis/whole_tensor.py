@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -69,26 +68,11 @@ def find_factor(mismatch: Mismatch, probe: Probe | None = None) -> Iterator[Find
 
 def find_transposed_or_flipped(mismatch: Mismatch) -> Iterator[Finding]:
     """The expected tensor transposed or flipped."""
-    for description, kind, transform in transposes_and_flips(mismatch.oracle):
-        transformed = transform(mismatch.oracle)
-        if mismatch.equals(transformed) and not equal_up_to_rounding(transformed, mismatch.oracle):
-            yield Finding(kind, mismatch.quantity, f"equals the expected {mismatch.noun} {description}")
-
-
-def transposes_and_flips(tensor: Tensor) -> Iterator[tuple[str, str, Callable[[Tensor], Tensor]]]:
-    """(description, kind, function) of each exchange of two equal dimensions and each flip of rows or columns."""
-    dims = tensor.dim()
-    for a, b in itertools.combinations(range(dims), 2):
-        if tensor.shape[a] == tensor.shape[b] > 1:
-            description = f"transposed ({dimension_name(tensor, a)} and {dimension_name(tensor, b)} exchanged)"
-            yield description, "transposed", lambda t, a=a, b=b: t.transpose(a, b)
-    if dims > 1:
-        for flipped in ((dims - 2, dims - 1), (dims - 2,), (dims - 1,)):
-            if all(tensor.shape[d] > 1 for d in flipped):
-                names = " and ".join(dimension_name(tensor, d) for d in flipped)
-                yield f"flipped ({names} in reverse order)", "flipped", lambda t, flipped=flipped: t.flip(flipped)
-    elif dims == 1 and len(tensor) > 1:
-        yield "flipped (last element first)", "flipped", lambda t: t.flip(0)
+    for move in moves(mismatch.oracle.shape):
+        moved = move.apply(mismatch.oracle)
+        is_move = move.kind in ("transposed", "flipped") and not equal_up_to_rounding(moved, mismatch.oracle)
+        if is_move and mismatch.equals(moved):
+            yield Finding(move.kind, mismatch.quantity, f"equals the expected {mismatch.noun} {move.description}")
 
 
 def find_same_in_every_example(mismatch: Mismatch) -> Iterator[Finding]:
@@ -158,7 +142,7 @@ def find_shifted(mismatch: Mismatch) -> Iterator[Finding]:
 
 
 def find_changed_operand(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
-    """The gradient for another input, or an incoming gradient, transposed or flipped, or for an input of all ones."""
+    """The gradient for another input that is transposed, flipped or all ones."""
     incoming = mismatch.incoming(seed)
     for name, value in mismatch.inputs.items():
         if name == mismatch.input_name or not value.is_floating_point():
@@ -175,17 +159,6 @@ def find_changed_operand(mismatch: Mismatch, rerun_native: RerunNative, seed: in
         if mismatch.equals(_gradient_for(mismatch, rerun_native, incoming, {name: torch.ones_like(value)})):
             statement = f"equals the {mismatch.noun} computed with {name} = 1; the factor {name} is missing"
             yield Finding("missing term", mismatch.quantity, statement)
-    output = mismatch.run.values.get(OUTPUT)
-    if output is None or not output.is_floating_point():
-        return
-    for description, kind, transform in transposes_and_flips(output):
-
-        def transformed(n: int, output: Tensor, transform: Callable[[Tensor], Tensor] = transform) -> Tensor:
-            return transform(incoming(n, output)) if n == 0 else incoming(n, output)
-
-        if mismatch.equals(_gradient_for(mismatch, rerun_native, transformed, {})):
-            statement = f"equals the {mismatch.noun} computed with the incoming gradient {description}"
-            yield Finding(kind, mismatch.quantity, statement)
 
 
 def _gradient_for(

@@ -64,7 +64,7 @@ ACTIVATION = [
     elementwise("ReLU: no mask", "passes the incoming gradient through", F.relu, lambda g, x: g.clone()),
     elementwise("ReLU: the mask without the incoming gradient", "ignores the incoming gradient", F.relu,
                 lambda g, x: (x > 0).to(g)),
-    elementwise("ReLU: mask of the negative inputs", "unknown", F.relu, lambda g, x: g * (x < 0)),
+    elementwise("ReLU: mask of the negative inputs", "another operand", F.relu, lambda g, x: g * (x < 0)),
     elementwise("leaky ReLU: slope on the wrong side", "another operand", leaky,
                 lambda g, x: torch.where(x < 0, g, g / 8)),
     elementwise("leaky ReLU: derivative 0 at 0", "only at zeros", leaky,

@@ -57,6 +57,62 @@ class Operation:
         return Case(self.name, ours, self.native, self.make_inputs, **self.options)
 
 
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong backward of an operation, and a report of it that a reviewer would accept: see WrongFunction."""
+
+    name: str
+    backward: Callable[..., Any]
+    named: str
+    kinds: tuple[str, ...]
+    named_words: tuple[str, ...]
+    located: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """An operation whose backward is a formula of the incoming gradient and the inputs, and mistakes in it.
+
+    Attributes:
+        backward: ``backward(g, *inputs)`` returns the gradients of the inputs, None for integers.
+        options: further arguments of :class:`compare.Case`.
+    """
+
+    name: str
+    native: Callable[..., Any]
+    make_inputs: Callable[[], Any]
+    backward: Callable[..., Any]
+    mistakes: tuple[Mistake, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def case(self, name: str, backward: Callable[..., Any]) -> Case:
+        """Case of a Function with this backward; its forward is native's."""
+        native = self.native
+
+        class FormulaFunction(Function):
+            @staticmethod
+            def forward(ctx, *inputs):
+                ctx.save_for_backward(*inputs)
+                return native(*inputs)
+
+            @staticmethod
+            def backward(ctx, g):
+                return backward(g, *ctx.saved_tensors)
+
+        return Case(name, FormulaFunction.apply, native, self.make_inputs, **self.options)
+
+
+def wrong_and_right_formulas(operations: Iterable[Formulas]) -> tuple[list[WrongFunction], list[Case]]:
+    """Make the wrong cases, several for each operation, and the right one of each."""
+    operations = list(operations)
+    wrong = [
+        WrongFunction(each.case(m.name, m.backward), m.named, m.kinds, m.named_words, m.located)
+        for each in operations
+        for m in each.mistakes
+    ]
+    return wrong, [each.case(each.name, each.backward) for each in operations]
+
+
 def wrong_and_right(operations: Iterable[Operation]) -> tuple[list[WrongFunction], list[Case]]:
     """Make the wrong and the right case of each operation."""
     operations = list(operations)

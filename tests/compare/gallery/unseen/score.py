@@ -38,19 +38,19 @@ class Judgement:
 
 
 def modules(half: str) -> Iterator[ModuleType]:
-    """Import the modules of first_half or second_half."""
+    """Import the modules of a set: first_half, second_half, third_set or fourth_set."""
     package = importlib.import_module(f"{__package__}.{half}")
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
         yield importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 def wrong_functions(half: str) -> list[WrongFunction]:
-    """List the wrong Functions of a half."""
+    """List the wrong Functions of a set."""
     return [wrong for module in modules(half) for wrong in module.WRONG]
 
 
 def right_cases(half: str) -> list[Case]:
-    """List the right cases of a half."""
+    """List the right cases of a set."""
     return [case for module in modules(half) for case in module.RIGHT]
 
 

@@ -1,0 +1,91 @@
+"""Another tensor, number or index in the derivative of one operation of native."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from compare.gradients.diagnosis import changed_native as changed
+from compare.gradients.diagnosis.changed_native import NativeChange
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.native_calls import Call
+from compare.gradients.diagnosis.native_paths import NativePaths, Path
+from compare.gradients.diagnosis.substitutes import other_indices, other_numbers, recorded, with_number, with_tensor
+from compare.gradients.diagnosis.transformations import transformations
+
+
+def find_changed_operands(search: NativePaths) -> Iterator[Finding]:
+    quantity = search.mismatch.quantity
+    for path in search.paths:
+        for kind, statement, change in _operands(search, path):
+            if search.explains(change, path):
+                yield Finding(kind, quantity, statement)
+
+
+def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, NativeChange]]:
+    """Changes of one operand in the derivative by one argument."""
+    site, position = path.call.site, path.position
+    flat, _ = tree_flatten((path.call.args, path.call.kwargs))
+    for other, tensor in path.call.tensors:
+        name = search.operand_name(path.call, other) or (
+            "its own argument" if other == position else "its other argument"
+        )
+        for kind, words, lookup in _values(search, path.call, other, tensor, name):
+            wrong = "the wrong operand: " if kind == "another operand" else ""
+            statement = f"in the derivative through {path.words}, {wrong}{words}"
+            yield kind, statement, NativeChange(site, position, changed.at_operand(other, lookup))
+    for number, value in enumerate(flat):
+        if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype is not torch.bool:
+            for words, lookup in other_indices(value):
+                change = NativeChange(site, position, with_tensor(number, lookup))
+                yield "permuted", f"in the derivative through {path.words}, {words}", change
+        for instead in other_numbers(value, path.call.result.dim()):
+            statement = f"in the derivative through {path.words}, {instead} is used instead of {value}"
+            yield "another operand", statement, NativeChange(site, position, with_number(number, instead))
+
+    if path.call.operation in changed.SLOPES:
+        for key in search.candidates(path.call.result):
+            words = key[1] if key[0] == "input" else search.site_name(key)
+            if words != path.call.name:
+                own = "its argument, " if search.names.get(id(flat[position])) == words else ""
+                statement = f"the derivative of {path.words} is computed from {own}{words} instead of its result"
+                change = NativeChange(site, position, changed.slope_from(recorded(key, 0)))
+                yield "another operand", statement, change
+    if len(path.call.tensors) == 1 and path.call.result.shape == flat[position].shape:
+        for name in changed.FUNCTIONS:
+            if name != path.call.operation:
+                statement = (
+                    f"the derivative of {path.words} is taken to be {changed.DERIVATIVES[name]}, which is wrong"
+                )
+                yield "another operand", statement, NativeChange(site, position, changed.of_function(name))
+
+
+def _values(
+    search: NativePaths, call: Call, other: int, tensor: Tensor, name: str
+) -> Iterator[tuple[str, str, Callable[[Call], Tensor]]]:
+    own = lambda c: tree_flatten((c.args, c.kwargs))[0][other].detach()  # noqa: E731
+    yield "missing term", f"the factor {name} is missing (1 is used instead)", lambda c: torch.ones_like(own(c))
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "the square of {}": torch.square, "1 over {}": torch.reciprocal, "minus {}": torch.neg,
+        "|{}|": torch.abs, "1 - {}": lambda t: 1 - t, "the square root of {}": torch.sqrt,
+    }  # fmt: skip
+    for words, function in functions.items():
+        replaced = f"{words.format(name)} is used instead of {name}"
+        yield "another operand", replaced, lambda c, f=function: f(own(c))
+    if tensor.dim() > 1:
+        for t in transformations(tensor.shape):
+            if t.kind in ("transposed", "flipped", "shifted"):
+                yield t.kind, f"{name} is {t.description}", lambda c, t=t: t.apply(own(c)).contiguous()
+    for key in search.candidates(tensor):
+        words = key[1] if key[0] == "input" else search.site_name(key)
+        if words == name:
+            offsets: tuple[int, ...] = (-1, 1) if len(search.records[key]) > 1 else ()
+        else:
+            offsets = (0, -1, 1) if len(search.records[key]) > 1 else (0,)
+        for offset in offsets:
+            when = {0: "", -1: " (of the previous step)", 1: " (of the next step)"}[offset]
+            lookup = recorded(key, offset)
+            yield "another operand", f"{words}{when} is used instead of {name}", lookup

@@ -1,0 +1,97 @@
+"""One operation of native left out, or called with another number, in backward alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils._pytree import tree_flatten
+
+from compare.gradients.diagnosis import changed_native as changed
+from compare.gradients.diagnosis.changed_native import NativeChange
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.native_paths import MAX_SITES, NativePaths, Path
+from compare.gradients.diagnosis.substitutes import argument_of, called_with, everywhere, other_indices, other_numbers
+
+MAX_INDICES = 8  # calls that return integers
+SMOOTH = ("exp", "log", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos")  # no backward is right without them
+MASKS = (
+    "where", "masked_fill", "relu", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "hardtanh", "threshold",
+    "leaky_relu", "prelu", "triu", "tril", "amax", "amin",
+)  # fmt: skip
+
+
+def find_passed_through(search: NativePaths) -> Iterator[Finding]:
+    quantity = search.mismatch.quantity
+    for path in search.paths:
+        site, position = path.call.site, path.position
+        if search.explains(NativeChange(site, position, changed.passed_through), path):
+            yield Finding("missing term", quantity, _passed_words(path))
+        if len(path.call.tensors) > 1:
+            alone = NativeChange(site, position, changed.passed_through, alone=True)
+            if search.explains(alone):
+                yield Finding("missing term", quantity, _passed_words(path) + ", and the others get none")
+        if search.explains(NativeChange(site, position, changed.transposed_map), path):
+            statement = f"is computed with {path.words} applied again, instead of its transpose"
+            yield Finding("not transposed", quantity, statement)
+
+
+def _passed_words(path: Path) -> str:
+    if path.call.operation in MASKS:
+        mask = f"the mask of {path.words} is ignored in backward"
+        return f"{mask}: the gradient of all elements passes through it, also of those that it excludes"
+    return f"the derivative of {path.words} is left out: the gradient passes through it unchanged"
+
+
+def find_other_values(search: NativePaths) -> Iterator[Finding]:
+    """The gradient of another function: native without one operation, or with another number or index in it."""
+    for call in search.recording.indices[:MAX_INDICES]:
+        for words, function in other_indices(call.result):
+            change = NativeChange(call.site, 0, changed.omitted, lambda c, f=function: f(c.result))
+            if search.explains(change):
+                operation = call.name.removeprefix("the result of ")
+                statement = f"equals the gradient of the function with other indices from {operation}: {words}"
+                yield Finding("permuted", search.mismatch.quantity, statement)
+    tried: set[Any] = set()
+    for call in (*search.composites, *search.calls):
+        if call.site in tried or len(tried) > MAX_SITES or not any(t.requires_grad for _, t in call.tensors):
+            continue
+        tried.add(call.site)
+        operation = call.name.removeprefix("the result of ")
+        for number, tensor in call.tensors:
+            if tensor.shape != call.result.shape or (len(call.tensors) == 1 and call.operation in SMOOTH):
+                continue
+            change = NativeChange(call.site, number, changed.omitted, argument_of(number))
+            if search.explains(change):
+                name = f" but for {search.names.get(id(tensor), 'one argument')}" if len(call.tensors) > 1 else ""
+                statement = f"equals the gradient of the function without {operation}{name}"
+                yield Finding("step left out", search.mismatch.quantity, statement)
+        flat, _ = tree_flatten((call.args, call.kwargs))
+        for number, value in enumerate(flat):
+            for instead in other_numbers(value, call.result.dim()):
+                change = NativeChange(call.site, number, changed.omitted, called_with(number, instead))
+                if search.explains(change):
+                    statement = (
+                        f"equals the gradient of the function with {instead} instead of {value} in {operation}"
+                    )
+                    yield Finding("another operand", search.mismatch.quantity, statement)
+    yield from _find_shared_numbers(search)
+
+
+def _find_shared_numbers(search: NativePaths) -> Iterator[Finding]:
+    """A number that several calls of the same function share, such as a smoothing constant, changed in all."""
+    sites: dict[tuple[str, Any], dict[Any, int]] = {}
+    for call in search.calls:
+        for value in tree_flatten((call.args, call.kwargs))[0]:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                sites.setdefault((call.operation, value), {}).setdefault(call.site, call.result.dim())
+    for (operation, value), shared in sites.items():
+        if len(shared) < 2:
+            continue
+        first, *others = shared
+        for instead in other_numbers(value, shared[first]):
+            change = NativeChange(first, 0, changed.omitted, everywhere(value, instead), also=frozenset(others))
+            if search.explains(change):
+                statement = f"equals the gradient of the function with {instead} instead of {value}"
+                statement += f" in all {len(shared)} places of {operation}"
+                yield Finding("another operand", search.mismatch.quantity, statement)

@@ -1,0 +1,54 @@
+"""A gradient that equals native's with one change in the derivative of one operation of native."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils._pytree import tree_flatten
+
+from compare.gradients.diagnosis import changed_native as changed
+from compare.gradients.diagnosis.changed_native import NativeChange
+from compare.gradients.diagnosis.changed_operands import find_changed_operands
+from compare.gradients.diagnosis.changed_steps import find_other_values, find_passed_through
+from compare.gradients.diagnosis.composite_backwards import find_changed_composites
+from compare.gradients.diagnosis.exchanged_operands import find_exchanged_operands
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.native_paths import NativePaths
+from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.scaled_paths import find_pairs_of_paths, find_scaled_paths
+from compare.gradients.diagnosis.transformations import transformations
+
+
+def find_path_findings(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """Every finding that explains both draws; those with the fewest free numbers first."""
+    search = NativePaths(mismatch, probe)
+    if not search.is_traced:
+        return
+    for find in (
+        find_scaled_paths, find_changed_composites, find_pairs_of_paths, find_passed_through, find_other_values,
+        find_changed_operands, find_exchanged_operands, find_transformed_gradients,
+    ):  # fmt: skip
+        for finding in find(search):
+            if search.change is not None:
+                probe.explanations[finding.kind, finding.statement] = search.change
+            yield finding
+
+
+def find_transformed_gradients(search: NativePaths) -> Iterator[Finding]:
+    """The gradient at one operation transposed, flipped, shifted, averaged or summed."""
+    tried: set[Any] = set()
+    for path in search.paths:
+        site, position = path.call.site, path.position
+        flat, _ = tree_flatten((path.call.args, path.call.kwargs))
+        places = [("with the gradient", flat[position].shape, changed.argument_gradient, "after")]
+        if site not in tried:
+            places.append(("with the gradient", path.call.result.shape, changed.with_gradient, "before"))
+        tried.add(site)
+        for words, shape, place, when in places:
+            for t in transformations(shape):
+                change = NativeChange(site, position, place(t.apply))
+                if search.explains(change, path):
+                    statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
+                    yield Finding(t.kind, search.mismatch.quantity, statement)

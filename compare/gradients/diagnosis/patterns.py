@@ -1,0 +1,113 @@
+"""The first pattern that fits a wrong output or gradient in one variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+
+import torch
+
+from compare.gradients.diagnosis import locations
+from compare.gradients.diagnosis.conjugates import find_conjugated
+from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
+from compare.gradients.diagnosis.element_factors import find_own_factors
+from compare.gradients.diagnosis.exactness import find_narrower_dtype
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.missing_terms import find_missing_term
+from compare.gradients.diagnosis.native_oracle import NativeOracle
+from compare.gradients.diagnosis.only_where import find_condition
+from compare.gradients.diagnosis.second_question import ask_again, ask_jacobian, confirmed, is_right_if_symmetric
+from compare.gradients.diagnosis.special_values import find_special_values
+from compare.gradients.diagnosis.whole_tensor import find_factor, find_whole_tensor_patterns
+from compare.gradients.diagnosis.without_numbers import finding_without_numbers
+
+
+def first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
+    """Finding of the first pattern that fits a mismatch."""
+    if mismatch.message:
+        return finding_without_numbers(mismatch, native)
+    finding = next(_patterns(mismatch, native), None)
+    if finding is None:
+        n, total = int(mismatch.wrong.sum()), mismatch.wrong.numel()
+        cosine = torch.nn.functional.cosine_similarity(mismatch.ours.flatten(), mismatch.oracle.flatten(), 0)
+        statement = f"{n} of {total} elements are wrong{locations.wrong_slices(mismatch)}"
+        evidence = f"cosine similarity {float(cosine):.6f}; {locations.worst_example(mismatch)}"
+        finding = Finding("unknown", mismatch.quantity, statement, evidence)
+    if mismatch.is_output:
+        return Finding("wrong output", mismatch.quantity, finding.statement, finding.evidence)
+    return finding
+
+
+def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
+    """Special patterns before general ones, and those that cost a few native runs before those that cost hundreds."""
+    rerun_native, seed = native.rerunner(mismatch.variant), native.seed
+    yield from locations.find_zero(mismatch) if not mismatch.ours.any() else ()
+    yield from locations.find_nonfinite(mismatch)
+    if mismatch.has_complex_numbers:  # the other patterns are about real numbers
+        yield from find_factor(mismatch)
+        yield from find_conjugated(mismatch, rerun_native, seed)
+        return
+    if mismatch.is_output:
+        yield from find_whole_tensor_patterns(mismatch, rerun_native, seed)
+        yield from _locations(mismatch)
+        yield from locations.find_zero(mismatch)
+        return
+    probe = native.probe(mismatch.variant)
+    yield from find_narrower_dtype(mismatch, probe)
+    rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
+    equal_to_right = []  # the gradient of another input, which is right itself, may be a consequence
+    for finding in confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe):
+        other = finding.statement.removeprefix("equals the gradient of ")
+        if finding.kind == "swapped" and other in probe.right_inputs:
+            equal_to_right.append(finding)
+        elif finding.kind == "passes the incoming gradient through":  # where that is right, nothing is to be changed
+            where = next(find_condition(mismatch, probe), None)
+            yield finding if where is None else replace(finding, evidence=f"it {where.statement}")
+        else:
+            yield finding
+    located = next(_locations(mismatch), None)
+    condition = next(find_condition(mismatch, probe), None)
+    # A condition on values tells more than a place, and a place that is confirmed more than a coincidence.
+    if located is not None and (condition is None or located.kind in ("only at borders", "only at bounds")):
+        yield located
+    if condition is not None and ("; it is " in condition.statement or condition.kind == "step left out"):
+        yield condition
+    symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
+    for finding in chain(
+        ask_again(mismatch, probe),
+        equal_to_right,
+        _contributions(mismatch, native),
+        ask_jacobian(mismatch, probe, of_pairs=True),
+        ask_jacobian(mismatch, probe, of_pairs=False),
+        find_overwritten_contributions(mismatch, rerun_native, seed) if native.function is not None else (),
+    ):
+        where = f"; it {condition.statement}" if condition is not None else ""
+        yield replace(
+            finding, statement=finding.statement + symmetric, evidence=(finding.evidence + where).removeprefix("; ")
+        )
+    yield from confirmed(lambda m: find_missing_term(m, seed), mismatch, probe)
+    yield from [condition] if condition is not None and condition.kind != "unknown" else []
+    yield from find_own_factors(mismatch, probe)
+    yield from [condition] if condition is not None else []
+    yield from locations.find_zero(mismatch)
+    yield from locations.find_few_elements(mismatch)
+
+
+def _contributions(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
+    """Contributions to the sum that are missing, each of which costs a run of native."""
+    rerun_native, seed, probe = native.rerunner(mismatch.variant), native.seed, native.probe(mismatch.variant)
+    if native.function is None:
+        return
+    rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
+    yield from confirmed(lambda m: find_missing_contributions(m, rerun_on(m), seed), mismatch, probe)
+
+
+def _locations(mismatch: Mismatch) -> Iterator[Finding]:
+    yield from find_special_values(mismatch)
+    if mismatch.oracle.numel() > 3:
+        yield from locations.find_few_elements(mismatch, most=3)  # before borders: so few elements show no border
+    yield from locations.find_borders(mismatch)
+    if mismatch.oracle.numel() > 3:
+        yield from locations.find_few_elements(mismatch)
