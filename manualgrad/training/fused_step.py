@@ -17,6 +17,7 @@ from manualgrad.data import Dataset
 from manualgrad.models import DocumentCNN
 from manualgrad.network import guards
 from manualgrad.network.descent import Descent, StepStats
+from manualgrad.network.plan import Plan
 from manualgrad.training.batches import normalize
 from manualgrad.training.optimizers import GradientDescent
 
@@ -28,7 +29,7 @@ def make_descent(model: DocumentCNN, dataset: Dataset, batch_size: int) -> Desce
         return None
     x = normalize(train.images[:1], dataset).expand(batch_size, -1, -1, -1)
     planned = model.find_plan(x)
-    if isinstance(planned, str):
+    if isinstance(planned, str) or not isinstance(planned[0], Plan):
         return None
     plan, parameters = planned
     return Descent(plan, parameters, train.images, train.labels, 255 * dataset.mean, 255 * dataset.std)
