@@ -19,6 +19,7 @@ from manualgrad.cpu.signature import BufferRef
 from manualgrad.cuda.launch import Launcher
 
 OPTIONS = ("num_warps", "num_stages")
+NUMBERS = ("N", "factor")  # what a run knows and is no tensor
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _call(launch: Launch) -> tuple[Any, tuple[int, ...], list[Any], dict[str, An
     unknown = arguments.keys() - {*is_constant, *OPTIONS}
     if unknown:
         raise TypeError(f"{launch.kernel.fn.__name__} has no arguments {', '.join(sorted(unknown))}")
-    any_tensor = next(value for value in arguments.values() if isinstance(value, BufferRef))
+    any_tensor = next(v for v in arguments.values() if isinstance(v, BufferRef) and v.name not in NUMBERS)
     positional = [arguments.get(name, any_tensor) for name in is_constant if not is_constant[name]]
     constants = {name: arguments.get(name, 0) for name in is_constant if is_constant[name]}
     return launch.kernel, launch.programs, positional, constants | {n: arguments[n] for n in OPTIONS if n in arguments}

@@ -11,10 +11,18 @@ import torch
 
 from manualgrad.cuda.launch import Launcher
 from manualgrad.cuda.relu import relu_backward
+from manualgrad.models import DocumentCNN
+from tests.cuda.network_calls import network_calls
 
 CALLS: dict[str, Callable[[Launcher], Any]] = {
     "relu_backward": lambda launch: relu_backward(launch, torch.empty(4096), torch.empty(4096), 0.5),
     "relu_backward bf16": lambda launch: relu_backward(
         launch, torch.empty(4096, dtype=torch.bfloat16), torch.empty(4096, dtype=torch.bfloat16), 0.0
+    ),
+    "network 64": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 64),
+    "network 512": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 512),
+    "network 4096": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 4096),
+    "network of other sizes": lambda launch: network_calls(
+        launch, DocumentCNN(3, (29, 33), (20, 40, 72), (3, 4), (130,), 40, subgradient=0.0), (3, 29, 33), 64
     ),
 }
