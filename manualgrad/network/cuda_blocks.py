@@ -125,7 +125,8 @@ class ConvReLUPoolBlock:
     def forward(self, at: BlockBuffers) -> list[Launch]:
         t, is_first = self.tiles, self.is_first
         windows, channels = t.image_windows if is_first else t.windows, padded(self.layer.out_channels, 64)
-        programs = -(-self.batch_size * math.prod(self.out.shape[:2]) // windows), -(-self.layer.out_channels // channels)
+        num_windows = self.batch_size * math.prod(self.out.shape[:2])
+        programs = -(-num_windows // windows), -(-self.layer.out_channels // channels)
         call = self._call(
             "conv_relu_pool_forward", programs, out=at.out, pool_index=at.own("pool_index"), x=at.x,
             weight=at.own("w" if is_first else "packed"), bias=at.own("b"), N=N, **self._sizes(),
@@ -270,7 +271,8 @@ class DenseBlock:
 
     def _grad_weight(self, at: BlockBuffers) -> Launch:
         slot, parts = "last" if self.is_last else "dense", self.tiles.dense_parts
-        rows, columns = padded(self.out_features, 32), padded(self.in_features, 128 if self.out_features <= 16 else 64)
+        rows = padded(self.out_features, 32)
+        columns = padded(self.in_features, 128 if rows == 16 else 64)
         programs = -(-self.out_features // rows) * -(-self.in_features // columns) * parts
         grad_weight = "dense_grad_weight_" if slot == "dense" else "last_grad_weight"
         tensors = {grad_weight: at.own("dw"), f"{slot}_grad_bias": at.own("db"), f"{slot}_weight": at.own("w"),

@@ -22,7 +22,7 @@ def make_head(device: CUDADevice, places: list[BlockBuffers], blocks: list[Any])
     hidden, last = blocks[-2], blocks[-1]
     last.is_last = True
     if last.out_features > MAX_CLASSES:
-        raise Unsupported(f"no kernel for CUDA computes more than {MAX_CLASSES} classes, the network has {last.out_features}")
+        raise Unsupported(f"no kernel for CUDA computes more than {MAX_CLASSES} classes")
     can_fuse = isinstance(hidden, DenseBlock) and hidden.subgradient is not None and hidden.x_subgradient is None
     if not can_fuse or hidden.out_features > 128 or last.out_features > 16:
         return UnfusedHead(device, last)
@@ -51,7 +51,8 @@ class FusedHead:
         )  # fmt: skip
 
     def _forward_tensors(self) -> dict[str, BufferRef]:
-        return {"z_parts": self.at_hidden.own("z_parts"), "x_bias": self.at_hidden.own("b"), "bias": self.at_last.own("b")}
+        hidden, last = self.at_hidden, self.at_last
+        return {"z_parts": hidden.own("z_parts"), "x_bias": hidden.own("b"), "bias": last.own("b")}
 
     def _grad_tensors(self) -> dict[str, BufferRef]:
         assert self.at_hidden.grad_x is not None

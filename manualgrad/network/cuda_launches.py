@@ -39,7 +39,7 @@ class Launch:
             names = _parameters(self.kernel)
             theirs = {_other(name) if _other(name) in names else name: value for name, value in theirs.items()}
         common = self.arguments.keys() & theirs.keys()
-        if any(self.arguments[name] != theirs[name] for name in common) or any(n.endswith("PROGRAMS") for n in common):
+        if any(name.endswith("PROGRAMS") or self.arguments[name] != theirs[name] for name in common):
             return None
         return Launch(self.kernel, (self.programs[0] + other.programs[0],), {**self.arguments, **theirs})
 
@@ -72,7 +72,8 @@ class CUDAProgram:
     def run(self, launcher: Launcher, values: Mapping[str, Tensor | float]) -> None:
         """Launch all kernels. ``values`` are the tensors and numbers of each name."""
         for kernel, programs, arguments, constants in self._calls:
-            launcher(kernel, programs, *[values[a.name] if isinstance(a, BufferRef) else a for a in arguments], **constants)
+            actual: list[Any] = [values[a.name] if isinstance(a, BufferRef) else a for a in arguments]
+            launcher(kernel, programs, *actual, **constants)
 
 
 def _call(launch: Launch) -> tuple[Any, tuple[int, ...], list[Any], dict[str, Any]]:
@@ -84,7 +85,8 @@ def _call(launch: Launch) -> tuple[Any, tuple[int, ...], list[Any], dict[str, An
     any_tensor = next(v for v in arguments.values() if isinstance(v, BufferRef) and v.name not in NUMBERS)
     positional = [arguments.get(name, any_tensor) for name in is_constant if not is_constant[name]]
     constants = {name: arguments.get(name, 0) for name in is_constant if is_constant[name]}
-    return launch.kernel, launch.programs, positional, constants | {n: arguments[n] for n in OPTIONS if n in arguments}
+    constants |= {name: arguments[name] for name in OPTIONS if name in arguments}
+    return launch.kernel, launch.programs, positional, constants
 
 
 class Workspace:

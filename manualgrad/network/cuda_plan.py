@@ -5,7 +5,8 @@ Nothing here reads a number from the device or remembers a tensor, so a caller's
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -15,13 +16,30 @@ from manualgrad._torch_compat import foreach_mul
 from manualgrad.cuda import launch
 from manualgrad.cuda.launch import Launcher
 from manualgrad.cuda.tensor_checks import unsupported_tensors
-from manualgrad.network.cuda_launches import CUDAProgram, Workspace
+from manualgrad.network.cuda_launches import CUDAProgram, Launch, Workspace
 from manualgrad.network.cuda_plan_builder import CUDAPlanBuilder
 from manualgrad.network.device import Unsupported
-from manualgrad.network.layers import Conv, Dense, Flatten, NetworkSpec
+from manualgrad.network.layers import Conv, Flatten, NetworkSpec
+from manualgrad.network.plan_builder import Region
 from manualgrad.network.plan_interface import Intermediates, LossAndSteps, saved_tensor_error
 
 FLOAT32 = (torch.float32,)
+
+
+@dataclass(frozen=True)
+class CUDAStep:
+    """Launches that write the loss and the gradients of one batch to the tensors of ``result``.
+
+    Attributes:
+        values: the tensors and numbers that the launches read and write, by name.
+    """
+
+    program: CUDAProgram
+    values: dict[str, Tensor | float]
+    result: LossAndSteps
+
+    def run(self, launcher: Launcher) -> None:
+        self.program.run(launcher, self.values)
 
 
 class CUDAPlan:
@@ -79,8 +97,8 @@ class CUDAPlan:
         parameters = [tensor for w in weights for tensor in (w, w)]  # backward reads no bias
         grads = self._new_grads(weights)
         values = self._parameters(parameters) | self._steps(grads)
-        values |= {"x": x.contiguous(), "g": g.contiguous(), "N": self.batch_size} | self._saved.buffers(saved)
-        values |= self._scratch.buffers(self._scratch.allocate(x))
+        values |= {"x": x.contiguous(), "g": g.contiguous(), "N": self.batch_size}
+        values |= self._saved.buffers(saved) | self._scratch.buffers(self._scratch.allocate(x))
         self._backward_program.run(_launcher(), values)
         return grads
 
@@ -89,7 +107,8 @@ class CUDAPlan:
         shapes = self.parameter_shapes[::2]
         expected += [(f"weight {n}", w, s) for n, (w, s) in enumerate(zip(weights, shapes, strict=True))]
         for name, tensor, shape in expected:
-            if tensor.shape != shape or tensor.dtype is not torch.float32 or not (tensor is x or tensor.is_contiguous()):
+            is_contiguous = tensor is x or tensor.is_contiguous()  # x may have any strides
+            if tensor.shape != shape or tensor.dtype is not torch.float32 or not is_contiguous:
                 contiguous = "" if tensor is x else "contiguous "
                 raise ValueError(saved_tensor_error(tensor, name, shape, torch.float32, contiguous))
 
@@ -107,13 +126,21 @@ class CUDAPlan:
         is_plain = not unsupported_tensors(labels, dtypes=(torch.int64,)) and labels.is_contiguous()
         if not self.batch_size or labels.shape != x.shape[:1] or not is_plain or labels.device != x.device:
             return None
+        step = self.new_step(x, labels, parameters, float(factor), update=update)
+        step.run(_launcher())
+        return step.result
+
+    def new_step(
+        self, x: Tensor, labels: Tensor, parameters: Sequence[Tensor], factor: float | Tensor, *, update: bool
+    ) -> CUDAStep:
+        """The launches of :meth:`loss_and_grads` for these tensors; ``factor`` may lie in a tensor ()."""
         probabilities, loss = x.new_empty(self.batch_size, self.network.classes), x.new_empty(())
         workspace, steps = self._workspace.allocate(x), self._new_grads(parameters[::2])
         values = self._parameters(parameters) | self._steps(steps) | self._workspace.buffers(workspace)
-        values |= {"x": x.contiguous(), "labels": labels, "factor": float(factor), "probs": probabilities, "loss": loss,
+        values |= {"x": x.contiguous(), "labels": labels, "factor": factor, "probs": probabilities, "loss": loss,
                    "N": self.batch_size}  # fmt: skip
-        (self._update_program if update else self._loss_program).run(_launcher(), values)
-        return LossAndSteps(probabilities, loss, steps, workspace)
+        program = self._update_program if update else self._loss_program
+        return CUDAStep(program, values, LossAndSteps(probabilities, loss, steps, workspace))
 
     def scale_grads(self, grads: list[Tensor], g: Tensor) -> list[Tensor] | None:
         """``grads`` times ``g``, (), in an engine's backward; None if g has another dtype."""
@@ -153,7 +180,7 @@ class CUDAPlan:
         return {f"d{name}": step for name, step in zip(self.parameter_names, steps, strict=True)}
 
 
-def _calls(regions):
+def _calls(regions: Sequence[Region]) -> list[Launch]:
     return [call for _, calls in regions for call in calls]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from manualgrad.cpu.signature import BufferRef
@@ -31,16 +32,16 @@ class CUDAPlanBuilder(PlanBuilder):
         super().__init__(self.device, network, batch_size, threads=1)
         convs = [block for block in self.blocks if isinstance(block, ConvReLUPoolBlock)]
         convs[0].is_first = True
-        for block, following in zip(convs[:-1], convs[1:], strict=True):
+        for block, following in pairwise(convs):
             block.next = following
-        for before, after in zip(self.blocks[:-1], self.blocks[1:], strict=True):
+        for before, after in pairwise(self.blocks):
             if isinstance(before, DenseBlock) and isinstance(after, DenseBlock):
                 after.x_subgradient = before.subgradient
         self.head = make_head(self.device, self.places, self.blocks)
         sizes = self.saved_buffers() | self.packed_buffers() | self.scratch_buffers()
         name = max(sizes, key=lambda name: sizes[name])
         if sizes[name] // 4 >= MAX_NUMEL:
-            raise Unsupported(f"the kernels for CUDA have 32-bit offsets, and a batch of {batch_size} needs more ({name})")
+            raise Unsupported(f"the kernels for CUDA have 32-bit offsets, too few for {batch_size} images ({name})")
 
     def loss_buffers(self) -> dict[str, int]:
         """Bytes of the buffers of the loss."""

@@ -18,7 +18,7 @@ class Tiles:
         dense: BM, BN, PARTS of a dense layer's forward, which PARTS programs share.
         head: BM, BN.
         columns: BN, PARTS of a convolution's columns.
-        grad_parts, positions: parts of a convolution's weight gradient, and the positions that a program adds at a time.
+        grad_parts, positions: parts of a convolution's weight gradient, and positions that a program adds at a time.
         first_parts, first_windows: those of the first convolution.
         dense_parts: parts of a dense layer's weight gradient.
         reduce: BLOCK, BS of the sum of the parts.

@@ -166,7 +166,7 @@ class Plan:
         if not supports_tensors(g) or not math.isfinite(g):
             return None
         # another backward could read the saved gradients
-        return grads if g == 1 and is_graph_freed() else foreach_mul(grads, g)
+        return grads if g == 1 and is_graph_freed() else list(foreach_mul(grads, g))
 
     def intermediates(self, result: LossAndSteps) -> Intermediates:
         """Views of the tensors between the layers in the workspace of ``result``."""

@@ -29,9 +29,11 @@ def make_descent(model: DocumentCNN, dataset: Dataset, batch_size: int) -> Desce
         return None
     x = normalize(train.images[:1], dataset).expand(batch_size, -1, -1, -1)
     planned = model.find_plan(x)
-    if isinstance(planned, str) or not isinstance(planned[0], Plan):
+    if isinstance(planned, str):
         return None
     plan, parameters = planned
+    if not isinstance(plan, Plan):  # a plan for CUDA
+        return None
     return Descent(plan, parameters, train.images, train.labels, 255 * dataset.mean, 255 * dataset.std)
 
 

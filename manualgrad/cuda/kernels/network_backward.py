@@ -12,7 +12,7 @@ def columns_of_image(
     C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SUBGRADIENT: tl.constexpr, PARTS: tl.constexpr,
     POSITIONS: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """columns[position, (t, r)] = Σ_k δ[position, k] packed[t, r, k]: col2im of them is a convolution's input gradient.
+    """columns[position, (t, r)] = Σ_k δ[position, k] packed[t, r, k]: col2im makes an input gradient of them.
 
     A program computes POSITIONS positions of δ of one image, and 1/PARTS of the columns."""
     SH: tl.constexpr = H - KH + 1

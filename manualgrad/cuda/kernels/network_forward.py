@@ -1,4 +1,4 @@
-"""A network's forward pass: packed weights, convolutions with ReLU and pooling, dense layers; equations (16), (17)."""
+"""A network's forward pass: packed weights, convolutions with ReLU and pooling, dense layers; (16), (17)."""
 
 import triton
 import triton.language as tl

@@ -7,6 +7,15 @@ from manualgrad.cuda.kernels.network_parts import product, relu, relu_backward
 
 
 @triton.jit
+def read_number(x):
+    """x, or the number at the address x: a step in a CUDA graph has its learning rate in memory."""
+    if x.dtype.is_ptr():
+        return tl.load(x)
+    else:
+        return x
+
+
+@triton.jit
 def loss_of_rows(s, label, inside, num_labels, factor, CLASSES: tl.constexpr, C: tl.constexpr, IGNORE: tl.constexpr):
     """S(s), −log S of the labels, and factor · ∂J/∂s, of logits s (rows, C), where C is CLASSES and padding.
 
@@ -29,8 +38,8 @@ def loss_of_rows(s, label, inside, num_labels, factor, CLASSES: tl.constexpr, C:
 
 @triton.jit
 def head(
-    z_parts, z, x_weight, x_bias, weight, bias, labels, num_labels, factor, logits, probs, losses, grad_logits, grad_z,
-    grad_x, N, IN: tl.constexpr, HIDDEN: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr,
+    z_parts, z, x_weight, x_bias, weight, bias, labels, num_labels, factor, logits, probs, losses, grad_logits,
+    grad_z, grad_x, N, IN: tl.constexpr, HIDDEN: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr,
     MODE: tl.constexpr, SUBGRADIENT: tl.constexpr, IGNORE_INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BH: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +78,7 @@ def head(
     if MODE == "loss":
         label = tl.load(labels + n, mask=inside, other=IGNORE_INDEX)
         count = tl.load(num_labels).to(tl.float32)
-        p, loss, grad = loss_of_rows(s, label, inside, count, factor, CLASSES, BC, IGNORE_INDEX)
+        p, loss, grad = loss_of_rows(s, label, inside, count, read_number(factor), CLASSES, BC, IGNORE_INDEX)
         if is_first:
             tl.store(probs + at_class, p, mask=ok_class)
             tl.store(losses + n, loss, mask=inside)
@@ -98,7 +107,7 @@ def softmax_cross_entropy_rows(
     s = tl.load(logits + at, mask=ok, other=0.0)
     label = tl.load(labels + n, mask=inside, other=IGNORE_INDEX)
     count = tl.load(num_labels).to(tl.float32)
-    p, loss, grad = loss_of_rows(s, label, inside, count, factor, CLASSES, BC, IGNORE_INDEX)
+    p, loss, grad = loss_of_rows(s, label, inside, count, read_number(factor), CLASSES, BC, IGNORE_INDEX)
     tl.store(probs + at, p, mask=ok)
     tl.store(losses + n, loss, mask=inside)
     tl.store(grad_logits + at, grad, mask=ok)

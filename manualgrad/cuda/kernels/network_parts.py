@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-# Pooling indices of windows without a positive number, as in manualgrad/pool_index.py. A kernel reads constexprs only.
+# Pooling indices of windows without a positive number, as in manualgrad/pool_index.py.
 AT_ZERO = tl.constexpr(254)
 INACTIVE = tl.constexpr(255)
 

@@ -40,7 +40,8 @@ def reduce(
     other_bias, losses, num_labels, loss, N, PROGRAMS: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, C_IN: tl.constexpr, FLIP: tl.constexpr, OTHER_PROGRAMS: tl.constexpr,
     OTHER_PARTS: tl.constexpr, OTHER_ROWS: tl.constexpr, OTHER_COLUMNS: tl.constexpr, OTHER_C_IN: tl.constexpr,
-    OTHER_FLIP: tl.constexpr, LOSS_PROGRAMS: tl.constexpr, UPDATE: tl.constexpr, BLOCK: tl.constexpr, BS: tl.constexpr,
+    OTHER_FLIP: tl.constexpr, LOSS_PROGRAMS: tl.constexpr, UPDATE: tl.constexpr, BLOCK: tl.constexpr,
+    BS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of two layers, PROGRAMS and OTHER_PROGRAMS, and the loss in one more program with LOSS_PROGRAMS."""
     pid = tl.program_id(0)
