@@ -80,7 +80,9 @@ class CapturedStep:
         x, labels: a batch, of the shapes of all later ones.
     """
 
-    def __init__(self, plan: CUDAPlan, parameters: Sequence[Tensor], x: Tensor, labels: Tensor, *, update: bool) -> None:
+    def __init__(
+        self, plan: CUDAPlan, parameters: Sequence[Tensor], x: Tensor, labels: Tensor, *, update: bool
+    ) -> None:
         self.parameters, self.updates = list(parameters), update
         self._addresses = [p.data_ptr() for p in self.parameters]
         self._x = torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x)
@@ -111,7 +113,9 @@ class CapturedStep:
                     f"capture, got {new.dtype} of shape {tuple(new.shape)}"
                 )
         if [p.data_ptr() for p in self.parameters] != self._addresses:
-            raise RuntimeError("CapturedStep: a parameter has moved in memory since the capture; capture the step again")
+            raise RuntimeError(
+                "CapturedStep: a parameter has moved in memory since the capture; capture the step again"
+            )
         self._x.copy_(x)
         self._labels.copy_(labels)
         self._factor.fill_(-learning_rate)

@@ -46,7 +46,7 @@ class FusedHead:
             "head", programs, z=self.at_hidden.out, weight=self.at_last.own("w"), **tensors, N=N,
             IN=self.hidden.in_features, HIDDEN=self.hidden.out_features, CLASSES=self.last.out_features,
             PARTS=self.tiles.dense[2], MODE=mode, SUBGRADIENT=float(self.hidden.subgradient or 0.0),
-            IGNORE_INDEX=IGNORE_INDEX, BM=rows, BN=columns, BH=padded(self.hidden.out_features),
+            IGNORE_INDEX=IGNORE_INDEX, FACTOR_IN_MEMORY=False, BM=rows, BN=columns, BH=padded(self.hidden.out_features),
             BC=padded(self.last.out_features), PRECISION="ieee", num_warps=4, num_stages=2,
         )  # fmt: skip
 
@@ -88,6 +88,7 @@ class UnfusedHead:
             "softmax_cross_entropy_rows", (-(-self.batch_size // rows),), logits=BufferRef("z"),
             labels=BufferRef("labels"), num_labels=BufferRef("num_labels"), factor=BufferRef("factor"),
             probs=BufferRef("probs"), losses=BufferRef("losses"), grad_logits=BufferRef("g"), N=N,
-            CLASSES=self.classes, IGNORE_INDEX=IGNORE_INDEX, BM=rows, BC=classes, num_warps=4,
+            CLASSES=self.classes, IGNORE_INDEX=IGNORE_INDEX, FACTOR_IN_MEMORY=False, BM=rows, BC=classes,
+            num_warps=4,
         )  # fmt: skip
         return [call]  # eq. (11) to (15), (19)

@@ -63,8 +63,7 @@ class CUDAPlan:
         col2im = builder.col2im_call()
         self._forward_program = CUDAProgram(_calls(builder.forward_regions()))
         self._backward_program = CUDAProgram(_calls(builder.backward_regions()))
-        self._loss_program = CUDAProgram(_calls(builder.loss_and_grads_regions()))
-        self._update_program = CUDAProgram(_calls(builder.update_regions()))
+        self._step_programs: dict[tuple[bool, bool], CUDAProgram] = {}
         self._col2im_program = CUDAProgram([col2im] if col2im else [])
 
     def supports(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
@@ -139,8 +138,15 @@ class CUDAPlan:
         values = self._parameters(parameters) | self._steps(steps) | self._workspace.buffers(workspace)
         values |= {"x": x.contiguous(), "labels": labels, "factor": factor, "probs": probabilities, "loss": loss,
                    "N": self.batch_size}  # fmt: skip
-        program = self._update_program if update else self._loss_program
+        program = self._step_program(update, isinstance(factor, Tensor))
         return CUDAStep(program, values, LossAndSteps(probabilities, loss, steps, workspace))
+
+    def _step_program(self, update: bool, factor_in_memory: bool) -> CUDAProgram:
+        program = self._step_programs.get((update, factor_in_memory))
+        if program is None:
+            calls = self.builder.step_calls(UPDATE=update, FACTOR_IN_MEMORY=factor_in_memory)
+            program = self._step_programs[update, factor_in_memory] = CUDAProgram(calls)
+        return program
 
     def scale_grads(self, grads: list[Tensor], g: Tensor) -> list[Tensor] | None:
         """``grads`` times ``g``, (), in an engine's backward; None if g has another dtype."""

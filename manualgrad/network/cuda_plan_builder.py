@@ -70,9 +70,15 @@ class CUDAPlanBuilder(PlanBuilder):
         )  # fmt: skip
         return [(1, [first, *pack, *self._calls("forward"), *self.head.loss(), *self._backward_calls(), loss])]
 
-    def update_regions(self) -> list[Region]:
-        """:meth:`loss_and_grads_regions`, with Δw and Δb added to the parameters."""
-        return [(tasks, [_with_update(call) for call in calls]) for tasks, calls in self.loss_and_grads_regions()]
+    def step_calls(self, **constants: bool) -> list[Launch]:
+        """The launches of :meth:`loss_and_grads_regions`, where ``constants`` replace those that a kernel has.
+
+        UPDATE adds Δw and Δb to the parameters; with FACTOR_IN_MEMORY the factor is a tensor."""
+        calls = [call for _, calls in self.loss_and_grads_regions() for call in calls]
+        return [
+            replace(call, arguments={**call.arguments, **{k: v for k, v in constants.items() if k in call.arguments}})
+            for call in calls
+        ]
 
     def col2im_call(self) -> Launch | None:
         """The launch that computes the gradient of the first pooled output, if backward does not store it."""
@@ -90,7 +96,3 @@ class CUDAPlanBuilder(PlanBuilder):
             if isinstance(block, ConvReLUPoolBlock) and at.grad_x and not getattr(before, "uses_columns", False):
                 calls.append(block.grad_input(at, at.grad_x))
         return calls + self._calls("parameter_grads")
-
-
-def _with_update(call: Launch) -> Launch:
-    return replace(call, arguments={**call.arguments, "UPDATE": True}) if "UPDATE" in call.arguments else call

@@ -89,7 +89,9 @@ class LossFunction(Function):
         return None, None, None, None, *scaled
 
 
-def loss_apply(x: Tensor, labels: Tensor, plan: NetworkPlan, parameters: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+def loss_apply(
+    x: Tensor, labels: Tensor, plan: NetworkPlan, parameters: list[Tensor]
+) -> tuple[Tensor, Tensor] | None:
     """J, (), and S(z^{L−1}), (N, classes), of tensors that the plan supports.
 
     None if the plan cannot compute them: see :meth:`Plan.loss_and_grads`.

@@ -7,15 +7,6 @@ from manualgrad.cuda.kernels.network_parts import product, relu, relu_backward
 
 
 @triton.jit
-def read_number(x):
-    """x, or the number at the address x: a step in a CUDA graph has its learning rate in memory."""
-    if x.dtype.is_ptr():
-        return tl.load(x)
-    else:
-        return x
-
-
-@triton.jit
 def loss_of_rows(s, label, inside, num_labels, factor, CLASSES: tl.constexpr, C: tl.constexpr, IGNORE: tl.constexpr):
     """S(s), −log S of the labels, and factor · ∂J/∂s, of logits s (rows, C), where C is CLASSES and padding.
 
@@ -40,14 +31,14 @@ def loss_of_rows(s, label, inside, num_labels, factor, CLASSES: tl.constexpr, C:
 def head(
     z_parts, z, x_weight, x_bias, weight, bias, labels, num_labels, factor, logits, probs, losses, grad_logits,
     grad_z, grad_x, N, IN: tl.constexpr, HIDDEN: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr,
-    MODE: tl.constexpr, SUBGRADIENT: tl.constexpr, IGNORE_INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BH: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
+    MODE: tl.constexpr, SUBGRADIENT: tl.constexpr, IGNORE_INDEX: tl.constexpr, FACTOR_IN_MEMORY: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The last two dense layers with ReLU between them: BM images and BN of the first one's inputs a program.
 
     MODE "logits": z = the sum of z_parts + x_bias, logits = R(z) weightᵀ + bias; both are stored.
     MODE "loss": z and the logits, then probs, losses, and grad_logits, grad_z, grad_x by backward, with
-    ``factor`` in them. MODE "backward": the last two from grad_logits and z, which are read.
+    ``factor`` in them, which is an address with FACTOR_IN_MEMORY, as in a CUDA graph. MODE "backward": the last two from grad_logits and z, which are read.
 
     x_weight is (HIDDEN, IN), weight (CLASSES, HIDDEN); BH and BC are HIDDEN and CLASSES, padded."""
     n = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -78,7 +69,8 @@ def head(
     if MODE == "loss":
         label = tl.load(labels + n, mask=inside, other=IGNORE_INDEX)
         count = tl.load(num_labels).to(tl.float32)
-        p, loss, grad = loss_of_rows(s, label, inside, count, read_number(factor), CLASSES, BC, IGNORE_INDEX)
+        rate = tl.load(factor) if FACTOR_IN_MEMORY else factor
+        p, loss, grad = loss_of_rows(s, label, inside, count, rate, CLASSES, BC, IGNORE_INDEX)
         if is_first:
             tl.store(probs + at_class, p, mask=ok_class)
             tl.store(losses + n, loss, mask=inside)
@@ -97,7 +89,7 @@ def head(
 @triton.jit
 def softmax_cross_entropy_rows(
     logits, labels, num_labels, factor, probs, losses, grad_logits, N, CLASSES: tl.constexpr,
-    IGNORE_INDEX: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    IGNORE_INDEX: tl.constexpr, FACTOR_IN_MEMORY: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """probs, losses and grad_logits of logits (N, CLASSES), for networks whose end ``head`` does not compute."""
     n = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -107,7 +99,8 @@ def softmax_cross_entropy_rows(
     s = tl.load(logits + at, mask=ok, other=0.0)
     label = tl.load(labels + n, mask=inside, other=IGNORE_INDEX)
     count = tl.load(num_labels).to(tl.float32)
-    p, loss, grad = loss_of_rows(s, label, inside, count, read_number(factor), CLASSES, BC, IGNORE_INDEX)
+    rate = tl.load(factor) if FACTOR_IN_MEMORY else factor
+    p, loss, grad = loss_of_rows(s, label, inside, count, rate, CLASSES, BC, IGNORE_INDEX)
     tl.store(probs + at, p, mask=ok)
     tl.store(losses + n, loss, mask=inside)
     tl.store(grad_logits + at, grad, mask=ok)
