@@ -35,7 +35,7 @@ OPTIONS = {"num_warps", "num_stages", "num_ctas", "maxnreg", "launch_pdl"}
 
 @dataclass(frozen=True)
 class Compiled:
-    """What ptxas and the PTX say of one kernel for one architecture; sizes in bytes, registers of one thread."""
+    """Facts from ptxas and the PTX about one kernel for one architecture; sizes in bytes, registers of one thread."""
 
     kernel: str
     arch: int

@@ -190,7 +190,7 @@ class Plan:
 
     def _allocate_grads(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """Uninitialized gradients of each weight and its bias."""
-        return [grad for w in weights for grad in (memory.new_like(w), memory.new(len(w)))]
+        return [grad for w in weights for grad in (memory.new_like(w), memory.new(w.size(0)))]
 
     def _input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x in the memory layouts that the kernels of forward and of backward read."""
