@@ -257,17 +257,17 @@ class DenseBlock:
         return [call]  # eq. (16), (17)
 
     def backward(self, at: BlockBuffers) -> list[Launch]:
-        calls = [self._grad_weight(at)]  # eq. (18), (21)
-        if at.grad_x and not self.is_hidden_of_head and not self.is_last_of_head:
-            rows, columns, _ = self.tiles.dense
-            grad_x = self._call(
-                "dense_grad_input", (-(-self.batch_size // rows), -(-self.in_features // columns)), grad_x=at.grad_x,
-                grad_out=at.grad_out, weight=at.own("w"), z=at.x, N=N, IN=self.in_features, OUT=self.out_features,
-                HAS_RELU=self.x_subgradient is not None, SUBGRADIENT=self.x_subgradient or 0.0, BM=rows, BN=columns,
-                BK=16, PRECISION="tf32x3", num_warps=4, num_stages=3,
-            )  # fmt: skip
-            calls.append(grad_x)  # eq. (20)
-        return calls
+        grad_weight = self._grad_weight(at)  # eq. (18), (21); it may update the weight, so it is the last
+        if not at.grad_x or self.is_hidden_of_head or self.is_last_of_head:
+            return [grad_weight]
+        rows, columns, _ = self.tiles.dense
+        grad_x = self._call(
+            "dense_grad_input", (-(-self.batch_size // rows), -(-self.in_features // columns)), grad_x=at.grad_x,
+            grad_out=at.grad_out, weight=at.own("w"), z=at.x, N=N, IN=self.in_features, OUT=self.out_features,
+            HAS_RELU=self.x_subgradient is not None, SUBGRADIENT=self.x_subgradient or 0.0, BM=rows, BN=columns,
+            BK=16, PRECISION="tf32x3", num_warps=4, num_stages=3,
+        )  # fmt: skip
+        return [grad_x, grad_weight]  # eq. (20)
 
     def _grad_weight(self, at: BlockBuffers) -> Launch:
         slot, parts = "last" if self.is_last else "dense", self.tiles.dense_parts

@@ -23,8 +23,8 @@ from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, suppo
 from manualgrad.network.cpu_blocks import CPUDevice
 from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import Conv, NetworkSpec
-from manualgrad.network.plan_interface import Intermediates, LossAndSteps, saved_tensor_error
 from manualgrad.network.plan_builder import PlanBuilder, Region
+from manualgrad.network.plan_interface import Intermediates, LossAndSteps, saved_tensor_error
 
 _MINUS_ONE = ctypes.c_float(-1)  # learning rate with which w − η Δw is w + Δw
 

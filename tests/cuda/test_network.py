@@ -102,9 +102,9 @@ def test_gradients_of_the_loss_are_as_accurate_as_native_ones(tiles, kernel_devi
     native = [native_loss, *torch.autograd.grad(native_loss, list(native_model.parameters()))]
     for ours_, theirs, reference in zip(actual, native, exact, strict=True):
         if theirs.dim() == 4:
-            theirs = theirs.flip(2, 3) 
+            theirs = theirs.flip(2, 3)
         if theirs.dim() == 2 and theirs.shape[1] == 20:  # torch.nn.Flatten's order of the columns
-            theirs = theirs.unflatten(1, (5, 2, 2)).permute(0, 2, 3, 1).flatten(1) 
+            theirs = theirs.unflatten(1, (5, 2, 2)).permute(0, 2, 3, 1).flatten(1)
         error, native_error = ((t.double() - reference).norm() for t in (ours_, theirs))
         assert error <= 2 * native_error + 2 * 2**-23 * reference.norm()
 
@@ -143,11 +143,12 @@ def test_labels_that_do_not_count_or_are_no_class(tiles, kernel_device):
     assert updates.weights[-1].isnan().any()
 
 
-def test_a_step_of_descent_adds_its_updates_in_the_same_launches(tiles, kernel_device, launches):
-    model, x, labels = on(kernel_device, *make_model(3, **TINY))
+@pytest.mark.parametrize("hidden", [(6,), (5, 6)])
+def test_a_step_of_descent_adds_its_updates_in_the_same_launches(tiles, kernel_device, launches, hidden):
+    model, x, labels = on(kernel_device, *make_model(3, **{**TINY, "hidden": hidden}))
     before = copy.deepcopy(model)
     updates = backprop.descend(model, x, labels, 0.5)
-    assert launches == FUSED_STEP
+    assert (launches == FUSED_STEP) == (hidden == (6,))
     layers = zip(before.layers_with_weights(), model.layers_with_weights(), strict=True)
     for (old, new), delta_w, delta_b in zip(layers, updates.weights, updates.biases, strict=True):
         assert torch.equal(new.weight, old.weight + delta_w)

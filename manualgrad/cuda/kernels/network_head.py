@@ -38,7 +38,8 @@ def head(
 
     MODE "logits": z = the sum of z_parts + x_bias, logits = R(z) weightᵀ + bias; both are stored.
     MODE "loss": z and the logits, then probs, losses, and grad_logits, grad_z, grad_x by backward, with
-    ``factor`` in them, which is an address with FACTOR_IN_MEMORY, as in a CUDA graph. MODE "backward": the last two from grad_logits and z, which are read.
+    ``factor`` in them, which is an address with FACTOR_IN_MEMORY, as in a CUDA graph.
+    MODE "backward": grad_z and grad_x from grad_logits and z, which are read.
 
     x_weight is (HIDDEN, IN), weight (CLASSES, HIDDEN); BH and BC are HIDDEN and CLASSES, padded."""
     n = tl.program_id(0) * BM + tl.arange(0, BM)
