@@ -1,4 +1,4 @@
-"""All launches of a plan for CUDA, for ``kernel_calls.py``: forward, backward, and a step with its update."""
+"""A plan's launches for ``kernel_calls.py``: forward, backward, and a step with its update."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernels of a network share: a product in float32, and ReLU with 2×2 pooling of a tile, there and back."""
+"""Parts of a network's kernels: a product in float32, ReLU, and ReLU with 2×2 pooling, forward and backward."""
 
 import triton
 import triton.language as tl
