@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -39,6 +40,7 @@ class CUDAPlanBuilder(PlanBuilder):
                 after.x_subgradient = before.subgradient
         self.head = make_head(self.device, self.places, self.blocks)
         sizes = self.saved_buffers() | self.packed_buffers() | self.scratch_buffers()
+        sizes["x"] = 4 * batch_size * math.prod(network.image_shape)
         name = max(sizes, key=lambda name: sizes[name])
         if sizes[name] // 4 >= MAX_NUMEL:
             raise Unsupported(f"the kernels for CUDA have 32-bit offsets, too few for {batch_size} images ({name})")

@@ -27,4 +27,5 @@ def network_calls(launch: Launcher, model: DocumentCNN, image_shape: tuple[int, 
         plan.backward(z, x, saved, parameters[::2])
         result = plan.loss_and_grads(x, labels, parameters, -0.1, update=True)
         assert result is not None
+        plan.new_step(x, labels, parameters, torch.zeros(()), update=True).run(launch)  # as in a CUDA graph
         plan.intermediates(result)

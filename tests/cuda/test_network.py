@@ -161,6 +161,13 @@ def test_a_step_of_descent_adds_its_updates_in_the_same_launches(tiles, kernel_d
             torch.testing.assert_close(ours_.double(), reference, rtol=1e-5, atol=1e-6)
 
 
+def test_a_batch_of_no_images_has_gradients_of_zeros(tiles, kernel_device):
+    model, x, _ = on(kernel_device, *make_model(0, **TINY))
+    z, *grads = gradients(model, x, torch.zeros(0, 10, device=kernel_device))
+    assert z.shape == (0, 10)
+    assert not any(grad.any() for grad in grads)
+
+
 def test_what_the_kernels_do_not_serve_has_its_reason(tiles, kernel_device):
     def reason(model, x):
         return guards.explain(model.to(kernel_device), x.to(kernel_device))
