@@ -270,18 +270,18 @@ class DenseBlock:
         return [grad_x, grad_weight]  # eq. (20)
 
     def _grad_weight(self, at: BlockBuffers) -> Launch:
-        slot, parts = "last" if self.is_last else "dense", self.tiles.dense_parts
+        prefix, parts = "last" if self.is_last else "dense", self.tiles.dense_parts
         rows = padded(self.out_features, 32)
         columns = padded(self.in_features, 128 if rows == 16 else 64)
         programs = -(-self.out_features // rows) * -(-self.in_features // columns) * parts
-        grad_weight = "dense_grad_weight_" if slot == "dense" else "last_grad_weight"
-        tensors = {grad_weight: at.own("dw"), f"{slot}_grad_bias": at.own("db"), f"{slot}_weight": at.own("w"),
-                   f"{slot}_bias": at.own("b"), f"{slot}_grad_out": at.grad_out, f"{slot}_x": at.x}  # fmt: skip
+        grad_weight = "dense_grad_weight_" if prefix == "dense" else "last_grad_weight"
+        tensors = {grad_weight: at.own("dw"), f"{prefix}_grad_bias": at.own("db"), f"{prefix}_weight": at.own("w"),
+                   f"{prefix}_bias": at.own("b"), f"{prefix}_grad_out": at.grad_out, f"{prefix}_x": at.x}  # fmt: skip
         if parts > 1:
-            tensors[f"{slot}_parts"] = at.own("dense_parts")
+            tensors[f"{prefix}_parts"] = at.own("dense_parts")
         sizes = {"PROGRAMS": programs, "IN": self.in_features, "OUT": self.out_features,
                  "RELU_X": self.x_subgradient is not None, "BO": rows, "BI": columns}  # fmt: skip
-        constants = {f"{slot.upper()}_{name}": value for name, value in sizes.items()}
+        constants = {f"{prefix.upper()}_{name}": value for name, value in sizes.items()}
         return self._call(
             "backward", (programs,), **tensors, **constants, N=N, DENSE_PARTS=parts, BB=16, UPDATE=False,
             DENSE_PRECISION="ieee", num_warps=4, num_stages=2,
