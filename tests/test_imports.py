@@ -34,7 +34,7 @@ ALLOWED = {
     "functional": {"ops"},
     "kernels": {"cpu", "cuda", "explanation"},
     "nn": {"functional", "ops"},
-    "network": {"_torch_compat", "cpu", "explanation", "nn", "ops", "tensor_checks"},
+    "network": {"_torch_compat", "cpu", "cuda", "explanation", "nn", "ops", "tensor_checks"},
     "models": {"_torch_compat", "functional", "network", "nn", "ops"},
     "sequential": {"_torch_compat", "network"},
     "backprop": {"_torch_compat", "models", "nn", "ops"},

@@ -30,6 +30,7 @@ from manualgrad.cpu.program import Program
 from manualgrad.cpu.signature import BufferRef, KernelCall
 from manualgrad.cpu.team import ParallelRegion
 from manualgrad.network.device import Activation, Block, BlockBuffers, Split, Unsupported
+from manualgrad.network.flatten_block import FlattenBlock
 from manualgrad.network.layers import Conv, Dense, Flatten, Layer, MaxPool
 
 IGNORE_INDEX = -100  # the label of an image that does not count
@@ -147,36 +148,6 @@ def _check_conv(layer: Conv, x: Activation, lanes: int) -> None:
         raise Unsupported(f"{layer.out_channels} output channels do not fill whole vectors of {lanes} floats")
     if any((size - kernel + 1) // 2 < 1 for size, kernel in zip(x.shape, layer.kernel_size, strict=False)):
         raise Unsupported("the image is too small for the convolutions")
-
-
-class FlattenBlock:
-    """F: a view of the images' memory."""
-
-    is_view = True
-
-    def __init__(self, layer: Flatten, x: Activation) -> None:
-        if x.is_flat:
-            raise Unsupported("a flattened image is flattened again")
-        self.out = x._replace(is_flat=True, channel_major=layer.channel_major)
-        self.parameter_shapes: list[tuple[int, ...]] = []
-        self.multiplications = self.partial_sums = 0
-
-    def saved_buffers(self) -> dict[str, int]:
-        return {}
-
-    def packed_buffers(self) -> dict[str, int]:
-        return {}
-
-    def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:
-        return {}
-
-    def no_calls(self, at: BlockBuffers) -> KernelCalls:
-        return []
-
-    pack_for_forward = pack_for_backward = forward = backward = parameter_grads = no_calls
-
-    def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raise AssertionError("a network begins with a convolution")
 
 
 class DenseBlock:

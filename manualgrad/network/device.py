@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from manualgrad.cpu.signature import Address, BufferRef
+from manualgrad.cpu.signature import BufferRef
 from manualgrad.network.layers import Layer
 
 
@@ -130,7 +130,7 @@ class Device(Protocol):
 
     def split(self, batch_size: int, threads: int, multiplications: int, partial_sums: int) -> Split: ...
 
-    def call(self, kernel: str, /, **arguments: Address | float) -> Any:
+    def call(self, kernel: str, /, **arguments: Any) -> Any:
         """A call of ``kernel`` for a program."""
         ...
 

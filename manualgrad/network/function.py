@@ -7,7 +7,6 @@ the layers (``differentiable.py``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad._torch_compat import foreach_mul, is_forward_mode_active, is_graph_freed, version_of
-from manualgrad.cpu.tensor_checks import supports_tensors
+from manualgrad._torch_compat import is_forward_mode_active, version_of
 from manualgrad.network import differentiable
 from manualgrad.network.cpu_blocks import IGNORE_INDEX
-from manualgrad.network.layers import NetworkSpec
-from manualgrad.network.plan import LossAndSteps, Plan
+from manualgrad.network.plan_interface import LossAndSteps, NetworkPlan
 from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_backward_apply
 from manualgrad.ops.targets import target_distribution
@@ -36,7 +33,7 @@ class LogitsFunction(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Plan, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, plan: NetworkPlan, *parameters: Tensor) -> Tensor:
         z, workspace = plan.forward(x, parameters)
         ctx.plan, ctx.biases = plan, _with_versions(parameters[1::2])
         ctx.save_for_backward(x, workspace, *parameters[::2])
@@ -46,7 +43,7 @@ class LogitsFunction(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, workspace, *weights = ctx.saved_tensors
         grads: list[Tensor] | None = None
-        if not torch.is_grad_enabled() and supports_tensors(g) and not is_forward_mode_active():
+        if not torch.is_grad_enabled() and not is_forward_mode_active():
             grads = ctx.plan.backward(g, x, workspace, weights)
         if grads is None:
             _, backwards = differentiable.forward(x, ctx.plan.network, _weight_bias_pairs(weights, ctx.biases))
@@ -54,7 +51,7 @@ class LogitsFunction(Function):
         return None, None, *grads
 
 
-def logits_apply(x: Tensor, plan: Plan, parameters: list[Tensor]) -> Tensor:
+def logits_apply(x: Tensor, plan: NetworkPlan, parameters: list[Tensor]) -> Tensor:
     """z^{L−1} of tensors that the plan supports."""
     if not is_grad_recorded():
         return plan.forward(x, parameters)[0]
@@ -71,9 +68,9 @@ class LossFunction(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, result: LossAndSteps, x: Tensor, labels: Tensor, network: NetworkSpec, *parameters: Tensor
+        ctx: Any, result: LossAndSteps, x: Tensor, labels: Tensor, plan: NetworkPlan, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
-        ctx.network, ctx.biases = network, _with_versions(parameters[1::2])
+        ctx.plan, ctx.biases = plan, _with_versions(parameters[1::2])
         # The caller may change the labels in place, so a copy is saved.
         ctx.save_for_backward(x, labels.clone(), *parameters[::2], *result.steps)
         ctx.mark_non_differentiable(result.probabilities)
@@ -83,17 +80,18 @@ class LossFunction(Function):
     def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, labels, *weights_and_grads = ctx.saved_tensors
         weights, grads = weights_and_grads[: len(ctx.biases)], weights_and_grads[len(ctx.biases) :]
-        if torch.is_grad_enabled() or not supports_tensors(g) or not math.isfinite(g):
-            z, backwards = differentiable.forward(x, ctx.network, _weight_bias_pairs(weights, ctx.biases))
+        scaled = None if torch.is_grad_enabled() else ctx.plan.scale_grads(grads, g)
+        if scaled is None:
+            z, backwards = differentiable.forward(x, ctx.plan.network, _weight_bias_pairs(weights, ctx.biases))
             y = target_distribution(z, labels, None, IGNORE_INDEX, "mean", 0.0).y
             delta = cross_entropy_backward_apply(g, z, y)  # eq. (15), (19)
-            grads = differentiable.backward(delta, backwards)
-        elif g != 1 or not is_graph_freed():  # another backward could read the saved gradients
-            grads = foreach_mul(grads, g)
-        return None, None, None, None, *grads
+            scaled = differentiable.backward(delta, backwards)
+        return None, None, None, None, *scaled
 
 
-def loss_apply(x: Tensor, labels: Tensor, plan: Plan, parameters: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+def loss_apply(
+    x: Tensor, labels: Tensor, plan: NetworkPlan, parameters: list[Tensor]
+) -> tuple[Tensor, Tensor] | None:
     """J, (), and S(z^{L−1}), (N, classes), of tensors that the plan supports.
 
     None if the plan cannot compute them: see :meth:`Plan.loss_and_grads`.
@@ -104,7 +102,7 @@ def loss_apply(x: Tensor, labels: Tensor, plan: Plan, parameters: list[Tensor]) 
         return None
     loss: Tensor
     probabilities: Tensor
-    loss, probabilities = LossFunction.apply(result, x, labels, plan.network, *parameters)
+    loss, probabilities = LossFunction.apply(result, x, labels, plan, *parameters)
     return loss, probabilities
 
 

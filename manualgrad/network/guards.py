@@ -23,7 +23,8 @@ from manualgrad._torch_compat import (
 )
 from manualgrad.network.kinds import KINDS
 from manualgrad.network.layers import Conv, Dense, NetworkSpec, UnfusedLayer, fuse
-from manualgrad.network.plan import Plan, get_plan
+from manualgrad.network.plan_interface import NetworkPlan
+from manualgrad.network.planners import find_planner
 from manualgrad.ops.differentiable import is_grad_recorded
 from manualgrad.ops.precision import is_autocast_enabled
 from manualgrad.tensor_checks import active_mode
@@ -32,7 +33,7 @@ _ORIGINAL_CALL = nn.Module.__call__
 MAX_CACHED_NETWORKS = 256
 _network_cache: dict[tuple[Any, ...], NetworkSpec | str] = {}
 _MISSING: Any = object()
-PlanAndParameters = tuple[Plan, list[Tensor]]
+PlanAndParameters = tuple[NetworkPlan, list[Tensor]]
 
 
 class PlannedModel(Protocol):
@@ -88,6 +89,9 @@ def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameter
         network = _network_cache[tuple(key)] = _make_network(layers, x.shape[1:])
     if isinstance(network, str):
         return network
+    get_plan = find_planner(x.device.type)
+    if isinstance(get_plan, str):
+        return get_plan
     plan = get_plan(network, x.shape[0])
     if isinstance(plan, str):
         return plan
@@ -95,7 +99,7 @@ def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameter
     # test_input_gradients_and_transforms_run_layer_by_layer: other dtypes
     # tests/network/test_descent.py::test_changes_take_effect_at_the_next_step: a transposed weight
     if not plan.supports(x, parameters):
-        return "the input or a parameter is no plain float32 tensor on the CPU, or a parameter is not contiguous"
+        return "the input or a parameter is no plain float32 tensor on one device, or a parameter is not contiguous"
     return plan, parameters
 
 

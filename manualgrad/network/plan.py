@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import foreach_mul, is_graph_freed
 from manualgrad.cpu import instruction_set, jit, memory
 from manualgrad.cpu.conv_pool import check_tensor, to_contiguous
 from manualgrad.cpu.jit import KernelModule
@@ -25,40 +24,9 @@ from manualgrad.network.cpu_blocks import CPUDevice
 from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import Conv, NetworkSpec
 from manualgrad.network.plan_builder import PlanBuilder, Region
+from manualgrad.network.plan_interface import Intermediates, LossAndSteps, saved_tensor_error
 
 _MINUS_ONE = ctypes.c_float(-1)  # learning rate with which w − η Δw is w + Δw
-
-
-@dataclass(frozen=True)
-class LossAndSteps:
-    """Results of :meth:`Plan.loss_and_grads`.
-
-    Attributes:
-        probabilities: S(z^{L−1}), (N, classes).
-        loss: J, ().
-        steps: the factor times the gradient of each weight and bias, in the order of the parameters.
-        workspace: memory of the tensors between the layers.
-    """
-
-    probabilities: Tensor
-    loss: Tensor
-    steps: list[Tensor]
-    workspace: Tensor
-
-
-class Intermediates(NamedTuple):
-    """Tensors between the layers.
-
-    Attributes:
-        inputs: x^l for l = 1 to L − 1: (N, H, W, C_in) of a convolution, (N, in_features) of a dense layer.
-        pool_indices: (N, C_out, H_out, W_out) uint8 of each convolution.
-        grad_outputs: for l = 0 to L − 1, δ^l of a dense layer, or the gradient of a convolution's pooled output,
-            (N, C_out, H_out, W_out), to which P⁻¹ and R' have not been applied.
-    """
-
-    inputs: list[Tensor]
-    pool_indices: list[Tensor]
-    grad_outputs: list[Tensor]
 
 
 class Plan:
@@ -122,12 +90,14 @@ class Plan:
         """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, (N, classes).
 
         Returns:
-            The gradients in the order of the parameters, or None if one is not finite: kernels skip zeros, while the
-            formulas have 0·∞ = NaN, so that the formulas have to compute them.
+            The gradients in the order of the parameters, or None if g has another dtype, or if a gradient is not
+            finite: kernels skip zeros, while the formulas have 0·∞ = NaN, so that the formulas have to compute them.
 
         Raises:
             ValueError: x, a weight or ``saved`` has another shape, dtype or memory than in forward.
         """
+        if not supports_tensors(g):
+            return None
         if not (
             self._supports_input(x)
             and is_contiguous_as(saved, self._saved_shape, torch.uint8)
@@ -151,11 +121,7 @@ class Plan:
         modified = (entry for entry in tensors[1:] if not is_contiguous_as(*entry[1:]))
         name, tensor, shape, dtype = next(modified, tensors[0])
         contiguous = "" if tensor is x else "contiguous "
-        return (
-            f"manualgrad: a saved tensor was modified between forward and backward: expected {name} to be "
-            f"{contiguous}{_describe(dtype, shape)}, got {_describe(tensor.dtype, tensor.shape)} with strides "
-            f"{tuple(tensor.stride())}"
-        )
+        return saved_tensor_error(tensor, name, shape, dtype, contiguous)
 
     def loss_and_grads(
         self, x: Tensor, labels: Tensor, parameters: Sequence[Tensor], factor: float, *, update: bool = False
@@ -195,6 +161,13 @@ class Plan:
         )
         return LossAndSteps(probabilities, loss, steps, workspace) if is_valid else None
 
+    def scale_grads(self, grads: list[Tensor], g: Tensor) -> list[Tensor] | None:
+        """``grads`` times ``g``, (), in an engine's backward; None if g is not finite or another dtype."""
+        if not supports_tensors(g) or not math.isfinite(g):
+            return None
+        # another backward could read the saved gradients
+        return grads if g == 1 and is_graph_freed() else list(foreach_mul(grads, g))
+
     def intermediates(self, result: LossAndSteps) -> Intermediates:
         """Views of the tensors between the layers in the workspace of ``result``."""
         inputs, pool_indices, grad_outputs = list[Tensor](), list[Tensor](), list[Tensor]()
@@ -231,10 +204,6 @@ class Plan:
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
-
-
-def _describe(dtype: torch.dtype, shape: torch.Size) -> str:
-    return f"{str(dtype).removeprefix('torch.')} of shape {tuple(shape)}"
 
 
 def get_plan(network: NetworkSpec, batch_size: int) -> Plan | str:

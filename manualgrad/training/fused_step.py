@@ -17,6 +17,7 @@ from manualgrad.data import Dataset
 from manualgrad.models import DocumentCNN
 from manualgrad.network import guards
 from manualgrad.network.descent import Descent, StepStats
+from manualgrad.network.plan import Plan
 from manualgrad.training.batches import normalize
 from manualgrad.training.optimizers import GradientDescent
 
@@ -31,6 +32,8 @@ def make_descent(model: DocumentCNN, dataset: Dataset, batch_size: int) -> Desce
     if isinstance(planned, str):
         return None
     plan, parameters = planned
+    if not isinstance(plan, Plan):  # a plan for CUDA
+        return None
     return Descent(plan, parameters, train.images, train.labels, 255 * dataset.mean, 255 * dataset.std)
 
 

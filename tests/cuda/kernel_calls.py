@@ -15,11 +15,13 @@ from manualgrad.cuda.launch import Launcher
 from manualgrad.cuda.max_pool2d import max_pool2d_backward, max_pool2d_forward, relu_pool_backward, relu_pool_forward
 from manualgrad.cuda.relu import relu_backward
 from manualgrad.cuda.softmax import softmax_backward, softmax_forward
+from manualgrad.models import DocumentCNN
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
 from manualgrad.ops.windows import Windows
 from tests.cuda import conv2d_calls
+from tests.cuda.network_calls import network_calls
 
 
 def _pools(name: str, x: torch.Tensor, geometry: MaxPool2dGeometry) -> dict[str, Callable[[Launcher], Any]]:
@@ -93,5 +95,10 @@ CALLS: dict[str, Callable[[Launcher], Any]] = {
     **_rows("50000 classes", torch.empty(64, 50000)),
     "cross-entropy of pixels": lambda launch: loss.cross_entropy_from_labels(
         launch, torch.empty(2, 21, 64, 64), torch.empty(2, 64, 64, dtype=torch.int64), None, -100, "mean", 0.0
+    "network 64": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 64),
+    "network 512": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 512),
+    "network 4096": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 4096),
+    "network of other sizes": lambda launch: network_calls(
+        launch, DocumentCNN(3, (29, 33), (20, 40, 72), (3, 4), (130,), 40, subgradient=0.0), (3, 29, 33), 64
     ),
 }

@@ -1,0 +1,89 @@
+"""A convolution's input gradient from its columns, and with it the weight gradient of the layer before."""
+
+import triton
+import triton.language as tl
+
+from manualgrad.cuda.kernels.network_parts import at_place, product
+
+
+@triton.jit
+def col2im(
+    grad_x, columns, N, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """grad_x[n, i, j, r] = Σ_t columns[n, (i, j) − t, t, r], (N, H, W, C): BP positions and BC channels a program."""
+    SH: tl.constexpr = H - KH + 1
+    SW: tl.constexpr = W - KW + 1
+    position = tl.program_id(0) * BP + tl.arange(0, BP)
+    r = tl.program_id(1) * BC + tl.arange(0, BC)
+    n, i, j = position // (H * W), (position // W) % H, position % W
+    inside = (n < N)[:, None] & (r < C)[None, :]
+    g = tl.zeros((BP, BC), dtype=tl.float32)
+    for t in tl.range(0, KH * KW, num_stages=1):
+        di, dj = i - t // KW, j - t % KW
+        ok = (di >= 0) & (di < SH) & (dj >= 0) & (dj < SW)
+        at = ((n * SH + di) * SW + dj) * (KH * KW * C) + t * C
+        g += tl.load(columns + at[:, None] + r[None, :], mask=inside & ok[:, None], other=0.0)  # eq. (20), ∂C/∂x
+    tl.store(grad_x + position[:, None] * C + r[None, :], g, mask=inside)
+
+
+@triton.jit
+def image_patch(x, n, f, place: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr,
+                KH: tl.constexpr, KW: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """Windows of x (N, C_IN, H, W) at one place of the pooling windows f: (ROWS, f), rows (t, r), then a row of 1."""
+    QH: tl.constexpr = (H - KH + 1) // 2
+    QW: tl.constexpr = (W - KW + 1) // 2
+    row = tl.arange(0, ROWS)
+    t, r = row // C_IN, row % C_IN
+    i, j = 2 * (f // QW) + place // 2, 2 * (f % QW) + place % 2
+    at = (n * (C_IN * H * W) + i * W + j)[None, :] + (r * (H * W) + (t // KW) * W + t % KW)[:, None]
+    inside = (f < QH * QW)[None, :] & (row < KH * KW * C_IN)[:, None]
+    return tl.where((row == KH * KW * C_IN)[:, None], 1.0, tl.load(x + at, mask=inside, other=0.0))
+
+
+@triton.jit
+def first_grad_weight(
+    parts, columns, pool_index, x, N, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, NEXT_KH: tl.constexpr, NEXT_KW: tl.constexpr, SUBGRADIENT: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, TAPS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Part ``p`` of PARTS of the first convolution's weight gradient, from the columns of the next convolution.
+
+    A program adds up the columns to the gradient of BP pooled numbers, sends them back through pooling and ReLU, and
+    multiplies by the image's windows. parts is (PARTS, KH·KW·C_IN + 1, C_OUT), the last row is the bias's gradient.
+    ROWS, BC and TAPS are the rows, C_OUT and the next kernel's size, padded to powers of two."""
+    QH: tl.constexpr = (H - KH + 1) // 2
+    QW: tl.constexpr = (W - KW + 1) // 2
+    SH: tl.constexpr = QH - NEXT_KH + 1
+    SW: tl.constexpr = QW - NEXT_KW + 1
+    COLUMNS: tl.constexpr = NEXT_KH * NEXT_KW * C_OUT
+    CHUNKS: tl.constexpr = (QH * QW + BP - 1) // BP
+    part = tl.program_id(0)
+    k = tl.arange(0, BC)
+    t = tl.arange(0, TAPS)
+    sums = tl.zeros((ROWS, BC), dtype=tl.float32)
+    for chunk in tl.range(part, N * CHUNKS, PARTS, num_stages=1):
+        n = chunk // CHUNKS
+        f = (chunk % CHUNKS) * BP + tl.arange(0, BP)
+        x0 = image_patch(x, n, f, 0, H, W, C_IN, KH, KW, ROWS)
+        x1 = image_patch(x, n, f, 1, H, W, C_IN, KH, KW, ROWS)
+        x2 = image_patch(x, n, f, 2, H, W, C_IN, KH, KW, ROWS)
+        x3 = image_patch(x, n, f, 3, H, W, C_IN, KH, KW, ROWS)
+        inside = f < QH * QW
+        at = (n * (QH * QW) + f)[:, None] * C_OUT + k[None, :]
+        index = tl.load(pool_index + at, mask=inside[:, None] & (k < C_OUT)[None, :], other=255).to(tl.int32)
+        # one load of all taps, which lie in the middle dimension: so a thread adds up numbers that it has
+        di = (f // QW)[:, None] - (t // NEXT_KW)[None, :]
+        dj = (f % QW)[:, None] - (t % NEXT_KW)[None, :]
+        ok = (t < NEXT_KH * NEXT_KW)[None, :] & inside[:, None] & (di >= 0) & (di < SH) & (dj >= 0) & (dj < SW)
+        at = (n * (SH * SW) + di * SW + dj) * COLUMNS + (t * C_OUT)[None, :]
+        mask = ok[:, :, None] & (k < C_OUT)[None, None, :]
+        g = tl.sum(tl.load(columns + at[:, :, None] + k[None, None, :], mask=mask, other=0.0), axis=1)  # eq. (20)
+        sums += product(x0, at_place(g, index, 0, SUBGRADIENT), PRECISION)  # eq. (18), (21), ∂C/∂w
+        sums += product(x1, at_place(g, index, 1, SUBGRADIENT), PRECISION)
+        sums += product(x2, at_place(g, index, 2, SUBGRADIENT), PRECISION)
+        sums += product(x3, at_place(g, index, 3, SUBGRADIENT), PRECISION)
+    row = tl.arange(0, ROWS)
+    at = (part * (KH * KW * C_IN + 1) + row)[:, None] * C_OUT + k[None, :]
+    tl.store(parts + at, sums, mask=(row <= KH * KW * C_IN)[:, None] & (k < C_OUT)[None, :])

@@ -1,0 +1,31 @@
+"""A plan's launches for ``kernel_calls.py``: forward, backward, and a step with its update."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import torch
+
+from manualgrad.cuda.launch import Launcher
+from manualgrad.models import DocumentCNN
+from manualgrad.network import cuda_plan, guards
+from manualgrad.network.planners import PLANNERS
+
+
+def network_calls(launch: Launcher, model: DocumentCNN, image_shape: tuple[int, int, int], batch_size: int) -> None:
+    """Run the plan for ``model`` with a launcher that computes nothing, on tensors of the CPU."""
+    x, labels = torch.empty(batch_size, *image_shape), torch.zeros(batch_size, dtype=torch.int64)
+    with (
+        mock.patch.dict(PLANNERS, cpu=cuda_plan.get_plan),
+        mock.patch.object(cuda_plan, "unsupported_tensors", return_value=""),
+        mock.patch.object(cuda_plan, "_launcher", return_value=launch),
+    ):
+        planned = guards.find_plan(list(model.children()), x)
+        assert not isinstance(planned, str), planned
+        plan, parameters = planned
+        z, saved = plan.forward(x, parameters)
+        plan.backward(z, x, saved, parameters[::2])
+        result = plan.loss_and_grads(x, labels, parameters, -0.1, update=True)
+        assert result is not None
+        plan.new_step(x, labels, parameters, torch.zeros(()), update=True).run(launch)  # as in a CUDA graph
+        plan.intermediates(result)

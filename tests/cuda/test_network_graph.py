@@ -1,0 +1,45 @@
+"""Promise: a captured step has the bits of a step that is not, and reads each batch and learning rate anew."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from manualgrad import DocumentCNN, backprop
+from manualgrad.network.cuda_graph import capture_step
+from tests.cuda.test_network import FUSED_STEP, TINY, on, tiles  # noqa: F401
+from tests.network.test_plan import make_model
+
+
+def test_a_replay_has_the_bits_of_an_eager_step(tiles, kernel_device, launches):  # noqa: F811
+    model, x, labels = on(kernel_device, *make_model(3, **TINY))
+    eager = copy.deepcopy(model)
+    step = capture_step(model, torch.zeros_like(x), torch.zeros_like(labels))
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), eager.parameters(), strict=True))
+    launches.clear()
+    version = model.conv0.weight._version
+    result = step(x, labels, 0.5)
+    updates = backprop.descend(eager, x, labels, 0.5)
+    assert torch.equal(result.loss, updates.cost)
+    assert torch.equal(result.probabilities, updates.probabilities)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), eager.parameters(), strict=True))
+    assert model.conv0.weight._version > version
+    if kernel_device == "cpu":
+        assert launches == 2 * FUSED_STEP
+
+
+def test_what_cannot_be_captured_or_replayed_raises(tiles, kernel_device):  # noqa: F811
+    model, x, labels = on(kernel_device, *make_model(3, **TINY))
+    strided = DocumentCNN(image_size=12, kernel_size=3, channels=(4,), stride=2).to(kernel_device)
+    step = capture_step(model, x, labels, update=False)
+    with pytest.raises(ValueError, match=r"x must be torch.float32 of shape \(3, 1, 12, 12\)"):
+        step(x[:2], labels, 0.1)
+    model.conv0.weight.data = model.conv0.weight.data.clone()
+    with pytest.raises(RuntimeError, match="moved"):
+        step(x, labels, 0.1)
+    with pytest.raises(ValueError, match="labels must be int64"):
+        capture_step(model, x, labels.int())
+    with pytest.raises(ValueError, match=r"no plan computes the model: .* stride"):
+        capture_step(strided, x, labels)
