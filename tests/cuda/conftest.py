@@ -39,13 +39,14 @@ def launches() -> list[str]:
 def kernel_device(launches: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The device on whose tensors the kernels for CUDA run inside the test: "cuda", or "cpu" for the interpreter.
 
-    It has no other kernels then: the CPU's are not registered in the test."""
+    It has no other kernels then: the CPU's are not registered in the test. TF32 is off."""
     from manualgrad.cuda.registration import KERNELS
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dispatch.find_kernel("relu_backward", device)  # loads the table
     others = {key: kernel for key, kernel in dispatch._kernels.items() if key[1] != device}
     monkeypatch.setattr(dispatch, "_kernels", others)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     launcher = CountingLauncher()
     launcher.names = launches
     backend = Backend(device, lambda: launcher if CUDA.current_module() else None, CUDA.why_none)

@@ -95,6 +95,7 @@ CALLS: dict[str, Callable[[Launcher], Any]] = {
     **_rows("50000 classes", torch.empty(64, 50000)),
     "cross-entropy of pixels": lambda launch: loss.cross_entropy_from_labels(
         launch, torch.empty(2, 21, 64, 64), torch.empty(2, 64, 64, dtype=torch.int64), None, -100, "mean", 0.0
+    ),
     "network 64": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 64),
     "network 512": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 512),
     "network 4096": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 4096),
