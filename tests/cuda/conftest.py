@@ -46,11 +46,13 @@ def kernel_device(launches: list[str], monkeypatch: pytest.MonkeyPatch) -> Itera
     dispatch.find_kernel("relu_backward", device)  # loads the table
     others = {key: kernel for key, kernel in dispatch._kernels.items() if key[1] != device}
     monkeypatch.setattr(dispatch, "_kernels", others)
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
     launcher = CountingLauncher()
     launcher.names = launches
     backend = Backend(device, lambda: launcher if CUDA.current_module() else None, CUDA.why_none)
+    precision = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     with ExitStack() as stack, np.errstate(all="ignore"):  # the interpreter computes with NumPy, which would warn
         for kernel in KERNELS:
             stack.enter_context(registered(replace(kernel, backend=backend)))
         yield device
+    torch.backends.cudnn.conv.fp32_precision = precision
