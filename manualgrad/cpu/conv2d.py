@@ -17,7 +17,7 @@ from manualgrad.cpu import depthwise, memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.tensor_checks import is_in_contiguous_format, storage_covers, unsupported_tensor
+from manualgrad.cpu.tensor_checks import is_in_contiguous_format, storage_covers, unsupported_tensors
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
@@ -85,12 +85,10 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
 
 
 def _unsupported(geometry: Any, fits: bool, *tensors: Tensor | None) -> str:
-    for x in tensors:
-        if x is not None:
-            if reason := unsupported_tensor(x):
-                return reason
-            if not storage_covers(x):
-                return "the storage of a tensor is too small"
+    if reason := unsupported_tensors(*tensors):
+        return reason
+    if not torch.compiler.is_compiling() and not all(x is None or storage_covers(x) for x in tensors):
+        return "the storage of a tensor is too small"
     return "" if fits else "the geometry is not that of the tensors"
 
 

@@ -18,17 +18,17 @@ from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import channels_last_copy, contiguous_copy
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
+from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensors
 
 NUMEL_PER_THREAD = 1 << 14  # numbers of the larger image that outweigh the start of a thread
 
 
 def unsupported_max_pool2d_forward(x: Tensor, geometry: Any) -> str:
-    if reason := _unsupported_geometry(geometry) or unsupported_tensor(x):
+    if reason := _unsupported_geometry(geometry) or unsupported_tensors(x):
         return reason
     if x.shape[1:3] != geometry.input_size or not x.shape[3]:
         return "the geometry is not that of the images"
-    return "" if storage_covers(x) else "the storage of a tensor is too small"
+    return _unsupported_storage(x)
 
 
 def max_pool2d_forward(module: KernelModule, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
@@ -46,12 +46,14 @@ def max_pool2d_forward(module: KernelModule, x: Tensor, geometry: Any) -> tuple[
 
 def unsupported_max_pool2d_backward(g: Tensor, pool_index: Tensor, geometry: Any) -> str:
     if reason := (
-        _unsupported_geometry(geometry) or unsupported_tensor(g) or unsupported_tensor(pool_index, torch.uint8)
+        _unsupported_geometry(geometry)
+        or unsupported_tensors(g)
+        or unsupported_tensors(pool_index, dtype=torch.uint8)
     ):
         return reason
     if g.shape[2:] != geometry.output_size or pool_index.shape != g.shape or not g.shape[1]:
         return "the geometry is not that of the gradients and pooling indices"
-    return "" if storage_covers(g) and storage_covers(pool_index) else "the storage of a tensor is too small"
+    return _unsupported_storage(g, pool_index)
 
 
 def max_pool2d_backward(module: KernelModule, g: Tensor, pool_index: Tensor, geometry: Any) -> Tensor:
@@ -61,6 +63,12 @@ def max_pool2d_backward(module: KernelModule, g: Tensor, pool_index: Tensor, geo
     addresses = {"grad_out": g.data_ptr(), "pool_index": pool_index.data_ptr(), "grad_x": grad_x.data_ptr()}
     _run(module, "max_pool2d_backward", grad_x, g, geometry, 1, addresses)
     return grad_x.permute(0, 3, 1, 2) if geometry.channels_last else contiguous_copy(module, grad_x)
+
+
+def _unsupported_storage(*tensors: Tensor) -> str:
+    if torch.compiler.is_compiling() or all(map(storage_covers, tensors)):
+        return ""
+    return "the storage of a tensor is too small"
 
 
 def _unsupported_geometry(geometry: Any) -> str:
