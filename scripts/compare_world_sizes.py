@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch._dynamo  # an optimizer imports it, which takes seconds: here it is once, before the processes are forked
 
 from manualgrad import DocumentCNN, data
 from manualgrad.training import run_state
