@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from compare.case_errors import CaseError, definition_of, errors_name_the_case
+from compare.random_state import seeded
 
 Inputs = Mapping[str, Tensor]
 INPUT_STREAM = 0x1A900000  # first seed of the inputs; a seed that users choose themselves would repeat their numbers
@@ -87,8 +87,7 @@ class Case:
                 inputs, parameters = tensors[: -len(keys)] if keys else tensors, tensors[len(tensors) - len(keys) :]
                 example = next((t for t in tensors if t.is_floating_point()), None)
                 buffers = {key: _cast_buffer(buffer, example) for key, buffer in module.named_buffers()}
-                with torch.random.fork_rng(devices=random_devices()):
-                    torch.manual_seed(0)
+                with seeded(0):
                     return functional_call(module, dict(zip(keys, parameters, strict=True)) | buffers, inputs)
 
             return call
@@ -102,8 +101,7 @@ class Case:
         Raises:
             CaseError: ``make_inputs`` raises, or returns something else than tensors.
         """
-        with torch.random.fork_rng(devices=random_devices()), errors_name_the_case(self.name):
-            torch.manual_seed(INPUT_STREAM + seed)
+        with seeded(INPUT_STREAM + seed), errors_name_the_case(self.name):
             drawn = self.make_inputs()
             try:
                 inputs = name_inputs(drawn, self.ours, self.native)
@@ -111,11 +109,6 @@ class Case:
                 location = definition_of(self.make_inputs)
                 raise CaseError(f"{self.name}: {error}" + (f" ({location})" if location else "")) from error
         return {key: tensor.detach() for key, tensor in inputs.items()}
-
-
-def random_devices() -> list[int]:
-    """CUDA devices whose random states ``torch.manual_seed`` sets: those in use."""
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def name_inputs(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor]:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import manualgrad as mg
-from compare.case import Case, random_devices
+from compare.case import Case
 from compare.native_functions import tied_windows
 from compare.native_network import native_twin, to_native
 from compare.operation import Option
 from compare.operations import OPTIONS
+from compare.random_state import seeded
 
 HALF = "ReLU's derivative 1/2 at 0, equation (10)"
 
@@ -70,8 +71,7 @@ def draw_inputs(option: Option) -> dict[str, Tensor]:
 
 def network_case(name: str, batch: int, whole_numbers: bool, **sizes: Any) -> Case:
     """The loss of a whole :class:`DocumentCNN`, as a function of images, labels and every weight and bias."""
-    with torch.random.fork_rng(devices=random_devices()):
-        torch.manual_seed(0)
+    with seeded(0):
         model = mg.DocumentCNN(**sizes)
     modules: Mapping[str, nn.Module] = {
         "half": native_twin(model),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compare.random_state import set_seed
 from manualgrad import kernels
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -41,7 +42,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Seed torch before each test, so that no test depends on those that ran before it."""
-    torch.manual_seed(0)
+    set_seed(0)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 
 from compare.capabilities.assertions import CheckFailed, NotApplicable, error_summary
 from compare.capabilities.function_under_test import FunctionUnderTest
+from compare.random_state import set_seed
 
 WORKS, FAILS, NOT_APPLICABLE = "works", "fails", "not applicable"
 
@@ -80,7 +81,7 @@ def run_check(check: Check, tested: FunctionUnderTest, native: Any) -> tuple[Out
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         for message in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        torch.manual_seed(0)  # the same random numbers for a check, whichever ran before it
+        set_seed(0)  # the same random numbers for a check, whichever ran before it
         try:
             if not tested.floating_names:
                 raise NotApplicable("no input is a floating-point number")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.extrapolation import EPS, Extrapolation, Outputs
+from compare.random_state import set_seed
 
 MAX_ELEMENTS = 500  # of all inputs together; of larger inputs, this many elements are drawn at random
 SMALL_ERROR = 1e-9  # relative to the largest element until then
@@ -76,7 +77,7 @@ def finite_differences(
         raise ValueError(f"expected names of floating-point or complex inputs, got {unsuitable}")
     devices = sorted({tensor.get_device() for tensor in inputs.values() if tensor.is_cuda})
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        set_seed(seed)
         forward = _Forward(function, inputs, incoming, devices)
         elements = _choose_elements({name: inputs[name].numel() for name in names}, seed)
         return {name: _differentiate(forward, name, elements[name]) for name in names}

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 import manualgrad as mg
-from compare.case import random_devices
 from compare.models.gradient_errors import Float32Errors, SeedErrors, measure_errors
 from compare.models.torchvision_models import (
     ModelOptions,
@@ -26,6 +25,7 @@ from compare.models.torchvision_models import (
     parameters_in_forward_order,
 )
 from compare.models.training_step import StepBenchmark, benchmark_training_step
+from compare.random_state import random_devices
 
 FLOAT64_LIMIT = 1e-9  # distance over the norm of the whole gradient: rounding is 1e-14, a wrong formula 1e-3 or more
 FLOAT32_LIMIT = 2.0  # ratio to native's error: the same sums in another order are as good

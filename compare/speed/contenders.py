@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from compare.case import random_devices
 from compare.native_network import from_native, native_twin
+from compare.random_state import seeded
 from compare.speed import correctness
 from manualgrad import DocumentCNN, backprop, kernels
 
@@ -41,8 +41,7 @@ class Network:
 
     def make_model(self, subgradient: float = 0.5) -> DocumentCNN:
         """Build the model, with the same weights at every call."""
-        with torch.random.fork_rng(devices=random_devices()):
-            torch.manual_seed(0)
+        with seeded(0):
             return DocumentCNN(channels=self.channels, subgradient=subgradient)
 
     def random_batch(self, seed: int, whole_numbers: bool) -> tuple[Tensor, Tensor]:

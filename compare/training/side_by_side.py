@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compare.case import random_devices
 from compare.native_network import from_native, native_twin
+from compare.random_state import random_devices
 from compare.training.checks import (
     FLOAT64_STEPS,
     FirstSteps,
