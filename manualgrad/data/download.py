@@ -11,13 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.error import URLError
 
 from manualgrad.data.checksums import check_md5
-
-if TYPE_CHECKING:
-    from manualgrad.data.sources import Source
+from manualgrad.data.sources import Source
 
 # Limit for each connection and each read, not for the whole download.
 TIMEOUT_SECONDS = 5.0

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from manualgrad.data.dataset import DataError
-
-if TYPE_CHECKING:
-    from manualgrad.data.sources import Source
+from manualgrad.data.sources import Source
 
 MAX_LISTED = 10  # entries of a folder that a message names
 
@@ -34,7 +31,7 @@ def find_files(source: Source, data_dir: Path) -> list[Path] | None:
         if not missing:
             return [path for path in paths if path is not None]
         if len(missing) < len(source.files):
-            raise DataError(f"{folder} has only a part of {source.reader.__name__}; missing: {', '.join(missing)}")
+            raise DataError(f"{folder} has only a part of {source.reader_name}; missing: {', '.join(missing)}")
     return None
 
 

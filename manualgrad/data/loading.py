@@ -5,18 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from manualgrad.data.dataset import DataError, Dataset, Split, mean_and_std
 from manualgrad.data.download import DownloadError, archives_present, fetch
 from manualgrad.data.find_files import describe_folder, find_files
 from manualgrad.data.sample import CLASSES, DESCRIPTION, load_sample
+from manualgrad.data.sources import SOURCES, Source
 
-if TYPE_CHECKING:
-    from manualgrad.data.sources import Source
-
-# load() imports manualgrad.data.sources itself: it imports torchvision, which takes a second or more, and the bundled
-# sample does without it.
 NAMES = ("mnist", "fashion-mnist", "kmnist", "qmnist", "emnist")
 
 DEFAULT_FOLDER = "data"
@@ -54,8 +49,6 @@ def load(
     """
     if name not in NAMES:
         raise DataError(f"unknown dataset {name!r}: expected one of {', '.join(NAMES)}")
-    from manualgrad.data.sources import SOURCES
-
     folder = Path(DEFAULT_FOLDER if data_dir is None else data_dir).expanduser()  # torchvision expands ~ as well
     try:
         return _load(name, SOURCES[name], folder, announce, may_use_sample=data_dir is None)

@@ -1,22 +1,28 @@
-"""The datasets: their files, how these are read, and the torchvision classes that download them."""
+"""The datasets: their files, how these are read, and the torchvision classes that download them.
+
+torchvision is imported only where it is needed: its import takes longer than a short training run.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os.path
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from manualgrad.data.checksums import check_unpacks_to
 from manualgrad.data.dataset import DataError, Split
 from manualgrad.data.idx import UBYTE, magic, read_images, read_labels
+from manualgrad.data.sample import CLASSES
+
+if TYPE_CHECKING:
+    from torchvision import datasets
 
 # MD5s of the unpacked files. torchvision publishes only those of the archives.
 MNIST_MD5 = {
@@ -27,31 +33,56 @@ MNIST_MD5 = {
 }
 
 
+def _published_archives(reader: type[datasets.MNIST]) -> dict[str, str]:
+    return dict(reader.resources)
+
+
+def _qmnist_archives(reader: Any) -> dict[str, str]:
+    return {os.path.basename(url): md5 for split in ("train", "test") for url, md5 in reader.resources[split]}
+
+
+def _emnist_archive(reader: Any) -> dict[str, str]:
+    return {os.path.basename(reader.url): reader.md5}
+
+
 @dataclass(frozen=True)
 class Source:
     """Files of one dataset and the torchvision class that downloads them.
 
     Attributes:
-        reader: torchvision's class, called with `options`.
+        reader_name: name of torchvision's class, which is called with `options`.
         files: names of the files of training images, training labels, test images and test labels.
         classes: name of each class.
-        archives: MD5 of each archive that torchvision downloads, by name.
         md5: MD5 of each file, by name, if known.
         options: further arguments of `reader`.
         transposed: True if the images are stored column by column.
+        list_archives: returns the MD5 of each archive that torchvision's class downloads, by name.
     """
 
-    reader: type[datasets.MNIST]
+    reader_name: str
     files: tuple[str, str, str, str]
     classes: tuple[str, ...]
-    archives: Mapping[str, str]
     md5: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     transposed: bool = False
+    list_archives: Callable[[type[datasets.MNIST]], dict[str, str]] = _published_archives
+
+    @property
+    def reader(self) -> type[datasets.MNIST]:
+        """torchvision's class."""
+        from torchvision import datasets
+
+        reader: type[datasets.MNIST] = getattr(datasets, self.reader_name)
+        return reader
+
+    @property
+    def archives(self) -> dict[str, str]:
+        """MD5 of each archive that torchvision downloads, by name."""
+        return self.list_archives(self.reader)
 
     def raw_folder(self, data_dir: Path) -> Path:
         """Folder in which torchvision expects the files, for its argument `root`."""
-        return data_dir / self.reader.__name__ / "raw"
+        return data_dir / self.reader_name / "raw"
 
     def paths(self, data_dir: Path) -> list[Path]:
         """Paths of the four files. They need not exist."""
@@ -87,7 +118,7 @@ class Source:
         """Raise DataError for the labels of MNIST, whose files have the same names as those of this dataset."""
         content = magic(UBYTE, 1) + len(labels).to_bytes(4, "big") + labels.byte().numpy().tobytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() == MNIST_MD5["train-labels-idx1-ubyte"]:
-            raise DataError(f"{path} is a file of MNIST: expected one of {self.reader.__name__}")
+            raise DataError(f"{path} is a file of MNIST: expected one of {self.reader_name}")
 
     def _read_split(self, paths: Sequence[Path], images_index: int, labels_index: int) -> Split:
         images_name, labels_name = self.files[images_index], self.files[labels_index]
@@ -109,26 +140,26 @@ def _files(train: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[st
 MNIST_FILES = _files("train", "t10k")
 
 
-def _like_mnist(reader: type[datasets.MNIST], md5: Mapping[str, str]) -> Source:
-    return Source(reader, MNIST_FILES, tuple(reader.classes), dict(reader.resources), md5)
-
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+SYLLABLES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
+DIGITS_AND_LETTERS = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghnqrt")
 
 SOURCES = {
-    "mnist": _like_mnist(datasets.MNIST, MNIST_MD5),
-    "fashion-mnist": _like_mnist(datasets.FashionMNIST, {}),
-    "kmnist": _like_mnist(datasets.KMNIST, {}),
+    "mnist": Source("MNIST", MNIST_FILES, CLASSES, MNIST_MD5),
+    "fashion-mnist": Source("FashionMNIST", MNIST_FILES, CLOTHES),
+    "kmnist": Source("KMNIST", MNIST_FILES, SYLLABLES),
     "qmnist": Source(
-        datasets.QMNIST,
+        "QMNIST",
         _files("qmnist-train", "qmnist-test", "labels-idx2-int"),
-        tuple(datasets.QMNIST.classes),
-        {os.path.basename(url): md5 for split in ("train", "test") for url, md5 in datasets.QMNIST.resources[split]},
+        CLASSES,
+        list_archives=_qmnist_archives,
     ),
     "emnist": Source(
-        datasets.EMNIST,
+        "EMNIST",
         _files("emnist-balanced-train", "emnist-balanced-test"),
-        tuple(datasets.EMNIST.classes_split_dict["balanced"]),
-        {os.path.basename(datasets.EMNIST.url): datasets.EMNIST.md5},
+        DIGITS_AND_LETTERS,
         options={"split": "balanced"},
         transposed=True,
+        list_archives=_emnist_archive,
     ),
 }

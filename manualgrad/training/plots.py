@@ -7,8 +7,10 @@ import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from manualgrad.data import Dataset
@@ -74,17 +76,12 @@ def kernel_images(weight: Tensor, title: str) -> Figure:
     """
     weight = weight.detach().float().cpu()[:, 0]
     columns = min(8, len(weight))
-    rows = math.ceil(len(weight) / columns)
-    figure = Figure(figsize=(1.05 * columns, 1.05 * rows + 0.6), layout="constrained")
+    image, _ = _side_by_side(weight.numpy(), columns, gap=1, space_above=0)
     limit = weight.abs().max().item()
-    all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in all_axes:
-        axes.axis("off")
-    images = [
-        axes.imshow(kernel.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit)
-        for axes, kernel in zip(all_axes, weight, strict=False)
-    ]
-    figure.colorbar(images[-1], ax=figure.axes, shrink=0.8)
+    figure = Figure(figsize=(1.05 * columns, 1.05 * math.ceil(len(weight) / columns) + 0.6), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    figure.colorbar(axes.imshow(image, cmap="RdBu_r", vmin=-limit, vmax=limit), shrink=0.8)
     figure.suptitle(title)
     return figure
 
@@ -97,18 +94,40 @@ def misclassified_images(result: EvalResult, dataset: Dataset, title: str, max_i
     rows = max(1, math.ceil(len(shown) / columns))
     figure = Figure(figsize=(columns * 0.8, rows * 0.95 + 0.6), layout="constrained")
     names = [_short(name) for name in dataset.classes]
-    for n, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        axes.axis("off")
-        if n < len(shown):
-            index = shown[n]
-            axes.imshow(dataset.test.images[index, 0].cpu().numpy(), cmap="gray_r")
+    axes = figure.subplots()
+    axes.axis("off")
+    if shown:
+        pixels = dataset.test.images[shown, 0].cpu().float().numpy()
+        height, width = pixels.shape[1:]
+        image, corners = _side_by_side(pixels, columns, gap=width // 8, space_above=height // 3)
+        axes.imshow(image, cmap="gray_r")
+        for index, (row, column) in zip(shown, corners, strict=True):
             true, predicted = names[result.labels[index]], names[result.predicted[index]]
-            axes.set_title(f"{true} → {predicted}", fontsize=8, pad=2)
+            place = column + width / 2, row - height // 8
+            axes.text(*place, f"{true} → {predicted}", fontsize=8, ha="center", va="bottom")
     limit = f", the first {max_images} of" if len(misclassified) > max_images else ":"
     figure.suptitle(
         f"{title}{limit} {len(misclassified)} misclassified images of {len(result.labels):,} (true → predicted)"
     )
     return figure
+
+
+def _side_by_side(
+    images: NDArray[np.float32], columns: int, gap: int, space_above: int
+) -> tuple[NDArray[np.float32], list[tuple[int, int]]]:
+    """One image of several, (N, H, W), in rows of ``columns``, with NaN between them; and their upper left corners.
+
+    matplotlib takes five seconds for sixty images in axes of their own, and a tenth of one for this.
+    """
+    count, height, width = images.shape
+    step_down, step_right = space_above + height + gap, width + gap
+    places = [divmod(n, columns) for n in range(count)]
+    corners = [(space_above + row * step_down, column * step_right) for row, column in places]
+    shape = math.ceil(count / columns) * step_down - gap, columns * step_right - gap
+    image = np.full(shape, np.nan, np.float32)
+    for values, (row, column) in zip(images, corners, strict=True):
+        image[row : row + height, column : column + width] = values
+    return image, corners
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -15,6 +15,10 @@ added = {name.partition(".")[0] for name in set(sys.modules) - modules}
 print("modules:", *sorted(added - sys.stdlib_module_names - {"manualgrad"}))
 print("environment:", *sorted(dict(set(os.environ.items()) ^ set(environment.items()))))
 
+from manualgrad.data import load
+load("fashion-mnist", sys.argv[1])
+print("for data in files:", *sorted({"torchvision", "torch._dynamo"} & set(sys.modules)))
+
 model, x = manualgrad.DocumentCNN(), torch.randn(2, 1, 28, 28)
 compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
 for network in (compiled, model):  # the compiled one first: the kernels are not chosen yet
@@ -24,10 +28,11 @@ for network in (compiled, model):  # the compiled one first: the kernels are not
 """
 
 
-def test_the_import_is_light_and_layers_compile_although_torch_dynamo_comes_later():
-    # torch._dynamo imports sympy and inductor too, takes as long as torch itself, and needs 150 MB.
-    result = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=900)
+def test_the_import_is_light_and_layers_compile_although_torch_dynamo_comes_later(digits):
+    # torchvision imports torch._dynamo, which imports sympy and inductor too, takes as long as torch itself, and needs
+    # 150 MB.
+    result = subprocess.run([sys.executable, "-c", SCRIPT, str(digits)], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
-    modules, environment, compiled_gradients, gradients = result.stdout.splitlines()
-    assert (modules, environment) == ("modules:", "environment:")
+    modules, environment, data, compiled_gradients, gradients = result.stdout.splitlines()
+    assert (modules, environment, data) == ("modules:", "environment:", "for data in files:")
     assert gradients == compiled_gradients
