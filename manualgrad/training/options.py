@@ -68,6 +68,8 @@ def parse_arguments(argv: list[str] | None = None, prog: str = "train.py") -> ar
         help="auto: continue from the newest checkpoint in OUT, or start a run if OUT has none; "
              "FILE: continue from this checkpoint")  # fmt: skip
     add("--log-dir", type=path, metavar="DIR", help="write TensorBoard events to this folder")
+    add("--no-cuda-graphs", dest="cuda_graphs", action="store_false",
+        help="launch the kernels of steps on a CUDA device one by one: the same bits in more time")  # fmt: skip
     add("--no-allocator-tuning", dest="allocator_tuning", action="store_false",
         help="let the C library return freed memory to the system, which is its default")  # fmt: skip
     add = parser.add_argument_group("options whose defaults come from the recipe").add_argument

@@ -82,6 +82,7 @@ steps   {epochs.num_steps:,}: {epochs}, batch size {options.batch_size}
     return TrainingRun(
         model, optimizer, scheduler, dataset,
         epochs=epochs, seed=options.seed, average_last=average_last, engine=options.engine, distributed=distributed,
+        cuda_graphs=options.cuda_graphs,
     )  # fmt: skip
 
 
