@@ -113,6 +113,11 @@ class CUDADescent:
         pairs = zip(self.plan.parameter_names, self.plan.parameter_shapes, strict=True)
         return [self._layout.buffer(memory, name, shape) for name, shape in pairs]
 
+    @property
+    def has_kernels(self) -> bool:
+        """False if kernels have been switched off."""
+        return launch.current_launcher() is not None
+
     def prepare(self) -> None:
         """Compile the kernels and capture the graphs. Otherwise the first steps do it."""
         if self._is_prepared:

@@ -35,14 +35,14 @@ PLAIN_SGD = {"dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": F
 def make_device_steps(run: TrainingRun, use_graphs: bool) -> DeviceSteps | str:
     """Return the steps of ``run`` on its CUDA device, or the reason why it takes them one by one; "" on the CPU."""
     images, epochs = run.dataset.train.images, run.epochs
-    if run.distributed.world_size > 1:
-        return "" if images.device.type == "cpu" else "several processes share each batch"
     batch_size = min(epochs.batch_size, max(epochs.sizes))
     planned = guards.find_usable_plan(run.model, normalize(images[:1], run.dataset).expand(batch_size, -1, -1, -1))
     if isinstance(planned, str):
         return "" if images.device.type == "cpu" else planned
     if isinstance(planned[0], Plan):
         return ""
+    if run.distributed.world_size > 1:
+        return "several processes share each batch"
     momentum = find_momentum(run.optimizer)
     if momentum is None or not updates_every_weight(run.model, run.optimizer):
         return "the optimizer does not update every weight by gradient descent"
@@ -102,7 +102,8 @@ class DeviceSteps:
         """
         values = guard_values(run.model, run.optimizer)
         is_unchanged = len(values) == len(self._guard_values) and all(map(is_, values, self._guard_values))
-        if not is_unchanged or find_momentum(run.optimizer) != self.descent.momentum:
+        has_momentum = find_momentum(run.optimizer) == self.descent.momentum
+        if not (is_unchanged and has_momentum and self.descent.has_kernels) or guards.hooks_reason(run.model):
             return None
         num_steps = min(num_steps, self.descent.max_steps)
         rates = self._next_rates(run, num_steps)
@@ -133,7 +134,7 @@ class DeviceSteps:
         return rates
 
     def _state_pairs(self, run: TrainingRun, is_averaging: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """What a step changes: the tensors of ``descent``, and those of the run."""
+        """Tensors that a step changes: those of ``descent``, and those of the run."""
         weights = _weights(run.model)
         own, theirs = [*self.descent.weights], [*weights]
         if self.descent.momentum:
