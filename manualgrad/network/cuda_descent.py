@@ -124,7 +124,7 @@ class CUDADescent:
             return
         self._is_prepared = True
         self._state.zero_()  # an epoch without images: its cost is not finite, and nothing is updated
-        warm_up(self._launch_step, self.device)
+        warm_up(self.launch_step, self.device)
         if self.use_graphs:
             self._graphs = {n: capture(self._repeat_step(n), self.device) for n in {1, self.max_steps}}
 
@@ -172,11 +172,12 @@ class CUDADescent:
     def _repeat_step(self, num_steps: int) -> Callable[[Launcher], None]:
         def run(launcher: Launcher) -> None:
             for _ in range(num_steps):
-                self._launch_step(launcher)
+                self.launch_step(launcher)
 
         return run
 
-    def _launch_step(self, launcher: Launcher) -> None:
+    def launch_step(self, launcher: Launcher) -> None:
+        """Launch the kernels of one step."""
         plan, result = self.plan, self._step.result
         batch_size, pixels = plan.batch_size, math.prod(plan.network.image_shape)
         launcher(
