@@ -1,4 +1,4 @@
-"""Promise: a run on a CUDA device takes the steps of the CPU's run, in graphs or without, and is resumed with its bits."""
+"""Promise: a run on a CUDA device takes the CPU's steps, in graphs or without, and is resumed with its bits."""
 
 from __future__ import annotations
 
@@ -215,6 +215,8 @@ def test_a_killed_run_is_resumed_with_the_same_bits(tmp_path):
         "from manualgrad.training import device_steps\n"
         "device_steps.STEPS_PER_GRAPH = 2\n"
         "if not __import__('torch').cuda.is_available():\n"
+        "    from tests.cuda.test_network import COARSE, cuda_blocks\n"
+        "    cuda_blocks.tiles_for = lambda _: COARSE\n"
         "    PLANNERS['cpu'] = cuda_plan.get_plan\n"
         "finish_steps, kill_at = command.TrainingRun._finish_steps, int(sys.argv[1])\n"
         "def finish(self, *arguments):\n"
