@@ -159,6 +159,8 @@ def test_given_options_override_the_recipe_and_are_printed(digits, tmp_path, no_
         64,
         "--recipe",
         "fast",
+        "--device",
+        "cpu",
     )
     result = train(*common, "--epochs", 1, "--hidden", 7, "--channels", 3, 4, "--engine", "autograd",
                    "--batch-size", 20, "--learning-rate", 0.01, "--schedule", "constant",
