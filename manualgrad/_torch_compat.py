@@ -94,6 +94,7 @@ version_of: Callable[[Tensor], int] = attrgetter("_version")
 
 # The list operations of torch.optim: one call for all parameters. Without them an update is one call per parameter.
 foreach_add_: Callable[..., None] = torch._foreach_add_
+foreach_copy_: Callable[..., None] = torch._foreach_copy_
 foreach_lerp_: Callable[..., None] = torch._foreach_lerp_
 foreach_mul: Callable[..., tuple[Tensor, ...]] = torch._foreach_mul
 

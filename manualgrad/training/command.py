@@ -15,6 +15,7 @@ from manualgrad import extras
 from manualgrad.training import allocator, run_state
 from manualgrad.training.checkpoints import CheckpointStore
 from manualgrad.training.cli_exit import EXIT_FAILURE, EXIT_USAGE, CliExit, to_cli_exit
+from manualgrad.training.device_steps import DeviceSteps
 from manualgrad.training.distributed import DistributedContext, init_distributed
 from manualgrad.training.evaluation import EvalResult, evaluate
 from manualgrad.training.metrics_logger import MetricsLogger
@@ -28,8 +29,8 @@ from manualgrad.training.streams import print_error, usable_streams
 
 CLOCK_NOTE = """\
 clock   "s of training" includes, for every step: drawing the image order, gathering and normalizing the images,
-        gradients, and the update. It does not include: loading files, compilation (one untimed warm-up step),
-        logging, evaluation, and results"""
+        gradients, and the update. It does not include: loading files, compilation (one untimed warm-up step) and
+        capture of CUDA graphs, logging, evaluation, and results"""
 
 
 def main(argv: list[str] | None = None, prog: str = "train.py") -> int:
@@ -82,13 +83,16 @@ def train(options: argparse.Namespace, device: torch.device, distributed: Distri
     resume(options.resume, run, store)
     if not run.is_finished:
         run.run_warmup_step()
+        if run.device_steps:
+            distributed.print_rank0(f"device  {describe_steps(run.device_steps)}")
         distributed.print_rank0(CLOCK_NOTE)
 
     result: EvalResult | None = None
     logger = MetricsLogger(options.out, options.log_dir, run)
     with logger, SignalHandler(silent=not distributed.is_rank0) as signals:
         while not run.is_finished:
-            logger.log_step(run.train_step())
+            for metrics in run.train_steps(steps_to_checkpoint(run, options.checkpoint_every)):
+                logger.log_step(metrics)
             if run.step_in_epoch == 0:
                 result = evaluate(run.model, dataset.test, dataset, distributed)
                 logger.log_epoch(run.end_epoch(result))
@@ -115,6 +119,19 @@ def train(options: argparse.Namespace, device: torch.device, distributed: Distri
             print_error(f"test accuracy {result.accuracy:.2f} % is below the target of {options.target_accuracy} %")
         return EXIT_FAILURE
     return 0
+
+
+def describe_steps(device_steps: DeviceSteps | str) -> str:
+    """Return one line about the steps on a CUDA device, or the reason why they are taken one by one."""
+    if isinstance(device_steps, str):
+        return f"steps one by one: {device_steps}"
+    return f"steps on the device, {device_steps}; their metrics are written after them"
+
+
+def steps_to_checkpoint(run: TrainingRun, checkpoint_every: int | None) -> int:
+    """Return the number of steps until the next checkpoint is due or the run ends."""
+    remaining = run.num_steps - run.step
+    return remaining if checkpoint_every is None else min(remaining, checkpoint_every - run.step % checkpoint_every)
 
 
 def is_checkpoint_due(run: TrainingRun, checkpoint_every: int | None) -> bool:

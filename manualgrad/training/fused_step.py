@@ -51,7 +51,7 @@ class FusedStep:
         self, model: DocumentCNN, optimizer: Optimizer, dataset: Dataset, batch_size: int, indices: Tensor
     ) -> None:
         self.guard_values = guard_values(model, optimizer)
-        is_supported = _updates_every_weight_plainly(model, optimizer)
+        is_supported = type(optimizer) is GradientDescent and updates_every_weight(model, optimizer)
         self.descent = make_descent(model, dataset, batch_size) if is_supported else None
         if self.descent is not None:
             self.descent.begin_epoch(indices)
@@ -69,9 +69,9 @@ class FusedStep:
         return self.descent.step(first, learning_rate)
 
 
-def _updates_every_weight_plainly(model: DocumentCNN, optimizer: Optimizer) -> bool:
-    """Return True if the optimizer is GradientDescent with each weight once, in one group, and without hooks."""
-    if type(optimizer) is not GradientDescent or len(optimizer.param_groups) > 1 or optimizer_has_hooks(optimizer):
+def updates_every_weight(model: DocumentCNN, optimizer: Optimizer) -> bool:
+    """Return True if the optimizer has each weight of the model once, in one group, none frozen, and no hooks."""
+    if len(optimizer.param_groups) > 1 or optimizer_has_hooks(optimizer):
         return False
     weights = [w for layer in model.layers_with_weights() for w in (layer.weight, layer.bias)]
     updated = [w for group in optimizer.param_groups for w in group["params"] if w.requires_grad]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
-from manualgrad._torch_compat import foreach_add_
+from manualgrad._torch_compat import foreach_add_, schedule_state
 
 
 class GradientDescent(Optimizer):
@@ -24,11 +25,16 @@ class GradientDescent(Optimizer):
     def step(self) -> None:  # type: ignore[override]  # no closure: no schedule or hook here passes one
         for group in self.param_groups:
             weights = [w for w in group["params"] if w.grad is not None]
-            foreach_add_(weights, [w.grad for w in weights], alpha=-group["lr"])
+            if weights:
+                foreach_add_(weights, [w.grad for w in weights], alpha=-group["lr"])
 
 
-# The optimizers of torch.optim whose step needs no more than gradients. "sgd" has no momentum.
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": GradientDescent} | {
+# "sgd" has no momentum. The others are the optimizers of torch.optim whose step needs no more than gradients.
+_PLAIN: dict[str, Callable[..., Optimizer]] = {
+    "sgd": GradientDescent,
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+}
+OPTIMIZERS = _PLAIN | {
     optimizer.__name__.lower(): optimizer
     for optimizer in (
         torch.optim.Adadelta,
@@ -80,3 +86,26 @@ def make_lr_scheduler(name: str, optimizer: Optimizer, num_steps: int) -> lr_sch
             final_div_factor=1 / (25 * 0.4),  # to 0.4 η
         )
     raise ValueError(f"unknown schedule {name!r}: expected one of {', '.join(SCHEDULES)}")
+
+
+def learning_rates(
+    optimizer: Optimizer, scheduler: lr_scheduler.LRScheduler, step: int, num_steps: int
+) -> list[float]:
+    """Learning rates of ``num_steps`` steps and of the one after them, (num_steps + 1,).
+
+    Optimizer and scheduler are those after ``step`` steps, and stay so. The optimizer has one group."""
+    if step == 0:  # a scheduler warns unless optimizer.step() ran before it; without gradients that changes nothing
+        optimizer.zero_grad()
+        optimizer.step()
+    rates = [float(optimizer.param_groups[0]["lr"])]
+    for _ in range(num_steps):
+        scheduler.step()
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+    set_schedule(optimizer, scheduler, step, rates[0])
+    return rates
+
+
+def set_schedule(optimizer: Optimizer, scheduler: lr_scheduler.LRScheduler, step: int, learning_rate: float) -> None:
+    """Set the optimizer's one group and the scheduler to what they are after ``step`` steps."""
+    optimizer.param_groups[0]["lr"] = learning_rate
+    scheduler.load_state_dict(schedule_state(step, [learning_rate]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from manualgrad import data
 from manualgrad.training.argument_types import bounded, path, percentage
 from manualgrad.training.optimizers import OPTIMIZERS, SCHEDULES
-from manualgrad.training.recipes import RECIPES, STANDARD
+from manualgrad.training.recipes import RECIPES, STANDARD, find_recipe
 from manualgrad.training.run import ENGINES
 
 DESCRIPTION = """\
@@ -23,7 +23,7 @@ EXAMPLES = {
     "": "downloads MNIST; without a network, uses the bundled sample",
     "--data-dir DIR": "uses the files in DIR",
     "--optimizer adam --epochs 5": "",
-    "--recipe fast": "about 99 % in the least time on a CPU",
+    "--recipe fast": "about 99 % in the least time",
     "--checkpoint-every 200": "after a kill or an interruption, continue with --resume auto",
 }
 
@@ -54,8 +54,6 @@ def parse_arguments(argv: list[str] | None = None, prog: str = "train.py") -> ar
     add("--out", type=path, default=Path("runs/latest"), metavar="DIR",
         help="folder for results and checkpoints, OUT below (default: %(default)s)")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA if available (default: auto)")
-    add("--optimizer", choices=OPTIMIZERS, default="sgd",
-        help="sgd is plain gradient descent without momentum (default: %(default)s)")  # fmt: skip
     add("--seed", type=bounded(int, 0, 2**63 - 1), default=0,
         help="seed of the initial weights and of the image order (default: %(default)s)")  # fmt: skip
     add("--limit", type=bounded(int, 1), metavar="N", help="use only the first N training images")
@@ -68,9 +66,13 @@ def parse_arguments(argv: list[str] | None = None, prog: str = "train.py") -> ar
         help="auto: continue from the newest checkpoint in OUT, or start a run if OUT has none; "
              "FILE: continue from this checkpoint")  # fmt: skip
     add("--log-dir", type=path, metavar="DIR", help="write TensorBoard events to this folder")
+    add("--no-cuda-graphs", dest="cuda_graphs", action="store_false",
+        help="launch the kernels of steps on a CUDA device one by one: the same bits in more time")  # fmt: skip
     add("--no-allocator-tuning", dest="allocator_tuning", action="store_false",
         help="let the C library return freed memory to the system, which is its default")  # fmt: skip
     add = parser.add_argument_group("options whose defaults come from the recipe").add_argument
+    add("--optimizer", choices=OPTIMIZERS,
+        help="sgd is plain gradient descent; momentum is gradient descent with momentum 0.9")  # fmt: skip
     add("--channels", type=bounded(int, 1, 10**6), nargs="+", metavar="C", help="output channels of each convolution")
     add(
         "--hidden",
@@ -93,6 +95,7 @@ def parse_arguments(argv: list[str] | None = None, prog: str = "train.py") -> ar
     add("--batch-size", type=bounded(int, 1, 10**9), metavar="N", help="images in a batch, over all processes")
     add("--schedule", choices=SCHEDULES, help="schedule of the learning rate")
     add("--learning-rate", type=bounded(float, 0, 1e30), metavar="LR",
-        help="peak learning rate (default: the recipe's for sgd, torch's for other optimizers)")  # fmt: skip
-    parser.set_defaults(**RECIPES[parser.parse_args(argv).recipe].option_defaults())
+        help="peak learning rate (default: the recipe's for its optimizer, torch's for others)")  # fmt: skip
+    chosen = parser.parse_args(argv)
+    parser.set_defaults(**find_recipe(chosen.recipe, chosen.device).option_defaults())
     return parser.parse_args(argv)

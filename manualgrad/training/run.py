@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from manualgrad.network.descent import StepStats
 from manualgrad.training import nonfinite
 from manualgrad.training.batches import minibatches, normalize
 from manualgrad.training.cli_exit import EXIT_FAILURE, CliExit
+from manualgrad.training.device_steps import DeviceSteps, make_device_steps
 from manualgrad.training.distributed import SINGLE_PROCESS, DistributedContext
 from manualgrad.training.epochs import EpochLayout
 from manualgrad.training.evaluation import EvalResult
@@ -65,6 +67,7 @@ class TrainingRun:
         engine: "autograd" chains our Functions by torch's engine; "document" runs the formula sheet's recursion of δ
             (:mod:`manualgrad.backprop`). Both compute the same numbers.
         distributed: the ranks that share each batch.
+        cuda_graphs: False launches the kernels of steps on a CUDA device one by one, with the same bits.
 
     Attributes:
         step: number of steps taken.
@@ -74,6 +77,7 @@ class TrainingRun:
         seconds: time spent in training steps and in drawing the image order.
         epoch_indices: indices of the images of this epoch, in training order.
         fused_step: fused steps for this epoch; None with engine "autograd" or several ranks.
+        device_steps: steps that stay on a CUDA device, or the reason why there are none; "" on the CPU.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class TrainingRun:
         average_last: int = 0,
         engine: str = "autograd",
         distributed: DistributedContext = SINGLE_PROCESS,
+        cuda_graphs: bool = True,
     ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}: expected one of {', '.join(ENGINES)}")
@@ -100,8 +105,9 @@ class TrainingRun:
         self.losses: list[float] = []
         self.history: list[dict[str, Any]] = []
         self.order_generator = torch.Generator().manual_seed(seed)
-        self.sampler = HardExampleSampler(epochs.num_images)
+        self.sampler = HardExampleSampler(epochs.num_images, dataset.train.labels.device)
         kernels.available()  # compiles the kernels, which the seconds must not include
+        self.device_steps = make_device_steps(self, cuda_graphs)
         self.begin_epoch()
 
     @property
@@ -143,7 +149,9 @@ class TrainingRun:
         self.epoch_indices = self.sampler.sample(self.epochs.sizes[self.epoch - 1], self.order_generator)
         self._prepare_batches()
         self.fused_step: FusedStep | None = None
-        if self.engine == "document" and self.distributed.world_size == 1:
+        if isinstance(self.device_steps, DeviceSteps):
+            self.device_steps.descent.begin_epoch(self.epoch_indices)
+        elif self.engine == "document" and self.distributed.world_size == 1:
             self.fused_step = FusedStep(
                 self.model, self.optimizer, self.dataset, self.epochs.batch_size, self.epoch_indices
             )
@@ -158,12 +166,33 @@ class TrainingRun:
 
     def run_warmup_step(self) -> None:
         """Compute the gradients of the first images and discard them, so that no timed step includes compilation."""
+        if isinstance(self.device_steps, DeviceSteps):
+            self.device_steps.prepare(self)
+            return
         batch_size = self.epochs.batch_size_of(0)
         x, labels = next(minibatches(
             self.dataset, torch.arange(batch_size), batch_size, dtype=self.dtype, shard=self.distributed.shard
         ))  # fmt: skip
         self.compute_gradients(x, labels, batch_size)
         self.model.zero_grad()
+
+    def train_steps(self, at_most: int) -> list[StepMetrics]:
+        """Take the next step, or as many as the device takes by one call: up to ``at_most``, all of this epoch.
+
+        Raises:
+            NonFiniteError: as :meth:`train_step`; steps before the one of that loss are returned by an earlier call.
+        """
+        start, first = time.perf_counter(), self.step
+        if isinstance(self.device_steps, DeviceSteps):
+            stats = self.device_steps.take(self, min(at_most, self.epochs.ends[self.epoch - 1] - first))
+            if stats is not None:
+                sizes = map(self.epochs.batch_size_of, itertools.count(first))
+                columns = stats.costs, sizes, stats.num_correct, stats.learning_rates
+                metrics = list(map(StepMetrics, itertools.count(first + 1), *columns))
+                self._finish_steps(metrics, stats.label_probs)
+                self.seconds += time.perf_counter() - start
+                return metrics
+        return [self.train_step()]
 
     def train_step(self) -> StepMetrics:
         """Take one step of gradient descent on the next batch.
@@ -181,15 +210,22 @@ class TrainingRun:
         if stats is None:
             stats = self._optimizer_step(batch_size)
         metrics = StepMetrics(self.step + 1, stats.cost, batch_size, stats.num_correct, learning_rate)
-        if self.epochs.has_subsets:
-            self.sampler.record(stats.label_probs.clone())
         self.scheduler.step()
-        self.step += 1
-        self._average_weights()
-        self.num_correct += metrics.num_correct
-        self.losses.append(metrics.loss)
+        if self.averaged_model is not None and self.step >= self.num_steps - self.average_last:
+            self.averaged_model.update_parameters(self.model)
+        self._finish_steps([metrics], stats.label_probs)
         self.seconds += time.perf_counter() - start
         return metrics
+
+    def _finish_steps(self, metrics: list[StepMetrics], label_probs: Tensor) -> None:
+        """Count steps whose update has been made. After the last step the model gets the average of the weights."""
+        if self.epochs.has_subsets:
+            self.sampler.record(label_probs.clone())
+        self.step += len(metrics)
+        self.num_correct += sum(step.num_correct for step in metrics)
+        self.losses += [step.loss for step in metrics]
+        if self.averaged_model is not None and self.is_finished:
+            self.model.load_state_dict(self.averaged_model.module.state_dict())
 
     def _optimizer_step(self, batch_size: int) -> StepStats:
         """Compute the gradients of the next batch and step the optimizer. ``batch_size`` is that of all ranks."""
@@ -220,13 +256,6 @@ class TrainingRun:
             self.distributed.shard(all_label_probs).copy_(label_probs)
             label_probs = self.distributed.all_reduce_sum(all_label_probs)
         return label_probs
-
-    def _average_weights(self) -> None:
-        """Update the average in the last ``average_last`` steps, and load it into the model after the last step."""
-        if self.averaged_model is not None and self.step > self.num_steps - self.average_last:
-            self.averaged_model.update_parameters(self.model)
-            if self.is_finished:
-                self.model.load_state_dict(self.averaged_model.module.state_dict())
 
     def compute_gradients(self, x: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """Set every parameter's ``grad`` to the gradient of the mean loss over the batch of all ranks.

@@ -17,7 +17,6 @@ from manualgrad.training.cli_exit import usage_error
 from manualgrad.training.distributed import DistributedContext
 from manualgrad.training.epochs import EpochLayout
 from manualgrad.training.optimizers import OPTIMIZERS, make_lr_scheduler
-from manualgrad.training.recipes import RECIPES
 from manualgrad.training.run import TrainingRun
 from manualgrad.training.streams import print_error
 
@@ -62,7 +61,8 @@ def make_run(
         ).to(device)
     except ValueError as error:
         usage_error(error)
-    recipe_rate = RECIPES[options.recipe].learning_rate if options.optimizer == "sgd" else None
+    recipe = recipes.find_recipe(options.recipe, options.device)
+    recipe_rate = recipe.learning_rate if options.optimizer == recipe.optimizer else None
     learning_rate = recipe_rate if options.learning_rate is None else options.learning_rate
     optimizer_options: dict[str, Any] = {} if learning_rate is None else {"lr": learning_rate}
     optimizer = OPTIMIZERS[options.optimizer](model.parameters(), **optimizer_options)
@@ -82,6 +82,7 @@ steps   {epochs.num_steps:,}: {epochs}, batch size {options.batch_size}
     return TrainingRun(
         model, optimizer, scheduler, dataset,
         epochs=epochs, seed=options.seed, average_last=average_last, engine=options.engine, distributed=distributed,
+        cuda_graphs=options.cuda_graphs,
     )  # fmt: skip
 
 

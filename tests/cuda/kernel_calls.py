@@ -21,7 +21,7 @@ from manualgrad.ops.conv_relu_pool_geometry import ConvReLUPoolGeometry
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
 from manualgrad.ops.windows import Windows
 from tests.cuda import conv2d_calls
-from tests.cuda.network_calls import network_calls
+from tests.cuda.network_calls import descent_calls, network_calls
 
 
 def _pools(name: str, x: torch.Tensor, geometry: MaxPool2dGeometry) -> dict[str, Callable[[Launcher], Any]]:
@@ -99,6 +99,7 @@ CALLS: dict[str, Callable[[Launcher], Any]] = {
     "network 64": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 64),
     "network 512": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 512),
     "network 4096": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 4096),
+    "descent 64": lambda launch: descent_calls(launch, DocumentCNN(), (1, 28, 28), 64),
     "network of other sizes": lambda launch: network_calls(
         launch, DocumentCNN(3, (29, 33), (20, 40, 72), (3, 4), (130,), 40, subgradient=0.0), (3, 29, 33), 64
     ),

@@ -9,6 +9,7 @@ import torch
 from manualgrad.cuda.launch import Launcher
 from manualgrad.models import DocumentCNN
 from manualgrad.network import cuda_plan, guards
+from manualgrad.network.cuda_descent import CUDADescent
 from manualgrad.network.planners import PLANNERS
 
 
@@ -29,3 +30,18 @@ def network_calls(launch: Launcher, model: DocumentCNN, image_shape: tuple[int, 
         assert result is not None
         plan.new_step(x, labels, parameters, torch.zeros(()), update=True).run(launch)  # as in a CUDA graph
         plan.intermediates(result)
+
+
+def descent_calls(launch: Launcher, model: DocumentCNN, image_shape: tuple[int, int, int], batch_size: int) -> None:
+    """Launch a training step that stays on the device, with momentum and an average of the weights."""
+    with (
+        mock.patch.dict(PLANNERS, cpu=cuda_plan.get_plan),
+        mock.patch.object(cuda_plan, "unsupported_tensors", return_value=""),
+    ):
+        planned = guards.find_plan(list(model.children()), torch.empty(batch_size, *image_shape))
+        assert not isinstance(planned, str), planned
+        images, labels = torch.empty(batch_size, *image_shape, dtype=torch.uint8), torch.zeros(batch_size).long()
+        descent = CUDADescent(
+            planned[0], images, labels, torch.zeros(256), momentum=0.9, averages=True, use_graphs=False
+        )
+        descent.launch_step(launch)

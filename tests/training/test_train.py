@@ -106,7 +106,20 @@ def test_both_engines_give_the_same_weights(run, digits, tmp_path):
 @pytest.fixture(scope="module")
 def fast(digits, tmp_path_factory) -> tuple[SimpleNamespace, dict]:
     out = tmp_path_factory.mktemp("fast")
-    arguments = ("--dataset", "fashion-mnist", "--data-dir", digits, "--out", out, "--recipe", "fast", "--limit", 640)
+    arguments = (
+        "--dataset",
+        "fashion-mnist",
+        "--data-dir",
+        digits,
+        "--out",
+        out,
+        "--recipe",
+        "fast",
+        "--device",
+        "cpu",
+        "--limit",
+        640,
+    )
     return train(*arguments), json.loads((out / "metrics.json").read_text())
 
 
@@ -146,6 +159,8 @@ def test_given_options_override_the_recipe_and_are_printed(digits, tmp_path, no_
         64,
         "--recipe",
         "fast",
+        "--device",
+        "cpu",
     )
     result = train(*common, "--epochs", 1, "--hidden", 7, "--channels", 3, 4, "--engine", "autograd",
                    "--batch-size", 20, "--learning-rate", 0.01, "--schedule", "constant",
@@ -164,7 +179,9 @@ def test_given_options_override_the_recipe_and_are_printed(digits, tmp_path, no_
 
 
 def test_an_option_with_the_value_of_the_recipe_is_not_printed():
-    options = command.parse_arguments(["--recipe", "fast", "--channels", "16", "32", "--engine", "document"])
+    options = command.parse_arguments(
+        ["--device", "cpu", "--recipe", "fast", "--channels", "16", "32", "--engine", "document"]
+    )
     assert recipes.describe(options) == "fast"
     assert recipes.describe(command.parse_arguments(["--hidden"])) == "standard, but with hidden []"
 
