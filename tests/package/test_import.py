@@ -29,7 +29,7 @@ for network in (compiled, model):  # the compiled one first: the kernels are not
 
 
 def test_the_import_is_light_and_layers_compile_although_torch_dynamo_comes_later(digits):
-    # torchvision imports torch._dynamo, which imports sympy and inductor too, takes as long as torch itself, and needs
+    # torchvision imports torch._dynamo, which imports sympy and inductor, takes as long as torch itself, and needs
     # 150 MB.
     result = subprocess.run([sys.executable, "-c", SCRIPT, str(digits)], capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
