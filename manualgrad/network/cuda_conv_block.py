@@ -12,12 +12,11 @@ from manualgrad.network.cuda_launches import Launch, N
 from manualgrad.network.cuda_reduce import reduce_call
 from manualgrad.network.cuda_tiles import Tiles, padded, tiles_for
 from manualgrad.network.device import Activation, BlockBuffers, Split, Unsupported
-from manualgrad.network.layers import Conv, MaxPool
+from manualgrad.network.layers import POOL, Conv
 from manualgrad.ops import checks
 from manualgrad.ops.conv2d_geometry import as_padding
 from manualgrad.ops.windows import Windows
 
-POOL = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False)
 MAX_COLUMN_POSITIONS = 1024  # of z in an image; columns of larger images would take too much memory
 MAX_GRAD_PROGRAMS = 2048  # of a weight gradient: more parts than that need too much memory
 
@@ -25,7 +24,7 @@ MAX_GRAD_PROGRAMS = 2048  # of a weight gradient: more parts than that need too 
 class ConvBlock:
     """C, R∘C, P∘C or P∘R∘C with windows of 2×2; without pooling the kernels' windows are 1×1."""
 
-    is_view, multiplications, partial_sums = False, 0, 0
+    is_view, multiplications, partial_sums, pack_flags = False, 0, 0, 0
 
     def __init__(self, device: Any, layer: Conv, x: Activation) -> None:
         self.windows = _check_conv(layer, x)
@@ -83,7 +82,7 @@ class ConvBlock:
     def saved_buffers(self) -> dict[str, int]:
         return {"pool_index": self.batch_size * math.prod(self.out.shape)}
 
-    def packed_buffers(self) -> dict[str, int]:
+    def packed_buffers(self, split: Split | None = None) -> dict[str, int]:
         return {} if self.is_first else {"packed": 4 * self.rows * self.layer.out_channels}
 
     def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:

@@ -22,7 +22,7 @@ MAX_GRAD_PROGRAMS = 1024  # of a weight gradient: more parts than that need too 
 class DenseBlock:
     """D, or R∘D, of which z is the output in memory."""
 
-    is_view, multiplications, partial_sums = False, 0, 0
+    is_view, multiplications, partial_sums, pack_flags = False, 0, 0, 0
 
     def __init__(self, device: Any, layer: Dense, x: Activation) -> None:
         self.in_features, self.out_features = math.prod(x.shape), layer.out_features
@@ -40,7 +40,7 @@ class DenseBlock:
     def saved_buffers(self) -> dict[str, int]:
         return {}
 
-    def packed_buffers(self) -> dict[str, int]:
+    def packed_buffers(self, split: Split | None = None) -> dict[str, int]:
         if not self.is_hidden_of_head:
             return {}
         return {"z_parts": 4 * self.tiles.dense[2] * self.batch_size * self.out_features}

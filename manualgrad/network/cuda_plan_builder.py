@@ -94,7 +94,9 @@ class CUDAPlanBuilder(PlanBuilder):
     def first_grad_call(self) -> Launch | None:
         """The launch that computes the gradient of the first pooled output, if backward does not store it."""
         first, at = self.blocks[0], self.places[1]
-        return first.next.grad_input(at) if isinstance(first, ConvBlock) and first.uses_columns and first.next else None
+        return (
+            first.next.grad_input(at) if isinstance(first, ConvBlock) and first.uses_columns and first.next else None
+        )
 
     def _backward_calls(self) -> list[Launch]:
         """From the last block to the first; then the sums of partial gradients."""

@@ -25,6 +25,9 @@ class MaxPool:
     return_indices: bool
 
 
+POOL = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False)  # the formula sheet's
+
+
 @dataclass(frozen=True)
 class ReLU:
     """ReLU R of equation (9), with R'(0) = ``subgradient``."""
@@ -47,6 +50,11 @@ class Conv:
     flip_kernel: bool
     subgradient: float | None = None
     pool: MaxPool | None = None
+
+    @property
+    def is_conv_relu_pool(self) -> bool:
+        """True for P∘R∘C with strides and dilation 1 and windows of 2×2."""
+        return self.subgradient is not None and (self.stride, self.dilation, self.pool) == ((1, 1), (1, 1), POOL)
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,11 @@ class NetworkSpec:
     def subgradients(self) -> frozenset[float | None]:
         """R'(0) of all layers but the last; None for a layer without ReLU."""
         return frozenset(layer.subgradient for layer in self.layers[:-1] if not isinstance(layer, Flatten))
+
+    @cached_property
+    def is_fused(self) -> bool:
+        """True if each convolution is one of stride 1 with ReLU and 2×2 pooling behind it."""
+        return all(layer.is_conv_relu_pool for layer in self.layers if isinstance(layer, Conv))
 
 
 def fuse(layers: list[UnfusedLayer]) -> list[Layer] | str:

@@ -49,12 +49,12 @@ def columns_of_image(
             w = tl.load(packed + c * C_OUT + 16 + k, mask=(c < COLUMNS) & (16 + k < C_OUT), other=0.0)
             sums += product(db, w, PRECISION)
         for k0 in tl.range(32, C_OUT, 16, num_stages=1):
-            at = pooled_offset(n, window, k0 + ka, WINDOWS, C_OUT, CHANNEL_MAJOR)
-            d = relu_pool_backward(grad_out, pool_index, at, place, is_pooled & (k0 + ka < C_OUT), SUBGRADIENT)
+            at_k = pooled_offset(n, window, k0 + ka, WINDOWS, C_OUT, CHANNEL_MAJOR)
+            d = relu_pool_backward(grad_out, pool_index, at_k, place, is_pooled & (k0 + ka < C_OUT), SUBGRADIENT)
             w = tl.load(packed + c * C_OUT + k0 + k, mask=(c < COLUMNS) & (k0 + k < C_OUT), other=0.0)
             sums += product(d, w, PRECISION)
-        at = (n * (Z_H * Z_W) + position)[:, None] * COLUMNS + c
-        tl.store(columns + at, sums, mask=inside & (c < COLUMNS))
+        at_columns = (n * (Z_H * Z_W) + position)[:, None] * COLUMNS + c
+        tl.store(columns + at_columns, sums, mask=inside & (c < COLUMNS))
 
 
 @triton.jit

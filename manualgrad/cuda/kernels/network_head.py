@@ -100,12 +100,13 @@ def head(
             if (MODE == "backward") | (BH < HIDDEN):
                 ok_weight = (k < CLASSES)[:, None] & (h < HIDDEN)[None, :]
                 w = tl.load(weight + k[:, None] * HIDDEN + h[None, :], mask=ok_weight, other=0.0)
+            if BN > 0:
+                ok_x_weight = (h < HIDDEN)[:, None] & (c < IN)[None, :]
+                w_x = tl.load(x_weight + h[:, None] * IN + c[None, :], mask=ok_x_weight, other=0.0)
             delta = relu_backward(product(grad, w, PRECISION), z_tile, SUBGRADIENT)  # eq. (20), ∂D/∂x and ∂R/∂z
             if is_first:
                 tl.store(grad_z + at_hidden, delta, mask=ok_hidden)
             if BN > 0:
-                ok_x_weight = (h < HIDDEN)[:, None] & (c < IN)[None, :]
-                w_x = tl.load(x_weight + h[:, None] * IN + c[None, :], mask=ok_x_weight, other=0.0)
                 g += product(delta, w_x, PRECISION)  # eq. (20), ∂D/∂x
         if BN > 0:
             tl.store(grad_x + n[:, None] * IN + c[None, :], g, mask=inside[:, None] & (c < IN)[None, :])
