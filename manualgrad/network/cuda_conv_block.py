@@ -28,7 +28,8 @@ class ConvBlock:
 
     def __init__(self, device: Any, layer: Conv, x: Activation) -> None:
         self.windows = _check_conv(layer, x)
-        self.layer, self._call, self.batch_size = layer, device.call, device.batch_size
+        self.layer, self._call = layer, device.call
+        self.batch_size: int = device.batch_size
         self.pool = 1 if layer.pool is None else 2
         self.height, self.width, self.channels = x.shape
         self.z_size = self.windows.output_size(self.height, self.width)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from manualgrad.network.cuda_launches import Launch, N
 from manualgrad.network.cuda_reduce import reduce_call
-from manualgrad.network.cuda_tiles import padded
+from manualgrad.network.cuda_tiles import Tiles, padded
 from manualgrad.network.device import Activation, BlockBuffers, Split, Unsupported
 from manualgrad.network.layers import Dense
 
@@ -28,7 +28,9 @@ class DenseBlock:
         self.in_features, self.out_features = math.prod(x.shape), layer.out_features
         if not x.is_flat or self.in_features != layer.in_features:
             raise Unsupported(f"a dense layer of {layer.in_features} features does not fit the layer before it")
-        self._call, self.batch_size, self.tiles = device.call, device.batch_size, device.tiles
+        self._call = device.call
+        self.batch_size: int = device.batch_size
+        self.tiles: Tiles = device.tiles
         self.subgradient = layer.subgradient
         self.x_subgradient: float | None = None  # R'(0) of the dense layer before this one, whose z is the input
         self.parameter_shapes: list[tuple[int, ...]] = [
@@ -113,10 +115,11 @@ class DenseBlock:
         sizes = {"PROGRAMS": programs, "IN": self.in_features, "OUT": self.out_features,
                  "RELU_X": self.x_subgradient is not None, "BO": rows, "BI": columns}  # fmt: skip
         constants = {f"{prefix.upper()}_{name}": value for name, value in sizes.items()}
-        return self._call(
+        launch: Launch = self._call(
             "backward", (programs,), **tensors, **constants, N=N, DENSE_PARTS=parts, BB=16, UPDATE=False,
             DENSE_PRECISION="ieee", num_warps=4, num_stages=2,
         )  # fmt: skip
+        return launch
 
     def parameter_grads(self, at: BlockBuffers) -> list[Launch]:
         if self._num_parts == 1:

@@ -49,7 +49,8 @@ class FusedHead:
             IN=self.hidden.in_features, HIDDEN=self.hidden.out_features, CLASSES=self.last.out_features,
             PARTS=self.tiles.dense[2], MODE=mode, SUBGRADIENT=float(self.hidden.subgradient or 0.0),
             IGNORE_INDEX=IGNORE_INDEX, FACTOR_IN_MEMORY=False, BM=rows, BN=columns,
-            BH=padded(self.hidden.out_features, features), BC=padded(self.last.out_features), PRECISION="ieee", num_warps=4, num_stages=2,
+            BH=padded(self.hidden.out_features, features), BC=padded(self.last.out_features), PRECISION="ieee",
+            num_warps=4, num_stages=2,
         )  # fmt: skip
 
     def _forward_tensors(self) -> dict[str, BufferRef]:

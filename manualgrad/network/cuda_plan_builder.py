@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.network.cuda_blocks import CUDADevice

@@ -20,8 +20,8 @@ from tests.network.test_plan import gradients, make_model
 
 # Fewer and larger programs than a GPU needs: the interpreter takes its time for each.
 COARSE = replace(
-    cuda_tiles.SMALL, image_windows=32, windows=16, dense=(16, 32, 2), head=(16, 64, 128), columns=(64, 2), grad_parts=2,
-    first_parts=2, first_windows=32, reduce=(1024, 4),
+    cuda_tiles.SMALL, image_windows=32, windows=16, dense=(16, 32, 2), head=(16, 64, 128), columns=(64, 2),
+    grad_parts=2, first_parts=2, first_windows=32, reduce=(1024, 4),
 )  # fmt: skip
 TINY = {"image_size": 12, "channels": (4, 5), "kernel_size": 3, "hidden": (6,)}
 FUSED_STEP = [
