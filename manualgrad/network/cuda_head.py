@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from manualgrad.cpu.signature import BufferRef
-from manualgrad.network.cuda_blocks import CUDADevice, DenseBlock, N
-from manualgrad.network.cuda_launches import Launch
+from manualgrad.network.cuda_blocks import CUDADevice
+from manualgrad.network.cuda_dense_block import DenseBlock
+from manualgrad.network.cuda_launches import Launch, N
 from manualgrad.network.cuda_tiles import padded
 from manualgrad.network.device import BlockBuffers, Unsupported
 
@@ -40,15 +41,16 @@ class FusedHead:
         self.at_hidden, self.at_last, self.tiles = at_hidden, at_last, device.tiles
 
     def _head(self, mode: str, **tensors: BufferRef) -> Launch:
-        rows, columns = self.tiles.head
-        programs = -(-self.batch_size // rows), 1 if mode == "logits" else -(-self.hidden.in_features // columns)
+        rows, columns, features = self.tiles.head
+        has_one = mode == "logits" or not columns
+        programs = -(-self.batch_size // rows), 1 if has_one else -(-self.hidden.in_features // columns)
         return self._call(
             "head", programs, z=self.at_hidden.out, weight=self.at_last.own("w"), **tensors, N=N,
             IN=self.hidden.in_features, HIDDEN=self.hidden.out_features, CLASSES=self.last.out_features,
             PARTS=self.tiles.dense[2], MODE=mode, SUBGRADIENT=float(self.hidden.subgradient or 0.0),
             IGNORE_INDEX=IGNORE_INDEX, FACTOR_IN_MEMORY=False, BM=rows, BN=columns,
-            BH=padded(self.hidden.out_features),
-            BC=padded(self.last.out_features), PRECISION="ieee", num_warps=4, num_stages=2,
+            BH=padded(self.hidden.out_features, features), BC=padded(self.last.out_features), PRECISION="ieee",
+            num_warps=4, num_stages=2,
         )  # fmt: skip
 
     def _forward_tensors(self) -> dict[str, BufferRef]:
@@ -65,10 +67,15 @@ class FusedHead:
 
     def loss(self) -> list[Launch]:
         tensors = {name: BufferRef(name) for name in ("labels", "num_labels", "factor", "probs", "losses")}
-        return [self._head("loss", **tensors, **self._forward_tensors(), **self._grad_tensors())]  # eq. (11) to (20)
+        tensors |= self._forward_tensors() | self._grad_tensors()
+        return [self._head("loss", **tensors), *self._grad_input()]  # eq. (11) to (20)
 
     def backward(self) -> list[Launch]:
-        return [self._head("backward", **self._grad_tensors())]  # eq. (20)
+        return [self._head("backward", **self._grad_tensors()), *self._grad_input()]  # eq. (20)
+
+    def _grad_input(self) -> list[Launch]:
+        """The launch for grad_x, if the tiles leave it out of ``head``."""
+        return [] if self.tiles.head[1] else [self.hidden.grad_input(self.at_hidden)]
 
 
 class UnfusedHead:

@@ -19,6 +19,7 @@ from manualgrad.cpu.signature import BufferRef
 from manualgrad.cuda.launch import Launcher
 
 OPTIONS = ("num_warps", "num_stages")
+N = BufferRef("N")  # the number of images
 NUMBERS = ("N", "factor")  # what a run knows and is no tensor
 
 

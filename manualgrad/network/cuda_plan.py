@@ -60,11 +60,11 @@ class CUDAPlan:
         self._saved, self._packed = Workspace(saved), Workspace(packed)
         self._scratch = Workspace(packed | scratch)
         self._workspace = Workspace(saved | packed | scratch | loss)
-        col2im = builder.col2im_call()
+        first_grad = builder.first_grad_call()
         self._forward_program = CUDAProgram(_calls(builder.forward_regions()))
         self._backward_program = CUDAProgram(_calls(builder.backward_regions()))
         self._step_programs: dict[tuple[bool, bool], CUDAProgram] = {}
-        self._col2im_program = CUDAProgram([col2im] if col2im else [])
+        self._first_grad_program = CUDAProgram([first_grad] if first_grad else [])
 
     def supports(self, x: Tensor, parameters: Sequence[Tensor]) -> bool:
         """Return True if the kernels can read ``x``, of any strides, and ``parameters``."""
@@ -155,10 +155,12 @@ class CUDAPlan:
     def intermediates(self, result: LossAndSteps) -> Intermediates:
         """Tensors between the layers in the workspace of ``result``."""
         buffers = self._workspace.buffers(result.workspace)
-        self._col2im_program.run(_launcher(), buffers | {"N": self.batch_size})
+        self._first_grad_program.run(_launcher(), buffers | {"N": self.batch_size})
         inputs, pool_indices, grad_outputs = list[Tensor](), list[Tensor](), list[Tensor]()
         for layer, block, at in zip(self.network.layers, self.builder.blocks, self.builder.places, strict=True):
             shape = (self.batch_size, *block.out.shape)
+            if is_channel_major := getattr(block, "is_channel_major", False):
+                shape = shape[0], shape[3], *shape[1:3]
             if isinstance(layer, Flatten):
                 inputs[-1] = inputs[-1].flatten(1)
                 continue
@@ -166,8 +168,8 @@ class CUDAPlan:
             out = self._workspace.buffer(result.workspace, at.out.name, shape)
             if isinstance(layer, Conv):
                 index = self._workspace.buffer(result.workspace, at.own("pool_index").name, shape)
-                pool_indices.append(index.permute(0, 3, 1, 2))
-                grad = grad.permute(0, 3, 1, 2)
+                pool_indices.append(index if is_channel_major else index.permute(0, 3, 1, 2))
+                grad = grad if is_channel_major else grad.permute(0, 3, 1, 2)
             elif layer.subgradient is not None:
                 out = out.clamp(min=0)  # eq. (9), of z
             grad_outputs.append(grad)

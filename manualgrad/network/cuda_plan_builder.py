@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 from manualgrad.cpu.signature import BufferRef
-from manualgrad.network.cuda_blocks import ConvReLUPoolBlock, CUDADevice, DenseBlock, N
+from manualgrad.network.cuda_blocks import CUDADevice
+from manualgrad.network.cuda_conv_block import ConvBlock
+from manualgrad.network.cuda_dense_block import DenseBlock
 from manualgrad.network.cuda_head import IGNORE_INDEX, make_head
-from manualgrad.network.cuda_launches import Launch
+from manualgrad.network.cuda_launches import Launch, N
 from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import NetworkSpec
 from manualgrad.network.plan_builder import PlanBuilder, Region
@@ -31,19 +32,26 @@ class CUDAPlanBuilder(PlanBuilder):
     def __init__(self, network: NetworkSpec, batch_size: int) -> None:
         self.device = CUDADevice(batch_size)
         super().__init__(self.device, network, batch_size, threads=1)
-        convs = [block for block in self.blocks if isinstance(block, ConvReLUPoolBlock)]
-        convs[0].is_first = True
-        for block, following in pairwise(convs):
-            block.next = following
-        for before, after in pairwise(self.blocks):
-            if isinstance(before, DenseBlock) and isinstance(after, DenseBlock):
-                after.x_subgradient = before.subgradient
+        self._connect()
         self.head = make_head(self.device, self.places, self.blocks)
         sizes = self.saved_buffers() | self.packed_buffers() | self.scratch_buffers()
         sizes["x"] = 4 * batch_size * math.prod(network.image_shape)
         name = max(sizes, key=lambda name: sizes[name])
         if sizes[name] // 4 >= MAX_NUMEL:
             raise Unsupported(f"the kernels for CUDA have 32-bit offsets, too few for {batch_size} images ({name})")
+
+    def _connect(self) -> None:
+        """Tell each block what it has to know of its neighbours."""
+        convs = [block for block in self.blocks if isinstance(block, ConvBlock)]
+        convs[0].is_first = True
+        for block, following in pairwise(convs):
+            block.next = following
+            following.stores_columns = block.uses_columns
+        for before, after in pairwise(self.blocks):
+            if isinstance(before, ConvBlock):
+                before.is_channel_major = after.out.channel_major
+            elif isinstance(before, DenseBlock) and isinstance(after, DenseBlock):
+                after.x_subgradient = before.subgradient
 
     def loss_buffers(self) -> dict[str, int]:
         """Bytes of the buffers of the loss."""
@@ -82,19 +90,18 @@ class CUDAPlanBuilder(PlanBuilder):
             for call in calls
         ]
 
-    def col2im_call(self) -> Launch | None:
+    def first_grad_call(self) -> Launch | None:
         """The launch that computes the gradient of the first pooled output, if backward does not store it."""
-        first = self.blocks[0]
-        if not isinstance(first, ConvReLUPoolBlock) or not first.uses_columns or first.next is None:
-            return None
-        return first.next.grad_input(self.places[1], self.places[0].grad_out)
+        first, at = self.blocks[0], self.places[1]
+        return (
+            first.next.grad_input(at) if isinstance(first, ConvBlock) and first.uses_columns and first.next else None
+        )
 
     def _backward_calls(self) -> list[Launch]:
         """From the last block to the first; then the sums of partial gradients."""
-        calls: list[Any] = []
-        for block, at in zip(self.blocks[::-1], self.places[::-1], strict=True):
-            calls += block.backward(at)
-            before = self.blocks[at.number - 1]
-            if isinstance(block, ConvReLUPoolBlock) and at.grad_x and not getattr(before, "uses_columns", False):
-                calls.append(block.grad_input(at, at.grad_x))
+        calls = [
+            call
+            for block, at in zip(self.blocks[::-1], self.places[::-1], strict=True)
+            for call in block.backward(at)
+        ]
         return calls + self._calls("parameter_grads")

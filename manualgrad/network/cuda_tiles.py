@@ -16,7 +16,7 @@ class Tiles:
         image_windows, image_warps: pooling windows and warps of a program of the first convolution.
         windows, conv_warps: those of the others.
         dense: BM, BN, PARTS of a dense layer's forward, which PARTS programs share.
-        head: BM, BN.
+        head: BM, BN, BH; with BN = 0 the gradient of its input is a product of its own.
         columns: BN, PARTS of a convolution's columns.
         grad_parts, positions: parts of a convolution's weight gradient, and positions that a program adds at a time.
         first_parts, first_windows: those of the first convolution.
@@ -29,7 +29,7 @@ class Tiles:
     windows: int = 4
     conv_warps: int = 2
     dense: tuple[int, int, int] = (16, 32, 8)
-    head: tuple[int, int] = (16, 16)
+    head: tuple[int, int, int] = (16, 16, 128)
     columns: tuple[int, int] = (64, 7)
     grad_parts: int = 64
     positions: int = 16
@@ -41,10 +41,10 @@ class Tiles:
 
 SMALL = Tiles()
 MEDIUM = replace(
-    SMALL, image_windows=32, windows=32, conv_warps=4, dense=(64, 64, 1), head=(32, 64), columns=(64, 1),
+    SMALL, image_windows=32, windows=32, conv_warps=4, dense=(64, 64, 1), head=(16, 0, 32), columns=(64, 1),
     grad_parts=112, first_parts=2112, dense_parts=8, reduce=(64, 32),
 )  # fmt: skip
-LARGE = replace(MEDIUM, grad_parts=224, positions=32, first_windows=32, dense_parts=16)
+LARGE = replace(MEDIUM, grad_parts=224, positions=32, first_parts=528, first_windows=32, dense_parts=16)
 
 
 def tiles_for(batch_size: int) -> Tiles:

@@ -162,7 +162,7 @@ def may_have_plan(model: nn.Module) -> bool:
     if isinstance(network, str):
         return False
     first, last = network.layers[0], network.layers[-1]
-    return isinstance(first, Conv) and first.pool is not None and isinstance(last, Dense) and last.subgradient is None
+    return isinstance(first, Conv) and isinstance(last, Dense) and last.subgradient is None
 
 
 def hooks_reason(model: PlannedModel) -> str | None:

@@ -25,6 +25,9 @@ class MaxPool:
     return_indices: bool
 
 
+POOL = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False)  # the formula sheet's
+
+
 @dataclass(frozen=True)
 class ReLU:
     """ReLU R of equation (9), with R'(0) = ``subgradient``."""

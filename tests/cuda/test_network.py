@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from manualgrad import DocumentCNN, Sequential, backprop, kernels, to_torch
+from manualgrad import DocumentCNN, Sequential, backprop, from_torch, kernels, to_torch
 from manualgrad import nn as ours
 from manualgrad.cuda.launch import CUDA
 from manualgrad.network import cuda_blocks, cuda_plan, cuda_tiles, guards
@@ -19,8 +20,8 @@ from tests.network.test_plan import gradients, make_model
 
 # Fewer and larger programs than a GPU needs: the interpreter takes its time for each.
 COARSE = replace(
-    cuda_tiles.SMALL, image_windows=32, windows=16, dense=(16, 32, 2), head=(16, 64), columns=(64, 2), grad_parts=2,
-    first_parts=2, first_windows=32, reduce=(1024, 4),
+    cuda_tiles.SMALL, image_windows=32, windows=16, dense=(16, 32, 2), head=(16, 64, 128), columns=(64, 2),
+    grad_parts=2, first_parts=2, first_windows=32, reduce=(1024, 4),
 )  # fmt: skip
 TINY = {"image_size": 12, "channels": (4, 5), "kernel_size": 3, "hidden": (6,)}
 FUSED_STEP = [
@@ -88,6 +89,36 @@ def test_whole_numbers_give_the_gradients_exactly(tiles, kernel_device, launches
     for actual, expected in zip(gradients(model, x, g), gradients(exact, x.double(), g.double()), strict=True):
         assert torch.equal(actual.double(), expected)
     assert launches.count("conv_relu_pool_forward") == model.num_conv_blocks
+
+
+NETWORKS = {
+    "LeNet-5": (  # padding, dense layers behind torch.nn.Flatten
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3),
+    ),
+    "without pooling": (
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 4, 3, stride=(2, 1), padding=(1, 0)), nn.ReLU(),
+        nn.Flatten(), nn.Linear(48, 3),
+    ),
+    "without ReLU": (
+        nn.Conv2d(1, 3, 2), nn.MaxPool2d(2), nn.Conv2d(3, 3, (1, 2), padding="same"), nn.Flatten(), nn.Linear(12, 3)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["LeNet-5", *[pytest.param(n, marks=pytest.mark.slow) for n in list(NETWORKS)[1:]]])
+def test_converted_networks_have_native_gradients_of_whole_numbers(tiles, kernel_device, name):
+    torch.manual_seed(0)
+    native = copy.deepcopy(nn.Sequential(*NETWORKS[name])).double()
+    with torch.no_grad():
+        for parameter in native.parameters():
+            parameter.copy_(torch.randint(-1, 2, parameter.shape))
+    x, g = torch.randint(-1, 2, (2, 1, 6, 6)).double(), torch.randint(-1, 2, (2, 3)).double()
+    converted = from_torch(native).float()
+    converted, on_device, g_on_device = on(kernel_device, converted, x.float(), g.float())
+    assert guards.explain(converted, on_device) is None
+    for actual, expected in zip(gradients(converted, on_device, g_on_device), gradients(native, x, g), strict=True):
+        assert torch.equal(actual.double().cpu(), expected)
 
 
 @pytest.mark.slow
@@ -171,10 +202,11 @@ def test_what_the_kernels_do_not_serve_has_its_reason(tiles, kernel_device):
         return guards.explain(model.to(kernel_device), x.to(kernel_device))
 
     x = torch.randn(2, 1, 12, 12)
-    assert "stride" in reason(DocumentCNN(image_size=12, kernel_size=3, channels=(4,), stride=2), x)
+    dilated = Sequential(ours.Conv2d(1, 4, 3, dilation=2), ours.Flatten(), ours.Dense(256, 10))
+    assert "dilation" in reason(dilated, x)
+    overlapping = Sequential(ours.Conv2d(1, 4, 3), ours.MaxPool2d(3, 2), ours.Flatten(), ours.Dense(64, 10))
+    assert "2x2 windows" in reason(overlapping, x)
     assert "1024 classes" in reason(DocumentCNN(image_size=12, kernel_size=3, channels=(4,), classes=1025), x)
-    channel_major = Sequential(ours.ConvReLUMaxPool2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(100, 10))
-    assert "Flatten" in reason(channel_major, x)
     assert "float32" in reason(DocumentCNN(**TINY).double(), x.double())
     huge = torch.empty(1, 1, 12, 12, device=kernel_device).expand(2**24, -1, -1, -1)
     assert "32-bit offsets" in reason(DocumentCNN(**TINY), huge)

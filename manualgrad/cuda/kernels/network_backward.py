@@ -3,75 +3,76 @@
 import triton
 import triton.language as tl
 
-from manualgrad.cuda.kernels.network_parts import product, relu, relu_pool_backward
+from manualgrad.cuda.kernels.network_parts import (
+    is_in_image,
+    pooled_offset,
+    product,
+    relu,
+    relu_pool_backward,
+    window_of,
+)
 
 
 @triton.jit
 def columns_of_image(
-    pid, columns, grad_out, pool_index, packed, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr,
-    C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, SUBGRADIENT: tl.constexpr, PARTS: tl.constexpr,
-    POSITIONS: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    pid, columns, grad_out, pool_index, packed, C_IN: tl.constexpr, C_OUT: tl.constexpr, KH: tl.constexpr,
+    KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr, POOL: tl.constexpr, CHANNEL_MAJOR: tl.constexpr,
+    SUBGRADIENT: tl.constexpr, PARTS: tl.constexpr, POSITIONS: tl.constexpr, BN: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """columns[position, (t, r)] = Σ_k δ[position, k] packed[t, r, k]: col2im makes an input gradient of them.
+    """columns[position, (t, r)] = Σ_k δ[position, k] packed[t, r, k], which ``first_grad_weight`` adds up.
 
     A program computes POSITIONS positions of δ of one image, and 1/PARTS of the columns."""
-    SH: tl.constexpr = H - KH + 1
-    SW: tl.constexpr = W - KW + 1
+    WINDOWS: tl.constexpr = (Z_H // POOL) * (Z_W // POOL)
     COLUMNS: tl.constexpr = KH * KW * C_IN
-    TILES: tl.constexpr = (SH * SW + POSITIONS - 1) // POSITIONS
+    TILES: tl.constexpr = (Z_H * Z_W + POSITIONS - 1) // POSITIONS
     SHARE: tl.constexpr = (COLUMNS + PARTS * BN - 1) // (PARTS * BN) * BN
     n = pid // (PARTS * TILES)
     position = (pid // PARTS) % TILES * POSITIONS + tl.arange(0, POSITIONS)
     lo = (pid % PARTS) * SHARE
     hi = tl.minimum(lo + SHARE, COLUMNS)
-    i, j = position // SW, position % SW
-    at = (n * ((SH // 2) * (SW // 2)) + (i // 2) * (SW // 2) + j // 2)[:, None] * C_OUT
-    place = ((i % 2) * 2 + j % 2)[:, None]
-    inside = (position < SH * SW)[:, None]
-    is_pooled = ((i < SH // 2 * 2) & (j < SW // 2 * 2))[:, None] & inside
-    ka = tl.arange(0, 16)  # 16 channels a product; the first 32 stay in registers
-    da = relu_pool_backward(
-        grad_out, pool_index, at + ka[None, :], place, is_pooled & (ka < C_OUT)[None, :], SUBGRADIENT
-    )
-    kb = 16 + ka
+    window, place, is_pooled = window_of(position // Z_W, position % Z_W, Z_H, Z_W, POOL)
+    window, place, is_pooled = window[:, None], place[:, None], is_pooled[:, None]
+    inside = (position < Z_H * Z_W)[:, None]
+    ka = tl.arange(0, 16)[None, :]  # 16 channels a product; the first 32 stay in registers
+    at = pooled_offset(n, window, ka, WINDOWS, C_OUT, CHANNEL_MAJOR)
+    da = relu_pool_backward(grad_out, pool_index, at, place, is_pooled & (ka < C_OUT), SUBGRADIENT)
     if C_OUT > 16:
-        db = relu_pool_backward(
-            grad_out, pool_index, at + kb[None, :], place, is_pooled & (kb < C_OUT)[None, :], SUBGRADIENT
-        )
+        at = pooled_offset(n, window, 16 + ka, WINDOWS, C_OUT, CHANNEL_MAJOR)
+        db = relu_pool_backward(grad_out, pool_index, at, place, is_pooled & (16 + ka < C_OUT), SUBGRADIENT)
+    k = tl.arange(0, 16)[:, None]
     for c0 in tl.range(lo, hi, BN, num_stages=1):
-        c = c0 + tl.arange(0, BN)
-        ok = (c < COLUMNS)[None, :]
-        w = tl.load(packed + c[None, :] * C_OUT + ka[:, None], mask=ok & (ka < C_OUT)[:, None], other=0.0)
+        c = c0 + tl.arange(0, BN)[None, :]
+        w = tl.load(packed + c * C_OUT + k, mask=(c < COLUMNS) & (k < C_OUT), other=0.0)
         sums = product(da, w, PRECISION)  # eq. (20), ∂C/∂x
         if C_OUT > 16:
-            w = tl.load(packed + c[None, :] * C_OUT + kb[:, None], mask=ok & (kb < C_OUT)[:, None], other=0.0)
+            w = tl.load(packed + c * C_OUT + 16 + k, mask=(c < COLUMNS) & (16 + k < C_OUT), other=0.0)
             sums += product(db, w, PRECISION)
         for k0 in tl.range(32, C_OUT, 16, num_stages=1):
-            k = k0 + ka
-            d = relu_pool_backward(
-                grad_out, pool_index, at + k[None, :], place, is_pooled & (k < C_OUT)[None, :], SUBGRADIENT
-            )
-            w = tl.load(packed + c[None, :] * C_OUT + k[:, None], mask=ok & (k < C_OUT)[:, None], other=0.0)
+            at_k = pooled_offset(n, window, k0 + ka, WINDOWS, C_OUT, CHANNEL_MAJOR)
+            d = relu_pool_backward(grad_out, pool_index, at_k, place, is_pooled & (k0 + ka < C_OUT), SUBGRADIENT)
+            w = tl.load(packed + c * C_OUT + k0 + k, mask=(c < COLUMNS) & (k0 + k < C_OUT), other=0.0)
             sums += product(d, w, PRECISION)
-        at_columns = (n * (SH * SW) + position)[:, None] * COLUMNS + c[None, :]
-        tl.store(columns + at_columns, sums, mask=inside & ok)
+        at_columns = (n * (Z_H * Z_W) + position)[:, None] * COLUMNS + c
+        tl.store(columns + at_columns, sums, mask=inside & (c < COLUMNS))
 
 
 @triton.jit
 def conv_grad_weight(
     pid, parts, grad_out, pool_index, x, N, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, SUBGRADIENT: tl.constexpr, IS_IMAGE: tl.constexpr, PARTS: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr,
+    CHANNEL_MAJOR: tl.constexpr, SUBGRADIENT: tl.constexpr, IS_IMAGE: tl.constexpr, PARTS: tl.constexpr,
     BT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Part ``p`` of PARTS of Σ x[position + t, r] δ[position, k]: BT rows (t, r) and BC channels k.
 
     parts is (PARTS, ROWS + 1, C_OUT), where ROWS is KH·KW·C_IN; the last row is the sum of δ, the bias's gradient."""
-    SH: tl.constexpr = H - KH + 1
-    SW: tl.constexpr = W - KW + 1
+    WINDOWS: tl.constexpr = (Z_H // POOL) * (Z_W // POOL)
     ROWS: tl.constexpr = KH * KW * C_IN
     TILES: tl.constexpr = (ROWS + BT) // BT
     C_TILES: tl.constexpr = (C_OUT + BC - 1) // BC
-    PIECES: tl.constexpr = (SH * SW + BP - 1) // BP
+    PIECES: tl.constexpr = (Z_H * Z_W + BP - 1) // BP
     X_C: tl.constexpr = H * W if IS_IMAGE else 1
     X_W: tl.constexpr = 1 if IS_IMAGE else C_IN
     part = pid // (TILES * C_TILES)
@@ -83,15 +84,18 @@ def conv_grad_weight(
     for piece in tl.range(part, N * PIECES, PARTS, num_stages=STAGES):
         n = piece // PIECES
         position = (piece % PIECES) * BP + tl.arange(0, BP)
-        i, j = position // SW, position % SW
-        inside = (position < SH * SW)[:, None]
-        row = n * (H * W * C_IN) + (i * W + j) * X_W
-        patch = tl.load(x + row[:, None] + column[None, :], mask=inside & (c < ROWS)[None, :], other=0.0)
+        i, j = position // Z_W, position % Z_W
+        row = n * (H * W * C_IN) + ((i * STRIDE_H - TOP) * W + j * STRIDE_W - LEFT) * X_W
+        inside = (position < Z_H * Z_W)[:, None] & (c < ROWS)[None, :]
+        if IS_PADDED:
+            i_x, j_x = i * STRIDE_H - TOP, j * STRIDE_W - LEFT
+            inside &= is_in_image(i_x[:, None] + (t // KW)[None, :], j_x[:, None] + (t % KW)[None, :], H, W)
+        patch = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
         patch = tl.where((c == ROWS)[None, :], 1.0, patch)
-        at = (n * ((SH // 2) * (SW // 2)) + (i // 2) * (SW // 2) + j // 2)[:, None] * C_OUT + k[None, :]
-        is_pooled = inside & ((i < SH // 2 * 2) & (j < SW // 2 * 2))[:, None] & (k < C_OUT)[None, :]
-        place = ((i % 2) * 2 + j % 2)[:, None]
-        delta = relu_pool_backward(grad_out, pool_index, at, place, is_pooled, SUBGRADIENT)  # eq. (20)
+        window, place, is_pooled = window_of(i, j, Z_H, Z_W, POOL)
+        at = pooled_offset(n, window[:, None], k[None, :], WINDOWS, C_OUT, CHANNEL_MAJOR)
+        is_pooled = is_pooled[:, None] & (k < C_OUT)[None, :]
+        delta = relu_pool_backward(grad_out, pool_index, at, place[:, None], is_pooled, SUBGRADIENT)  # eq. (20)
         sums += product(tl.trans(patch), delta, PRECISION)  # eq. (18), (21), ∂C/∂w
     at = (part * (ROWS + 1) + c)[:, None] * C_OUT + k[None, :]
     tl.store(parts + at, sums, mask=(c <= ROWS)[:, None] & (k < C_OUT)[None, :])
@@ -149,7 +153,9 @@ def backward(
     dense_parts, dense_grad_weight_, dense_grad_bias, dense_weight, dense_bias, dense_grad_out, dense_x,
     last_parts, last_grad_weight, last_grad_bias, last_weight, last_bias, last_grad_out, last_x, N,
     COLUMN_PROGRAMS: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, SUBGRADIENT: tl.constexpr, IS_IMAGE: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr,
+    CHANNEL_MAJOR: tl.constexpr, SUBGRADIENT: tl.constexpr, IS_IMAGE: tl.constexpr,
     COLUMN_PARTS: tl.constexpr, POSITIONS: tl.constexpr, COLUMN_BN: tl.constexpr, CONV_PROGRAMS: tl.constexpr,
     CONV_PARTS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
     DENSE_PROGRAMS: tl.constexpr, DENSE_IN: tl.constexpr, DENSE_OUT: tl.constexpr, DENSE_RELU_X: tl.constexpr,
@@ -167,14 +173,15 @@ def backward(
     if COLUMN_PROGRAMS > 0:
         if pid < CONV_START:
             columns_of_image(
-                pid, columns, conv_grad_out, conv_pool_index, conv_packed, H, W, C_IN, C_OUT, KH, KW, SUBGRADIENT,
-                COLUMN_PARTS, POSITIONS, COLUMN_BN, CONV_PRECISION,
+                pid, columns, conv_grad_out, conv_pool_index, conv_packed, C_IN, C_OUT, KH, KW, Z_H, Z_W, POOL,
+                CHANNEL_MAJOR, SUBGRADIENT, COLUMN_PARTS, POSITIONS, COLUMN_BN, CONV_PRECISION,
             )  # fmt: skip
     if CONV_PROGRAMS > 0:
         if (pid >= CONV_START) & (pid < DENSE_START):
             conv_grad_weight(
                 pid - CONV_START, conv_parts, conv_grad_out, conv_pool_index, conv_x, N, H, W, C_IN, C_OUT, KH, KW,
-                SUBGRADIENT, IS_IMAGE, CONV_PARTS, BT, BC, BP, STAGES, CONV_PRECISION,
+                Z_H, Z_W, STRIDE_H, STRIDE_W, TOP, LEFT, IS_PADDED, POOL, CHANNEL_MAJOR, SUBGRADIENT, IS_IMAGE,
+                CONV_PARTS, BT, BC, BP, STAGES, CONV_PRECISION,
             )  # fmt: skip
     if DENSE_PROGRAMS > 0:
         if (pid >= DENSE_START) & (pid < LAST_START):

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from manualgrad.cuda.kernels.network_parts import product, relu, relu_pool
+from manualgrad.cuda.kernels.network_parts import is_in_image, pooled_offset, product, relu, relu_pool
 
 
 @triton.jit
@@ -34,29 +34,37 @@ def prepare(
 @triton.jit
 def conv_relu_pool_forward(
     out, pool_index, x, weight, bias, N, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, FLIP: tl.constexpr, IS_IMAGE: tl.constexpr, WINDOWS: tl.constexpr,
-    BC: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr,
+    HAS_RELU: tl.constexpr, CHANNEL_MAJOR: tl.constexpr, FLIP: tl.constexpr, IS_IMAGE: tl.constexpr,
+    WINDOWS: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """P(R(C(x, w) + b)) and the pooling indices, both (N, H_out, W_out, C_OUT): WINDOWS windows and BC channels.
+    """P(R(C(x, w) + b)) and the pooling indices, of Z_H // POOL by Z_W // POOL: WINDOWS windows and BC channels.
 
-    IS_IMAGE: x is (N, C_IN, H, W) and weight (C_OUT, C_IN, KH, KW); else x is (N, H, W, C_IN) and weight packed."""
-    QH: tl.constexpr = (H - KH + 1) // 2
-    QW: tl.constexpr = (W - KW + 1) // 2
+    IS_IMAGE: x is (N, C_IN, H, W) and weight (C_OUT, C_IN, KH, KW); else x is (N, H, W, C_IN) and weight packed.
+    C, whose output is Z_H by Z_W, has TOP rows and LEFT columns of zeros before the image."""
+    QH: tl.constexpr = Z_H // POOL
+    QW: tl.constexpr = Z_W // POOL
+    PLACES: tl.constexpr = POOL * POOL
     X_C: tl.constexpr = H * W if IS_IMAGE else 1  # strides of x
     X_W: tl.constexpr = 1 if IS_IMAGE else C_IN
     K: tl.constexpr = KH * KW * C_IN
     channel = tl.program_id(1) * BC + tl.arange(0, BC)
-    m = tl.arange(0, 4 * WINDOWS)  # rows are 4 · window + place, columns (tap, input channel)
-    window = tl.program_id(0) * WINDOWS + m // 4
+    m = tl.arange(0, PLACES * WINDOWS)  # rows are PLACES · window + place, columns (tap, input channel)
+    window = tl.program_id(0) * WINDOWS + m // PLACES
     n, u = window // (QH * QW), window % (QH * QW)
-    i, j = 2 * (u // QW) + (m % 4) // 2, 2 * (u % QW) + m % 2
+    i = (POOL * (u // QW) + (m % PLACES) // POOL) * STRIDE_H - TOP
+    j = (POOL * (u % QW) + m % POOL) * STRIDE_W - LEFT
     row = n * (H * W * C_IN) + (i * W + j) * X_W
-    z = tl.zeros((4 * WINDOWS, BC), dtype=tl.float32)
+    z = tl.zeros((PLACES * WINDOWS, BC), dtype=tl.float32)
     for k0 in tl.range(0, K, BK, num_stages=STAGES):
         k = k0 + tl.arange(0, BK)
         t, r = k // C_IN, k % C_IN
         column = ((t // KW) * W + t % KW) * X_W + r * X_C
-        patch = tl.load(x + row[:, None] + column[None, :], mask=(n < N)[:, None] & (k < K)[None, :], other=0.0)
+        inside = (n < N)[:, None] & (k < K)[None, :]
+        if IS_PADDED:
+            inside &= is_in_image(i[:, None] + (t // KW)[None, :], j[:, None] + (t % KW)[None, :], H, W)
+        patch = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
         if IS_IMAGE:
             tap = KH * KW - 1 - t if FLIP else t
             at = ((channel * (C_IN * KH * KW))[None, :]) + (r * (KH * KW) + tap)[:, None]
@@ -65,10 +73,11 @@ def conv_relu_pool_forward(
         w = tl.load(weight + at, mask=(k < K)[:, None] & (channel < C_OUT)[None, :], other=0.0)
         z += product(patch, w, PRECISION)  # eq. (1), (17), f = C
     z += tl.load(bias + channel, mask=channel < C_OUT, other=0.0)[None, :]
-    pooled, index = relu_pool(z, WINDOWS, BC)  # eq. (16), σ = P∘R
+    pooled, index = relu_pool(z, HAS_RELU, PLACES, WINDOWS, BC)  # eq. (16), σ = P∘R
     window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
-    at = window[:, None] * C_OUT + channel[None, :]
-    inside = (window < N * (QH * QW))[:, None] & (channel < C_OUT)[None, :]
+    n, u = window // (QH * QW), window % (QH * QW)
+    at = pooled_offset(n[:, None], u[:, None], channel[None, :], QH * QW, C_OUT, CHANNEL_MAJOR)
+    inside = (n < N)[:, None] & (channel < C_OUT)[None, :]
     tl.store(out + at, pooled, mask=inside)
     tl.store(pool_index + at, index, mask=inside)
 

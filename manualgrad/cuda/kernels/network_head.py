@@ -28,6 +28,17 @@ def loss_of_rows(s, label, inside, num_labels, factor, CLASSES: tl.constexpr, C:
 
 
 @triton.jit
+def sum_of_parts(z_parts, bias, n, h, N, HIDDEN: tl.constexpr, PARTS: tl.constexpr):
+    """z of images n and features h: the sum of z_parts (PARTS, N, HIDDEN), and the bias."""
+    at = n[:, None] * HIDDEN + h[None, :]
+    inside = (n < N)[:, None] & (h < HIDDEN)[None, :]
+    z = tl.load(z_parts + at, mask=inside, other=0.0)
+    for part in tl.static_range(1, PARTS):
+        z += tl.load(z_parts + part * N * HIDDEN + at, mask=inside, other=0.0)
+    return z + tl.load(bias + h, mask=h < HIDDEN, other=0.0)[None, :]  # eq. (17)
+
+
+@triton.jit
 def head(
     z_parts, z, x_weight, x_bias, weight, bias, labels, num_labels, factor, logits, probs, losses, grad_logits,
     grad_z, grad_x, N, IN: tl.constexpr, HIDDEN: tl.constexpr, CLASSES: tl.constexpr, PARTS: tl.constexpr,
@@ -41,32 +52,30 @@ def head(
     ``factor`` in them, which is an address with FACTOR_IN_MEMORY, as in a CUDA graph.
     MODE "backward": grad_z and grad_x from grad_logits and z, which are read.
 
-    x_weight is (HIDDEN, IN), weight (CLASSES, HIDDEN); BH and BC are HIDDEN and CLASSES, padded."""
+    BN = 0 leaves grad_x out. x_weight is (HIDDEN, IN), weight (CLASSES, HIDDEN), of which BH features are in
+    registers at a time. BC is CLASSES, padded."""
     n = tl.program_id(0) * BM + tl.arange(0, BM)
-    h = tl.arange(0, BH)
     k = tl.arange(0, BC)
     inside = n < N
-    at_hidden = n[:, None] * HIDDEN + h[None, :]
-    ok_hidden = inside[:, None] & (h < HIDDEN)[None, :]
     at_class = n[:, None] * CLASSES + k[None, :]
     ok_class = inside[:, None] & (k < CLASSES)[None, :]
-    ok_weight = (k < CLASSES)[:, None] & (h < HIDDEN)[None, :]
-    w = tl.load(weight + k[:, None] * HIDDEN + h[None, :], mask=ok_weight, other=0.0)
     is_first = tl.program_id(1) == 0  # its programs store what does not depend on the tile of grad_x
     if MODE == "backward":
-        z_tile = tl.load(z + at_hidden, mask=ok_hidden, other=0.0)
         grad = tl.load(grad_logits + at_class, mask=ok_class, other=0.0)
     else:
-        z_tile = tl.load(z_parts + at_hidden, mask=ok_hidden, other=0.0)
-        for part in tl.static_range(1, PARTS):
-            z_tile += tl.load(z_parts + part * N * HIDDEN + at_hidden, mask=ok_hidden, other=0.0)
-        z_tile += tl.load(x_bias + h, mask=h < HIDDEN, other=0.0)[None, :]
-        s = product(relu(z_tile), tl.trans(w), PRECISION)  # eq. (16), (17), σ = R, f = D
+        s = tl.zeros((BM, BC), dtype=tl.float32)
+        for h0 in tl.static_range(0, HIDDEN, BH):
+            h = h0 + tl.arange(0, BH)
+            ok_weight = (k < CLASSES)[:, None] & (h < HIDDEN)[None, :]
+            w = tl.load(weight + k[:, None] * HIDDEN + h[None, :], mask=ok_weight, other=0.0)
+            z_tile = sum_of_parts(z_parts, x_bias, n, h, N, HIDDEN, PARTS)
+            s += product(relu(z_tile), tl.trans(w), PRECISION)  # eq. (16), (17), σ = R, f = D
+            if is_first:
+                ok_hidden = inside[:, None] & (h < HIDDEN)[None, :]
+                tl.store(z + n[:, None] * HIDDEN + h[None, :], z_tile, mask=ok_hidden)
         s += tl.load(bias + k, mask=k < CLASSES, other=0.0)[None, :]
-        if is_first:
-            tl.store(z + at_hidden, z_tile, mask=ok_hidden)
-            if MODE == "logits":
-                tl.store(logits + at_class, s, mask=ok_class)
+    if MODE == "logits":
+        tl.store(logits + at_class, s, mask=ok_class)
     if MODE == "loss":
         label = tl.load(labels + n, mask=inside, other=IGNORE_INDEX)
         count = tl.load(num_labels).to(tl.float32)
@@ -77,14 +86,30 @@ def head(
             tl.store(losses + n, loss, mask=inside)
             tl.store(grad_logits + at_class, grad, mask=ok_class)
     if MODE != "logits":
-        c = tl.program_id(1) * BN + tl.arange(0, BN)
-        ok_x_weight = (h < HIDDEN)[:, None] & (c < IN)[None, :]
-        w_x = tl.load(x_weight + h[:, None] * IN + c[None, :], mask=ok_x_weight, other=0.0)
-        delta = relu_backward(product(grad, w, PRECISION), z_tile, SUBGRADIENT)  # eq. (20), ∂D/∂x and ∂R/∂z
-        if is_first:
-            tl.store(grad_z + at_hidden, delta, mask=ok_hidden)
-        g = product(delta, w_x, PRECISION)  # eq. (20), ∂D/∂x
-        tl.store(grad_x + n[:, None] * IN + c[None, :], g, mask=inside[:, None] & (c < IN)[None, :])
+        if BN > 0:
+            c = tl.program_id(1) * BN + tl.arange(0, BN)
+            g = tl.zeros((BM, BN), dtype=tl.float32)
+        for h0 in tl.static_range(0, HIDDEN, BH):
+            h = h0 + tl.arange(0, BH)
+            at_hidden = n[:, None] * HIDDEN + h[None, :]
+            ok_hidden = inside[:, None] & (h < HIDDEN)[None, :]
+            if MODE == "backward":
+                z_tile = tl.load(z + at_hidden, mask=ok_hidden, other=0.0)
+            elif BH < HIDDEN:
+                z_tile = sum_of_parts(z_parts, x_bias, n, h, N, HIDDEN, PARTS)
+            if (MODE == "backward") | (BH < HIDDEN):
+                ok_weight = (k < CLASSES)[:, None] & (h < HIDDEN)[None, :]
+                w = tl.load(weight + k[:, None] * HIDDEN + h[None, :], mask=ok_weight, other=0.0)
+            if BN > 0:
+                ok_x_weight = (h < HIDDEN)[:, None] & (c < IN)[None, :]
+                w_x = tl.load(x_weight + h[:, None] * IN + c[None, :], mask=ok_x_weight, other=0.0)
+            delta = relu_backward(product(grad, w, PRECISION), z_tile, SUBGRADIENT)  # eq. (20), ∂D/∂x and ∂R/∂z
+            if is_first:
+                tl.store(grad_z + at_hidden, delta, mask=ok_hidden)
+            if BN > 0:
+                g += product(delta, w_x, PRECISION)  # eq. (20), ∂D/∂x
+        if BN > 0:
+            tl.store(grad_x + n[:, None] * IN + c[None, :], g, mask=inside[:, None] & (c < IN)[None, :])
 
 
 @triton.jit

@@ -1,4 +1,7 @@
-"""Parts of a network's kernels: a product in float32, ReLU, and ReLU with 2×2 pooling, forward and backward."""
+"""Parts of a network's kernels: a product in float32, ReLU, and ReLU with pooling, forward and backward.
+
+Windows of a pooling are POOL×POOL; POOL = 1 is a layer without pooling, whose windows are the positions of z.
+"""
 
 import triton
 import triton.language as tl
@@ -32,18 +35,43 @@ def relu_backward(g, z, SUBGRADIENT: tl.constexpr):
 
 
 @triton.jit
-def relu_pool(z, WINDOWS: tl.constexpr, C: tl.constexpr):
-    """P(R(z)), (WINDOWS, C), and the pooling indices, of z (4 WINDOWS, C), whose rows are 4 · window + place."""
-    z = tl.reshape(z, (WINDOWS, 4, C))
-    place = tl.arange(0, 4)[None, :, None]
+def relu_pool(z, HAS_RELU: tl.constexpr, PLACES: tl.constexpr, WINDOWS: tl.constexpr, C: tl.constexpr):
+    """P(R(z)), (WINDOWS, C), and the pooling indices, of z (PLACES · WINDOWS, C), row PLACES · window + place.
+
+    Without R an index is the place of the maximum alone."""
+    z = tl.reshape(z, (WINDOWS, PLACES, C))
+    place = tl.arange(0, PLACES)[None, :, None]
     largest = tl.max(z, axis=1)  # eq. (4)
-    first_place = tl.min(tl.where(z == largest[:, None, :], place, 4), axis=1)
+    index = tl.min(tl.where(z == largest[:, None, :], place, PLACES), axis=1)
     last_nan = tl.max(tl.where(z != z, place, -1), axis=1)  # NaN is a maximum, the last one counts
-    z_first = tl.sum(tl.where(place == 0, z, 0.0), axis=1)
-    index = tl.where(largest > 0, first_place, tl.where(z_first == 0, AT_ZERO, INACTIVE))
+    if HAS_RELU:
+        z_first = tl.sum(tl.where(place == 0, z, 0.0), axis=1)
+        index = tl.where(largest > 0, index, tl.where(z_first == 0, AT_ZERO, INACTIVE))
+        largest = tl.maximum(largest, 0.0)  # eq. (9)
     index = tl.where(last_nan >= 0, last_nan, index)
-    pooled = tl.where(last_nan >= 0, float("nan"), tl.maximum(largest, 0.0))  # eq. (9)
-    return pooled, index.to(tl.uint8)
+    return tl.where(last_nan >= 0, float("nan"), largest), index.to(tl.uint8)
+
+
+@triton.jit
+def is_in_image(i, j, H: tl.constexpr, W: tl.constexpr):
+    """True for the pixels (i, j) of an image, False for those of its border."""
+    return (i >= 0) & (i < H) & (j >= 0) & (j < W)
+
+
+@triton.jit
+def window_of(i, j, Z_H: tl.constexpr, Z_W: tl.constexpr, POOL: tl.constexpr):
+    """The window of position (i, j) of z, as a number in its image; the place in it; and False outside of windows."""
+    window = (i // POOL) * (Z_W // POOL) + j // POOL
+    place = (i % POOL) * POOL + j % POOL
+    return window, place, (i < Z_H // POOL * POOL) & (j < Z_W // POOL * POOL)
+
+
+@triton.jit
+def pooled_offset(n, window, k, WINDOWS: tl.constexpr, C: tl.constexpr, CHANNEL_MAJOR: tl.constexpr):
+    """Offset of channel k of a window of image n: (N, WINDOWS, C), or (N, C, WINDOWS) with CHANNEL_MAJOR."""
+    WINDOW: tl.constexpr = 1 if CHANNEL_MAJOR else C
+    CHANNEL: tl.constexpr = WINDOWS if CHANNEL_MAJOR else 1
+    return n * (WINDOWS * C) + window * WINDOW + k * CHANNEL
 
 
 @triton.jit

@@ -1,30 +1,9 @@
-"""A convolution's input gradient from its columns, and with it the weight gradient of the layer before."""
+"""The weight gradient of a first convolution with 2×2 pooling, from the columns of the next convolution."""
 
 import triton
 import triton.language as tl
 
 from manualgrad.cuda.kernels.network_parts import at_place, product
-
-
-@triton.jit
-def col2im(
-    grad_x, columns, N, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    BP: tl.constexpr, BC: tl.constexpr,
-):  # fmt: skip
-    """grad_x[n, i, j, r] = Σ_t columns[n, (i, j) − t, t, r], (N, H, W, C): BP positions and BC channels a program."""
-    SH: tl.constexpr = H - KH + 1
-    SW: tl.constexpr = W - KW + 1
-    position = tl.program_id(0) * BP + tl.arange(0, BP)
-    r = tl.program_id(1) * BC + tl.arange(0, BC)
-    n, i, j = position // (H * W), (position // W) % H, position % W
-    inside = (n < N)[:, None] & (r < C)[None, :]
-    g = tl.zeros((BP, BC), dtype=tl.float32)
-    for t in tl.range(0, KH * KW, num_stages=1):
-        di, dj = i - t // KW, j - t % KW
-        ok = (di >= 0) & (di < SH) & (dj >= 0) & (dj < SW)
-        at = ((n * SH + di) * SW + dj) * (KH * KW * C) + t * C
-        g += tl.load(columns + at[:, None] + r[None, :], mask=inside & ok[:, None], other=0.0)  # eq. (20), ∂C/∂x
-    tl.store(grad_x + position[:, None] * C + r[None, :], g, mask=inside)
 
 
 @triton.jit
