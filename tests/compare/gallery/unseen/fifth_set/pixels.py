@@ -44,15 +44,19 @@ def averages_backward(g, x, *, accumulated=True):
     return grad
 
 
+def is_inside(x, zero):
+    level = (x / SCALE + zero).round()
+    return (level >= LOWEST) & (level <= HIGHEST)
+
+
 def quantize(x):
-    level = x / SCALE + ZERO
-    level = level + (level.round() - level).detach()
-    return (level.clamp(LOWEST, HIGHEST) - ZERO) * SCALE
+    value = ((x / SCALE + ZERO).round().clamp(LOWEST, HIGHEST) - ZERO) * SCALE
+    straight = torch.where(is_inside(x, ZERO), x, x.detach())
+    return straight + (value - straight).detach()
 
 
 def quantize_backward(g, x, *, zero=ZERO):
-    level = (x / SCALE + zero).round()
-    return g * ((level >= LOWEST) & (level <= HIGHEST))
+    return g * is_inside(x, zero)
 
 
 OPERATIONS = [
@@ -107,7 +111,15 @@ OPERATIONS = [
                 lambda g, x: quantize_backward(g, x, zero=0),
                 named="the mask of the clamp lacks the zero point: wrong for x in (0.45, 1.05) and (-1.95, -1.35)",
                 kinds=("only for some values", "another operand", "step left out"),
-                named_words=(r"\bx [<>]=?", r"< x", r"add.*left out", r"zero.?point", r"between", r"output (is|=)"),
+                named_words=(
+                    r"\bx [<>]=?",
+                    r"< x",
+                    r"add.*left out",
+                    r"zero.?point",
+                    r"between",
+                    r"where",
+                    r"output (is|=)",
+                ),
                 located=(r"gradient of x", r"0\.[4-7]|1\.[01]|add|output|-0\.6"),
             ),
         ),
