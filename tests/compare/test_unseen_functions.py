@@ -18,7 +18,7 @@ from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import corrected, modules, right_cases, wrong_functions
 
 SETS = ("first_half", "second_half", "third_set", "fourth_set")
-MEASURED = ("fifth_set",)
+MEASURED = ("fifth_set", "sixth_set")
 MODULES = [module for each in SETS for module in modules(each)]
 
 # One of each kind of mistake that the sets made the diagnosis name.
@@ -84,7 +84,7 @@ def test_the_sets_have_different_functions():
 def test_every_expected_answer_is_complete(name: str):
     wrongs = wrong_functions(name)
     assert len({wrong.case.name for wrong in wrongs}) == len(wrongs) == 40
-    assert len(right_cases(name)) == 25
+    assert len(right_cases(name)) >= 25
     for wrong in wrongs:
         assert wrong.named and wrong.kinds and wrong.named_words and wrong.located, wrong.case.name
         assert set(wrong.kinds) <= KINDS.keys(), wrong.case.name

@@ -1,9 +1,8 @@
-"""Functions whose mistake is in what they keep or ask: a cell with two outputs, RMS of rows, scale and shift, folds."""
+"""Mistakes in what a Function keeps or asks for: a cell with two outputs, RMS of rows, scale and shift, sequences."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch.autograd import Function
 
 from tests.compare.gallery.unseen.operation import Operation, wrong_and_right
@@ -91,22 +90,23 @@ class ModulateAskedWrongly(Modulate):
     asked = (1, 0, 2)
 
 
-class Unshuffle(Function):
+class SequenceLinear(Function):
     @staticmethod
-    def forward(ctx, x):
-        return F.pixel_unshuffle(x, 2)
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w
 
     @staticmethod
     def backward(ctx, g):
-        n, c, h, w = g.shape
-        return g.reshape(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
+        x, w = ctx.saved_tensors
+        return g @ w.mT, x.reshape(-1, len(w)).mT @ g.reshape(-1, w.shape[1])
 
 
-class UnshuffleByView(Unshuffle):
+class SequenceLinearByView(SequenceLinear):
     @staticmethod
     def backward(ctx, g):
-        n, c, h, w = g.shape
-        return g.view(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, c // 4, 2 * h, 2 * w)
+        x, w = ctx.saved_tensors
+        return g @ w.mT, x.reshape(-1, len(w)).mT @ g.view(-1, w.shape[1])
 
 
 OPERATIONS = [
@@ -145,15 +145,15 @@ OPERATIONS = [
         located=(r"\bx\b", r"\bscale\b"),
     ),
     Operation(
-        "pixel unshuffle, view",
-        Unshuffle,
-        UnshuffleByView,
-        lambda x: F.pixel_unshuffle(x, 2),
-        lambda: {"x": torch.randn(2, 1, 4, 6)},
-        named="backward calls view, which fails for an incoming gradient that is not contiguous",
+        "linear layer of sequences, view",
+        SequenceLinear,
+        SequenceLinearByView,
+        torch.matmul,
+        lambda: {"x": torch.randn(2, 3, 4), "w": torch.randn(4, 5)},
+        named="backward calls view, which fails for an incoming gradient that is transposed",
         kinds=("only in one layout", "raises"),
         named_words=(r"\bview\b", r"layout", r"transposed|expanded", r"contiguous"),
-        located=(r"backward|gradient of x", r"incoming"),
+        located=(r"backward|gradient of w", r"incoming"),
     ),
 ]
 

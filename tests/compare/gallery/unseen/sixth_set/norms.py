@@ -30,11 +30,11 @@ def lengthen(x, length):
     return length * x / x.norm(dim=1, keepdim=True)
 
 
-def lengthen_backward(g, x, length, *, summed=True):
+def lengthen_backward(g, x, length, *, keepdim=True):
     norm = x.norm(dim=1, keepdim=True)
     direction = x / norm
-    along = (g * direction).sum(1, keepdim=True)
-    return length * (g - direction * along) / norm, along.sum() if summed else along
+    along = (g * direction).sum(1, keepdim=keepdim)
+    return length * (g - direction * along) / norm, along.sum()
 
 
 def layer_norm(x, w, b):
@@ -71,16 +71,16 @@ OPERATIONS = [
     Formulas(
         "rows of a learned length",
         lengthen,
-        lambda: {"x": torch.randn(4, 5), "length": torch.tensor(1.7)},
+        lambda: {"x": torch.randn(4, 4), "length": torch.tensor(1.7)},
         lengthen_backward,
         (
             Mistake(
-                "rows of a learned length, not summed",
-                lambda g, x, length: lengthen_backward(g, x, length, summed=False),
-                named="the gradient of the scalar is not summed over the rows: shape (4, 1) instead of ()",
-                kinds=("raises", "wrong shape", "not summed over the batch"),
-                named_words=(r"shape", r"\[4, 1\]|\(4, 1\)", r"sum"),
-                located=(r"backward|gradient of length|index 1",),
+                "rows of a learned length, dimension not kept",
+                lambda g, x, length: lengthen_backward(g, x, length, keepdim=False),
+                named="keepdim is missing: the sum of row j is used in column j instead of row j",
+                kinds=("transposed", "another operand", "wrong sum", "missing term", "permuted"),
+                named_words=(r"keepdim", r"broadcast", r"transpos", r"exchang", r"other rows|between rows"),
+                located=(r"gradient of x", r"sum|norm|row|column|dimension"),
             ),
         ),
         options={"whole_numbers": False},

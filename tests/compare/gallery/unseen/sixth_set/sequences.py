@@ -50,7 +50,7 @@ def signs(x):
 
 
 def signs_backward(g, x, *, clamped=True):
-    return g * (x.abs() <= 1) if clamped else g.clone()
+    return g * (x.abs() < 1) if clamped else g.clone()
 
 
 OPERATIONS = [
