@@ -59,7 +59,7 @@ OPERATIONS = [
                 lambda g, z, y: binary_backward(g, z, y, positive=1),
                 named="the weight of positive labels, 3, is missing where y = 1",
                 kinds=("only for some values", "another operand", "step left out", "factor of one term"),
-                named_words=(r"y (=|is|==) 1", r"0\.333|1/3|\b3\b", r"mul.*left out"),
+                named_words=(r"y (=|is|==) 1", r"0\.333|1/3|times 3\b|\b3 times|by 3\b", r"mul.*left out"),
                 located=(r"gradient of z", r"\by\b|1/3|0\.333|mul"),
             ),
             Mistake(
@@ -109,7 +109,7 @@ OPERATIONS = [
                 named="the gradient of the teacher lacks the sum over classes, from the softmax's normalisation",
                 kinds=("missing term",),
                 named_words=(r"missing", r"normali[sz]"),
-                located=(r"gradient of teacher", r"softmax|sum|row|dimension 1|\[\d, \d\]"),
+                located=(r"gradient of teacher", r"softmax|sum|dimension 1"),
             ),
         ),
     ),

@@ -117,7 +117,7 @@ OPERATIONS = [
                     r"add.*left out",
                     r"zero.?point",
                     r"between",
-                    r"where",
+                    r"\bwhere\b.*left out",
                     r"output (is|=)",
                 ),
                 located=(r"gradient of x", r"0\.[4-7]|1\.[01]|add|output|-0\.6"),

@@ -105,7 +105,7 @@ OPERATIONS = [
                 named="the term of the first transition is missing: the loop ends one step too early",
                 kinds=("missing term",),
                 named_words=(r"missing",),
-                located=(r"gradient of transition", r"first|step|line|matmul|\b1 of \d"),
+                located=(r"gradient of transition", r"first|step 1\b|\b(1|one) of (the )?\d"),
             ),
         ),
         options={"whole_numbers": False},

@@ -47,7 +47,13 @@ OPERATIONS = [
                 lambda g, x: softplus_backward(g, x, beta=1),
                 named="sigmoid(x) instead of sigmoid(2 x), below the threshold",
                 kinds=("another operand", "factor by element", "step left out", "only for some values"),
-                named_words=(r"\bbeta\b", r"factor of its own", r"another derivative", r"x <=? 1\.[3-6]", r"\b2\b"),
+                named_words=(
+                    r"\bbeta\b",
+                    r"factor of its own",
+                    r"another derivative",
+                    r"x <=? 1\.[3-6]",
+                    r"\b2 (instead|times)|by 2\b",
+                ),
                 located=(r"gradient of x",),
             ),
             Mistake(
@@ -96,7 +102,7 @@ OPERATIONS = [
                 lambda g, x: bounded_backward(g, x, inclusive=True),
                 named="the gradient at exactly 0 and 6 is passed; native has 0",
                 kinds=("only at bounds", "only at zeros", "only for some values"),
-                named_words=(r"bound", r"\b0\b.*\b6\b", r"x (=|is|==) [06]", r"(value|input|x).*(0|6)"),
+                named_words=(r"bound", r"\b0\b.*\b6\b", r"x (=|is|==) [06]"),
                 located=(r"gradient of x", r"\b[06]\b"),
             ),
         ),

@@ -121,7 +121,7 @@ OPERATIONS = [
                 lambda g, q, k, v: linear_attention_backward(g, q, k, v, normalized=False),
                 named="the divisor is treated as a constant",
                 kinds=("missing term",),
-                named_words=(r"div", r"constant"),
+                named_words=(r"\bdiv", r"constant"),
                 located=(r"gradient of q", r"\bk\b", r"div|second argument"),
             ),
             Mistake(

@@ -129,7 +129,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(4, 5)},
         named="the RMS is kept on the class: a second forward before backward replaces it",
         kinds=("depends on earlier calls", "raises"),
-        named_words=(r"calls?\b", r"two forwards|forward", r"second"),
+        named_words=(r"(other|earlier|second|between|after).*calls?\b", r"two forwards|second forward"),
         located=(r"gradient of x|backward",),
         options={"whole_numbers": False},
     ),
@@ -142,7 +142,7 @@ OPERATIONS = [
         named="the gradient of x is None if only x requires one: needs_input_grad has the wrong index",
         kinds=("depends on which inputs require a gradient", "none"),
         named_words=(r"requires? a gradient", r"needs_input_grad", r"\bonly x\b"),
-        located=(r"\bx\b", r"\bscale\b"),
+        located=(r"gradient of (x|scale)",),
     ),
     Operation(
         "linear layer of sequences, view",

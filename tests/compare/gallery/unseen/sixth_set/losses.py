@@ -72,7 +72,7 @@ OPERATIONS = [
                 lambda g, *inputs: gaussian_backward(g, *inputs, power=1),
                 named="the squared error is divided by var instead of var^2 in the gradient of var",
                 kinds=("another operand", "factor of one term", "step left out"),
-                named_words=(r"div", r"\bvar\b", r"square"),
+                named_words=(r"\bdiv\b", r"var\b.*instead|instead of.*var", r"square|\bpow\b"),
                 located=(r"gradient of var", r"div|square|pow|var\b.*instead"),
             ),
             Mistake(
@@ -121,7 +121,7 @@ OPERATIONS = [
                 lambda g, x, y: sorted_distance_backward(g, x, y, inverse=False),
                 named="the order of the sort is applied again, instead of its inverse",
                 kinds=("permuted", "not transposed"),
-                named_words=(r"permut", r"sort", r"order", r"transpos", r"other places"),
+                named_words=(r"permut", r"order", r"transpos", r"other places", r"derivative of forward"),
                 located=(r"gradient of x",),
             ),
             Mistake(
@@ -129,7 +129,7 @@ OPERATIONS = [
                 lambda g, x, y: sorted_distance_backward(g, x, y, averaged=True),
                 named="every row gets the mean of the incoming gradient instead of its own element",
                 kinds=("wrong sum", "summed over the batch", "missing term", "another operand"),
-                named_words=(r"\bmean\b|average", r"between|other (examples|rows)", r"incoming gradient"),
+                named_words=(r"\bmean\b|average", r"between|other (examples|rows)"),
                 located=(r"gradient of x", r"\by\b", r"row|example|batch|incoming|dimension 0"),
             ),
         ),

@@ -62,7 +62,7 @@ OPERATIONS = [
                 lambda g, x: normalize_backward(g, x, eps_twice=True),
                 named="the derivative of the square root divides by sigma + eps instead of sigma",
                 kinds=("another operand", "step left out", "factor of one term"),
-                named_words=(r"sqrt", r"\badd\b", r"\beps", r"0\.3", r"factor for each row"),
+                named_words=(r"sqrt", r"\badd\b", r"\beps", r"\b0\.3\b", r"factor for each row"),
                 located=(r"gradient of x", r"sqrt|add|deviation|mean|row|div"),
             ),
         ),

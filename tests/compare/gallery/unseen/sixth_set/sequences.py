@@ -84,7 +84,7 @@ OPERATIONS = [
                 lambda g, x, kept: kept_mean_backward(g, x, kept, total=x.shape[1]),
                 named="divided by 5, the number of steps, instead of the number of kept steps of each row",
                 kinds=("another operand", "factor by element", "only at some indices", "only for some values"),
-                named_words=(r"\b5\b", r"factor for each (row|example|slice)|each (row|example)", r"div"),
+                named_words=(r"(by|instead|times).*\b5\b", r"each (row|example|slice)", r"\bdiv\b"),
                 located=(r"gradient of x",),
             ),
             Mistake(
