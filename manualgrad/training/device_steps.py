@@ -6,6 +6,8 @@ not finite is left to the run, which takes it as any other step and raises its e
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from operator import is_
 from typing import TYPE_CHECKING
 
@@ -34,15 +36,14 @@ PLAIN_SGD = {"dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": F
 
 def make_device_steps(run: TrainingRun, use_graphs: bool) -> DeviceSteps | str:
     """Return the steps of ``run`` on its CUDA device, or the reason why it takes them one by one; "" on the CPU."""
-    images, epochs = run.dataset.train.images, run.epochs
+    images, epochs, distributed = run.dataset.train.images, run.epochs, run.distributed
     batch_size = min(epochs.batch_size, max(epochs.sizes))
-    planned = guards.find_usable_plan(run.model, normalize(images[:1], run.dataset).expand(batch_size, -1, -1, -1))
+    shard_size = -(-batch_size // distributed.world_size)  # of the largest shard
+    planned = guards.find_usable_plan(run.model, normalize(images[:1], run.dataset).expand(shard_size, -1, -1, -1))
     if isinstance(planned, str):
         return "" if images.device.type == "cpu" else planned
     if isinstance(planned[0], Plan):
         return ""
-    if run.distributed.world_size > 1:
-        return "several processes share each batch"
     momentum = find_momentum(run.optimizer)
     if momentum is None or not updates_every_weight(run.model, run.optimizer):
         return "the optimizer does not update every weight by gradient descent"
@@ -57,6 +58,7 @@ def make_device_steps(run: TrainingRun, use_graphs: bool) -> DeviceSteps | str:
         averages=run.average_last > 0,
         max_steps=min(STEPS_PER_GRAPH, -(-max(epochs.sizes) // batch_size)),
         use_graphs=use_graphs,
+        all_reduce=distributed.all_reduce_sum if distributed.world_size > 1 else None,
     )
     return DeviceSteps(run, descent)
 
@@ -86,12 +88,23 @@ class DeviceSteps:
     def __str__(self) -> str:
         """Text such as "50 in a CUDA graph"."""
         count = self.descent.max_steps
-        return f"{count} in a CUDA graph" if self.descent.use_graphs else f"{count} at a time, without CUDA graphs"
+        if not self.descent.use_graphs:
+            return f"{count} at a time, without CUDA graphs"
+        return f"{count} {'at a time, two CUDA graphs each' if self.descent.all_reduce else 'in a CUDA graph'}"
 
     def prepare(self, run: TrainingRun) -> None:
         """Compile the kernels, capture the graphs, and compute the learning rates, so that no timed step does."""
         self.descent.prepare()
         self._next_rates(run, 1)
+
+    def begin_epoch(self, run: TrainingRun) -> None:
+        """Set the images of the epoch's steps, and their places in the epoch, for this rank."""
+        batch_size, width = run.epochs.batch_size, self.descent.plan.batch_size
+        indices, fractions = shard_batches(run.epoch_indices, batch_size, width, run.distributed.shard)
+        self.descent.begin_epoch(indices, fractions)
+        self._places, _ = shard_batches(
+            torch.arange(len(run.epoch_indices)), batch_size, width, run.distributed.shard
+        )
 
     def take(self, run: TrainingRun, num_steps: int) -> ChunkStats | None:
         """Take up to ``num_steps`` steps of the epoch, and update model, optimizer, scheduler and average.
@@ -109,11 +122,11 @@ class DeviceSteps:
         rates = self._next_rates(run, num_steps)
         begin = run.num_steps - run.average_last
         counts = [max(0, run.step + n + 1 - begin) for n in range(num_steps)]  # of averaged weights
+        average_rates = [1 / count if count else 0.0 for count in counts]
         pairs = self._state_pairs(run, is_averaging=counts[-1] > 0)
         with torch.no_grad():
             foreach_copy_(*pairs)
-            first = run.step_in_epoch * run.epochs.batch_size
-            stats = self.descent.run(first, rates[:num_steps], [1 / count if count else 0.0 for count in counts])
+            stats = self.descent.run(run.step_in_epoch, rates[:num_steps], average_rates)
             foreach_copy_(*reversed(pairs))
         num_taken = len(stats.costs)
         if not num_taken:
@@ -121,7 +134,19 @@ class DeviceSteps:
         if run.averaged_model is not None:
             run.averaged_model.n_averaged.fill_(counts[num_taken - 1])
         set_schedule(run.optimizer, run.scheduler, run.step + num_taken, rates[num_taken])
+        if run.epochs.has_subsets:
+            stats = replace(stats, label_probs=self._label_probs(run, stats.label_probs))
         return stats
+
+    def _label_probs(self, run: TrainingRun, own: Tensor) -> Tensor:
+        """Probabilities of the labels of all ranks' images, (n,), from those of this rank's, a row for each step."""
+        first, batch_size = run.step_in_epoch, run.epochs.batch_size
+        places = self._places[first : first + len(own)].to(own.device)
+        is_image = places >= 0
+        num_images = min((first + len(own)) * batch_size, len(run.epoch_indices)) - first * batch_size
+        label_probs = own.new_zeros(num_images)
+        label_probs[places[is_image] - first * batch_size] = own[is_image]
+        return run.distributed.all_reduce_sum(label_probs)
 
     def _next_rates(self, run: TrainingRun, num_steps: int) -> list[float]:
         """Learning rates of the next ``num_steps`` steps and of the step after them."""
@@ -144,6 +169,31 @@ class DeviceSteps:
             own += self.descent.averages
             theirs += _weights(run.averaged_model.module)  # type: ignore[arg-type]  # the model's copy
         return own, theirs
+
+
+def shard_batches(
+    indices: Tensor, batch_size: int, width: int, shard: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Divide an epoch into batches, and these between the ranks.
+
+    Args:
+        indices: (n,) int64; the last batch may be smaller than ``batch_size``.
+        width: size of the largest shard.
+        shard: maps a batch to the part of this rank, along dimension 0.
+
+    Returns:
+        This rank's part of each batch, (batches, width), with −1 behind a smaller one; its fraction of the batch.
+    """
+    count, rest = divmod(len(indices), batch_size)
+    num_batches = count + bool(rest)
+    rows, fractions = indices.new_full((num_batches, width), -1), torch.zeros(num_batches)
+    for begin, end, size in ((0, count, batch_size), (count, num_batches, rest)):
+        if begin < end:
+            batches = indices[begin * batch_size : begin * batch_size + (end - begin) * size].view(-1, size)
+            own = shard(batches.t()).t()
+            rows[begin:end, : own.shape[1]] = own
+            fractions[begin:end] = own.shape[1] / size
+    return rows, fractions
 
 
 def _weights(model: DocumentCNN) -> list[Tensor]:

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 
-from manualgrad import backprop, kernels
+from manualgrad import kernels
 from manualgrad._torch_compat import foreach_lerp_
 from manualgrad.data import Dataset
-from manualgrad.functional import softmax, softmax_cross_entropy
 from manualgrad.models import DocumentCNN
 from manualgrad.network.descent import StepStats
 from manualgrad.training import nonfinite
@@ -28,6 +27,7 @@ from manualgrad.training.distributed import SINGLE_PROCESS, DistributedContext
 from manualgrad.training.epochs import EpochLayout
 from manualgrad.training.evaluation import EvalResult
 from manualgrad.training.fused_step import FusedStep
+from manualgrad.training.gradients import gradients_by_autograd, gradients_by_recursion
 from manualgrad.training.hard_examples import HardExampleSampler
 
 ENGINES = ("autograd", "document")
@@ -150,7 +150,7 @@ class TrainingRun:
         self._prepare_batches()
         self.fused_step: FusedStep | None = None
         if isinstance(self.device_steps, DeviceSteps):
-            self.device_steps.descent.begin_epoch(self.epoch_indices)
+            self.device_steps.begin_epoch(self)
         elif self.engine == "document" and self.distributed.world_size == 1:
             self.fused_step = FusedStep(
                 self.model, self.optimizer, self.dataset, self.epochs.batch_size, self.epoch_indices
@@ -269,40 +269,8 @@ class TrainingRun:
             The shard's part of the mean loss, and the shard's class probabilities (N, classes).
         """
         if self.engine == "document":
-            return self._compute_gradients_by_recursion(x, labels, batch_size)
-        self.model.zero_grad()
-        if self.distributed.world_size == 1:
-            loss, probabilities = self.model.cost_and_probabilities(x, labels)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation for it
-            return loss.detach(), probabilities
-        logits = self.ddp_model(x)
-        loss = softmax_cross_entropy(logits, labels, reduction="sum") / batch_size
-        # DistributedDataParallel divides the sum of the gradients by the world size.
-        (loss * self.distributed.world_size).backward()  # type: ignore[no-untyped-call]  # torch has no annotation
-        return loss.detach(), softmax(logits.detach())  # eq. (11)
-
-    def _compute_gradients_by_recursion(self, x: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Compute the gradients by section 4 of the formula sheet (docs/equations.md).
-
-        Its steps for η = −1 are the gradients of the mean over the shard. For η = −N/batch_size they are the shard's
-        part of the gradients.
-        """
-        fraction = len(labels) / batch_size
-        self.model.zero_grad()
-        if fraction:
-            steps = backprop.backpropagate(self.model, x, labels, eta=-fraction)
-            weights = [w for layer in self.model.layers_with_weights() for w in (layer.weight, layer.bias)]
-            gradients = [step for pair in zip(steps.weights, steps.biases, strict=True) for step in pair]
-            for w, gradient in zip(weights, gradients, strict=True):
-                if w is not None and w.requires_grad:  # a weight that two layers share has the sum of their gradients
-                    w.grad = gradient if w.grad is None else w.grad + gradient
-            loss, probabilities = steps.cost * fraction, steps.probabilities
-        else:  # the shard is empty, and has no mean: the batch has fewer images than there are ranks
-            for parameter in self.model.parameters():
-                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-            loss, probabilities = x.new_zeros(()), x.new_zeros((0, self.model.classes))
-        self.distributed.all_reduce_gradients(w for w in self.model.parameters() if w.requires_grad)
-        return loss, probabilities
+            return gradients_by_recursion(self.model, x, labels, batch_size, self.distributed)
+        return gradients_by_autograd(self.model, self.ddp_model, x, labels, batch_size, self.distributed)
 
     def _nonfinite_error(self, description: str, x: Tensor) -> Exception:
         """Find the first non-finite tensor of a step on ``x``, on any rank. Every rank must call this."""

@@ -44,6 +44,8 @@ class SignalHandler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self._silent:
             name = signal.Signals(number).name
-            message = f"\n{name}: stopping after this step and saving a checkpoint; Ctrl-C now stops at once\n"
+            message = (
+                f"\n{name}: stopping after the step in progress and saving a checkpoint; Ctrl-C now stops at once\n"
+            )
             with suppress(OSError):  # stderr's reader or terminal is gone, and the run must still save
                 os.write(2, message.encode())  # since the signal may have interrupted a write to sys.stderr

@@ -45,3 +45,6 @@ def descent_calls(launch: Launcher, model: DocumentCNN, image_shape: tuple[int, 
             planned[0], images, labels, torch.zeros(256), momentum=0.9, averages=True, use_graphs=False
         )
         descent.launch_step(launch)
+        CUDADescent(
+            planned[0], images, labels, torch.zeros(256), use_graphs=False, all_reduce=lambda tensor: tensor
+        ).launch_step(launch)

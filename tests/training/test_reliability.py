@@ -128,7 +128,7 @@ def test_a_second_sigint_stops_at_once(common, tmp_path):
     while "in a step" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    while "SIGINT: stopping after this step" not in process.stderr.readline():
+    while "SIGINT: stopping after the step in progress" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == -signal.SIGINT  # a shell shows 130
@@ -144,7 +144,7 @@ def test_a_signal_is_recorded_and_the_handlers_are_restored(capfd):
         assert signals.received == signal.SIGTERM
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     assert signal.getsignal(signal.SIGTERM) == before
-    assert "SIGTERM: stopping after this step" in capfd.readouterr().err
+    assert "SIGTERM: stopping after the step in progress" in capfd.readouterr().err
 
 
 def test_resume_auto_without_a_checkpoint_starts_a_run_and_says_so(common, tmp_path):

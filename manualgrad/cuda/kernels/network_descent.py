@@ -1,9 +1,11 @@
 """A step of gradient descent on the device: the batch before a network's gradients, the update and metrics after.
 
-``state`` is five int64 numbers in device memory. NEXT and STEP count the steps since the host last wrote them: the
+``state`` is four int64 numbers in device memory. NEXT and STEP count the steps since the host last wrote them: the
 first kernel of a step reads NEXT and writes STEP, the last one reads STEP and writes NEXT, so that no program reads
 what another one of its launch writes. FAILED is set by the first cost that is not finite; no step updates after it.
-FIRST is the place of step 0's first image in the epoch, SIZE the number of images in the epoch.
+FIRST is the number of steps of the epoch before step 0.
+
+``indices`` has a row of BATCH images for each step of the epoch, with -1 where a batch has fewer.
 """
 
 import triton
@@ -13,7 +15,6 @@ NEXT = tl.constexpr(0)
 STEP = tl.constexpr(1)
 FAILED = tl.constexpr(2)
 FIRST = tl.constexpr(3)
-SIZE = tl.constexpr(4)
 
 
 @triton.jit
@@ -23,13 +24,12 @@ def gather_batch(
 ):  # fmt: skip
     """One image of the next batch and its label: x (BATCH, PIXELS) of uint8 images (·, PIXELS) at ``indices``.
 
-    ``normalized`` has the number for each of the 256 bytes. Places behind the epoch's last image have IGNORE_INDEX as
-    their label, and so count for nothing."""
+    ``normalized`` has the number for each of the 256 bytes. Index -1 gives a label IGNORE_INDEX, which counts for
+    nothing."""
     n, tile = tl.program_id(0), tl.program_id(1)
     step = tl.load(state + NEXT)
-    place = tl.load(state + FIRST) + step * BATCH + n
-    is_image = place < tl.load(state + SIZE)
-    index = tl.load(indices + place, mask=is_image, other=0)
+    index = tl.load(indices + (tl.load(state + FIRST) + step) * BATCH + n)
+    is_image = index >= 0
     p = tile * BLOCK + tl.arange(0, BLOCK)
     byte = tl.load(images + index * PIXELS + p, mask=(p < PIXELS) & is_image, other=0).to(tl.int32)
     tl.store(x + n * PIXELS + p, tl.load(normalized + byte), mask=p < PIXELS)
@@ -37,6 +37,20 @@ def gather_batch(
         tl.store(labels + n, tl.load(all_labels + index, mask=is_image, other=IGNORE_INDEX))
         if n == 0:
             tl.store(state + STEP, step)
+
+
+@triton.jit
+def weigh_shard(grads, loss, sums, fractions, state, NUMEL: tl.constexpr, BLOCK: tl.constexpr):
+    """sums ← fraction · (∂J/∂w, J): this rank's term of the sums over all ranks, where J is the mean of its shard.
+
+    ``fractions`` has the shard's fraction of each batch of the epoch. Without images J is NaN, and the term 0."""
+    pid = tl.program_id(0)
+    fraction = tl.load(fractions + tl.load(state + FIRST) + tl.load(state + STEP))
+    e = pid * BLOCK + tl.arange(0, BLOCK)
+    grad = tl.load(grads + e, mask=e < NUMEL)
+    tl.store(sums + e, tl.where(fraction > 0, fraction * grad, 0.0), mask=e < NUMEL)
+    if pid == 0:
+        tl.store(sums + NUMEL, tl.where(fraction > 0, fraction * tl.load(loss), 0.0))
 
 
 @triton.jit
@@ -48,8 +62,8 @@ def descend(
     """w ← w − η v, where v ← MOMENTUM v + ∂J/∂w, in PROGRAMS programs; metrics of BN images in each of the others.
 
     The parameters lie in one buffer of NUMEL numbers, and so do the others. AVERAGES: averages ← averages + α (w −
-    averages), for an ``average_rates`` α > 0. costs, num_correct (both by step) and label_probs (by place in the
-    epoch) are those before the update. num_correct must be 0 before the first step."""
+    averages), for an ``average_rates`` α > 0. costs, num_correct (both by step) and label_probs (with the rows of
+    ``indices``) are those before the update. num_correct must be 0 before the first step."""
     pid = tl.program_id(0)
     step = tl.load(state + STEP)
     cost = tl.load(loss)
@@ -74,9 +88,9 @@ def descend(
     else:
         n = (pid - PROGRAMS) * BN + tl.arange(0, BN)
         k = tl.arange(0, BC)
-        place = tl.load(state + FIRST) + step * BATCH + n
-        is_image = (n < BATCH) & (place < tl.load(state + SIZE))
-        label = tl.load(labels + n, mask=is_image, other=-1)
+        label = tl.load(labels + n, mask=n < BATCH, other=-1)
+        is_image = label >= 0
+        place = (tl.load(state + FIRST) + step) * BATCH + n
         ok = is_image[:, None] & (k < CLASSES)[None, :]
         p = tl.load(probs + n[:, None] * CLASSES + k[None, :], mask=ok, other=-1.0)
         is_label = k[None, :] == label[:, None]
