@@ -80,14 +80,8 @@ def _run(
     addresses: dict[str, int],
 ) -> None:  # fmt: skip
     """Run ``kernel`` for all rows of its targets: those of ``maxima`` with table 0, of ``images`` with table 1."""
-    windows, ((height, width), (out_height, out_width)) = (
-        geometry.windows,
-        (geometry.input_size, geometry.output_size),
-    )
-    (kernel_height, kernel_width), (s1, s2), (d1, d2) = windows.kernel_size, windows.stride, windows.dilation
-    top, _, left, _ = windows.padding
-    row_sources = _tables(height, out_height, kernel_height, s1, top, d1, kernel_width)[table]
-    column_sources = _tables(width, out_width, kernel_width, s2, left, d2, 1)[table]
+    (height, width), (out_height, out_width) = geometry.input_size, geometry.output_size
+    row_sources, column_sources = source_tables(geometry, table)
     target_rows = images.shape[0] * (height if table else out_height)
     max_tasks = max(1, min(torch.get_num_threads(), images.numel() // NUMEL_PER_THREAD))
     num_tasks, share = split_work(target_rows, max_tasks)
@@ -96,6 +90,15 @@ def _run(
         target_rows=target_rows, share=share, height=height, width=width, out_height=out_height, out_width=out_width,
         channels=images.shape[3], **addresses,
     )  # fmt: skip
+
+
+def source_tables(geometry: Any, table: int) -> tuple[Tensor, Tensor]:
+    """The tables for rows and for columns of the forward kernel, ``table`` 0, or of the backward kernel, 1."""
+    windows, (height, width), (out_height, out_width) = geometry.windows, geometry.input_size, geometry.output_size
+    (kernel_height, kernel_width), (s1, s2), (d1, d2) = windows.kernel_size, windows.stride, windows.dilation
+    top, _, left, _ = windows.padding
+    rows = _tables(height, out_height, kernel_height, s1, top, d1, kernel_width)
+    return rows[table], _tables(width, out_width, kernel_width, s2, left, d2, 1)[table]
 
 
 @lru_cache(maxsize=256)
