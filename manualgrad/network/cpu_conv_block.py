@@ -110,20 +110,19 @@ class ConvBlock:
         if self.pooling:
             buffers["grad_y"] = 4 * self._conv_numel
         if needs_grad_x:
-            calls = [(calls, self._chunk(calls, split)) for calls in self.backward_calls]
-            buffers |= {
-                "packed_input": self._packed_offsets[-1],
-                "table_input": split.num_tasks * max(c.table_bytes(chunk) for c, chunk in calls),
-                "sums_input": split.num_tasks * max(c.panel_bytes(chunk) for c, chunk in calls),
-            }
+            offsets = self._input_offsets(split)[-1]
+            buffers |= dict(zip(("packed_input", "table_input", "sums_input"), offsets, strict=True))
         return buffers
 
-    @property
-    def _packed_offsets(self) -> list[int]:
-        """Offset of each grid's packed weight for the input gradient, and the end of the last."""
-        offsets = [0]
+    def _input_offsets(self, split: Split) -> list[tuple[int, int, int]]:
+        """Offsets of each grid's packed weight, tables and sums for the input gradient, and the end of the last.
+
+        Tasks compute different grids at the same time, so each grid has tables and sums of its own."""
+        offsets = [(0, 0, 0)]
         for calls in self.backward_calls:
-            offsets.append(offsets[-1] + calls.packed_bytes)
+            chunk, (packed, table, sums) = self._chunk(calls, split), offsets[-1]
+            table += split.num_tasks * calls.table_bytes(chunk)
+            offsets.append((packed + calls.packed_bytes, table, sums + split.num_tasks * calls.panel_bytes(chunk)))
         return offsets
 
     def _chunk(self, calls: GridCalls, split: Split) -> int:
@@ -148,13 +147,16 @@ class ConvBlock:
     def pack_for_backward(self, at: BlockBuffers) -> list[KernelCall]:
         if not at.grad_x:
             return []
-        return [
-            calls.pack(
-                self._call, split_work(calls.vectors, at.split.num_threads)[1], weight=at.own("w"), bias=None,
-                packed=at.own("packed_input") + offset, nonfinite=at.nonfinite + 4 * n * at.split.num_threads,
-            )
-            for n, (calls, offset) in enumerate(zip(self.backward_calls, self._packed_offsets, strict=False))
-        ]  # fmt: skip
+        threads, packs = at.split.num_threads, []
+        for n, (calls, (packed, *_)) in enumerate(
+            zip(self.backward_calls, self._input_offsets(at.split), strict=False)
+        ):
+            pack = calls.pack(
+                self._call, split_work(calls.vectors, threads)[1], weight=at.own("w"), bias=None,
+                packed=at.own("packed_input") + packed, nonfinite=at.nonfinite + 4 * n * threads,
+            )  # fmt: skip
+            packs.append(pack)
+        return packs
 
     # --------------------------------------------------------------------------------- forward, backward
 
@@ -221,12 +223,12 @@ class ConvBlock:
             return calls
         if self.is_partial:
             calls.append(clear(self._call, at.grad_x, (self.batch_size, at.split.images_per_task), self._in_size))
-        places = zip(self.backward_calls, self.backward_offsets, self._packed_offsets, strict=False)
-        for grid_calls, offset, packed in places:
+        places = zip(self.backward_calls, self.backward_offsets, self._input_offsets(at.split), strict=False)
+        for grid_calls, offset, (packed, table, sums) in places:
             conv = grid_calls.conv2d(
                 self._call, self._split(grid_calls, at.split), self._chunk(grid_calls, at.split),
                 self.backward_strides, x=grad_z, packed=at.own("packed_input") + packed, out=at.grad_x + offset,
-                table=at.own("table_input"), sums=at.own("sums_input"),
+                table=at.own("table_input") + table, sums=at.own("sums_input") + sums,
             )  # fmt: skip
             calls.append(conv)
         return calls  # eq. (20)
