@@ -20,7 +20,7 @@ from manualgrad.cpu.conv_pool import to_backward_layout, to_contiguous
 from manualgrad.cpu.conv_pool_sizes import sizes_of, split_work
 from manualgrad.cpu.signature import KernelCall
 from manualgrad.network.cpu_images import Size, place, place_planes
-from manualgrad.network.device import Activation, BlockBuffers, Split, Unsupported
+from manualgrad.network.device import Activation, BlockBuffers, Split
 from manualgrad.network.layers import Conv
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 
@@ -37,10 +37,7 @@ class ConvReLUPoolBlock:
         self.padding = geometry.windows.padding
         height, width = geometry.windows.padded_size(self.height, self.width)
         shape = layer.out_channels, self.channels, *layer.kernel_size
-        try:
-            self.sizes = s = sizes_of((batch_size, self.channels, height, width), shape, lanes)
-        except ValueError:
-            raise Unsupported("the image is too small for the convolutions") from None
+        self.sizes = s = sizes_of((batch_size, self.channels, height, width), shape, lanes)
         self._call, self.flip, self.batch_size = call, layer.flip_kernel, batch_size
         self.subgradient = layer.subgradient or 0.0
         self.parameter_shapes: list[tuple[int, ...]] = [shape, (layer.out_channels,)]

@@ -162,10 +162,13 @@ def test_infinities_and_nans_spread_as_by_the_layers(value, place):
         assert torch.equal(actual.isnan(), theirs.isnan()) and torch.equal(actual.isinf(), theirs.isinf())
 
 
-def test_results_of_two_runs_have_the_same_bits():
+def test_results_of_many_runs_have_the_same_bits():
+    """Four threads on fewer cores are at different calls of a region: two tasks must not share scratch memory."""
     model, x = MODELS["any layers"](), images(37)
-    torch.set_num_threads(2)
-    assert all(map(torch.equal, gradients(model, x), gradients(model, x)))
+    torch.set_num_threads(4)
+    first = gradients(model, x)
+    for _ in range(30):
+        assert all(map(torch.equal, gradients(model, x), first))
 
 
 def test_kernels_explain_says_what_ran():
@@ -233,7 +236,7 @@ def test_other_calls_run_layer_by_layer_and_say_why(plan_calls):
     assert "no batch of images" in guards.explain(model, x[0])
     assert "input needs a gradient" in guards.explain(model, x.clone().requires_grad_())
     assert "does not fit" in guards.explain(model, images()[:, :1])
-    assert "too small" in guards.explain(model, images()[:, :, :3])
+    assert "must fit into the padded input" in guards.explain(model, images()[:, :, :3])
     assert "no tensor" in guards.explain(model, None)
     with torch.autocast("cpu", torch.bfloat16):
         assert "autocast" in guards.explain(model, x)
