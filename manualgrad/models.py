@@ -143,7 +143,7 @@ class DocumentCNN(nn.Module):
         if not isinstance(planned, str) and planned[0].network.subgradients != {self.subgradient}:
             return "a layer was removed, or its subgradient is not the model's"
         if not isinstance(planned, str) and not planned[0].network.is_fused:
-            return "a convolution has a stride, or another pooling"  # backprop.py reads the fused layers' pool index
+            return "a convolution has a stride or padding, or another pooling"  # backprop.py reads the fused layers' pool index
         return planned
 
     def _cost_by_plan(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:

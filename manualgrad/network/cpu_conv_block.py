@@ -21,7 +21,7 @@ from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.max_pool2d import source_tables
 from manualgrad.cpu.signature import BufferRef, KernelCall
-from manualgrad.network.cpu_images import clear, place
+from manualgrad.network.cpu_images import clear, copy_images
 from manualgrad.network.device import Activation, BlockBuffers, Split
 from manualgrad.network.layers import Conv
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
@@ -165,7 +165,7 @@ class ConvBlock:
         if self.copies_x:
             images = self.batch_size, at.split.images_per_task
             border = 0, 0, *self.margin
-            calls.append(place(self._call, at.x, x, images, self._in_size, self._in_size, border=border))
+            calls.append(copy_images(self._call, at.x, x, images, self._in_size, self._in_size, border=border))
         y = at.own("y") if self.pooling else at.out
         z = at.own("z") if self._has_separate_relu else y
         height, width, channels = self.conv_size

@@ -19,7 +19,7 @@ from manualgrad.cpu.conv2d_calls import Call
 from manualgrad.cpu.conv_pool import to_backward_layout, to_contiguous
 from manualgrad.cpu.conv_pool_sizes import sizes_of, split_work
 from manualgrad.cpu.signature import KernelCall
-from manualgrad.network.cpu_images import Size, place, place_planes
+from manualgrad.network.cpu_images import Size, copy_images, copy_to_planes
 from manualgrad.network.device import Activation, BlockBuffers, Split
 from manualgrad.network.layers import Conv
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
@@ -110,7 +110,7 @@ class ConvReLUPoolBlock:
         if self.out_is_padded:
             size = 1, 1, s.out_channels
             padded = s.out_channels_padded
-            calls.append(place(self._call, at.own("b"), at.own("bias"), (1, 1), size, size, channels=padded))
+            calls.append(copy_images(self._call, at.own("b"), at.own("bias"), (1, 1), size, size, channels=padded))
         return calls
 
     def pack_for_backward(self, at: BlockBuffers) -> list[KernelCall]:
@@ -129,7 +129,7 @@ class ConvReLUPoolBlock:
             return [self._call("pack_weight", weight=at.own("w"), share=share, **arguments)]
         kernel = s.kernel_height * s.kernel_width
         size = s.out_channels, 1, s.in_channels * kernel
-        copy = place(
+        copy = copy_images(
             self._call, at.own("w"), at.own(padded), (1, 1), size, size,
             border=(0, s.out_channels_padded - s.out_channels, 0, 0), channels=in_channels * kernel,
         )  # fmt: skip
@@ -145,7 +145,7 @@ class ConvReLUPoolBlock:
         calls, images = [], self._images(at)
         if any(self.padding):
             size = self.height, self.width, self.channels
-            calls.append(place(self._call, at.x, at.own("x_padded"), images, size, size, border=self.padding))
+            calls.append(copy_images(self._call, at.x, at.own("x_padded"), images, size, size, border=self.padding))
         out = at.own("out_padded") if self.out_is_padded else at.out
         call = self._call(
             "conv_pool_forward", x=at.own("x_padded") if any(self.padding) else at.x,
@@ -155,7 +155,7 @@ class ConvReLUPoolBlock:
         )  # fmt: skip
         calls.append(call)
         if self.out_is_padded:
-            calls.append(place(self._call, out, at.out, images, self._out_size, self._padded_out))
+            calls.append(copy_images(self._call, out, at.out, images, self._out_size, self._padded_out))
         return calls  # eq. (16), (17)
 
     @property
@@ -174,13 +174,15 @@ class ConvReLUPoolBlock:
         if self._copies_x(grad_x is not None):
             source, x = x, at.own("x_copy")
             if s.vectorizes_outputs:
-                calls.append(place_planes(self._call, source, x, images, self._padded_x))
+                calls.append(copy_to_planes(self._call, source, x, images, self._padded_x))
             else:
                 size, channels = self._padded_x, s.in_channels_padded
-                calls.append(place(self._call, source, x, images, size, size, channels=channels))
+                calls.append(copy_images(self._call, source, x, images, size, size, channels=channels))
         if self.out_is_padded:
             size, source, grad_out = self._out_size, grad_out, at.own("grad_out_padded")
-            calls.append(place(self._call, source, grad_out, images, size, size, channels=s.out_channels_padded))
+            calls.append(
+                copy_images(self._call, source, grad_out, images, size, size, channels=s.out_channels_padded)
+            )
         if grad_x and self.grad_x_is_padded:
             grad_x = at.own("grad_x_padded")
         call = self._call(
@@ -195,7 +197,7 @@ class ConvReLUPoolBlock:
         if grad_x and at.grad_x and self.grad_x_is_padded:
             top, _, left, _ = self.padding
             size, padded = (self.height, self.width, self.channels), (s.height, s.width, s.in_channels_padded)
-            calls.append(place(self._call, grad_x, at.grad_x, images, size, padded, origin=(top, left)))
+            calls.append(copy_images(self._call, grad_x, at.grad_x, images, size, padded, origin=(top, left)))
         return calls  # eq. (20), and each task's part of (18), (21)
 
     def parameter_grads(self, at: BlockBuffers) -> list[KernelCall]:

@@ -8,7 +8,7 @@ from manualgrad.cpu.signature import BufferRef, KernelCall
 Size = tuple[int, int, int]  # height, width and channels of an image
 
 
-def place(
+def copy_images(
     call: Call, source: BufferRef, target: BufferRef, images: tuple[int, int], copied: Size, source_size: Size, *,
     origin: tuple[int, int] = (0, 0), border: tuple[int, int, int, int] = (0, 0, 0, 0), channels: int = 0,
 ) -> KernelCall:  # fmt: skip
@@ -39,7 +39,7 @@ def place(
     )  # fmt: skip
 
 
-def place_planes(
+def copy_to_planes(
     call: Call, source: BufferRef, target: BufferRef, images: tuple[int, int], size: Size
 ) -> KernelCall:  # fmt: skip
     """Copy images (N, H, W, C) to (N, C, H, W)."""
@@ -54,4 +54,4 @@ def place_planes(
 
 def clear(call: Call, target: BufferRef, images: tuple[int, int], size: Size) -> KernelCall:
     """Fill images with zeros."""
-    return place(call, target, target, images, (0, *size[1:]), size, border=(0, size[0], 0, 0))
+    return copy_images(call, target, target, images, (0, *size[1:]), size, border=(0, size[0], 0, 0))

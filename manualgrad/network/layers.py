@@ -109,8 +109,9 @@ class NetworkSpec:
 
     @cached_property
     def is_fused(self) -> bool:
-        """True if each convolution is one of stride 1 with ReLU and 2×2 pooling behind it."""
-        return all(layer.is_conv_relu_pool for layer in self.layers if isinstance(layer, Conv))
+        """True if each convolution has stride 1 and no padding, with ReLU and 2×2 pooling behind it."""
+        convs = [layer for layer in self.layers if isinstance(layer, Conv)]
+        return all(conv.is_conv_relu_pool and conv.padding == (0, 0) for conv in convs)
 
 
 def fuse(layers: list[UnfusedLayer]) -> list[Layer] | str:
