@@ -53,13 +53,12 @@ class ConvProgram:
     def run(self, *addresses: int) -> Tensor:
         """Run the program on tensors at ``addresses``, in the order of its names, and return its workspace."""
         workspace = self.layout.allocate()
-        self.program.run((*addresses, *self.layout.addresses(workspace)))
+        self.program.run((*addresses, workspace.data_ptr()))
         return workspace
 
     def has_finite_weights(self, workspace: Tensor) -> bool:
         """Return True if all weights that were packed are finite."""
-        flags = self.layout.buffer(workspace, "nonfinite", (-1,))
-        return not any(map(math.isnan, flags.tolist()))
+        return not any(map(math.isnan, self.layout.read_floats(workspace, "nonfinite")))
 
 
 @dataclass(frozen=True)
@@ -168,9 +167,9 @@ def _conv_program(
         regions.insert(0, to_channels_last(module, BufferRef("x"), x, shapes[0], threads))
     if shapes[1]:
         regions.append(to_contiguous(module, out, BufferRef("out"), shapes[1], threads))
-    names = ("x", "weight", "bias", "out", *sizes)
-    num_tasks = max(region.num_tasks for region in regions)
-    return Program(module, min(threads, num_tasks), regions, names), layout, tuple(constants)
+    num_threads = min(threads, max(region.num_tasks for region in regions))
+    program = Program(module, num_threads, regions, ("x", "weight", "bias", "out"), layout)
+    return program, layout, tuple(constants)
 
 
 def _transposed_shapes(shapes: Any, contiguous: tuple[bool, bool]) -> tuple[Any, Any]:
@@ -247,8 +246,8 @@ def grad_weight_program(
     )  # fmt: skip
     layout = WorkspaceLayout(**sizes)
     regions.append(ParallelRegion(tasks, [call]))
-    num_tasks = max(region.num_tasks for region in regions)
-    program = Program(module, min(threads, num_tasks), regions, ("x", "g", "grad_weight", *sizes))
+    num_threads = min(threads, max(region.num_tasks for region in regions))
+    program = Program(module, num_threads, regions, ("x", "g", "grad_weight"), layout)
     return ConvProgram(
         program, layout, (taps, zeros), w_shape, margin=(*margin, slack), contiguous=_are_transposed(shapes)
     )
