@@ -18,7 +18,7 @@ _INT, _EXACT_TYPES = {int}, {int, bool, float, str, type(None)}
 
 
 def cached_by_value(function: Callable[P, R]) -> Callable[P, R]:
-    """Return ``function``, which depends on nothing but its positional arguments, with a cache of its results.
+    """Return ``function``, which depends on nothing but its arguments, with a cache of its results.
 
     1, 1.0 and True are one key to a dict, but not to a check of arguments: a call is cached only if its arguments are
     numbers, strings, None, or tuples of ints, which includes shapes. Nor is a call cached while a compiler or another
@@ -27,9 +27,10 @@ def cached_by_value(function: Callable[P, R]) -> Callable[P, R]:
     cached = functools.lru_cache(MAX_CACHED, typed=True)(cast("Callable[..., R]", function))
 
     @functools.wraps(function)
-    def call(*args: Any) -> R:
-        is_cacheable = in_plain_eager_mode() and _have_exact_types(args)
-        return (cached if is_cacheable else cast("Callable[..., R]", function))(*args)
+    def call(*args: Any, **kwargs: Any) -> R:
+        values = (*args, *kwargs.values()) if kwargs else args
+        is_cacheable = in_plain_eager_mode() and _have_exact_types(values)
+        return (cached if is_cacheable else cast("Callable[..., R]", function))(*args, **kwargs)
 
     return cast("Callable[P, R]", call)
 
