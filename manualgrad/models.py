@@ -142,6 +142,9 @@ class DocumentCNN(nn.Module):
         # backprop.py reads R'(0) of all layers from the model, and has a ReLU behind each layer but the last
         if not isinstance(planned, str) and planned[0].network.subgradients != {self.subgradient}:
             return "a layer was removed, or its subgradient is not the model's"
+        # backprop.py reads the pool index of the fused layers
+        if not isinstance(planned, str) and not planned[0].network.is_fused:
+            return "a convolution has a stride or padding, or another pooling"
         return planned
 
     def _cost_by_plan(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:

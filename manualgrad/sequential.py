@@ -14,11 +14,10 @@ from manualgrad.network.function import logits_apply
 class Sequential(nn.Sequential):
     """``torch.nn.Sequential``, which runs its layers as one program of kernels where these compute all of them.
 
-    The layers, from ``manualgrad.nn`` or :func:`manualgrad.from_torch`, are convolutions, each followed by ReLU and
-    2×2 max pooling; then ``Flatten``; then dense layers with ReLU between them. The convolutions have stride 1, no
-    padding, and a multiple of 16 output channels, which fills whole vectors. Input and parameters are float32 on the
-    CPU. On CUDA convolutions have any stride, padding and channels, and ReLU and 2×2 pooling behind them or not. Any
-    other list runs layer by layer, as in ``nn.Sequential``, and gives the same numbers up to rounding.
+    The layers, from ``manualgrad.nn`` or :func:`manualgrad.from_torch`, are convolutions without groups, each with
+    ReLU, with ReLU and max pooling, with max pooling, or alone; then ``Flatten``; then dense layers with ReLU between
+    them. Input and parameters are contiguous float32 on the CPU. On CUDA a pooling is 2×2 behind ReLU. Any other list
+    runs layer by layer, as in ``nn.Sequential``, and gives the same numbers up to rounding.
     :func:`manualgrad.network.guards.explain` says why.
 
     Everything else is as in ``nn.Sequential``: indices, slices, names, state dicts, hooks, copies, tracing.

@@ -7,6 +7,7 @@ why the kernel does not compute its arguments, "" if it does.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from manualgrad.cpu.tensor_checks import is_in_contiguous_format, storage_covers
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    fits = _is_input(geometry, x, w.shape[1]) and _is_weight(geometry, w) and (b is None or b.shape == w.shape[:1])
-    return _unsupported(geometry, fits, x, w, b)
+    channels, group_channels, *_ = w_shape = w.shape
+    fits = _is_input(geometry, x.shape, group_channels) and _is_weight(geometry, w_shape)
+    return _unsupported(fits and (b is None or b.shape == (channels,)), x, w, b)
 
 
 def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
@@ -41,7 +43,8 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    return _unsupported(geometry, _is_output(geometry, g, w.shape[0]) and _is_weight(geometry, w), g, w)
+    w_shape = w.shape
+    return _unsupported(_is_output(geometry, g.shape, w_shape[0]) and _is_weight(geometry, w_shape), g, w)
 
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
@@ -63,8 +66,9 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    fits = _is_input(geometry, x, x.shape[1] // geometry.groups) and _is_output(geometry, g, g.shape[1])
-    return _unsupported(geometry, fits and g.shape[0] == x.shape[0], g, x)
+    (batch, channels, *_), (x_batch, x_channels, *_) = g_shape, x_shape = g.shape, x.shape
+    fits = _is_input(geometry, x_shape, x_channels // geometry.groups) and _is_output(geometry, g_shape, channels)
+    return _unsupported(fits and batch == x_batch, g, x)
 
 
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
@@ -84,25 +88,27 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     return grad_w
 
 
-def _unsupported(geometry: Any, fits: bool, *tensors: Tensor | None) -> str:
+def _unsupported(fits: bool, *tensors: Tensor | None) -> str:
     if reason := unsupported_tensors(*tensors):
         return reason
-    if not torch.compiler.is_compiling() and not all(x is None or storage_covers(x) for x in tensors):
-        return "the storage of a tensor is too small"
+    if not torch.compiler.is_compiling():
+        for x in tensors:
+            if x is not None and not storage_covers(x):
+                return "the storage of a tensor is too small"
     return "" if fits else "the geometry is not that of the tensors"
 
 
-def _is_input(geometry: Any, x: Tensor, group_channels: int) -> bool:
-    return tuple(x.shape[1:]) == (group_channels * geometry.groups, *geometry.input_size)
+def _is_input(geometry: Any, shape: Sequence[int], group_channels: int) -> bool:
+    return tuple(shape[1:]) == (group_channels * geometry.groups, *geometry.input_size)
 
 
-def _is_weight(geometry: Any, w: Tensor) -> bool:
-    return bool(tuple(w.shape[2:]) == geometry.windows.kernel_size and w.shape[0] % geometry.groups == 0)
+def _is_weight(geometry: Any, shape: Sequence[int]) -> bool:
+    return bool(tuple(shape[2:]) == geometry.windows.kernel_size and shape[0] % geometry.groups == 0)
 
 
-def _is_output(geometry: Any, g: Tensor, channels: int) -> bool:
+def _is_output(geometry: Any, shape: Sequence[int], channels: int) -> bool:
     size = geometry.windows.output_size(*geometry.input_size)
-    return tuple(g.shape[1:]) == (channels, *size) and channels % geometry.groups == 0
+    return tuple(shape[1:]) == (channels, *size) and channels % geometry.groups == 0
 
 
 def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:

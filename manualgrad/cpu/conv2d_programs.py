@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from manualgrad.cpu import instruction_set
+from manualgrad.cpu.conv2d_calls import GridCalls, WeightOrder
 from manualgrad.cpu.conv2d_grids import TILE_ROWS, forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
@@ -22,9 +23,6 @@ from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.team import ParallelRegion
 
-PANEL_VECTORS = {8: 2, 16: 4}  # by lanes
-BLOCK_K = {8: 256, 16: 128}  # rows of a panel that stay in the nearest cache, 16 or 32 KB
-MIN_BLOCK_K = 64  # a longer sum is taken in two blocks at least, and rounds less
 MULTIPLICATIONS_PER_THREAD = 1 << 20  # fewer are done before another thread wakes up
 
 
@@ -53,23 +51,12 @@ class ConvProgram:
     def run(self, *addresses: int) -> Tensor:
         """Run the program on tensors at ``addresses``, in the order of its names, and return its workspace."""
         workspace = self.layout.allocate()
-        self.program.run((*addresses, *self.layout.addresses(workspace)))
+        self.program.run((*addresses, workspace.data_ptr()))
         return workspace
 
     def has_finite_weights(self, workspace: Tensor) -> bool:
         """Return True if all weights that were packed are finite."""
-        flags = self.layout.buffer(workspace, "nonfinite", (-1,))
-        return not any(map(math.isnan, flags.tolist()))
-
-
-@dataclass(frozen=True)
-class WeightOrder:
-    """Strides of a weight in bytes: of groups, of the result's channels, and of the two parts of a run."""
-
-    group_bytes: int
-    channel_bytes: int
-    outer_bytes: int
-    inner_bytes: int
+        return not any(map(math.isnan, self.layout.read_floats(workspace, "nonfinite")))
 
 
 @lru_cache(maxsize=512)
@@ -121,44 +108,35 @@ def _conv_program(
 
     ``shapes`` of x and ``out`` are given for those of them that are transposed."""
     module = instruction_set.load_group(instructions, CONV2D)
-    rows = sum(grid.windows * len(grid.taps) * grid.run for grid, _, _ in places)
-    threads = _num_threads(threads, rows * groups * channels)
-    lanes, panel_floats = module.lanes, PANEL_VECTORS[module.lanes] * module.lanes
-    vectors, panels = -(-channels // lanes), -(-channels // panel_floats)
-    packs, convolutions, constants = [], [], []
-    pack_tasks, pack_share = split_work(groups * vectors, threads)
+    threads = _num_threads(
+        threads, sum(grid.windows * len(grid.taps) * grid.run for grid, _, _ in places) * groups * channels
+    )
+    packs, convolutions, constants = [], [], list[Tensor]()
+    pack_tasks, pack_share = split_work(groups * -(-channels // module.lanes), threads)
     sizes = {"nonfinite": 4 * len(places) * pack_tasks}
     x, out = (
         BufferRef(f"{name}, channels last" if shape else name)
         for name, shape in zip(("x", "out"), shapes, strict=True)
     )
     for n, (grid, offset, out_strides) in enumerate(places):
-        taps, zeros = grid.constants()
-        constants += [taps, zeros]
-        rows = len(grid.taps) * grid.run + 1
-        window_parts, window_share, channel_parts, panel_share = _split(grid.windows, groups * panels, threads)
+        calls = GridCalls(module.lanes, grid, order, groups, channels)
+        constants += calls.constants
+        window_parts, window_share, channel_parts, panel_share = _split(grid.windows, calls.panels, threads)
         tasks, chunk = window_parts * channel_parts, grid.chunk(window_share)
         sizes |= {
-            f"packed {n}": 4 * groups * vectors * lanes * rows,
-            f"table {n}": 8 * tasks * (len(grid.taps) + 1) * chunk,
-            f"sums {n}": 4 * tasks * chunk * panel_floats,
+            f"packed {n}": calls.packed_bytes,
+            f"table {n}": tasks * calls.table_bytes(chunk),
+            f"sums {n}": tasks * calls.panel_bytes(chunk),
         }
-        pack = module.call(
-            "pack_panels", weight=BufferRef("weight"), bias=BufferRef("bias"), has_bias=has_bias,
-            taps=taps.data_ptr(), num_taps=len(grid.taps), packed_weight=BufferRef(f"packed {n}"),
-            nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), groups=groups, share=pack_share, channels=channels,
-            outer=grid.outer, inner=grid.inner, **vars(order),
+        packed, table, sums = (BufferRef(f"{name} {n}") for name in ("packed", "table", "sums"))
+        pack = calls.pack(
+            module.call, pack_share, weight=BufferRef("weight"), bias=BufferRef("bias") if has_bias else None,
+            packed=packed, nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks),
         )  # fmt: skip
         packs.append(pack)
-        block = min(BLOCK_K[lanes], max(MIN_BLOCK_K, -(-(rows - 1) // 2)))
-        taps_per_block = _even_block(len(grid.taps), max(1, block // grid.run))
-        call = module.call(
-            "conv2d", x=x, packed_weight=BufferRef(f"packed {n}"), out=out + offset,
-            table=BufferRef(f"table {n}"), partial_sums=BufferRef(f"sums {n}"), window_share=window_share,
-            window_parts=window_parts, panel_share=panel_share, groups=groups, channels=channels, run=grid.run,
-            taps_per_block=taps_per_block, run_per_block=_even_block(grid.run, block), chunk=chunk,
-            **dict(zip(("out_image_bytes", "out_row_bytes", "out_column_bytes"), out_strides, strict=True)),
-            **grid.arguments(taps, zeros),
+        call = calls.conv2d(
+            module.call, (window_share, window_parts, panel_share), chunk, out_strides, x=x, packed=packed,
+            out=out + offset, table=table, sums=sums,
         )  # fmt: skip
         convolutions.append(ParallelRegion(tasks, [call]))
     sizes |= {ref.name: 4 * math.prod(shape) for ref, shape in zip((x, out), shapes, strict=True) if shape}
@@ -168,9 +146,9 @@ def _conv_program(
         regions.insert(0, to_channels_last(module, BufferRef("x"), x, shapes[0], threads))
     if shapes[1]:
         regions.append(to_contiguous(module, out, BufferRef("out"), shapes[1], threads))
-    names = ("x", "weight", "bias", "out", *sizes)
-    num_tasks = max(region.num_tasks for region in regions)
-    return Program(module, min(threads, num_tasks), regions, names), layout, tuple(constants)
+    num_threads = min(threads, max(region.num_tasks for region in regions))
+    program = Program(module, num_threads, regions, ("x", "weight", "bias", "out"), layout)
+    return program, layout, tuple(constants)
 
 
 def _transposed_shapes(shapes: Any, contiguous: tuple[bool, bool]) -> tuple[Any, Any]:
@@ -188,11 +166,6 @@ def _are_transposed(shapes: tuple[Any, Any]) -> tuple[bool, bool]:
 
 def _num_threads(threads: int, multiplications: int) -> int:
     return min(threads, 1 + multiplications // MULTIPLICATIONS_PER_THREAD)
-
-
-def _even_block(count: int, largest: int) -> int:
-    """Return the size of blocks of at most ``largest`` that divide ``count`` most evenly."""
-    return -(-count // -(-count // largest))
 
 
 def _split(windows: int, panels: int, threads: int) -> tuple[int, int, int, int]:
@@ -216,21 +189,19 @@ def grad_weight_program(
 ) -> ConvProgram:  # fmt: skip
     """Program of (3) for x, g and the result with ``strides``."""
     module = instruction_set.load_group(instructions, CONV2D)
-    panel_floats = PANEL_VECTORS[module.lanes] * module.lanes
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
-    units = groups * -(-channels // panel_floats) * len(grid.taps) * -(-grid.run // TILE_ROWS)
+    calls = GridCalls(module.lanes, grid, order, groups, channels)
     threads = _num_threads(threads, grid.windows * len(grid.taps) * grid.run * w_shape[0])
-    tasks, share = split_work(units, threads)
+    tasks, share = split_work(calls.units, threads)
     chunk = grid.chunk(max(1, grid.windows))
-    taps, zeros = grid.constants()
     sizes = {
-        "table": 8 * tasks * (len(grid.taps) + 1) * chunk,
-        "sums": 4 * units * TILE_ROWS * panel_floats,
-        "grads": 4 * tasks * chunk * panel_floats,
+        "table": tasks * calls.table_bytes(chunk),
+        "sums": calls.units * calls.unit_bytes,
+        "grads": tasks * calls.panel_bytes(chunk),
     }
-    slack, regions = TILE_ROWS if grid.run < TILE_ROWS else 0, []
+    slack, regions = calls.slack, []
     g_shape = grid.batch, w_shape[0], grid.rows, grid.columns
     shapes = _transposed_shapes((x_shape, g_shape), (contiguous[0] and not (slack or any(margin)), contiguous[1]))
     sources = []
@@ -239,16 +210,14 @@ def grad_weight_program(
         if shape:
             sizes[sources[-1].name] = 4 * math.prod(shape)
             regions.append(to_channels_last(module, BufferRef(name), sources[-1], shape, threads))
-    call = module.call(
-        "conv2d_grad_weight", x=sources[0], grad_out=sources[1], grad_weight=BufferRef("grad_weight"),
-        table=BufferRef("table"), partial_sums=BufferRef("sums"), packed_grads=BufferRef("grads"), units=units,
-        share=share, groups=groups, channels=channels, outer=grid.outer, inner=grid.inner, chunk=chunk,
-        **vars(order), **grid.arguments(taps, zeros),
+    call = calls.grad_weight(
+        module.call, share, chunk, x=sources[0], grad_out=sources[1], grad_weight=BufferRef("grad_weight"),
+        table=BufferRef("table"), sums=BufferRef("sums"), packed_grads=BufferRef("grads"),
     )  # fmt: skip
     layout = WorkspaceLayout(**sizes)
     regions.append(ParallelRegion(tasks, [call]))
-    num_tasks = max(region.num_tasks for region in regions)
-    program = Program(module, min(threads, num_tasks), regions, ("x", "g", "grad_weight", *sizes))
+    num_threads = min(threads, max(region.num_tasks for region in regions))
+    program = Program(module, num_threads, regions, ("x", "g", "grad_weight"), layout)
     return ConvProgram(
-        program, layout, (taps, zeros), w_shape, margin=(*margin, slack), contiguous=_are_transposed(shapes)
+        program, layout, calls.constants, w_shape, margin=(*margin, slack), contiguous=_are_transposed(shapes)
     )

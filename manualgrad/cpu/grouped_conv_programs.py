@@ -52,7 +52,7 @@ class GroupedConvProgram:
     def run(self, *addresses: int) -> None:
         """Run the program on tensors at ``addresses``, in the order of its names."""
         workspace = self.layout.allocate()
-        self.program.run((*addresses, *self.layout.addresses(workspace)))
+        self.program.run((*addresses, workspace.data_ptr()))
 
 
 class _GroupedWeight:
@@ -97,7 +97,7 @@ class _GroupedWeight:
     ) -> GroupedConvProgram:  # fmt: skip
         num_threads = min(torch.get_num_threads(), max(region.num_tasks for region in regions))
         layout = WorkspaceLayout(**buffers)
-        program = Program(self.module, num_threads, regions, (*names, *layout.sizes))
+        program = Program(self.module, num_threads, regions, names, layout)
         return GroupedConvProgram(self.group_size, program, layout, tables, contiguous)
 
 

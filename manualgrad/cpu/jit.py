@@ -182,6 +182,7 @@ def _network_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.max_pool2d import max_pool2d_backward, max_pool2d_forward
     from manualgrad.cpu.kernels.one_hot_targets import one_hot_targets
     from manualgrad.cpu.kernels.pack_weight import pack_weight, unpack_reduce_grads
+    from manualgrad.cpu.kernels.place_images import place_images
     from manualgrad.cpu.kernels.relu import relu_backward, relu_forward
     from manualgrad.cpu.kernels.run_program import run_program
     from manualgrad.cpu.kernels.sgd_update import sgd_update
@@ -208,6 +209,7 @@ def _network_kernels() -> tuple[Kernel, ...]:
         gemm_nt,
         gemm_strided,
         gather_images,
+        place_images,
         top1_stats,
         sgd_update,
         run_program,

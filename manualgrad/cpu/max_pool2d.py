@@ -40,7 +40,7 @@ def max_pool2d_forward(module: KernelModule, x: Tensor, geometry: Any) -> tuple[
     out = memory.new(x.shape[0], *geometry.output_size, x.shape[3])
     pool_index = memory.new(*out.shape, dtype=torch.uint8)
     addresses = {"x": x.data_ptr(), "out": out.data_ptr(), "pool_index": pool_index.data_ptr()}
-    _run(module, "max_pool2d_forward", x, out, geometry, 0, addresses)
+    _run(module, "max_pool2d_forward", x, geometry, 0, addresses)
     return out if geometry.channels_last else contiguous_copy(module, out).permute(0, 2, 3, 1), pool_index
 
 
@@ -61,7 +61,7 @@ def max_pool2d_backward(module: KernelModule, g: Tensor, pool_index: Tensor, geo
     g, pool_index = channels_last_copy(module, g), to_contiguous(pool_index.permute(0, 2, 3, 1))
     grad_x = memory.new(g.shape[0], *geometry.input_size, g.shape[3])
     addresses = {"grad_out": g.data_ptr(), "pool_index": pool_index.data_ptr(), "grad_x": grad_x.data_ptr()}
-    _run(module, "max_pool2d_backward", grad_x, g, geometry, 1, addresses)
+    _run(module, "max_pool2d_backward", grad_x, geometry, 1, addresses)
     return grad_x.permute(0, 3, 1, 2) if geometry.channels_last else contiguous_copy(module, grad_x)
 
 
@@ -76,26 +76,38 @@ def _unsupported_geometry(geometry: Any) -> str:
 
 
 def _run(
-    module: KernelModule, kernel: str, images: Tensor, maxima: Tensor, geometry: Any, table: int,
-    addresses: dict[str, int],
-) -> None:  # fmt: skip
-    """Run ``kernel`` for all rows of its targets: those of ``maxima`` with table 0, of ``images`` with table 1."""
-    windows, ((height, width), (out_height, out_width)) = (
-        geometry.windows,
-        (geometry.input_size, geometry.output_size),
-    )
+    module: KernelModule, kernel: str, images: Tensor, geometry: Any, table: int, addresses: dict[str, int]
+) -> None:
+    """Run ``kernel`` for all rows of its targets: those of the maxima with table 0, of ``images`` with table 1."""
+    batch, *_, channels = images.shape
+    num_tasks, arguments, _ = _arguments(geometry, batch, channels, table, torch.get_num_threads())
+    team.run(module, kernel, num_tasks, **arguments, **addresses)
+
+
+@lru_cache(maxsize=256)
+def _arguments(
+    geometry: Any, batch: int, channels: int, table: int, threads: int
+) -> tuple[int, dict[str, int], tuple[Tensor, Tensor]]:
+    """Number of tasks, arguments that are no addresses of images, and the tables whose addresses are among them."""
+    (height, width), (out_height, out_width) = geometry.input_size, geometry.output_size
+    row_sources, column_sources = source_tables(geometry, table)
+    target_rows, numel = batch * (height if table else out_height), batch * height * width * channels
+    num_tasks, share = split_work(target_rows, max(1, min(threads, numel // NUMEL_PER_THREAD)))
+    arguments = {
+        "row_sources": row_sources.data_ptr(), "column_sources": column_sources.data_ptr(),
+        "target_rows": target_rows, "share": share, "height": height, "width": width, "out_height": out_height,
+        "out_width": out_width, "channels": channels,
+    }  # fmt: skip
+    return num_tasks, arguments, (row_sources, column_sources)
+
+
+def source_tables(geometry: Any, table: int) -> tuple[Tensor, Tensor]:
+    """The tables for rows and for columns of the forward kernel, ``table`` 0, or of the backward kernel, 1."""
+    windows, (height, width), (out_height, out_width) = geometry.windows, geometry.input_size, geometry.output_size
     (kernel_height, kernel_width), (s1, s2), (d1, d2) = windows.kernel_size, windows.stride, windows.dilation
     top, _, left, _ = windows.padding
-    row_sources = _tables(height, out_height, kernel_height, s1, top, d1, kernel_width)[table]
-    column_sources = _tables(width, out_width, kernel_width, s2, left, d2, 1)[table]
-    target_rows = images.shape[0] * (height if table else out_height)
-    max_tasks = max(1, min(torch.get_num_threads(), images.numel() // NUMEL_PER_THREAD))
-    num_tasks, share = split_work(target_rows, max_tasks)
-    team.run(
-        module, kernel, num_tasks, row_sources=row_sources.data_ptr(), column_sources=column_sources.data_ptr(),
-        target_rows=target_rows, share=share, height=height, width=width, out_height=out_height, out_width=out_width,
-        channels=images.shape[3], **addresses,
-    )  # fmt: skip
+    rows = _tables(height, out_height, kernel_height, s1, top, d1, kernel_width)
+    return rows[table], _tables(width, out_width, kernel_width, s2, left, d2, 1)[table]
 
 
 @lru_cache(maxsize=256)

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 CACHE_LINE_BYTES = 64
+_CPU = torch.device("cpu")  # whatever the default device is
 
 
 def new(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) -> Tensor:
     """Return a contiguous tensor on the CPU, not initialised unless ``zeros``."""
     factory = torch.zeros if zeros else torch.empty
-    return factory(shape, dtype=dtype, device="cpu")  # whatever the default device is
+    return factory(shape, dtype=dtype, device=_CPU)
 
 
 def new_channels_last(batch: int, channels: int, height: int, width: int, zeros: bool = False) -> Tensor:
     """Return a channels_last tensor (N, C, H, W) that is no view, not initialised unless ``zeros``."""
     strides = (channels * height * width, 1, width * channels, channels)
-    x = torch.empty_strided((batch, channels, height, width), strides, dtype=torch.float32, device="cpu")
+    x = torch.empty_strided((batch, channels, height, width), strides, dtype=torch.float32, device=_CPU)
     return x.zero_() if zeros else x
 
 

@@ -6,6 +6,7 @@ program makes one call, and its kernels share one workspace with a buffer for ea
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,10 +25,11 @@ class WorkspaceLayout:
         self.sizes = sizes
         offsets, self.nbytes = memory.buffer_offsets(tuple(sizes.values()))
         self.offsets = dict(zip(sizes, offsets, strict=True))
+        self._buffers = tuple(offsets), tuple(sizes.values())
 
     def allocate(self) -> Tensor:
         """Return a workspace, (nbytes,) uint8."""
-        return memory.new_workspace(self.nbytes, tuple(self.offsets.values()), tuple(self.sizes.values()))
+        return memory.new_workspace(self.nbytes, *self._buffers)
 
     def buffer(
         self, workspace: Tensor, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
@@ -35,6 +37,11 @@ class WorkspaceLayout:
         """Return a view of the buffer ``name`` in ``workspace``."""
         start = self.offsets[name]
         return workspace[start : start + self.sizes[name]].view(dtype).view(shape)
+
+    def read_floats(self, workspace: Tensor, name: str) -> list[float]:
+        """Return the numbers of the float32 buffer ``name``, sooner than by a view of it."""
+        floats = ctypes.c_float * (self.sizes[name] // 4)
+        return floats.from_address(workspace.data_ptr() + self.offsets[name])[:]
 
     def addresses(self, workspace: Tensor) -> list[int]:
         """Return the addresses of all buffers, in order."""
@@ -45,18 +52,24 @@ class WorkspaceLayout:
 class Program:
     """Parallel regions for ``num_threads`` threads, with arguments that are integers or :class:`BufferRef`.
 
-    ``names`` are the buffers' names, in the order in which :meth:`run` is given their addresses."""
+    ``names`` are the buffers' names, in the order in which :meth:`run` is given their addresses. With ``workspace``
+    the address of a workspace of this layout comes after them."""
 
     def __init__(
-        self, module: KernelModule, num_threads: int, regions: Sequence[team.ParallelRegion], names: Sequence[str]
-    ) -> None:
-        words = team.encode_regions(regions)
-        indices = {name: n for n, name in enumerate(names, start=1)}  # index 0 has address 0, for plain integers
+        self, module: KernelModule, num_threads: int, regions: Sequence[team.ParallelRegion], names: Sequence[str],
+        workspace: WorkspaceLayout | None = None,
+    ) -> None:  # fmt: skip
+        # the index of each buffer's address and an offset; index 0 has address 0, for plain integers
+        places = {name: (n, 0) for n, name in enumerate(names, start=1)}
+        if workspace is not None:
+            places |= {name: (1 + len(names), offset) for name, offset in workspace.offsets.items()}
+        offsets, indices = [], []
+        for word in team.encode_regions(regions):
+            index, offset = places[word.name] if isinstance(word, BufferRef) else (0, 0)
+            indices.append(index)
+            offsets.append(offset + (word.offset if isinstance(word, BufferRef) else word))
         self.module, self.num_threads = module, num_threads
-        self._offsets = np.array(
-            [word.offset if isinstance(word, BufferRef) else word for word in words], dtype=np.int64
-        )
-        self._indices = np.array([indices[word.name] if isinstance(word, BufferRef) else 0 for word in words])
+        self._offsets, self._indices = np.array(offsets, dtype=np.int64), np.array(indices)
 
     def run(self, addresses: Sequence[int]) -> None:
         """Run all regions, on one thread if the process has no team."""

@@ -171,7 +171,7 @@ def unsupported_relu_backward(grad_out: Tensor, z: Tensor, _: float) -> str:
 def relu_backward(module: KernelModule, grad_out: Tensor, z: Tensor, subgradient: float) -> Tensor:
     """Gradient of ReLU with respect to ``z``, in the memory format of ``z``."""
     numel = z.numel()
-    grad_z = memory.new(numel).as_strided(z.shape, z.stride())
+    grad_z = memory.new_like(z)
     num_tasks = max(1, min(torch.get_num_threads(), numel // NUMEL_PER_THREAD))
     team.run(
         module, "relu_backward", num_tasks, grad_out=grad_out.data_ptr(), z=z.data_ptr(), grad_z=grad_z.data_ptr(),

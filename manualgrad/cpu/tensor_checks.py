@@ -67,9 +67,10 @@ def is_in_contiguous_format(x: Tensor) -> bool:
 
 def storage_covers(x: Tensor) -> bool:
     """Return True if the storage of ``x`` covers all its elements; ``resize_`` can make a storage smaller."""
-    if x.numel() == 0:
+    numel = x.numel()
+    if numel == 0:
         return True
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-        return x.untyped_storage().nbytes() >= (x.storage_offset() + x.numel()) * x.element_size()
+        return x.untyped_storage().nbytes() >= (x.storage_offset() + numel) * x.itemsize
     last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.untyped_storage().nbytes() >= (last + 1) * x.element_size()
+    return x.untyped_storage().nbytes() >= (last + 1) * x.itemsize

@@ -1,12 +1,9 @@
-"""Blocks of the CPU: the kernel calls of each layer.
+"""Blocks of the CPU: the kernel calls of dense layers and of the loss, and the choice of a convolution's block.
 
-    z = C(x, w) + b, out = P(R(z))          ``conv_pool_forward``, which also writes the pool index
     z = D(x, w) + b, out = R(z)             ``gemm_nt``, ``relu_forward``
-
-and back, where grad_out is the gradient of out:
-
-    grad_x, Δw, Δb from grad_out            ``conv_pool_backward`` applies P⁻¹ and R' from the pool index
     δ = grad_out R'(z), grad_x = w δ        ``relu_backward``, ``gemm_strided``; Δw and Δb are products too
+
+where grad_out is the gradient of out. ``cpu_conv_pool_block.py`` and ``cpu_conv_block.py`` have the convolutions.
 
 F needs no kernel: in channels_last memory format an image is the row of numbers that F makes of it. For PyTorch's
 channel-major F the columns of the next dense layer's weight are reordered.
@@ -23,19 +20,22 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu import conv_pool_sizes as sizes
-from manualgrad.cpu.conv_pool import to_backward_layout, to_contiguous
-from manualgrad.cpu.conv_pool_sizes import sizes_of, split_work
-from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu import instruction_set
+from manualgrad.cpu.conv_pool_sizes import split_work
+from manualgrad.cpu.jit import CONV2D, KernelModule
 from manualgrad.cpu.program import Program
 from manualgrad.cpu.signature import BufferRef, KernelCall
 from manualgrad.cpu.team import ParallelRegion
+from manualgrad.network.cpu_conv_block import ConvBlock
+from manualgrad.network.cpu_conv_pool_block import ConvReLUPoolBlock
 from manualgrad.network.device import Activation, Block, BlockBuffers, Split, Unsupported
 from manualgrad.network.flatten_block import FlattenBlock
-from manualgrad.network.layers import Conv, Dense, Flatten, Layer, MaxPool
+from manualgrad.network.layers import Conv, Dense, Flatten, Layer
+from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
+from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
 
 IGNORE_INDEX = -100  # the label of an image that does not count
 _ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
-_POOL = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False)
 KernelCalls = list[KernelCall]
 
 
@@ -43,11 +43,18 @@ class CPUDevice:
     """The kernels of one instruction set."""
 
     def __init__(self, module: KernelModule) -> None:
-        self.module, self.call, self.lanes = module, module.call, module.lanes
+        self.module, self.lanes = module, module.lanes
+
+    def call(self, kernel: str, /, **arguments: Any) -> KernelCall:
+        """A call of ``kernel`` for a program. Those of general convolutions are compiled when they are needed."""
+        module = self.module
+        if kernel not in module.addresses:
+            module = instruction_set.load_group(module.instructions, CONV2D)
+        return module.call(kernel, **arguments)
 
     def block(self, layer: Layer, x: Activation, batch_size: int) -> Block:
         if isinstance(layer, Conv):
-            return ConvReLUPoolBlock(self, layer, x, batch_size)
+            return _conv_block(self, layer, x, batch_size)
         return FlattenBlock(layer, x) if isinstance(layer, Flatten) else DenseBlock(self, layer, x, batch_size)
 
     def loss(self, classes: int, batch_size: int) -> LossBlock:
@@ -61,99 +68,44 @@ class CPUDevice:
         return Program(self.module, num_threads, [ParallelRegion(*region) for region in regions], names)
 
 
-class ConvReLUPoolBlock:
-    """P∘R∘C with stride 1, no padding and windows of 2×2, whose output channels fill whole vectors."""
-
-    is_view = False
-
-    def __init__(self, device: CPUDevice, layer: Conv, x: Activation, batch_size: int) -> None:
-        _check_conv(layer, x, device.lanes)
-        height, width, channels = x.shape
-        shape = layer.out_channels, channels, *layer.kernel_size
-        self.sizes = s = sizes_of((batch_size, channels, height, width), shape, device.lanes)
-        self._call, self.flip, self.batch_size = device.call, layer.flip_kernel, batch_size
-        self.subgradient = layer.subgradient or 0.0
-        self.parameter_shapes: list[tuple[int, ...]] = [shape, (layer.out_channels,)]
-        self.out = Activation((s.out_height, s.out_width, s.out_channels))
-        self.multiplications, self.partial_sums = s.multiplications, s.grad_weight_layout.numel
-
-    def saved_buffers(self) -> dict[str, int]:
-        return {"pool_index": self.batch_size * math.prod(self.out.shape)}
-
-    def packed_buffers(self) -> dict[str, int]:
-        return {"packed_forward": 4 * self.sizes.forward_layout.numel}
-
-    def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:
-        s = self.sizes
-        packed = {"packed_backward": 4 * s.grad_input_layout.numel} if needs_grad_x else {}
-        return packed | {
-            "grad_weight_parts": 4 * split.num_tasks * s.grad_weight_layout.numel,
-            "grad_bias_parts": 4 * split.num_tasks * s.out_channels,
-            "conv_scratch": split.num_tasks * s.scratch_bytes,
-        }
-
-    def pack_for_forward(self, at: BlockBuffers) -> KernelCalls:
-        return [self._pack(at, self.sizes.forward_layout, "packed_forward")]
-
-    def pack_for_backward(self, at: BlockBuffers) -> KernelCalls:
-        return [self._pack(at, self.sizes.grad_input_layout, "packed_backward")] if at.grad_x else []
-
-    def _pack(self, at: BlockBuffers, layout: sizes.WeightLayout, target: str) -> KernelCall:
-        arguments = sizes.pack_arguments(self.sizes, layout, self.flip, at.own(target))
-        return self._call("pack_weight", weight=at.own("w"), share=self._channels_per_thread(at.split), **arguments)
-
-    def _channels_per_thread(self, split: Split) -> int:
-        return split_work(self.sizes.out_channels, split.num_threads)[1]
-
-    def forward(self, at: BlockBuffers) -> KernelCalls:
-        call = self._call(
-            "conv_pool_forward", x=at.x, packed_weight=at.own("packed_forward"), bias=at.own("b"), out=at.out,
-            pool_index=at.own("pool_index"), share=at.split.images_per_task * self.sizes.out_height,
-            **sizes.forward_sizes(self.sizes),
-        )  # fmt: skip
-        return [call]  # eq. (16), (17)
-
-    def backward(self, at: BlockBuffers) -> KernelCalls:
-        call = self._call(
-            "conv_pool_backward", x=at.x_backward, packed_weight=at.own("packed_backward") if at.grad_x else 0,
-            grad_out=at.grad_out, pool_index=at.own("pool_index"), grad_input=at.grad_x or 0,
-            grad_weight_parts=at.own("grad_weight_parts"), grad_bias_parts=at.own("grad_bias_parts"),
-            nonfinite=at.nonfinite, scratch=at.own("conv_scratch"), share=at.split.images_per_task,
-            needs_grad_input=at.grad_x is not None, needs_grad_weight=True,
-            **sizes.backward_sizes(self.sizes, self.subgradient),
-        )  # fmt: skip
-        return [call]  # eq. (20), and each task's part of (18), (21)
-
-    def parameter_grads(self, at: BlockBuffers) -> KernelCalls:
-        parts = at.own("grad_weight_parts"), at.own("grad_bias_parts")
-        call = self._call(
-            "unpack_reduce_grads", grad_weight=at.own("dw"), grad_bias=at.own("db"), num_parts=at.split.num_tasks,
-            share=self._channels_per_thread(at.split), **sizes.unpack_reduce_arguments(self.sizes, self.flip, *parts),
-        )  # fmt: skip
-        return [call]  # eq. (18), (21)
-
-    def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return to_contiguous(x, torch.channels_last), to_backward_layout(self.sizes, x)
-
-
-def _check_conv(layer: Conv, x: Activation, lanes: int) -> None:
-    """Raise Unsupported unless the conv_pool kernels compute ``layer``."""
-    if x.is_flat or len(x.shape) != 3 or x.shape[2] != layer.in_channels:
+def _conv_block(device: CPUDevice, layer: Conv, x: Activation, batch_size: int) -> Block:
+    """The block for a convolution on ``x``; raise Unsupported if no kernel computes it."""
+    if x.is_flat or len(x.shape) != 3 or x.shape[2] != layer.in_channels * layer.groups:
         raise Unsupported(f"a convolution of {layer.in_channels} channels does not fit the layer before it")
-    if (layer.stride, layer.padding, layer.dilation, layer.groups) != ((1, 1), (0, 0), (1, 1), 1):
-        raise Unsupported("no kernel computes a convolution with a stride, padding, dilation or groups")
-    if layer.subgradient is None or layer.pool != _POOL:
-        raise Unsupported("no kernel computes a convolution that ReLU and 2x2 max pooling do not follow")
-    if layer.out_channels % lanes:
-        raise Unsupported(f"{layer.out_channels} output channels do not fill whole vectors of {lanes} floats")
-    if any((size - kernel + 1) // 2 < 1 for size, kernel in zip(x.shape, layer.kernel_size, strict=False)):
-        raise Unsupported("the image is too small for the convolutions")
+    if layer.groups != 1:
+        raise Unsupported("no kernel of a network computes a convolution with groups")
+    geometry, pooling = geometries(layer, x)
+    if any(geometry.windows.padding) and layer.padding_mode != "zeros":
+        raise Unsupported(f"no kernel computes a convolution with padding_mode={layer.padding_mode!r}")
+    if layer.is_conv_relu_pool:
+        return ConvReLUPoolBlock(device.call, device.lanes, layer, geometry, x, batch_size)
+    if pooling and (pooling.index_dtype is not torch.uint8 or (layer.pool and layer.pool.return_indices)):
+        raise Unsupported("no kernel computes a pooling with return_indices or windows of more than 256 places")
+    return ConvBlock(device.call, device.lanes, layer, geometry, pooling, x, batch_size)
+
+
+def geometries(layer: Conv, x: Activation) -> tuple[Conv2dGeometry, MaxPool2dGeometry | None]:
+    """Geometry of a convolution on ``x``, and that of its pooling; raise Unsupported if the image is too small."""
+    height, width, channels = x.shape
+    image = torch.empty(1, channels, height, width, device="meta")
+    weight = torch.empty(layer.out_channels, layer.in_channels, *layer.kernel_size, device="meta")
+    try:
+        conv = make_conv2d_geometry(
+            image, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups, layer.flip_kernel
+        )
+        if not (pool := layer.pool):
+            return conv, None
+        shape = layer.out_channels, *conv.windows.output_size(height, width)
+        sizes = pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode
+        return conv, make_max_pool2d_geometry(shape, *sizes)
+    except (TypeError, ValueError) as error:  # the layers raise it again, when they run one by one
+        raise Unsupported(f"a layer refuses its input: {error}") from None
 
 
 class DenseBlock:
     """D, or R∘D."""
 
-    is_view = False
+    is_view, pack_flags = False, 0
 
     def __init__(self, device: CPUDevice, layer: Dense, x: Activation, batch_size: int) -> None:
         self.in_features, self.out_features = math.prod(x.shape), layer.out_features
@@ -177,7 +129,7 @@ class DenseBlock:
     def saved_buffers(self) -> dict[str, int]:
         return {} if self.subgradient is None else {"z": 4 * self.batch_size * self.out_features}
 
-    def packed_buffers(self) -> dict[str, int]:
+    def packed_buffers(self, split: Split) -> dict[str, int]:
         return {"packed_forward": self.weight_bytes} if self.is_reordered else {}
 
     def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:

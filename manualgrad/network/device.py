@@ -56,7 +56,8 @@ class BlockBuffers:
         x, x_backward: its input, as forward and as backward read it.
         out, grad_out: its output, and the gradient of that, which backward may overwrite.
         grad_x: the gradient of its input; None if nothing needs it.
-        nonfinite: one float for each task, which becomes NaN if a skipped product could hide a NaN.
+        nonfinite: one float for each task with partial sums, and ``pack_flags`` for each thread, which become NaN if
+            a skipped product could hide a NaN.
     """
 
     number: int
@@ -81,6 +82,7 @@ class Block(Protocol):
         out: its output. A view has the memory of its input, and neither buffers nor calls.
         multiplications: those of forward, for the whole batch.
         partial_sums: floats of parameter gradients that each task has of its own.
+        pack_flags: floats of ``nonfinite`` that each thread writes when it packs the weight for backward.
     """
 
     parameter_shapes: list[tuple[int, ...]]
@@ -88,12 +90,13 @@ class Block(Protocol):
     is_view: bool
     multiplications: int
     partial_sums: int
+    pack_flags: int
 
     def saved_buffers(self) -> dict[str, int]:
         """Bytes of what backward needs from forward, besides the output."""
         ...
 
-    def packed_buffers(self) -> dict[str, int]:
+    def packed_buffers(self, split: Split) -> dict[str, int]:
         """Bytes of what ``pack_for_forward`` writes."""
         ...
 

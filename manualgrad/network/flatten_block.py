@@ -20,12 +20,12 @@ class FlattenBlock:
             raise Unsupported("a flattened image is flattened again")
         self.out = x._replace(is_flat=True, channel_major=layer.channel_major)
         self.parameter_shapes: list[tuple[int, ...]] = []
-        self.multiplications = self.partial_sums = 0
+        self.multiplications = self.partial_sums = self.pack_flags = 0
 
     def saved_buffers(self) -> dict[str, int]:
         return {}
 
-    def packed_buffers(self) -> dict[str, int]:
+    def packed_buffers(self, split: Split) -> dict[str, int]:
         return {}
 
     def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:

@@ -51,6 +51,11 @@ class Conv:
     subgradient: float | None = None
     pool: MaxPool | None = None
 
+    @property
+    def is_conv_relu_pool(self) -> bool:
+        """True for P∘R∘C with strides and dilation 1 and windows of 2×2."""
+        return self.subgradient is not None and (self.stride, self.dilation, self.pool) == ((1, 1), (1, 1), POOL)
+
 
 @dataclass(frozen=True)
 class Flatten:
@@ -101,6 +106,12 @@ class NetworkSpec:
     def subgradients(self) -> frozenset[float | None]:
         """R'(0) of all layers but the last; None for a layer without ReLU."""
         return frozenset(layer.subgradient for layer in self.layers[:-1] if not isinstance(layer, Flatten))
+
+    @cached_property
+    def is_fused(self) -> bool:
+        """True if each convolution has stride 1 and no padding, with ReLU and 2×2 pooling behind it."""
+        convs = [layer for layer in self.layers if isinstance(layer, Conv)]
+        return all(conv.is_conv_relu_pool and conv.padding == (0, 0) for conv in convs)
 
 
 def fuse(layers: list[UnfusedLayer]) -> list[Layer] | str:

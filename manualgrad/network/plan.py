@@ -21,6 +21,7 @@ from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
 from manualgrad.network.cpu_blocks import CPUDevice
+from manualgrad.network.cpu_conv_pool_block import ConvReLUPoolBlock
 from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import Conv, NetworkSpec
 from manualgrad.network.plan_builder import PlanBuilder, Region
@@ -177,8 +178,10 @@ class Plan:
 
         for layer, block, at in zip(self.network.layers, self.builder.blocks, self.builder.places, strict=True):
             shape, is_conv = block.out.shape, isinstance(layer, Conv)
-            if is_conv:
-                pool_indices.append(buffer(at.own("pool_index").name, shape, torch.uint8).permute(0, 3, 1, 2))
+            if isinstance(block, ConvReLUPoolBlock):
+                name = at.own("pool_index").name
+                index = self._workspace_layout.buffer(result.workspace, name, (-1,), torch.uint8)
+                pool_indices.append(block.pool_index(index).permute(0, 3, 1, 2))
             if block.is_view:
                 inputs[-1] = inputs[-1].flatten(1)
             else:

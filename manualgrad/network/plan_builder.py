@@ -67,15 +67,17 @@ class PlanBuilder:
     def _places(self) -> list[BlockBuffers]:
         """The buffers of each block. The output of a view is its input."""
         places: list[BlockBuffers] = []
-        x, x_backward, grad_x, checks = BufferRef("x"), BufferRef("x_backward"), None, 0
+        x, x_backward, grad_x, flags = BufferRef("x"), BufferRef("x_backward"), None, 0
         for n, block in enumerate(self.blocks):
             is_last = n == len(self.blocks) - 1
             out = x if block.is_view else BufferRef("z" if is_last else f"out{n}")
             grad_out = grad_x if block.is_view and grad_x else BufferRef("g" if is_last else f"g{n}")
-            nonfinite = BufferRef("nonfinite", 4 * self.split.num_tasks * checks)
+            nonfinite = BufferRef("nonfinite", 4 * flags)
             places.append(BlockBuffers(n, self.split, x, x_backward, out, grad_out, grad_x, nonfinite))
-            x, x_backward, grad_x, checks = out, out, grad_out, checks + bool(block.partial_sums)
-        self.nonfinite_numel = self.split.num_tasks * checks
+            flags += self.split.num_tasks * bool(block.partial_sums)
+            flags += self.split.num_threads * block.pack_flags if grad_x else 0
+            x, x_backward, grad_x = out, out, grad_out
+        self.nonfinite_numel = flags
         return places
 
     @property
@@ -94,7 +96,7 @@ class PlanBuilder:
         return outs | self._numbered([block.saved_buffers() for block in self.blocks])
 
     def packed_buffers(self) -> dict[str, int]:
-        return self._numbered([block.packed_buffers() for block in self.blocks])
+        return self._numbered([block.packed_buffers(self.split) for block in self.blocks])
 
     def scratch_buffers(self) -> dict[str, int]:
         grads = {f"g{n}": nbytes for n, nbytes in self._inner_outputs().items()}

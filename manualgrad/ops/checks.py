@@ -24,20 +24,22 @@ def require_floating(function: str, **tensors: Tensor | None) -> None:
 
     Raise ValueError unless they are on one device.
     """
-    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    for name, tensor in present.items():
+    first, reference = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
         require_tensor(function, name, tensor)
         if tensor.dtype not in FLOATING_DTYPES:
             is_integer = not tensor.is_complex() and not tensor.is_floating_point()
             hint = f"; convert it first, for example {name}.float()" if is_integer else ""
             raise TypeError(f"{function}: {name} must be floating point, got {tensor.dtype}{hint}")
-    (first, reference), *others = present.items()
-    for name, tensor in others:
-        if tensor.dtype != reference.dtype:
+        if reference is None:
+            first, reference = name, tensor
+        elif tensor.dtype != reference.dtype:
             raise TypeError(
                 f"{function}: {first} and {name} must have one dtype, got {reference.dtype} and {tensor.dtype}"
             )
-        if tensor.device != reference.device:
+        elif tensor.device != reference.device:
             raise ValueError(
                 f"{function}: {first} and {name} must be on one device, got {reference.device} and {tensor.device}"
             )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from manualgrad.ops import checks
 from manualgrad.ops.tracers import untraced
+from manualgrad.ops.value_cache import cached_by_value
 from manualgrad.ops.windows import Windows
 
 
@@ -38,41 +39,60 @@ def make_conv2d_geometry(
     flip_kernel: bool,
     channels_last: bool = True,
 ) -> Conv2dGeometry:
-    """Check the arguments of :func:`manualgrad.functional.conv2d` and return their geometry.
+    """Check the arguments of :func:`manualgrad.functional.conv2d` and return :func:`conv2d_geometry`."""
+    return conv2d_geometry(
+        input.shape, weight.shape, None if bias is None else bias.shape, stride, padding, dilation, groups,
+        flip_kernel, channels_last,
+    )  # fmt: skip
+
+
+@cached_by_value
+def conv2d_geometry(
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    bias_shape: tuple[int, ...] | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    dilation: int | tuple[int, int],
+    groups: int,
+    flip_kernel: bool,
+    channels_last: bool,
+) -> Conv2dGeometry:
+    """Return the geometry of a convolution of tensors of these shapes.
 
     Raises:
         TypeError: flip_kernel is no bool.
         ValueError: shapes or numbers do not fit.
     """
-    if 0 in input.shape[-3:]:
-        raise ValueError(f"conv2d: only the batch may be empty, got input of shape {tuple(input.shape)}")
-    if weight.dim() != 4 or 0 in weight.shape:
+    if 0 in input_shape[-3:]:
+        raise ValueError(f"conv2d: only the batch may be empty, got input of shape {tuple(input_shape)}")
+    if len(weight_shape) != 4 or 0 in weight_shape:
         raise ValueError(
             f"conv2d: weight must have shape (out_channels, in_channels / groups, kH, kW), none of them 0, "
-            f"got shape {tuple(weight.shape)}"
+            f"got shape {tuple(weight_shape)}"
         )
-    out_channels, group_channels, *kernel_size = weight.shape
+    out_channels, group_channels, *kernel_size = weight_shape
     if not isinstance(flip_kernel, bool):
         raise TypeError(f"conv2d: flip_kernel must be True or False, got {flip_kernel!r}")
     groups = checks.as_integer("conv2d", "groups", groups, minimum=1)
-    if input.shape[-3] != group_channels * groups:
+    if input_shape[-3] != group_channels * groups:
         raise ValueError(
-            f"conv2d: weight of shape {tuple(weight.shape)} with groups={groups} takes {group_channels * groups} "
-            f"input channels, got input of shape {tuple(input.shape)} with {input.shape[-3]}"
+            f"conv2d: weight of shape {tuple(weight_shape)} with groups={groups} takes {group_channels * groups} "
+            f"input channels, got input of shape {tuple(input_shape)} with {input_shape[-3]}"
         )
     if out_channels % groups:
         raise ValueError(
             f"conv2d: the number of output channels must be divisible by groups, got {out_channels} and "
             f"groups={groups}"
         )
-    if bias is not None and tuple(bias.shape) != (out_channels,):
-        raise ValueError(f"conv2d: bias must have shape ({out_channels},), got {tuple(bias.shape)}")
+    if bias_shape is not None and tuple(bias_shape) != (out_channels,):
+        raise ValueError(f"conv2d: bias must have shape ({out_channels},), got {tuple(bias_shape)}")
 
     stride = checks.as_pair("conv2d", "stride", stride, minimum=1)
     dilation = checks.as_pair("conv2d", "dilation", dilation, minimum=1)
     unpadded = Windows((kernel_size[0], kernel_size[1]), stride, dilation=dilation)
     windows = Windows(unpadded.kernel_size, stride, as_padding(padding, unpadded), dilation)
-    height, width = input.shape[-2:]
+    height, width = input_shape[-2:]
     padded, span = windows.padded_size(height, width), windows.span()
     if padded[0] < span[0] or padded[1] < span[1]:
         raise ValueError(

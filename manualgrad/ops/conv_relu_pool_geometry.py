@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
+from manualgrad.ops.conv2d_geometry import Conv2dGeometry, conv2d_geometry
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
-from manualgrad.tensor_checks import is_plain_tensor
-
-MAX_CACHED_GEOMETRIES = 256
+from manualgrad.ops.tracers import untraced
+from manualgrad.ops.value_cache import cached_by_value
 
 
 @dataclass(frozen=True)
@@ -23,6 +21,7 @@ class ConvReLUPoolGeometry:
     subgradient: float
 
 
+@untraced
 def make_conv_relu_pool_geometry(
     input: Tensor,
     weight: Tensor,
@@ -34,38 +33,24 @@ def make_conv_relu_pool_geometry(
 ) -> ConvReLUPoolGeometry:
     """Check the arguments of ``conv2d_relu_max_pool2d`` and return their geometry.
 
-    A layer has the same geometry in every step, so results are cached.
-
     Raises:
-        TypeError, ValueError: as :func:`make_conv2d_geometry` and :func:`make_max_pool2d_geometry`.
+        TypeError, ValueError: as :func:`conv2d_geometry` and :func:`make_max_pool2d_geometry`.
     """
-    numbers = stride, padding, flip_kernel, subgradient
-    is_cacheable = all(t is None or is_plain_tensor(t) for t in (input, weight, bias)) and all(
-        map(_is_exact_key, numbers)
-    )
-
-    def make_geometry() -> ConvReLUPoolGeometry:
-        convolution = make_conv2d_geometry(input, weight, bias, stride, padding, 1, 1, flip_kernel)
-        output_size = convolution.windows.output_size(*convolution.input_size)
-        pooling = make_max_pool2d_geometry((weight.shape[0], *output_size), 2, None, 0, 1, False)
-        return ConvReLUPoolGeometry(convolution, pooling, subgradient)
-
-    if not is_cacheable:
-        return make_geometry()
-    key = input.shape[-3:], weight.shape, bias is None or bias.shape, *numbers, *map(type, numbers)
-    geometry = _cache.get(key)
-    if geometry is None:
-        if len(_cache) == MAX_CACHED_GEOMETRIES:
-            _cache.clear()
-        geometry = _cache[key] = make_geometry()
-    return geometry
+    bias_shape = None if bias is None else bias.shape
+    return _geometry(input.shape, weight.shape, bias_shape, stride, padding, flip_kernel, subgradient)
 
 
-_cache: dict[tuple[Any, ...], ConvReLUPoolGeometry] = {}
-
-
-def _is_exact_key(argument: object) -> bool:
-    """Return True if ``argument`` and its type are an unambiguous key; 1, 1.0 and True are equal as keys."""
-    return type(argument) in (int, float, bool, str) or (
-        type(argument) is tuple and all(type(number) is int for number in argument)
-    )
+@cached_by_value
+def _geometry(
+    input_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    bias_shape: tuple[int, ...] | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int] | str,
+    flip_kernel: bool,
+    subgradient: float,
+) -> ConvReLUPoolGeometry:
+    convolution = conv2d_geometry(input_shape, weight_shape, bias_shape, stride, padding, 1, 1, flip_kernel, True)
+    output_size = convolution.windows.output_size(*convolution.input_size)
+    pooling = make_max_pool2d_geometry((weight_shape[0], *output_size), 2, None, 0, 1, False)
+    return ConvReLUPoolGeometry(convolution, pooling, subgradient)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from manualgrad.ops import checks
+from manualgrad.ops.value_cache import cached_by_value
 from manualgrad.ops.windows import Windows
 
 
@@ -29,6 +30,7 @@ class MaxPool2dGeometry:
         return torch.uint8 if kernel_height * kernel_width <= 256 else torch.int32
 
 
+@cached_by_value
 def make_max_pool2d_geometry(
     shape: tuple[int, ...],
     kernel_size: int | tuple[int, int],

@@ -5,7 +5,7 @@ The casts are made by hand, since ``torch.amp.custom_fwd`` does not support ``se
 
 from __future__ import annotations
 
-from typing import overload
+from typing import cast, overload
 
 import torch
 from torch import Tensor
@@ -23,26 +23,25 @@ def cast_to_autocast_dtype(
 ) -> tuple[Tensor, Tensor, Tensor | None]: ...
 def cast_to_autocast_dtype(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Cast the operands of a product (convolution, dense) to autocast's dtype if autocast is on, as PyTorch does."""
-    device_type = tensors[0].device.type  # type: ignore[union-attr]  # the overloads above: the first is a tensor
-    if not _is_enabled_for(device_type):
+    first = cast(Tensor, tensors[0])  # the overloads above: the first is a tensor
+    if not is_autocast_enabled(first):
         return tensors
-    dtype = torch.get_autocast_dtype(device_type)
+    dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(tensor if tensor is None or not _is_eligible(tensor) else tensor.to(dtype) for tensor in tensors)
 
 
 def cast_to_float32_under_autocast(tensor: Tensor) -> Tensor:
     """Cast the operand of an exponential (softmax, cross-entropy) to float32 if autocast is on, as PyTorch does."""
-    if _is_enabled_for(tensor.device.type) and _is_eligible(tensor):
+    if is_autocast_enabled(tensor) and _is_eligible(tensor):
         return tensor.float()
     return tensor
 
 
 def is_autocast_enabled(tensor: Tensor) -> bool:
     """Return True if ``torch.autocast`` is on for the device of ``tensor``."""
-    return _is_enabled_for(tensor.device.type)
-
-
-def _is_enabled_for(device_type: str) -> bool:
+    if tensor.is_cpu:  # which every build supports
+        return torch.is_autocast_enabled("cpu")
+    device_type = tensor.device.type
     return is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 

@@ -27,7 +27,7 @@ def traceable(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        arguments = (*args, *kwargs.values())
+        arguments = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(arguments) and any(isinstance(argument, fx.Proxy) for argument in arguments):
             result: R = handle_torch_function(call, arguments, *args, **kwargs)
             return result

@@ -23,7 +23,9 @@ from torch import Tensor
 
 from manualgrad.cpu import conv_pool, instruction_set, jit, memory
 from manualgrad.dispatch import by_kernel
+from manualgrad.network.cpu_blocks import geometries
 from manualgrad.network.descent import Descent
+from manualgrad.network.device import Activation
 from manualgrad.network.layers import Conv, Dense, Flatten, MaxPool, NetworkSpec
 from manualgrad.network.plan import Plan
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
@@ -223,10 +225,14 @@ def run_network(draw: random.Random) -> None:
     flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
     pool, layers = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False), []
     for _ in range(draw.randint(1, 2)):
-        channels = draw.choice([16, 32, 48])
-        options = (1, 1), (0, 0), (1, 1), 1, "zeros", flip, subgradient, pool
+        channels, padding = draw.choice([5, 16, 20, 32]), (draw.randint(0, 2), draw.randint(0, 2))
+        is_fused, has_relu = draw.random() < 0.5, draw.random() < 0.7
+        stride, dilation = ((1, 1), (1, 1)) if is_fused else ((draw.randint(1, 2), draw.randint(1, 3)), (1, 1))
+        pooling = pool if is_fused else draw.choice([None, MaxPool((3, 3), (2, 2), (1, 1), (1, 1), True, False)])
+        options = stride, padding, dilation, 1, "zeros", flip, subgradient if is_fused or has_relu else None, pooling
         layers.append(Conv(channels, in_channels, kernel, *options))
-        height, width = ((size - k + 1) // 2 for size, k in zip((height, width), kernel, strict=True))
+        conv, pools = geometries(layers[-1], Activation((height, width, in_channels)))
+        height, width = pools.output_size if pools else conv.windows.output_size(height, width)
         in_channels = channels
     layers.append(Flatten(channel_major=draw.random() < 0.5))
     features = [in_channels * height * width, *(draw.randint(1, 40) for _ in range(draw.randint(1, 3)))]

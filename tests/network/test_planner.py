@@ -12,8 +12,10 @@ from manualgrad.network.plan_builder import PlanBuilder
 POOL = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False)
 
 
-def conv(out_channels: int, in_channels: int, padding: tuple[int, int] = (0, 0), subgradient=0.5, pool=POOL) -> Conv:
-    return Conv(out_channels, in_channels, (3, 3), (1, 1), padding, (1, 1), 1, "zeros", True, subgradient, pool)
+def conv(
+    out_channels: int, in_channels: int, padding: tuple[int, int] = (0, 0), subgradient=0.5, pool=POOL, mode="reflect"
+) -> Conv:
+    return Conv(out_channels, in_channels, (3, 3), (1, 1), padding, (1, 1), 1, mode, True, subgradient, pool)
 
 
 def network(*convs: Conv, features: int) -> NetworkSpec:
@@ -36,9 +38,9 @@ class RecordingDevice(CPUDevice):
 
 
 class PaddedConvBlock:
-    """A kernel of the future: a convolution with padding, without ReLU and pooling."""
+    """A kernel of the future: a convolution with reflected padding, without ReLU and pooling."""
 
-    is_view, multiplications, partial_sums = False, 1, 0
+    is_view, multiplications, partial_sums, pack_flags = False, 1, 0, 0
 
     def __init__(self, device: RecordingDevice, layer: Conv, x: Activation) -> None:
         self.call, self.out = device.call, Activation((*x.shape[:2], layer.out_channels))
@@ -47,7 +49,7 @@ class PaddedConvBlock:
     def saved_buffers(self):
         return {"columns": 64}
 
-    def packed_buffers(self):
+    def packed_buffers(self, split):
         return {}
 
     def scratch_buffers(self, split, needs_grad_x):
@@ -117,7 +119,7 @@ def test_each_call_reads_what_the_one_before_it_wrote():
 
 def test_a_block_with_a_new_kernel_is_planned_without_a_change_in_the_planner():
     layers = network(conv(4, 1), conv(8, 4, (1, 1), None, None), features=25 * 8)
-    with pytest.raises(Unsupported, match="padding"):
+    with pytest.raises(Unsupported, match="padding_mode='reflect'"):
         PlanBuilder(RecordingDevice(), layers, 3, 2)
     builder = PlanBuilder(PaddingDevice(), layers, 3, 2)
     assert kernel_names(builder.forward_regions())[1][:2] == ["conv_pool_forward", "padded_conv"]

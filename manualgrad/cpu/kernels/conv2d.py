@@ -1,6 +1,6 @@
 """A convolution of images with channels last: (1) with (17), and (2), which is a convolution of the gradients.
 
-    out_ijk = b_k + Σ_pqr x_(s1·i+p)(s2·j+q)r w_pqrk                             (1), (17)
+    out_ijk = b_k + Σ_pqr x_(s1·i+p)(s2·j+q)r w_pqrk, or R of it                 (1), (17), (9)
 
 The sum over r, a *run*, is over neighbouring floats of x. The registers hold a tile of the result: TILE_ROWS windows,
 and some vectors of channels k, a *panel*. Each number of x is multiplied with the vectors of the weight that belong
@@ -15,7 +15,9 @@ A task computes one part of the windows for one part of the panels.
 
 from __future__ import annotations
 
-from manualgrad.cpu.ir.values import INT64, Value
+import math
+
+from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import (
     TILE_ROWS,
@@ -27,7 +29,7 @@ from manualgrad.cpu.kernels.conv2d_tile import (
     panel_vectors,
 )
 from manualgrad.cpu.kernels.conv2d_windows import WINDOW_ARGUMENTS, fill_table, load_address
-from manualgrad.cpu.signature import INT, POINTER, kernel
+from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
 
 @kernel(
@@ -46,6 +48,7 @@ from manualgrad.cpu.signature import INT, POINTER, kernel
     out_image_bytes=INT,  # from the window of one image to that of the next
     out_row_bytes=INT,
     out_column_bytes=INT,
+    has_relu=BOOL,  # True stores R(z) in place of z
 )
 def conv2d(emit: Emitter, a: Arguments) -> None:
     """Compute this task's windows and panels."""
@@ -53,6 +56,7 @@ def conv2d(emit: Emitter, a: Arguments) -> None:
     a.panels = (a.channels + (panel_floats - 1)) // panel_floats
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
     a.rows_of_panel = a.num_taps * a.run + 1
+    a.least = emit.splat(emit.select(a.has_relu == 1, emit.constant(FLOAT, 0), emit.constant(FLOAT, -math.inf)))
     table = a.table + a.task * (a.num_taps + 1) * a.chunk * 8
     a.partial_sums = a.partial_sums + a.task * a.chunk * (panel_floats * 4)
     first_window, first_panel = a.task % a.window_parts * a.window_share, a.task // a.window_parts * a.panel_share
@@ -98,19 +102,22 @@ def _panel(emit: Emitter, a: Arguments, table: Value, count: Value, group: Value
                 offsets = table + (a.num_taps * a.chunk + window) * 8
                 channel = vectors_before * emit.lanes
                 out = a.out + (group * a.channels + channel) * 4
-                _store(emit, tile, bias, offsets, count - window, out, a.channels - channel)
+                _store(emit, tile, bias, offsets, count - window, out, a.channels - channel, a.least)
 
 
 def _store(
-    emit: Emitter, tile: Tile, bias: Value, offsets: Value, windows: Value, out: Value, channels: Value
+    emit: Emitter, tile: Tile, bias: Value, offsets: Value, windows: Value, out: Value, channels: Value, least: Value
 ) -> None:
-    """Store a tile in the result, at an offset for each window; ``windows`` and ``channels`` are those left."""
+    """Store a tile in the result, at an offset for each window; ``windows`` and ``channels`` are those left.
+
+    Numbers below ``least`` become ``least``, which is 0 or -inf."""
     biases, last = load_row(emit, bias, tile.vectors), tile.vectors - 1
     is_whole, mask = channels > tile.vectors * emit.lanes - 1, channel_mask(emit, channels - last * emit.lanes)
     for m in range(TILE_ROWS):
         with emit.if_then(windows > m):
             target = out + emit.load(offsets + m * 8, INT64)
             values = [total + bias for total, bias in zip(tile.row(m), biases, strict=True)]  # eq. (17)
+            values = [emit.select(z < least, least, z) for z in values]  # eq. (9)
             for v in range(last):
                 emit.store(values[v], target + v * emit.vector_bytes)
             with emit.if_then(is_whole):

@@ -14,7 +14,7 @@ from manualgrad.cpu.ir.values import BYTE, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 
 CHANNELS_PER_BLOCK = 32  # output channels whose weights stay in the L1 cache while all windows use them; at most 64
-TILE = 2, 5  # kernel rows and columns
+TILES = (2, 5), (3, 3)  # kernel rows and columns of a tile: columns are covered by the first, then by the second
 
 
 def grad_input(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
@@ -26,13 +26,24 @@ def grad_input(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
     with emit.loop(0, a.out_channels_padded, CHANNELS_PER_BLOCK) as c_out:
         offset = n * a.windows * a.out_channels_padded + c_out
         _store_channel_masks(emit, a, offset, a.out_channels_padded - c_out)
-        for kh, rows in tiles(emit, zero, a.kernel_height, TILE[0]):
-            for kw, columns in tiles(emit, zero, a.kernel_width, TILE[1]):
-                with emit.loop(0, a.in_channels_padded, emit.lanes) as c_in:
-                    row = (c_out * a.kernel_height + kh) * a.weight_row_numel
-                    weight = a.packed_weight + (row + kw * a.in_channels_padded + c_in) * 4
-                    target = image_grad + kh * row_bytes + (kw * a.in_channels_padded + c_in) * 4
-                    _add_tile(emit, a, (rows, columns), a.grad_z + offset * 4, weight, target)
+        wide = a.kernel_width - a.kernel_width % TILES[0][1]
+        for (tile_rows, tile_columns), first, stop in zip(TILES, (zero, wide), (wide, a.kernel_width), strict=True):
+            for kw, columns in tiles(emit, first, stop, tile_columns):
+                for kh, rows in tiles(emit, zero, a.kernel_height, tile_rows):
+                    _each_vector(emit, a, (c_out, kh, kw), (rows, columns), offset, image_grad)
+
+
+def _each_vector(
+    emit: Emitter, a: Arguments, origin: tuple[Value, Value, Value], tile: tuple[int, int], offset: Value,
+    image_grad: Value,
+) -> None:  # fmt: skip
+    """Add a tile of the kernel, for one vector of input channels after the other."""
+    (c_out, kh, kw), row_bytes = origin, a.width * a.in_channels_padded * 4
+    with emit.loop(0, a.in_channels_padded, emit.lanes) as c_in:
+        row = (c_out * a.kernel_height + kh) * a.weight_row_numel
+        weight = a.packed_weight + (row + kw * a.in_channels_padded + c_in) * 4
+        target = image_grad + kh * row_bytes + (kw * a.in_channels_padded + c_in) * 4
+        _add_tile(emit, a, tile, a.grad_z + offset * 4, weight, target)
 
 
 def _store_channel_masks(emit: Emitter, a: Arguments, offset: Value, channels_left: Value) -> None:

@@ -28,7 +28,7 @@ def grad_weight_over_inputs(emit: Emitter, a: Arguments, first: Value, images: V
     with emit.block_loop(images * a.windows, WINDOWS_PER_MASK) as (start, stop):
         _store_window_masks(emit, a, start, stop)
         with emit.loop(0, a.out_channels_padded) as c_out:
-            for kh, n, *tile in _tiles(emit, a.kernel_height, a.weight_row_numel, _largest_tile(emit)):
+            for kh, n, *tile in _tiles(emit, a.kernel_height, a.weight_row_numel):
 
                 def products(add: Callable[[Value, Value], None], x: Value = x + kh * row_bytes + n * 4) -> None:
                     for position in range(4):
@@ -59,25 +59,26 @@ def _store_window_masks(emit: Emitter, a: Arguments, start: Value, stop: Value) 
             emit.store(mask.get(), a.window_masks + (a.out_channels_padded * position + c_out) * 4)
 
 
-def _tiles(
-    emit: Emitter, rows: Value, row_numel: Value, largest: tuple[int, int]
-) -> Iterator[tuple[Value, Value, int, int]]:
-    """Cover rows × row_numel floats with tiles of ``largest`` rows and vectors, and then of 1: the first row and
-    float of each tile, and its size."""
-    for height in dict.fromkeys((largest[0], 1)):
-        full_rows = rows - rows % largest[0]
-        first, end = (0, full_rows) if height == largest[0] else (full_rows, rows)
-        with emit.loop(first, end, height) as row:
-            for width in dict.fromkeys((largest[1], 1)):
-                full = row_numel - row_numel % (largest[1] * emit.lanes)
-                start, stop = (0, full) if width == largest[1] else (full, row_numel)
-                with emit.loop(start, stop, width * emit.lanes) as n:
+def _tiles(emit: Emitter, rows: Value, row_numel: Value) -> Iterator[tuple[Value, Value, int, int]]:
+    """Cover rows × row_numel floats with tiles: the first row and float of each tile, and its rows and vectors."""
+    start = emit.constant(INT64, 0)
+    for height, widths in _tile_sizes(emit):
+        stop = rows - (rows - start) % height
+        with emit.loop(start, stop, height) as row:
+            first = emit.constant(INT64, 0)
+            for width in widths:
+                end = row_numel - (row_numel - first) % (width * emit.lanes)
+                with emit.loop(first, end, width * emit.lanes) as n:
                     yield row, n, height, width
+                first = end
+        start = stop
 
 
-def _largest_tile(emit: Emitter) -> tuple[int, int]:
-    """Rows and vectors of the largest tile: 25 of 32 registers, or 10 of 16."""
-    return (5, 5) if emit.lanes == 16 else (5, 2)
+def _tile_sizes(emit: Emitter) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Rows of a tile, and its vectors: as many as the registers hold, which have a factor too."""
+    if emit.lanes == 16:
+        return (5, (5, 1)), (3, (6, 3, 1)), (1, (5, 1))
+    return (5, (2, 1)), (3, (4, 1)), (1, (2, 1))
 
 
 def _add_tile(

@@ -1,0 +1,137 @@
+"""Kernel calls of a general convolution on one grid of windows, for programs: sizes of buffers, and arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from manualgrad.cpu.conv2d_grids import TILE_ROWS, Grid
+from manualgrad.cpu.signature import Address, KernelCall
+
+PANEL_VECTORS = {8: 2, 16: 4}  # by lanes
+BLOCK_K = {8: 256, 16: 128}  # rows of a panel that stay in the nearest cache, 16 or 32 KB
+MIN_BLOCK_K = 64  # a longer sum is taken in two blocks at least, and rounds less
+Call = Callable[..., KernelCall]  # from a kernel's name and arguments
+
+
+@dataclass(frozen=True)
+class WeightOrder:
+    """Strides of a weight in bytes: of groups, of the result's channels, and of the two parts of a run."""
+
+    group_bytes: int
+    channel_bytes: int
+    outer_bytes: int
+    inner_bytes: int
+
+
+@dataclass(frozen=True)
+class GridCalls:
+    """Kernel calls for the windows of ``grid``, and ``channels`` of each of ``groups`` in the result.
+
+    A call of ``conv2d`` or ``conv2d_grad_weight`` takes ``chunk`` windows at a time. The addresses of taps and zeros
+    are in the calls, so this object has to live as long as they do."""
+
+    lanes: int
+    grid: Grid
+    order: WeightOrder
+    groups: int
+    channels: int
+
+    @cached_property
+    def constants(self) -> tuple[Tensor, Tensor]:
+        return self.grid.constants()
+
+    @property
+    def panel_floats(self) -> int:
+        return PANEL_VECTORS[self.lanes] * self.lanes
+
+    @property
+    def vectors(self) -> int:
+        return -(-self.channels // self.lanes)
+
+    @property
+    def panels(self) -> int:
+        """Panels of all groups."""
+        return self.groups * -(-self.channels // self.panel_floats)
+
+    @property
+    def packed_bytes(self) -> int:
+        return 4 * self.groups * self.vectors * self.lanes * (len(self.grid.taps) * self.grid.run + 1)
+
+    def table_bytes(self, chunk: int) -> int:
+        """Bytes of one task's table."""
+        return 8 * (len(self.grid.taps) + 1) * chunk
+
+    def panel_bytes(self, chunk: int) -> int:
+        """Bytes of a panel's channels of one task's windows."""
+        return 4 * chunk * self.panel_floats
+
+    def pack(
+        self, call: Call, share: int, *, weight: Address, bias: Address | None, packed: Address, nonfinite: Address
+    ) -> KernelCall:
+        """Pack ``share`` vectors of channels per task."""
+        taps, _ = self.constants
+        return call(
+            "pack_panels", weight=weight, bias=0 if bias is None else bias, has_bias=bias is not None,
+            taps=taps.data_ptr(), num_taps=len(self.grid.taps), packed_weight=packed, nonfinite=nonfinite,
+            groups=self.groups, share=share, channels=self.channels, outer=self.grid.outer, inner=self.grid.inner,
+            **vars(self.order),
+        )  # fmt: skip
+
+    def conv2d(
+        self, call: Call, split: tuple[int, int, int], chunk: int, out_strides: tuple[int, int, int], *, x: Address,
+        packed: Address, out: Address, table: Address, sums: Address, has_relu: bool = False,
+    ) -> KernelCall:  # fmt: skip
+        """Compute the result, whose images, rows and columns have ``out_strides`` in bytes.
+
+        ``split`` has the windows of a task, the number of such parts, and the panels of a task."""
+        grid, block = self.grid, self._block_k
+        taps_per_block = _even_block(len(grid.taps), max(1, block // grid.run))
+        return call(
+            "conv2d", x=x, packed_weight=packed, out=out, table=table, partial_sums=sums, has_relu=has_relu,
+            **dict(zip(("window_share", "window_parts", "panel_share"), split, strict=True)), groups=self.groups,
+            channels=self.channels, run=grid.run, taps_per_block=taps_per_block,
+            run_per_block=_even_block(grid.run, block), chunk=chunk,
+            **dict(zip(("out_image_bytes", "out_row_bytes", "out_column_bytes"), out_strides, strict=True)),
+            **grid.arguments(*self.constants),
+        )  # fmt: skip
+
+    @property
+    def _block_k(self) -> int:
+        rows = len(self.grid.taps) * self.grid.run
+        return min(BLOCK_K[self.lanes], max(MIN_BLOCK_K, -(-rows // 2)))
+
+    @property
+    def units(self) -> int:
+        """Tiles of the weight gradient."""
+        return self.panels * len(self.grid.taps) * -(-self.grid.run // TILE_ROWS)
+
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of a tile of the weight gradient."""
+        return 4 * TILE_ROWS * self.panel_floats
+
+    @property
+    def slack(self) -> int:
+        """Floats behind x that ``conv2d_grad_weight`` may read."""
+        return TILE_ROWS if self.grid.run < TILE_ROWS else 0
+
+    def grad_weight(
+        self, call: Call, share: int, chunk: int, *, x: Address, grad_out: Address, grad_weight: Address,
+        table: Address, sums: Address, packed_grads: Address,
+    ) -> KernelCall:  # fmt: skip
+        """Compute ``share`` tiles of the weight gradient per task."""
+        return call(
+            "conv2d_grad_weight", x=x, grad_out=grad_out, grad_weight=grad_weight, table=table, partial_sums=sums,
+            packed_grads=packed_grads, units=self.units, share=share, groups=self.groups, channels=self.channels,
+            outer=self.grid.outer, inner=self.grid.inner, chunk=chunk, **vars(self.order),
+            **self.grid.arguments(*self.constants),
+        )  # fmt: skip
+
+
+def _even_block(count: int, largest: int) -> int:
+    """Return the size of blocks of at most ``largest`` that divide ``count`` most evenly."""
+    return -(-count // -(-count // largest))

@@ -1,0 +1,255 @@
+"""A convolution of any stride, padding and dilation, then ReLU and a pooling if there are any, as a block of the CPU.
+
+    z = C(x, w) + b, y = R(z), out = P(y)   ``conv2d``, ``relu_forward``, ``max_pool2d_forward``
+    δ = P⁻¹(grad_out) R'(z)                 ``max_pool2d_backward``, ``relu_backward``
+    grad_x, Δw, Δb from δ                   ``conv2d`` again, ``conv2d_grad_weight``, ``gemm_strided``
+
+``conv2d`` itself applies R if R'(0) = 0: then y tells R'(z) as well as z does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from manualgrad.cpu.conv2d_calls import Call, GridCalls, WeightOrder
+from manualgrad.cpu.conv2d_grids import forward_grid, grad_input_grids
+from manualgrad.cpu.conv_pool import to_contiguous
+from manualgrad.cpu.conv_pool_sizes import split_work
+from manualgrad.cpu.max_pool2d import source_tables
+from manualgrad.cpu.signature import BufferRef, KernelCall
+from manualgrad.network.cpu_images import clear, copy_images
+from manualgrad.network.device import Activation, BlockBuffers, Split
+from manualgrad.network.layers import Conv
+from manualgrad.ops.conv2d_geometry import Conv2dGeometry
+from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry
+
+_ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
+
+
+class ConvBlock:
+    """C, R∘C, P∘C or P∘R∘C."""
+
+    is_view, partial_sums = False, 0
+
+    def __init__(
+        self, call: Call, lanes: int, layer: Conv, geometry: Conv2dGeometry, pooling: MaxPool2dGeometry | None,
+        x: Activation, batch_size: int,
+    ) -> None:  # fmt: skip
+        self._call, self.batch_size, self.subgradient = call, batch_size, layer.subgradient
+        self.in_size, self.pooling = x.shape, pooling
+        self._tables = [source_tables(pooling, n) for n in range(2)] if pooling else []  # calls have their addresses
+        channels, (height, width) = layer.in_channels, geometry.input_size
+        shape = layer.out_channels, channels, *layer.kernel_size
+        self.parameter_shapes: list[tuple[int, ...]] = [shape, (layer.out_channels,)]
+        self.conv_size = (*geometry.windows.output_size(height, width), layer.out_channels)
+        out_size = pooling.output_size if pooling else self.conv_size[:2]
+        self.out = Activation((*out_size, layer.out_channels))
+        self.multiplications = batch_size * math.prod(self.conv_size) * math.prod(shape[1:])
+
+        strides = tuple(math.prod(shape[n + 1 :]) for n in range(4))
+        grid, kw_bytes, self.margin = forward_grid((batch_size, channels, height, width), strides, geometry)
+        order = WeightOrder(0, 4 * strides[0], kw_bytes, 4 * strides[1])
+        self.calls = GridCalls(lanes, grid, order, 1, layer.out_channels)
+        self.copies_x = any(self.margin) or self.calls.slack > 0
+
+        (s1, s2), pixel = geometry.windows.stride, 4 * channels
+        grids = grad_input_grids((batch_size, layer.out_channels, *self.conv_size[:2]), strides, geometry)
+        order = WeightOrder(0, 4 * strides[1], 0, 4 * strides[0])
+        self.backward_calls = [GridCalls(lanes, grid, order, 1, channels) for _, _, grid in grids]
+        self.backward_offsets = [(i * width + j) * pixel for i, j, _ in grids]
+        self.backward_strides = height * width * pixel, s1 * width * pixel, s2 * pixel
+        self.is_partial = len(grids) < min(s1, height) * min(s2, width)  # pixels that no window has
+        self.pack_flags = len(grids)
+
+    # ------------------------------------------------------------------------------------------- memory
+
+    @property
+    def _conv_numel(self) -> int:
+        return self.batch_size * math.prod(self.conv_size)
+
+    @property
+    def _has_separate_relu(self) -> bool:
+        return bool(self.subgradient)
+
+    def _own_outputs(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Outputs of single layers that backward needs, and the others."""
+        z = {"z": 4 * self._conv_numel} if self._has_separate_relu else {}
+        y = {"y": 4 * self._conv_numel} if self.pooling else {}
+        return (z | y, {}) if self.subgradient == 0 else (z, y)
+
+    def saved_buffers(self) -> dict[str, int]:
+        buffers = self._own_outputs()[0]
+        if self.copies_x:
+            height, width, channels = self.in_size
+            buffers["x_copy"] = 4 * (self.batch_size * height * (width + sum(self.margin)) * channels)
+            buffers["x_copy"] += 4 * self.calls.slack
+        if self.pooling:
+            buffers["pool_index"] = self.batch_size * math.prod(self.out.shape)
+        return buffers
+
+    def packed_buffers(self, split: Split) -> dict[str, int]:
+        chunk = self._chunk(self.calls, split)
+        return self._own_outputs()[1] | {
+            "packed": self.calls.packed_bytes,
+            "flags": 4 * split.num_threads,
+            "table": split.num_tasks * self.calls.table_bytes(chunk),
+            "sums": split.num_tasks * self.calls.panel_bytes(chunk),
+        }
+
+    def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:
+        chunk = self._grad_chunk
+        buffers = {
+            "table_weight": split.num_threads * self.calls.table_bytes(chunk),
+            "sums_weight": self.calls.units * self.calls.unit_bytes,
+            "grads": split.num_threads * self.calls.panel_bytes(chunk),
+        }
+        if self.pooling:
+            buffers["grad_y"] = 4 * self._conv_numel
+        if needs_grad_x:
+            offsets = self._input_offsets(split)[-1]
+            buffers |= dict(zip(("packed_input", "table_input", "sums_input"), offsets, strict=True))
+        return buffers
+
+    def _input_offsets(self, split: Split) -> list[tuple[int, int, int]]:
+        """Offsets of each grid's packed weight, tables and sums for the input gradient, and the end of the last.
+
+        Tasks compute different grids at the same time, so each grid has tables and sums of its own."""
+        offsets = [(0, 0, 0)]
+        for calls in self.backward_calls:
+            chunk, (packed, table, sums) = self._chunk(calls, split), offsets[-1]
+            table += split.num_tasks * calls.table_bytes(chunk)
+            offsets.append((packed + calls.packed_bytes, table, sums + split.num_tasks * calls.panel_bytes(chunk)))
+        return offsets
+
+    def _chunk(self, calls: GridCalls, split: Split) -> int:
+        return calls.grid.chunk(max(1, self._windows_per_task(calls, split)))
+
+    def _windows_per_task(self, calls: GridCalls, split: Split) -> int:
+        return split.images_per_task * calls.grid.rows * calls.grid.columns
+
+    @property
+    def _grad_chunk(self) -> int:
+        return self.calls.grid.chunk(max(1, self.calls.grid.windows))
+
+    # ------------------------------------------------------------------------------------------- weights
+
+    def pack_for_forward(self, at: BlockBuffers) -> list[KernelCall]:
+        call = self.calls.pack(
+            self._call, split_work(self.calls.vectors, at.split.num_threads)[1], weight=at.own("w"), bias=at.own("b"),
+            packed=at.own("packed"), nonfinite=at.own("flags"),
+        )  # fmt: skip
+        return [call]
+
+    def pack_for_backward(self, at: BlockBuffers) -> list[KernelCall]:
+        if not at.grad_x:
+            return []
+        threads, packs = at.split.num_threads, []
+        for n, (calls, (packed, *_)) in enumerate(
+            zip(self.backward_calls, self._input_offsets(at.split), strict=False)
+        ):
+            pack = calls.pack(
+                self._call, split_work(calls.vectors, threads)[1], weight=at.own("w"), bias=None,
+                packed=at.own("packed_input") + packed, nonfinite=at.nonfinite + 4 * n * threads,
+            )  # fmt: skip
+            packs.append(pack)
+        return packs
+
+    # --------------------------------------------------------------------------------- forward, backward
+
+    def forward(self, at: BlockBuffers) -> list[KernelCall]:
+        calls, x = list[KernelCall](), self._x(at)
+        if self.copies_x:
+            images = self.batch_size, at.split.images_per_task
+            border = 0, 0, *self.margin
+            calls.append(copy_images(self._call, at.x, x, images, self._in_size, self._in_size, border=border))
+        y = at.own("y") if self.pooling else at.out
+        z = at.own("z") if self._has_separate_relu else y
+        height, width, channels = self.conv_size
+        pixel = 4 * channels
+        conv = self.calls.conv2d(
+            self._call, self._split(self.calls, at.split), self._chunk(self.calls, at.split),
+            (height * width * pixel, width * pixel, pixel), x=x, packed=at.own("packed"), out=z,
+            table=at.own("table"), sums=at.own("sums"), has_relu=self.subgradient == 0,
+        )  # fmt: skip
+        calls.append(conv)  # eq. (17)
+        if self._has_separate_relu:
+            calls.append(self._call("relu_forward", z=z, out=y, **self._numels(at.split)))
+        if self.pooling:
+            calls.append(self._pool("max_pool2d_forward", at, 0, x=y, out=at.out))
+        return calls  # eq. (16)
+
+    @property
+    def _in_size(self) -> tuple[int, int, int]:
+        height, width, channels = self.in_size
+        return height, width, channels
+
+    def _x(self, at: BlockBuffers) -> BufferRef:
+        return at.own("x_copy") if self.copies_x else at.x
+
+    def _split(self, calls: GridCalls, split: Split) -> tuple[int, int, int]:
+        return max(1, self._windows_per_task(calls, split)), split.num_tasks, calls.panels
+
+    def _numels(self, split: Split) -> dict[str, int]:
+        return {"numel": self._conv_numel, "share": split.images_per_task * math.prod(self.conv_size)}
+
+    def _pool(self, kernel: str, at: BlockBuffers, table: int, **images: BufferRef) -> KernelCall:
+        assert self.pooling is not None
+        rows, columns = self._tables[table]
+        (height, width), (out_height, out_width) = self.pooling.input_size, self.pooling.output_size
+        target_height = height if table else out_height
+        return self._call(
+            kernel, pool_index=at.own("pool_index"), row_sources=rows.data_ptr(), column_sources=columns.data_ptr(),
+            target_rows=self.batch_size * target_height, share=at.split.images_per_task * target_height,
+            height=height, width=width, out_height=out_height, out_width=out_width, channels=self.conv_size[2],
+            **images,
+        )  # fmt: skip
+
+    def backward(self, at: BlockBuffers) -> list[KernelCall]:
+        calls, grad_z = list[KernelCall](), self._grad_z(at)
+        if self.pooling:
+            calls.append(self._pool("max_pool2d_backward", at, 1, grad_out=at.grad_out, grad_x=grad_z))
+        if self.subgradient is not None:
+            y = at.own("y") if self.pooling else at.out
+            relu = self._call(
+                "relu_backward", grad_out=grad_z, z=at.own("z") if self._has_separate_relu else y, grad_z=grad_z,
+                has_subgradient=self.subgradient != 0, subgradient=float(self.subgradient), **self._numels(at.split),
+            )  # fmt: skip
+            calls.append(relu)
+        if not at.grad_x:
+            return calls
+        if self.is_partial:
+            calls.append(clear(self._call, at.grad_x, (self.batch_size, at.split.images_per_task), self._in_size))
+        places = zip(self.backward_calls, self.backward_offsets, self._input_offsets(at.split), strict=False)
+        for grid_calls, offset, (packed, table, sums) in places:
+            conv = grid_calls.conv2d(
+                self._call, self._split(grid_calls, at.split), self._chunk(grid_calls, at.split),
+                self.backward_strides, x=grad_z, packed=at.own("packed_input") + packed, out=at.grad_x + offset,
+                table=at.own("table_input") + table, sums=at.own("sums_input") + sums,
+            )  # fmt: skip
+            calls.append(conv)
+        return calls  # eq. (20)
+
+    def _grad_z(self, at: BlockBuffers) -> BufferRef:
+        return at.own("grad_y") if self.pooling else at.grad_out
+
+    def parameter_grads(self, at: BlockBuffers) -> list[KernelCall]:
+        grad_z, threads = self._grad_z(at), at.split.num_threads
+        weight = self.calls.grad_weight(
+            self._call, split_work(self.calls.units, threads)[1], self._grad_chunk, x=self._x(at), grad_out=grad_z,
+            grad_weight=at.own("dw"), table=at.own("table_weight"), sums=at.own("sums_weight"),
+            packed_grads=at.own("grads"),
+        )  # fmt: skip
+        height, width, channels = self.conv_size
+        bias = self._call(
+            "gemm_strided", lhs=ctypes.addressof(_ONE), row_stride=0, inner_stride=0, rhs=grad_z, out=at.own("db"),
+            rows=1, share=1, inner_size=self.batch_size * height * width, columns=channels,
+        )  # fmt: skip
+        return [weight, bias]  # eq. (18), (21)
+
+    def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = to_contiguous(x, torch.channels_last)
+        return x, x
