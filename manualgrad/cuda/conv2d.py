@@ -4,8 +4,8 @@
 why its kernel does not compute the arguments, "" if it does.
 
 Launches: forward takes two, the weight in the order of the product and the product, and a third where the sum is
-split. So does the input's gradient, whose sum is not split where that of the weight's gradient is. The weight's
-gradient takes two or three: copies, product, sum of the parts. A backward takes five at most, the bias's sum aside.
+split. So does the input's gradient, whose sum is not split where that of the weight's gradient is. The gradients of
+weight and bias take two or three: copies, product, sum of the parts. A backward takes five at most.
 """
 
 from __future__ import annotations
@@ -85,15 +85,35 @@ def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> 
 
 def conv2d_grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
     """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
+    return _grad_weight(launch, g, x, geometry, None)
+
+
+def unsupported_conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Any) -> str:
+    """Return the reason why :func:`conv2d_grad_weight_and_bias` does not support the arguments, "" if it does."""
+    if depthwise.is_depthwise(x.shape[1] // geometry.groups, geometry):
+        return "the kernel for depthwise convolutions does not sum the bias's gradient"
+    return unsupported_conv2d_grad_weight(g, x, geometry)
+
+
+def conv2d_grad_weight_and_bias(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+    """W(g, x), and the sum of g of equation (17): (C_out,)."""
+    grad_b = g.new_empty(g.shape[1])
+    return _grad_weight(launch, g, x, geometry, grad_b), grad_b
+
+
+def _grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: Tensor | None) -> Tensor:
     channels = x.shape[1] // geometry.groups
     memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
     shape = (g.shape[1], channels, *geometry.windows.kernel_size)
     grad_w = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=memory_format)
     if not g.shape[0]:
+        if grad_b is not None:
+            grad_b.zero_()
         return grad_w.zero_()
     if depthwise.is_depthwise(channels, geometry):
         return depthwise.grad_weight(launch, grad_w, g, x, geometry)
-    return grad_weight(launch, grad_w, g, x, geometry, precision_of(g))
+    grad_weight(launch, grad_w, grad_b, g, x, geometry, precision_of(g))
+    return grad_w
 
 
 def _new_result(x: Tensor, channels: int, size: tuple[int, int], geometry: Any) -> Tensor:
