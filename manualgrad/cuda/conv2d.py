@@ -19,7 +19,7 @@ from torch import Tensor
 from manualgrad.cuda import conv2d_depthwise as depthwise
 from manualgrad.cuda.conv2d_operands import INT32_NUMEL, needs_wide_offsets, pack
 from manualgrad.cuda.conv2d_precision import precision_of
-from manualgrad.cuda.conv2d_tiles import gather_tile, num_multiprocessors
+from manualgrad.cuda.conv2d_tiles import gather_tile, next_power_of_2, num_multiprocessors
 from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
 from manualgrad.cuda.conv2d_windows import window_constants
 from manualgrad.cuda.kernels.conv2d_gather_gemm import conv2d_gather_gemm
@@ -61,7 +61,7 @@ def _unsupported_weight(w: Tensor, geometry: Any) -> str:
         return "the geometry is not that of the weight"
     if geometry.groups > MAX_GRID:
         return "there are too many groups"
-    return "" if 2 * w.numel() < INT32_NUMEL else "the weight is too large"
+    return "" if 4 * w.numel() < INT32_NUMEL else "the weight is too large"
 
 
 def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
@@ -75,8 +75,8 @@ def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geo
 def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
     """X(g, w) of equation (2): (N, C_in, H, W), in the memory format of the geometry.
 
-    Pixels near the border have windows outside of z. Their gradient counts as 0 there, and 0 · w is NaN if w is
-    infinite; the formula leaves these products out."""
+    Pixels near the border have windows outside of z. Their products with an infinite or NaN weight are left out, as in
+    the formula, but not with a stride: there they are 0 · w, which is NaN."""
     grad_x = _new_result(g, w.shape[1] * geometry.groups, geometry.input_size, geometry)
     if depthwise.is_depthwise(w.shape[1], geometry):
         return depthwise.grad_input(launch, grad_x, g, w, geometry)
@@ -144,14 +144,19 @@ def _gather_gemm(
     result = torch.empty(tile.parts * numel, dtype=torch.float32, device=y.device) if split else y
     num_tiles = -(-positions // tile.rows) * -(-columns // tile.columns)
     bias_step = 0 if b is None else b.stride(0)
+    # Not with a stride: the way around padding takes 55 registers more there, and one program in three.
+    looks_at_flags = backward and windows.stride == (1, 1)
+    flag_block = min(1024, next_power_of_2(weight.num_flags)) if looks_at_flags else 0
     launch(
         conv2d_gather_gemm, (num_tiles, groups, phases[0] * phases[1] * tile.parts),
         result, images.tensor, weight.tensor, None if split else b, positions, height, width, phase_height,
-        phase_width, out_height, out_width, images.batch_step, weight.low, numel, bias_step,
+        phase_width, out_height, out_width, images.batch_step, weight.low, weight.flags, weight.num_flags,
+        numel, bias_step,
         C=channels, K=columns, GROUPS=groups, KH=w.shape[2], KW=w.shape[3],
         **window_constants(windows), BACKWARD=backward, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
         CHANNELS_LAST=geometry.channels_last, FLAT=flat, WIDE=wide, PRECISION=precision, PARTS=tile.parts,
-        BM=tile.rows, BN=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        BM=tile.rows, BN=tile.columns, BK=tile.depth, FLAG_BLOCK=flag_block,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if split:
         block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64

@@ -280,6 +280,28 @@ def test_numbers_that_are_not_finite(kernel_device, special, allowed) -> None:
             )  # as in TF32, 100 times coarser than what the other tests allow: here only the special numbers count
 
 
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("few channels, taps and channels on one axis", "3xtf32"), ("padding at the bottom and right only", "tf32"),
+        ("tails of tiles", "half"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_finite_at_the_border(kernel_device, launches, name, precision) -> None:
+    """The input's gradient has no product with the padding around g, which would be 0 · w."""
+    dtype = torch.float16 if precision == "half" else torch.float32
+    x, w, _, geometry = operands(LAYERS[name], kernel_device, dtype)
+    w[1, 2, 0, 0], w[2, 1, -1, -1] = INF, NAN
+    g = torch.randn(x.shape[0], w.shape[0], *geometry.windows.output_size(*geometry.input_size))
+    g = g.to(kernel_device, dtype)
+    with tf32(precision == "tf32"):
+        actual = conv2d_grad_input_nchw(g, w, geometry)
+    expected = formula(conv2d_grad_input_nchw, g, w, geometry)
+    assert not expected.isfinite().all() and expected.isfinite().any()
+    torch.testing.assert_close(actual.double(), expected, rtol=5e-3, atol=5e-3, equal_nan=True)
+    assert launches == [PACK, GEMM]
+
+
 def views(x: Tensor) -> dict[str, Tensor]:
     """Tensors like ``x`` whose numbers lie elsewhere: each strided, sliced or expanded."""
     return {
