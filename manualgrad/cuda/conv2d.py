@@ -75,8 +75,8 @@ def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geo
 def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
     """X(g, w) of equation (2): (N, C_in, H, W), in the memory format of the geometry.
 
-    Pixels near the border have windows outside of z. Their products with an infinite or NaN weight are left out, as in
-    the formula, but not with a stride: there they are 0 · w, which is NaN."""
+    Pixels near the border have windows outside of z. The formula leaves their products out. So do the kernels, but
+    with a stride: there the product of an infinite weight is 0 · w, which is NaN, unless it is depthwise."""
     grad_x = _new_result(g, w.shape[1] * geometry.groups, geometry.input_size, geometry)
     if depthwise.is_depthwise(w.shape[1], geometry):
         return depthwise.grad_input(launch, grad_x, g, w, geometry)

@@ -18,7 +18,6 @@ import triton.language as tl
 
 from manualgrad.cuda.kernels.conv2d_products import INFINITY, multiply_add, round_to_tf32
 
-
 FEW = tl.constexpr(8)  # channels that sum_without_padding computes at a time, in few registers
 
 
@@ -159,9 +158,9 @@ def tile_positions(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    """The BM positions from ``first`` on of a phase: if they exist, n, i and j, the pixel of their first tap, and taps.
+    """The BM positions of a phase from ``first`` on: if they exist, n, i, j, the pixel of their first tap, and taps.
 
-    A tap is the first row p0, the first column q0, and there are num_p rows and num_q columns."""
+    The first tap is (p0, q0); there are num_p rows and num_q columns of taps."""
     m = first + tl.arange(0, BM)
     is_position = m < M
     j = m % PHASE_W
@@ -214,8 +213,8 @@ def conv2d_gather_gemm(
     x is (N, H, W, GROUPS·C) with the strides X_BATCH·X_PIXEL, W·X_PIXEL, X_PIXEL and X_CHANNEL; w is (GROUPS·K, KH,
     KW, C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST
     (N, GROUPS·K, OUT_H, OUT_W); the parts follow each other. Programs are (tiles, groups, phases·PARTS). A phase has
-    PHASE_H × PHASE_W positions in an image, M in all. WIDE computes offsets in 64 bits. With a FLAG_BLOCK the NUM_FLAGS
-    numbers of w at FLAGS are read, which are 0 if all weights are finite."""
+    PHASE_H × PHASE_W positions in an image, M in all. WIDE computes offsets in 64 bits. With a FLAG_BLOCK above 0 the
+    NUM_FLAGS numbers of w at FLAGS are read, which are 0 if all weights are finite."""
     tile = tl.program_id(0)
     if WIDE:
         tile = tile.to(tl.int64)

@@ -22,8 +22,8 @@ def pack_weight(
 ):  # fmt: skip
     """Copy w (GROUPS·K, C, KH, KW) to (GROUPS·K, KH, KW, C), or with TRANSPOSE to (GROUPS·C, KH, KW, K).
 
-    W_* are the strides of w. FLIP reverses rows and columns of the kernel, as equations (1) and (2) do. With TRANSPOSE
-    each program stores 1 at FLAGS + pid if one of its numbers is infinite or NaN, and 0 if none is."""
+    W_* are the strides of w. FLIP reverses rows and columns of the kernel, as equations (1) and (2) do. With
+    TRANSPOSE each program stores 1 at FLAGS + pid if one of its numbers is infinite or NaN, and 0 if none is."""
     TILES_C: tl.constexpr = (C + BC - 1) // BC
     TILES: tl.constexpr = TILES_C * ((K + BK - 1) // BK)
     tap = (pid // TILES) % (KH * KW)
