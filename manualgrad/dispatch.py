@@ -80,6 +80,7 @@ _kernels: dict[tuple[str, str], FormulaKernel] = {}  # by formula and device
 _loaded_devices: set[str] = set()
 _why_no_kernels: dict[str, str] = {}  # by device: the reason why it has none, "" if it has
 _operators: dict[str, Callable[..., Any]] = {}  # by formula
+NO_KERNEL = "it has no kernel on this device"
 
 
 def find_kernel(formula: str, device: str) -> FormulaKernel | None:
@@ -145,9 +146,10 @@ def dispatched(formula: Callable[P, R]) -> Callable[P, R]:
 def by_kernel(name: str, *args: Any) -> Any | None:
     """The result of the kernel registered for ``name``, or None if no kernel computes the call.
 
-    For a kernel that computes several formulas at once, where the caller has another way to compute them."""
+    For a kernel that computes several formulas at once, where the caller has another way to compute them. There is
+    no record of it on a device that has no such kernel."""
     result, reason = _run_kernel(name, args)
-    if explanation.records is not None and not torch.compiler.is_compiling():
+    if explanation.records is not None and reason != NO_KERNEL and not torch.compiler.is_compiling():
         computed_by = "its parts, one by one" if result is None else f"{args[0].device.type} kernel"
         explanation.record(name, computed_by, reason, *args)
     return result
@@ -161,7 +163,7 @@ def _run_kernel(name: str, args: tuple[Any, ...]) -> tuple[Any, str]:
         return _run_operator(name, device, args)
     kernel = find_kernel(name, device)
     if kernel is None:
-        return None, _why_no_kernels.get(device) or "it has no kernel on this device"
+        return None, _why_no_kernels.get(device) or NO_KERNEL
     if reason := active_mode() or kernel.unsupported(*args):
         return None, reason
     module = kernel.backend.current_module()

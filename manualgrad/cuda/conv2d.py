@@ -4,8 +4,8 @@
 why its kernel does not compute the arguments, "" if it does.
 
 Launches: forward takes two, the weight in the order of the product and the product, and a third where the sum is
-split. So does the input's gradient, whose sum is not split where that of the weight's gradient is. The weight's
-gradient takes two or three: copies, product, sum of the parts. A backward takes five at most, the bias's sum aside.
+split. So does the input's gradient, whose sum is not split where that of the weight's gradient is. The gradients of
+weight and bias take two or three: copies, product, sum of the parts. A backward takes five at most.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from manualgrad.cuda import conv2d_depthwise as depthwise
 from manualgrad.cuda.conv2d_operands import INT32_NUMEL, needs_wide_offsets, pack
 from manualgrad.cuda.conv2d_precision import precision_of
-from manualgrad.cuda.conv2d_tiles import gather_tile, num_multiprocessors
+from manualgrad.cuda.conv2d_tiles import gather_tile, next_power_of_2, num_multiprocessors
 from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
 from manualgrad.cuda.conv2d_windows import window_constants
 from manualgrad.cuda.kernels.conv2d_gather_gemm import conv2d_gather_gemm
@@ -61,7 +61,7 @@ def _unsupported_weight(w: Tensor, geometry: Any) -> str:
         return "the geometry is not that of the weight"
     if geometry.groups > MAX_GRID:
         return "there are too many groups"
-    return "" if 2 * w.numel() < INT32_NUMEL else "the weight is too large"
+    return "" if 4 * w.numel() < INT32_NUMEL else "the weight is too large"
 
 
 def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
@@ -75,8 +75,8 @@ def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geo
 def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
     """X(g, w) of equation (2): (N, C_in, H, W), in the memory format of the geometry.
 
-    Pixels near the border have windows outside of z. Their gradient counts as 0 there, and 0 · w is NaN if w is
-    infinite; the formula leaves these products out."""
+    Pixels near the border have windows outside of z. The formula leaves their products out. So do the kernels, but
+    with a stride: there the product of an infinite weight is 0 · w, which is NaN, unless it is depthwise."""
     grad_x = _new_result(g, w.shape[1] * geometry.groups, geometry.input_size, geometry)
     if depthwise.is_depthwise(w.shape[1], geometry):
         return depthwise.grad_input(launch, grad_x, g, w, geometry)
@@ -85,15 +85,35 @@ def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> 
 
 def conv2d_grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
     """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
+    return _grad_weight(launch, g, x, geometry, None)
+
+
+def unsupported_conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Any) -> str:
+    """Return the reason why :func:`conv2d_grad_weight_and_bias` does not support the arguments, "" if it does."""
+    if depthwise.is_depthwise(x.shape[1] // geometry.groups, geometry):
+        return "the kernel for depthwise convolutions does not sum the bias's gradient"
+    return unsupported_conv2d_grad_weight(g, x, geometry)
+
+
+def conv2d_grad_weight_and_bias(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+    """W(g, x), and the sum of g of equation (17): (C_out,)."""
+    grad_b = g.new_empty(g.shape[1])
+    return _grad_weight(launch, g, x, geometry, grad_b), grad_b
+
+
+def _grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: Tensor | None) -> Tensor:
     channels = x.shape[1] // geometry.groups
     memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
     shape = (g.shape[1], channels, *geometry.windows.kernel_size)
     grad_w = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=memory_format)
     if not g.shape[0]:
+        if grad_b is not None:
+            grad_b.zero_()
         return grad_w.zero_()
     if depthwise.is_depthwise(channels, geometry):
         return depthwise.grad_weight(launch, grad_w, g, x, geometry)
-    return grad_weight(launch, grad_w, g, x, geometry, precision_of(g))
+    grad_weight(launch, grad_w, grad_b, g, x, geometry, precision_of(g))
+    return grad_w
 
 
 def _new_result(x: Tensor, channels: int, size: tuple[int, int], geometry: Any) -> Tensor:
@@ -124,14 +144,19 @@ def _gather_gemm(
     result = torch.empty(tile.parts * numel, dtype=torch.float32, device=y.device) if split else y
     num_tiles = -(-positions // tile.rows) * -(-columns // tile.columns)
     bias_step = 0 if b is None else b.stride(0)
+    # Not with a stride: the way around padding takes 55 registers more there, and one program in three.
+    looks_at_flags = backward and windows.stride == (1, 1)
+    flag_block = min(1024, next_power_of_2(weight.num_flags)) if looks_at_flags else 0
     launch(
         conv2d_gather_gemm, (num_tiles, groups, phases[0] * phases[1] * tile.parts),
         result, images.tensor, weight.tensor, None if split else b, positions, height, width, phase_height,
-        phase_width, out_height, out_width, images.batch_step, weight.low, numel, bias_step,
+        phase_width, out_height, out_width, images.batch_step, weight.low, weight.flags, weight.num_flags,
+        numel, bias_step,
         C=channels, K=columns, GROUPS=groups, KH=w.shape[2], KW=w.shape[3],
         **window_constants(windows), BACKWARD=backward, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
         CHANNELS_LAST=geometry.channels_last, FLAT=flat, WIDE=wide, PRECISION=precision, PARTS=tile.parts,
-        BM=tile.rows, BN=tile.columns, BK=tile.depth, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        BM=tile.rows, BN=tile.columns, BK=tile.depth, FLAG_BLOCK=flag_block,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if split:
         block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64

@@ -67,7 +67,7 @@ def grad_weight(launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, geometry
         *x.shape[2:], *g.shape[2:], *g.stride(), *x.stride(), channels, WIDE=needs_wide_offsets(g, x),
         PARTS=parts, TAPS=taps_each, **tile, **_constants(geometry, channels),
     )  # fmt: skip
-    sum_parts(launch, grad_w, result, parts, geometry)
+    sum_parts(launch, (grad_w, result), (None, None), parts, geometry)
     return grad_w
 
 

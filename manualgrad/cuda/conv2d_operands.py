@@ -32,10 +32,14 @@ class Images:
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """A weight in the order (C_out, kH, kW, C), its low parts ``low`` numbers after the others, if it has such."""
+    """A weight in the order (C_out, kH, kW, C), its low parts ``low`` numbers after the others, if it has such.
+
+    A transposed weight has ``num_flags`` numbers at ``flags``: 1 for a piece with an infinite or NaN weight, or 0."""
 
     tensor: Tensor
-    low: int
+    low: int = 0
+    flags: int = 0
+    num_flags: int = 0
 
 
 def span(x: Tensor) -> int:
@@ -120,18 +124,20 @@ def pack(
     flip = flip and taps > 1
     images = images_in_place(x, flat)
     if images is not None and precision == "half" and not (flip or transpose) and _is_packed(w):
-        return PackedWeight(w, 0), images
-    low = -(-w.numel() // 16) * 16 if precision == "3xtf32" else 0  # so that low parts are aligned as the others are
-    weight = PackedWeight(w.new_empty(low + w.numel()), low)
+        return PackedWeight(w), images
+    aligned = -(-w.numel() // 16) * 16  # so that low parts are aligned as the others are
+    low = aligned if precision == "3xtf32" else 0
     group_channels = out_channels // groups
     tile = {"BK": min(32, next_power_of_2(group_channels)), "BC": min(32, next_power_of_2(channels))}
     programs = -(-group_channels // tile["BK"]) * -(-channels // tile["BC"]) * taps * groups
+    flags, num_flags = low + aligned, programs if transpose else 0
+    weight = PackedWeight(w.new_empty(flags + num_flags), low, flags, num_flags)
     copied = None if images is not None else x
     packed = images or _new_packed(x)
     launch(
         kernels.conv2d_pack, (programs + (0 if copied is None else _num_programs(x)),),
         weight.tensor, w, None if copied is None else packed.tensor, copied, programs, *w.stride(), low,
-        *x.shape, *x.stride(), C=channels, K=group_channels, KH=kernel_height, KW=kernel_width, FLIP=flip,
+        flags, *x.shape, *x.stride(), C=channels, K=group_channels, KH=kernel_height, KW=kernel_width, FLIP=flip,
         TRANSPOSE=transpose, PRECISION=precision, **tile, IMAGE_BC=PACK_TILE["BC"], IMAGE_BP=PACK_TILE["BP"],
     )  # fmt: skip
     return weight, packed

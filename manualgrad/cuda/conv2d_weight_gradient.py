@@ -15,11 +15,14 @@ from manualgrad.cuda.kernels.conv2d_sum_parts import conv2d_sum_grad_weight
 from manualgrad.cuda.launch import Launcher
 
 
-def grad_weight(launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, geometry: Any, precision: str) -> Tensor:
-    """Compute ``grad_w``, W(g, x) of equation (3), of one image or more."""
+def grad_weight(
+    launch: Launcher, grad_w: Tensor, grad_b: Tensor | None, g: Tensor, x: Tensor, geometry: Any, precision: str
+) -> None:
+    """Compute ``grad_w``, W(g, x) of equation (3), and ``grad_b``, the sum of g, if given; of one image or more."""
     (out_channels, channels, kernel_height, kernel_width), groups = grad_w.shape, geometry.groups
     rows = out_channels // groups
     by_batch, tile, tiles, programs = _plan(grad_w.shape, g.shape[0], groups, precision, g.device)
+    tiles += 0 if grad_b is None else -(-rows // tile.rows)
     constants = {
         "C": channels, "K": rows, "GROUPS": groups, "KH": kernel_height, "KW": kernel_width,
         **window_constants(geometry.windows), "CHANNELS_LAST": geometry.channels_last, "FLIP": geometry.flip_kernel,
@@ -27,9 +30,7 @@ def grad_weight(launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, geometry
         "num_warps": tile.num_warps, "num_stages": tile.num_stages,
     }  # fmt: skip
     run = _by_batch if by_batch else _by_position
-    result, parts = run(launch, grad_w, g, x, tile, tiles, groups, programs, constants)
-    sum_parts(launch, grad_w, result, parts, geometry)
-    return grad_w
+    run(launch, grad_w, grad_b, g, x, tile, tiles, geometry, programs, constants)
 
 
 def is_split(shape: torch.Size, batch: int, groups: int, precision: str, device: torch.device) -> bool:
@@ -51,41 +52,41 @@ def _plan(
 
 
 def _by_position(
-    launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, tile: Tile, tiles: int, groups: int, programs: int,
-    constants: dict[str, Any],
-) -> tuple[Tensor, int]:  # fmt: skip
-    """Run the product that reads g and x as they are, channels_last. Return its result and the number of parts."""
-    gradients, images = pack_images(launch, g, x, x_at_any_step=bool(x.shape[1] // groups % tile.columns))
+    launch: Launcher, grad_w: Tensor, grad_b: Tensor | None, g: Tensor, x: Tensor, tile: Tile, tiles: int,
+    geometry: Any, programs: int, constants: dict[str, Any],
+) -> None:  # fmt: skip
+    """Run the product that reads g and x as they are, channels_last."""
+    gradients, images = pack_images(launch, g, x, x_at_any_step=bool(grad_w.shape[1] % tile.columns))
     (batch, _, out_height, out_width), (height, width) = g.shape, x.shape[2:]
     positions = batch * out_height * out_width
     chunk, parts = split_sum(positions, min(programs, -(-positions // (4 * tile.depth))), tile.depth)
-    result = new_parts(grad_w, parts)
+    parts_w, parts_b = new_parts(grad_w, parts), None if grad_b is None else new_parts(grad_b, parts)
     launch(
-        kernels.conv2d_grad_weight, (tiles, parts, groups), result, gradients.tensor, images.tensor, positions, chunk,
-        height, width, out_height, out_width, gradients.batch_step, images.batch_step, G_PIXEL=gradients.pixel_step,
-        X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step, PARTS=parts,
-        WIDE=needs_wide_offsets(gradients.tensor, images.tensor), **constants,
+        kernels.conv2d_grad_weight, (tiles, parts, geometry.groups), parts_w, parts_b, gradients.tensor,
+        images.tensor, positions, chunk, height, width, out_height, out_width, gradients.batch_step,
+        images.batch_step, G_PIXEL=gradients.pixel_step, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
+        PARTS=parts, WIDE=needs_wide_offsets(gradients.tensor, images.tensor), **constants,
     )  # fmt: skip
-    return result, parts
+    sum_parts(launch, (grad_w, parts_w), (grad_b, parts_b), parts, geometry)
 
 
 def _by_batch(
-    launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, tile: Tile, tiles: int, groups: int, programs: int,
-    constants: dict[str, Any],
-) -> tuple[Tensor, int]:  # fmt: skip
-    """Run the product that reads copies with the batch last. Return its result and the number of parts."""
+    launch: Launcher, grad_w: Tensor, grad_b: Tensor | None, g: Tensor, x: Tensor, tile: Tile, tiles: int,
+    geometry: Any, programs: int, constants: dict[str, Any],
+) -> None:  # fmt: skip
+    """Run the product that reads copies with the batch last."""
     copies = batch_last(launch, g, x, tile.depth, constants["PRECISION"])
     (_, _, out_height, out_width), (height, width) = g.shape, x.shape[2:]
     blocks = copies.batch // tile.depth
     total = out_height * out_width * blocks
     chunk, parts = split_sum(total, min(programs, -(-total // 4)), 1)
-    result = new_parts(grad_w, parts)
+    parts_w, parts_b = new_parts(grad_w, parts), None if grad_b is None else new_parts(grad_b, parts)
     launch(
-        kernels.conv2d_grad_weight_batch_last, (tiles, parts, groups), result, copies.g, copies.x, total, chunk,
-        height, width, out_width, blocks, copies.batch, *copies.g_steps, *copies.x_steps, copies.low, PARTS=parts,
-        WIDE=needs_wide_offsets(copies.g, copies.x), **constants,
+        kernels.conv2d_grad_weight_batch_last, (tiles, parts, geometry.groups), parts_w, parts_b, copies.g, copies.x,
+        total, chunk, height, width, out_width, blocks, copies.batch, *copies.g_steps, *copies.x_steps, copies.low,
+        PARTS=parts, WIDE=needs_wide_offsets(copies.g, copies.x), **constants,
     )  # fmt: skip
-    return result, parts
+    sum_parts(launch, (grad_w, parts_w), (grad_b, parts_b), parts, geometry)
 
 
 def split_sum(terms: int, parts: int, multiple: int) -> tuple[int, int]:
@@ -95,21 +96,26 @@ def split_sum(terms: int, parts: int, multiple: int) -> tuple[int, int]:
     return chunk, -(-terms // chunk)
 
 
-def new_parts(grad_w: Tensor, parts: int) -> Tensor:
-    """Memory for the parts of a sum; ``grad_w`` itself if there is one."""
+def new_parts(grad: Tensor, parts: int) -> Tensor:
+    """Memory for the parts of a sum; ``grad`` itself if there is one."""
     if parts == 1:
-        return grad_w
-    return torch.empty(parts * grad_w.numel(), dtype=torch.float32, device=grad_w.device)
+        return grad
+    return torch.empty(parts * grad.numel(), dtype=torch.float32, device=grad.device)
 
 
-def sum_parts(launch: Launcher, grad_w: Tensor, result: Tensor, parts: int, geometry: Any) -> None:
-    """Sum the parts into ``grad_w``, if there are several."""
+def sum_parts(
+    launch: Launcher, weight: tuple[Tensor, Tensor], bias: tuple[Tensor | None, Tensor | None], parts: int,
+    geometry: Any,
+) -> None:  # fmt: skip
+    """Sum the parts of the weight's gradient, and of the bias's if there is one; each is a gradient and its parts."""
     if parts == 1:
         return
-    numel, (_, channels, kernel_height, kernel_width) = grad_w.numel(), grad_w.shape
+    (grad_w, parts_w), (grad_b, parts_b) = weight, bias
+    numel, (out_channels, channels, kernel_height, kernel_width) = grad_w.numel(), grad_w.shape
     block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64
+    programs = -(-numel // block) + (0 if grad_b is None else -(-out_channels // block))
     launch(
-        conv2d_sum_grad_weight, (-(-numel // block),), grad_w, result, numel, parts, KH=kernel_height,
-        KW=kernel_width, C=channels, CHANNELS_LAST=geometry.channels_last, FLIP=geometry.flip_kernel, BLOCK=block,
-        num_warps=max(1, block // 128),
+        conv2d_sum_grad_weight, (programs,), grad_w, parts_w, numel, parts, grad_b, parts_b, out_channels,
+        KH=kernel_height, KW=kernel_width, C=channels, CHANNELS_LAST=geometry.channels_last,
+        FLIP=geometry.flip_kernel, BLOCK=block, num_warps=max(1, block // 128),
     )  # fmt: skip

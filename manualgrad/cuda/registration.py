@@ -18,6 +18,12 @@ def _kernels() -> tuple[FormulaKernel, ...]:
         FormulaKernel(
             "conv2d_grad_weight_oihw", CUDA, conv2d.unsupported_conv2d_grad_weight, conv2d.conv2d_grad_weight
         ),
+        FormulaKernel(
+            "conv2d_grad_weight_and_bias",
+            CUDA,
+            conv2d.unsupported_conv2d_grad_weight_and_bias,
+            conv2d.conv2d_grad_weight_and_bias,
+        ),
         FormulaKernel("relu_backward", CUDA, relu.unsupported_relu_backward, relu.relu_backward),
         FormulaKernel("max_pool2d_forward", CUDA, pool.unsupported_max_pool2d_forward, pool.max_pool2d_forward),
         FormulaKernel("max_pool2d_backward", CUDA, pool.unsupported_max_pool2d_backward, pool.max_pool2d_backward),

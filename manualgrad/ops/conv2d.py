@@ -21,8 +21,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from manualgrad.dispatch import dispatched
+from manualgrad.dispatch import by_kernel, dispatched
 from manualgrad.ops import checks
+from manualgrad.ops.bias import grad_bias
 from manualgrad.ops.blocked_sum import add_product_, blocked_bmm_sum
 from manualgrad.ops.conv2d_gemm import (
     gemm_lead_dims,
@@ -150,6 +151,12 @@ def conv2d_grad_weight_oihw(g: Tensor, x: Tensor, geometry: Conv2dGeometry) -> T
     return grad_w if geometry.channels_last else as_contiguous(grad_w)
 
 
+def conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Conv2dGeometry) -> tuple[Tensor, Tensor]:
+    """W(g, x) of equation (3), and the gradient of the bias of (17): by one kernel where the device has one."""
+    both: tuple[Tensor, Tensor] | None = by_kernel("conv2d_grad_weight_and_bias", g, x, geometry)
+    return (conv2d_grad_weight_oihw(g, x, geometry), grad_bias(g)) if both is None else both
+
+
 # ------------------------------------------------------------- Functions: one for each row of the table above
 
 conv2d_apply: Apply = bilinear(
@@ -158,6 +165,7 @@ conv2d_apply: Apply = bilinear(
     grad_first=lambda g, w, geometry: conv2d_grad_input_apply(g, w, geometry),
     grad_second=lambda g, x, geometry: conv2d_grad_weight_apply(g, x, geometry),
     has_bias=True,
+    grad_second_and_bias=conv2d_grad_weight_and_bias,
 )
 conv2d_grad_input_apply: Apply = bilinear(
     "Conv2dGradInputFunction",

@@ -23,6 +23,7 @@ from manualgrad.ops.conv2d import (
     conv2d_forward,
     conv2d_grad_input_apply,
     conv2d_grad_input_nchw,
+    conv2d_grad_weight_and_bias,
     conv2d_grad_weight_apply,
     conv2d_grad_weight_oihw,
 )
@@ -83,6 +84,9 @@ def conv_relu_pool_backward(
         assert g_chunk is not None and index_chunk is not None  # as g and pool_index are not
         delta = relu_pool_backward(g_chunk, index_chunk, geometry)
         grad_x = None if w is None or not needs_x else conv2d_grad_input_nchw(delta, w, geometry.convolution)
+        if x_chunk is not None and needs_b:
+            grads.append((grad_x, *conv2d_grad_weight_and_bias(delta, x_chunk, geometry.convolution)))
+            continue
         grad_w = None if x_chunk is None else conv2d_grad_weight_oihw(delta, x_chunk, geometry.convolution)
         grads.append((grad_x, grad_w, grad_bias(delta) if needs_b else None))
     if len(grads) == 1:

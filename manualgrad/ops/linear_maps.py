@@ -23,12 +23,15 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad.ops.bias import bias_jvp, grad_bias_apply
-from manualgrad.ops.differentiable import differentiable, save_for_derivatives, sum_present
+from manualgrad.ops.differentiable import autograd_inactive, differentiable, save_for_derivatives, sum_present
 
 Apply = Callable[..., Tensor]
 
 
-def bilinear(name: str, formula: Apply, *, grad_first: Apply, grad_second: Apply, has_bias: bool = False) -> Apply:
+def bilinear(
+    name: str, formula: Apply, *, grad_first: Apply, grad_second: Apply, has_bias: bool = False,
+    grad_second_and_bias: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> Apply:  # fmt: skip
     """Return ``formula``, a bilinear map, as the Function ``name``.
 
     Args:
@@ -37,6 +40,8 @@ def bilinear(name: str, formula: Apply, *, grad_first: Apply, grad_second: Apply
             ``options`` are no tensors.
         grad_first: ``grad_first(g, b, *options)``, the gradient of a for the gradient g of the result.
         grad_second: ``grad_second(g, a, *options)``, the gradient of b. Both must be differentiable themselves.
+        grad_second_and_bias: ``grad_second_and_bias(g, a, *options)``, the gradients of b and of the bias, if there
+            is a faster way to both at once. It is called where nothing differentiates it.
     """
 
     num_tensors = 3 if has_bias else 2
@@ -56,8 +61,10 @@ def bilinear(name: str, formula: Apply, *, grad_first: Apply, grad_second: Apply
             a, b = ctx.saved_tensors
             needs_grad, options = ctx.needs_input_grad, ctx.options
             grad_a = grad_first(g, b, *options) if needs_grad[0] else None
-            grad_b = grad_second(g, a, *options) if needs_grad[1] else None
             no_grads = (None,) * len(options)
+            if grad_second_and_bias is not None and needs_grad[1] and needs_grad[2] and autograd_inactive():
+                return grad_a, *grad_second_and_bias(g, a, *options), *no_grads
+            grad_b = grad_second(g, a, *options) if needs_grad[1] else None
             if not has_bias:
                 return grad_a, grad_b, *no_grads
             return grad_a, grad_b, grad_bias_apply(g) if needs_grad[2] else None, *no_grads

@@ -39,7 +39,9 @@ def _calls(
                     return conv2d.conv2d_forward(launch, x, w, b, geometry)
                 if of == "grad_input":
                     return conv2d.conv2d_grad_input(launch, g, w, geometry)
-                return conv2d.conv2d_grad_weight(launch, g, x, geometry)
+                if groups > 1:
+                    return conv2d.conv2d_grad_weight(launch, g, x, geometry)
+                return conv2d.conv2d_grad_weight_and_bias(launch, g, x, geometry)
             finally:
                 torch.backends.cudnn.conv.fp32_precision = before
 

@@ -12,13 +12,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from manualgrad.cuda import conv2d as kernels
+from manualgrad import kernels
+from manualgrad.cuda import conv2d as host
 from manualgrad.cuda import conv2d_operands, conv2d_tiles
 from manualgrad.cuda.conv2d_precision import allows_tf32
 from manualgrad.cuda.conv2d_tiles import gather_tile, wants_batch_last
 from manualgrad.cuda.launch import Launcher
 from manualgrad.functional import conv2d
-from manualgrad.ops.conv2d import conv2d_forward_nchw, conv2d_grad_input_nchw, conv2d_grad_weight_oihw
+from manualgrad.ops.conv2d import (
+    conv2d_forward_nchw,
+    conv2d_grad_input_nchw,
+    conv2d_grad_weight_and_bias,
+    conv2d_grad_weight_oihw,
+)
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
 
 NAN, INF = float("nan"), float("inf")
@@ -89,8 +95,10 @@ def tf32(allowed: bool) -> Iterator[None]:
     """Allow or forbid TF32 in convolutions."""
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
-    yield
-    torch.backends.cudnn.conv.fp32_precision = before
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
 
 
 def operands(
@@ -120,7 +128,7 @@ def assert_near(actual: Tensor, expected: Tensor, bound: float) -> float:
 
 
 def check(layer: Layer, device: str, launches: list[str], dtype: torch.dtype, bound: float) -> list[float]:
-    """Compare the three formulas of a layer, their strides and launches; return the errors."""
+    """Compare the three formulas of a layer, their strides and launches, and the bias's sum; return the errors."""
     x, w, b, geometry = operands(layer, device, dtype)
     memory_format = torch.channels_last if layer.channels_last else torch.contiguous_format
     errors, launched = [], []
@@ -130,7 +138,12 @@ def check(layer: Layer, device: str, launches: list[str], dtype: torch.dtype, bo
         (conv2d_forward_nchw, (x, w, b)), (conv2d_grad_input_nchw, (g, w)), (conv2d_grad_weight_oihw, (g, x))
     ):  # fmt: skip
         launches.clear()
-        actual = function(*args, geometry)
+        if layer.bias and function is conv2d_grad_weight_oihw:
+            actual, grad_b = conv2d_grad_weight_and_bias(g, x, geometry)
+            assert grad_b.dtype is dtype
+            assert_near(grad_b, g.double().sum((0, 2, 3)), bound)
+        else:
+            actual = function(*args, geometry)
         launched.append(list(launches))
         assert actual.dtype is dtype
         assert actual.is_contiguous(memory_format=memory_format)
@@ -267,6 +280,28 @@ def test_numbers_that_are_not_finite(kernel_device, special, allowed) -> None:
             )  # as in TF32, 100 times coarser than what the other tests allow: here only the special numbers count
 
 
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("few channels, taps and channels on one axis", "3xtf32"), ("padding at the bottom and right only", "tf32"),
+        ("tails of tiles", "half"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_not_finite_at_the_border(kernel_device, launches, name, precision) -> None:
+    """The input's gradient has no product with the padding around g, which would be 0 · w."""
+    dtype = torch.float16 if precision == "half" else torch.float32
+    x, w, _, geometry = operands(LAYERS[name], kernel_device, dtype)
+    w[1, 2, 0, 0], w[2, 1, -1, -1] = INF, NAN
+    g = torch.randn(x.shape[0], w.shape[0], *geometry.windows.output_size(*geometry.input_size))
+    g = g.to(kernel_device, dtype)
+    with tf32(precision == "tf32"):
+        actual = conv2d_grad_input_nchw(g, w, geometry)
+    expected = formula(conv2d_grad_input_nchw, g, w, geometry)
+    assert not expected.isfinite().all() and expected.isfinite().any()
+    torch.testing.assert_close(actual.double(), expected, rtol=5e-3, atol=5e-3, equal_nan=True)
+    assert launches == [PACK, GEMM]
+
+
 def views(x: Tensor) -> dict[str, Tensor]:
     """Tensors like ``x`` whose numbers lie elsewhere: each strided, sliced or expanded."""
     return {
@@ -324,12 +359,13 @@ def test_batch_0(kernel_device, launches, groups) -> None:
     assert conv2d_forward_nchw(x, w, b, geometry).shape == (0, 4, 2, 2)
     g = x.new_empty(0, 4, 2, 2)
     assert conv2d_grad_input_nchw(g, w, geometry).shape == x.shape
-    assert torch.equal(conv2d_grad_weight_oihw(g, x, geometry), torch.zeros_like(w))
+    for grad, parameter in zip(conv2d_grad_weight_and_bias(g, x, geometry), (w, b), strict=True):
+        assert torch.equal(grad, torch.zeros_like(parameter))
     assert launches == []
 
 
 def test_forward_backward_and_double_backward(kernel_device, launches) -> None:
-    """Forward takes two launches, backward five and the bias's sum. Kernels compute second derivatives too."""
+    """Forward takes two launches, backward five. Kernels compute second derivatives too."""
     tensors = [torch.randn(s).to(kernel_device) for s in ((9, 3, 4, 4), (4, 3, 2, 2), (4,), (9, 4, 3, 3))]
 
     def second_derivatives(x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> list[Tensor]:
@@ -345,6 +381,16 @@ def test_forward_backward_and_double_backward(kernel_device, launches) -> None:
         actual = second_derivatives(*tensors)
     assert launched == [[PACK, GEMM, PACK, GEMM, COPIES, BATCH_LAST, SUM_W]]
     assert launches.count(GEMM) >= 4
+    launches.clear()
+    leaves = [t.detach().requires_grad_() for t in tensors[:3]]
+    with tf32(False):
+        explanation = kernels.explain(lambda: torch.autograd.grad(conv2d(*leaves), leaves, tensors[3]))
+    assert launches == launched[0]
+    assert [record.formula for record in explanation.records] == [
+        "conv2d_forward_nchw", "conv2d_grad_input_nchw", "conv2d_grad_weight_and_bias"
+    ]  # fmt: skip
+    for a, e in zip(explanation.result, actual[:3], strict=True):
+        assert_near(a, e.double(), 3e-7)
     for a, e in zip(actual, second_derivatives(*(t.double() for t in tensors)), strict=True):
         assert_near(a, e, 1e-6)
 
@@ -386,10 +432,10 @@ def test_the_flags_of_native_convolutions_say_whether_tf32_is_used() -> None:
 
 def test_unsupported_calls_name_the_reason() -> None:
     x, w, b, geometry = operands(LAYERS["one channel, two parts"], "cpu")
-    assert kernels.unsupported_conv2d_forward(x.double(), w.double(), None, geometry) == "a tensor is float64"
-    assert kernels.unsupported_conv2d_forward(x[..., 1:], w, b, geometry) == "the geometry is not that of the images"
+    assert host.unsupported_conv2d_forward(x.double(), w.double(), None, geometry) == "a tensor is float64"
+    assert host.unsupported_conv2d_forward(x[..., 1:], w, b, geometry) == "the geometry is not that of the images"
     steps = make_conv2d_geometry(x, w, b, 256, 0, 1, 1, True)
-    assert kernels.unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "stride or groups are too large"
+    assert host.unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "stride or groups are too large"
 
 
 def test_tiles_are_those_that_were_measured() -> None:
@@ -427,8 +473,8 @@ def test_a_layer_takes_at_most_three_launches_forward_and_five_backward(dtype, c
         w = torch.empty(out_channels, channels, kernel, kernel, dtype=dtype, memory_format=memory_format)
         geometry = make_conv2d_geometry(x, w, None, stride, kernel // 2, 1, 1, False, channels_last)
         forward, backward = CountingLauncher(), CountingLauncher()
-        g = kernels.conv2d_forward(forward, x, w, None, geometry)
-        kernels.conv2d_grad_input(backward, g, w, geometry)
-        kernels.conv2d_grad_weight(backward, g, x, geometry)
+        g = host.conv2d_forward(forward, x, w, None, geometry)
+        host.conv2d_grad_input(backward, g, w, geometry)
+        host.conv2d_grad_weight_and_bias(backward, g, x, geometry)
         assert forward.count <= 3, w.shape
         assert backward.count <= 5, w.shape

@@ -16,7 +16,9 @@ import math
 import triton
 import triton.language as tl
 
-from manualgrad.cuda.kernels.conv2d_products import multiply_add
+from manualgrad.cuda.kernels.conv2d_products import INFINITY, multiply_add, round_to_tf32
+
+FEW = tl.constexpr(8)  # channels that sum_without_padding computes at a time, in few registers
 
 
 @triton.constexpr_function
@@ -92,30 +94,74 @@ def sum_over_taps(
 
 
 @triton.jit
-def conv2d_gather_gemm(
-    y, x, w, bias, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH, LOW, PART_NUMEL, BIAS_STRIDE,
-    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr,
-    X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+def sum_without_padding(
+    x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part,
+    C: tl.constexpr, KW: tl.constexpr, X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr,
+    HOP_H: tl.constexpr, HOP_W: tl.constexpr, TAP_STEP_H: tl.constexpr, TAP_STEP_W: tl.constexpr,
+    WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """One tile of y, BM positions by BN channels, or one of PARTS parts of the sum of each number of it.
+    """:func:`sum_over_taps` one term after another, without the products of pixels that are outside of x.
 
-    x is (N, H, W, GROUPS·C) with the strides X_BATCH·X_PIXEL, W·X_PIXEL, X_PIXEL and X_CHANNEL; w is (GROUPS·K, KH,
-    KW, C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST
-    (N, GROUPS·K, OUT_H, OUT_W); the parts follow each other. Programs are (tiles, groups, phases·PARTS). A phase has
-    PHASE_H × PHASE_W positions in an image, M in all. WIDE computes offsets in 64 bits."""
-    tile = tl.program_id(0)
+    A tensor core multiplies them by 0, which is NaN for a weight that is not finite. This takes far longer."""
+    acc = tl.zeros([BM, BN], tl.float32)
+    for term in tl.range(part, num_p * num_q * C, PARTS, num_stages=1):
+        c = term % C
+        i = (term // C) // num_q
+        j = (term // C) % num_q
+        if WIDE:
+            c = c.to(tl.int64)
+            i = i.to(tl.int64)
+        row = h + i * HOP_H
+        column = v + j * HOP_W
+        inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
+        at = x_at + ((i * HOP_H * W + j * HOP_W) * X_PIXEL + c * X_CHANNEL)
+        a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        if PRECISION == "tf32":
+            a = round_to_tf32(a)
+        b_pointers = w + (w_at + ((p0 + i * TAP_STEP_H) * KW + q0 + j * TAP_STEP_W) * C + c)
+        b = tl.load(b_pointers, mask=is_channel, other=0.0).to(tl.float32)
+        if PRECISION == "3xtf32":
+            b_low = tl.load(b_pointers + LOW, mask=is_channel, other=0.0)
+            b = tl.where(tl.abs(b) < INFINITY, b + b_low, b)
+        acc += tl.where(inside[:, None], a[:, None] * b[None, :], 0.0)  # eq. (2)
+    return acc
+
+
+@triton.jit
+def is_any_set(flags, NUM_FLAGS, BLOCK: tl.constexpr):
+    """True if one of the NUM_FLAGS numbers is not 0."""
+    largest = 0.0
+    for start in range(0, NUM_FLAGS, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        largest = tl.maximum(largest, tl.max(tl.load(flags + at, mask=at < NUM_FLAGS, other=0.0).to(tl.float32)))
+    return largest != 0
+
+
+@triton.jit
+def store_tile(
+    y, acc, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K: tl.constexpr, GROUPS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Store the sums at the positions (n, i, j) and the channels k of the group."""
     if WIDE:
-        tile = tile.to(tl.int64)
-    group = tl.program_id(1)
-    part = tl.program_id(2) % PARTS
-    phase = tl.program_id(2) // PARTS
-    TILES_N: tl.constexpr = (K + BN - 1) // BN
+        k = k.to(tl.int64)
+    if CHANNELS_LAST:
+        y_at = (((n * OUT_H + i) * OUT_W + j) * (K * GROUPS) + group * K)[:, None] + k[None, :]
+    else:
+        y_at = ((n * (K * GROUPS * OUT_H) + i) * OUT_W + j)[:, None] + (group * K + k)[None, :] * (OUT_H * OUT_W)
+    tl.store(y + y_at, acc.to(y.dtype.element_ty), mask=is_position[:, None] & is_channel[None, :])
 
-    m = (tile // TILES_N) * BM + tl.arange(0, BM)
+
+@triton.jit
+def tile_positions(
+    first, phase, M, PHASE_H, PHASE_W, OUT_H, OUT_W, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """The BM positions of a phase from ``first`` on: if they exist, n, i, j, the pixel of their first tap, and taps.
+
+    The first tap is (p0, q0); there are num_p rows and num_q columns of taps."""
+    m = first + tl.arange(0, BM)
     is_position = m < M
     j = m % PHASE_W
     i = (m // PHASE_W) % PHASE_H
@@ -125,8 +171,6 @@ def conv2d_gather_gemm(
         phase_w = phase % STRIDE_W
         TAP_STEP_H: tl.constexpr = STRIDE_H // gcd(STRIDE_H, DILATION_H)
         TAP_STEP_W: tl.constexpr = STRIDE_W // gcd(STRIDE_W, DILATION_W)
-        HOP_H: tl.constexpr = -(TAP_STEP_H * DILATION_H // STRIDE_H)
-        HOP_W: tl.constexpr = -(TAP_STEP_W * DILATION_W // STRIDE_W)
         p0 = KH + 0 * phase_h
         for p in tl.static_range(TAP_STEP_H):
             p0 = tl.where((p * DILATION_H) % STRIDE_H == (phase_h + PADDING_H) % STRIDE_H, min(p0, p), p0)
@@ -144,10 +188,6 @@ def conv2d_gather_gemm(
         j = j * STRIDE_W + phase_w
         is_position = is_position & (i < OUT_H) & (j < OUT_W)
     else:
-        TAP_STEP_H: tl.constexpr = 1
-        TAP_STEP_W: tl.constexpr = 1
-        HOP_H: tl.constexpr = DILATION_H
-        HOP_W: tl.constexpr = DILATION_W
         p0 = 0
         q0 = 0
         num_p = KH
@@ -155,9 +195,66 @@ def conv2d_gather_gemm(
         h = i * STRIDE_H - PADDING_H
         v = j * STRIDE_W - PADDING_W
     h = tl.where(is_position, h, -0x40000000)  # outside of the image, whatever the tap
-    x_at = (n * X_BATCH + h * W + v) * X_PIXEL + group * C * X_CHANNEL  # a where(..., 0) would hide the alignment
+    return is_position, n, i, j, h, v, p0, q0, num_p, num_q
 
-    k = (tile % TILES_N).to(tl.int32) * BN + tl.arange(0, BN)
+
+@triton.jit
+def conv2d_gather_gemm(
+    y, x, w, bias, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH, LOW, FLAGS, NUM_FLAGS, PART_NUMEL, BIAS_STRIDE,
+    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr,
+    X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLAG_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One tile of y, BM positions by BN channels, or one of PARTS parts of the sum of each number of it.
+
+    x is (N, H, W, GROUPS·C) with the strides X_BATCH·X_PIXEL, W·X_PIXEL, X_PIXEL and X_CHANNEL; w is (GROUPS·K, KH,
+    KW, C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST
+    (N, GROUPS·K, OUT_H, OUT_W); the parts follow each other. Programs are (tiles, groups, phases·PARTS). A phase has
+    PHASE_H × PHASE_W positions in an image, M in all. WIDE computes offsets in 64 bits. With a FLAG_BLOCK above 0 the
+    NUM_FLAGS numbers of w at FLAGS are read, which are 0 if all weights are finite."""
+    tile = tl.program_id(0)
+    if WIDE:
+        tile = tile.to(tl.int64)
+    group = tl.program_id(1)
+    part = tl.program_id(2) % PARTS
+    phase = tl.program_id(2) // PARTS
+    TILES_N: tl.constexpr = (K + BN - 1) // BN
+    TAP_STEP_H: tl.constexpr = STRIDE_H // gcd(STRIDE_H, DILATION_H) if BACKWARD else 1
+    TAP_STEP_W: tl.constexpr = STRIDE_W // gcd(STRIDE_W, DILATION_W) if BACKWARD else 1
+    HOP_H: tl.constexpr = -(TAP_STEP_H * DILATION_H // STRIDE_H) if BACKWARD else DILATION_H
+    HOP_W: tl.constexpr = -(TAP_STEP_W * DILATION_W // STRIDE_W) if BACKWARD else DILATION_W
+    first = (tile // TILES_N) * BM
+    first_channel = (tile % TILES_N).to(tl.int32) * BN
+    if PARTS > 1:
+        y += part * PART_NUMEL
+    if FLAG_BLOCK > 0:
+        if is_any_set(w + FLAGS, NUM_FLAGS, FLAG_BLOCK):
+            is_position, n, i, j, h, v, p0, q0, num_p, num_q = tile_positions(
+                first, phase, M, PHASE_H, PHASE_W, OUT_H, OUT_W, KH, KW, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W,
+                DILATION_H, DILATION_W, BACKWARD, BM,
+            )  # fmt: skip
+            x_at = (n * X_BATCH + h * W + v) * X_PIXEL + group * C * X_CHANNEL
+            for k0 in tl.range(first_channel, min(K, first_channel + BN), FEW, num_stages=1):
+                k = k0 + tl.arange(0, FEW)
+                is_channel = k < K
+                w_at = (group * K + tl.where(is_channel, k, 0)) * (KH * KW * C)
+                acc = sum_without_padding(
+                    x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part, C, KW, X_PIXEL,
+                    X_CHANNEL, HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, WIDE, PRECISION, PARTS, BM, FEW,
+                )  # fmt: skip
+                store_tile(
+                    y, acc, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K, GROUPS, CHANNELS_LAST, WIDE
+                )
+            return
+    is_position, n, i, j, h, v, p0, q0, num_p, num_q = tile_positions(
+        first, phase, M, PHASE_H, PHASE_W, OUT_H, OUT_W, KH, KW, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W,
+        DILATION_H, DILATION_W, BACKWARD, BM,
+    )  # fmt: skip
+    x_at = (n * X_BATCH + h * W + v) * X_PIXEL + group * C * X_CHANNEL  # a where(..., 0) would hide the alignment
+    k = first_channel + tl.arange(0, BN)
     is_channel = k < K
     w_at = (group * K + tl.where(is_channel, k, 0)) * (KH * KW * C)
     acc = sum_over_taps(
@@ -167,13 +264,4 @@ def conv2d_gather_gemm(
     if bias is not None:
         b = tl.load(bias + (group * K + k) * BIAS_STRIDE, mask=is_channel, other=0.0)
         acc += b.to(tl.float32)[None, :]  # eq. (17)
-
-    if WIDE:
-        k = k.to(tl.int64)
-    if CHANNELS_LAST:
-        y_at = (((n * OUT_H + i) * OUT_W + j) * (K * GROUPS) + group * K)[:, None] + k[None, :]
-    else:
-        y_at = ((n * (K * GROUPS * OUT_H) + i) * OUT_W + j)[:, None] + (group * K + k)[None, :] * (OUT_H * OUT_W)
-    if PARTS > 1:
-        y += part * PART_NUMEL
-    tl.store(y + y_at, acc.to(y.dtype.element_ty), mask=is_position[:, None] & is_channel[None, :])
+    store_tile(y, acc, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K, GROUPS, CHANNELS_LAST, WIDE)

@@ -5,7 +5,8 @@ For a correlation with padding P, stride s and dilation d, in PyTorch's letters:
     grad_w[k, p, q, r] = Σ_nij g[n, i, j, k] x[n, s1·i − P1 + d1·p, s2·j − P2 + d2·q, r]                      (3)
 
 A program computes a tile of it over a chunk of the positions, so that there are programs enough for the GPU. The
-chunks are summed afterwards, always in the same order.
+chunks are summed afterwards, always in the same order. The bias's gradient, the sum of g of equation (17), takes
+BM channels a program in the same launch: those after the programs of the tiles.
 """
 
 import triton
@@ -43,8 +44,17 @@ def store_grad_weight(
 
 
 @triton.jit
+def store_grad_bias(grad_b, sums, k, is_k, first, chunk, ROWS, PARTS: tl.constexpr):
+    """Store the sums of the channels first + k: the result, or a part of it."""
+    at = first + k
+    if PARTS > 1:
+        at += chunk * ROWS
+    tl.store(grad_b + at, sums.to(grad_b.dtype.element_ty), mask=is_k)
+
+
+@triton.jit
 def conv2d_grad_weight(
-    grad_w, g, x, M, CHUNK, H, W, OUT_H, OUT_W, G_BATCH, X_BATCH,
+    grad_w, grad_b, g, x, M, CHUNK, H, W, OUT_H, OUT_W, G_BATCH, X_BATCH,
     C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
@@ -57,9 +67,27 @@ def conv2d_grad_weight(
     g is (N, OUT_H, OUT_W, GROUPS·K) and x (N, H, W, GROUPS·C), with strides as ``conv2d_gather_gemm`` has them."""
     E: tl.constexpr = KH * KW * C
     TILES_N: tl.constexpr = (E + BN - 1) // BN
+    TILES: tl.constexpr = TILES_N * ((K + BM - 1) // BM)
     tile = tl.program_id(0)
     chunk = tl.program_id(1)
     group = tl.program_id(2)
+    first = chunk * CHUNK
+    if WIDE:
+        first = chunk.to(tl.int64) * CHUNK
+    last = min(M, first + CHUNK)
+    if grad_b is not None:
+        if tile >= TILES:
+            k = (tile - TILES) * BM + tl.arange(0, BM)
+            is_k = k < K
+            total = tl.zeros([BK, BM], tl.float32)
+            for m0 in range(first, last, BK):
+                m = m0 + tl.arange(0, BK)
+                pixel = m // (OUT_W * OUT_H) * G_BATCH + m % (OUT_W * OUT_H)
+                g_at = (pixel * G_PIXEL + group * K)[:, None] + k[None, :]
+                mask = (m < last)[:, None] & is_k[None, :]
+                total += tl.load(g + g_at, mask=mask, other=0.0).to(tl.float32)  # eq. (17)
+            store_grad_bias(grad_b, tl.sum(total, 0), k, is_k, group * K, chunk, GROUPS * K, PARTS)
+            return
     k = (tile // TILES_N) * BM + tl.arange(0, BM)
     e = (tile % TILES_N) * BN + tl.arange(0, BN)
     is_k = k < K
@@ -83,10 +111,6 @@ def conv2d_grad_weight(
         shift = (shift_h * W + shift_w) * X_PIXEL + (e % C + group * C) * X_CHANNEL
         shift_h = tl.where(is_e, shift_h, -0x40000000)  # outside of the image, whatever the position
     acc = tl.zeros([BM, BN], tl.float32)
-    first = chunk * CHUNK
-    if WIDE:
-        first = chunk.to(tl.int64) * CHUNK
-    last = min(M, first + CHUNK)
     for m0 in range(first, last, BK):
         m = m0 + tl.arange(0, BK)
         is_m = m < last
@@ -117,7 +141,7 @@ def conv2d_grad_weight(
 
 @triton.jit
 def conv2d_grad_weight_batch_last(
-    grad_w, g, x, TOTAL, CHUNK, H, W, OUT_W, NUM_BLOCKS, BATCH, G_PIXEL, G_CHANNEL, X_PIXEL, X_CHANNEL, LOW,
+    grad_w, grad_b, g, x, TOTAL, CHUNK, H, W, OUT_W, NUM_BLOCKS, BATCH, G_PIXEL, G_CHANNEL, X_PIXEL, X_CHANNEL, LOW,
     C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
@@ -132,9 +156,29 @@ def conv2d_grad_weight_batch_last(
     x is split as ``split_operand`` does, the low parts LOW numbers after the others."""
     E: tl.constexpr = KH * KW * C
     TILES_N: tl.constexpr = (E + BN - 1) // BN
+    TILES: tl.constexpr = TILES_N * ((K + BM - 1) // BM)
     tile = tl.program_id(0)
     chunk = tl.program_id(1)
     group = tl.program_id(2)
+    first = chunk * CHUNK
+    last = min(TOTAL, first + CHUNK)
+    if grad_b is not None:
+        if tile >= TILES:
+            k = (tile - TILES) * BM + tl.arange(0, BM)
+            is_k = k < K
+            channel = group * K + k
+            if WIDE:
+                channel = channel.to(tl.int64)
+            total = tl.zeros([BM, BK], tl.float32)
+            for step in range(first, last):
+                position = step // NUM_BLOCKS
+                if WIDE:
+                    position = position.to(tl.int64)
+                g_at = (channel * G_CHANNEL + position * G_PIXEL) * BATCH + (step % NUM_BLOCKS) * BK
+                pointers = g + (g_at[:, None] + tl.arange(0, BK)[None, :])
+                total += tl.load(pointers, mask=is_k[:, None], other=0.0).to(tl.float32)  # eq. (17)
+            store_grad_bias(grad_b, tl.sum(total, 1), k, is_k, group * K, chunk, GROUPS * K, PARTS)
+            return
     k = (tile // TILES_N) * BM + tl.arange(0, BM)
     e = (tile % TILES_N) * BN + tl.arange(0, BN)
     is_k = k < K
@@ -151,7 +195,7 @@ def conv2d_grad_weight_batch_last(
     shift_h = tl.where(is_e, shift_h, -0x40000000)  # outside of the image, whatever the position
     block = tl.arange(0, BK)
     acc = tl.zeros([BM, BN], tl.float32)
-    for step in range(chunk * CHUNK, min(TOTAL, chunk * CHUNK + CHUNK)):
+    for step in range(first, last):
         n = (step % NUM_BLOCKS) * BK
         position = step // NUM_BLOCKS
         i = position // OUT_W

@@ -29,11 +29,20 @@ def conv2d_sum_output(y, parts, bias, NUMEL, NUM_PARTS, BIAS_STRIDE, CHANNELS, P
 
 @triton.jit
 def conv2d_sum_grad_weight(
-    grad_w, parts, NUMEL, NUM_PARTS, KH: tl.constexpr, KW: tl.constexpr, C: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, FLIP: tl.constexpr, BLOCK: tl.constexpr,
+    grad_w, parts, NUMEL, NUM_PARTS, grad_b, bias_parts, CHANNELS, KH: tl.constexpr, KW: tl.constexpr,
+    C: tl.constexpr, CHANNELS_LAST: tl.constexpr, FLIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad_w of equation (3), from parts in the order (C_out, KH, KW, C)."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """grad_w of equation (3), from parts in the order (C_out, KH, KW, C), and in the programs after these grad_b."""
+    pid = tl.program_id(0)
+    if grad_b is not None:
+        programs = tl.cdiv(NUMEL, BLOCK)
+        if pid >= programs:
+            at = (pid - programs) * BLOCK + tl.arange(0, BLOCK)
+            inside = at < CHANNELS
+            total = sum_parts(bias_parts, at, inside, CHANNELS, NUM_PARTS, BLOCK)
+            tl.store(grad_b + at, total.to(grad_b.dtype.element_ty), mask=inside)
+            return
+    at = pid * BLOCK + tl.arange(0, BLOCK)
     inside = at < NUMEL
     total = sum_parts(parts, at, inside, NUMEL, NUM_PARTS, BLOCK)
     E: tl.constexpr = KH * KW * C
