@@ -12,17 +12,17 @@ from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_calls import Call
-from compare.gradients.diagnosis.native_paths import NativePaths, Path
+from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths, Path
 from compare.gradients.diagnosis.substitutes import other_indices, other_numbers, recorded, with_number, with_tensor
 from compare.gradients.diagnosis.transformations import transformations
 
 
 def find_changed_operands(search: NativePaths) -> Iterator[Finding]:
-    quantity = search.mismatch.quantity
-    for path in search.paths:
-        for kind, statement, change in _operands(search, path):
-            if search.explains(change, path):
-                yield Finding(kind, quantity, statement)
+    yield from search.findings(
+        Hypothesis(kind, statement, change, path)
+        for path in search.paths
+        for kind, statement, change in _operands(search, path)
+    )
 
 
 def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, NativeChange]]:
@@ -52,7 +52,7 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
             if words != path.call.name:
                 own = "its argument, " if search.names.get(id(flat[position])) == words else ""
                 statement = f"the derivative of {path.words} is computed from {own}{words} instead of its result"
-                change = NativeChange(site, position, changed.slope_from(recorded(key, 0)))
+                change = NativeChange(site, position, changed.slope_from(recorded(key, 0, lambda c: c.result)))
                 yield "another operand", statement, change
     if len(path.call.tensors) == 1 and path.call.result.shape == flat[position].shape:
         for name in changed.FUNCTIONS:
@@ -87,5 +87,5 @@ def _values(
             offsets = (0, -1, 1) if len(search.records[key]) > 1 else (0,)
         for offset in offsets:
             when = {0: "", -1: " (of the previous step)", 1: " (of the next step)"}[offset]
-            lookup = recorded(key, offset)
+            lookup = recorded(key, offset, own)
             yield "another operand", f"{words}{when} is used instead of {name}", lookup

@@ -20,7 +20,7 @@ from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.only_where import find_condition
 from compare.gradients.diagnosis.second_question import ask_again, ask_jacobian, confirmed, is_right_if_symmetric
 from compare.gradients.diagnosis.special_values import find_special_values
-from compare.gradients.diagnosis.whole_tensor import find_factor, find_whole_tensor_patterns
+from compare.gradients.diagnosis.whole_tensor import find_factor, find_shifted, find_whole_tensor_patterns
 from compare.gradients.diagnosis.without_numbers import finding_without_numbers
 
 
@@ -77,6 +77,7 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
     for finding in chain(
         ask_again(mismatch, probe),
+        confirmed(find_shifted, mismatch, probe),
         equal_to_right,
         _contributions(mismatch, native),
         ask_jacobian(mismatch, probe, of_pairs=True),

@@ -28,8 +28,9 @@ def find_whole_tensor_patterns(
     yield from find_transposed_or_flipped(mismatch)
     yield from find_same_in_every_example(mismatch)
     yield from find_permuted(mismatch)
-    yield from find_shifted(mismatch)
     yield from find_changed_operand(mismatch, rerun_native, seed)
+    if mismatch.is_output:
+        yield from find_shifted(mismatch)
 
 
 def find_replaced(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:

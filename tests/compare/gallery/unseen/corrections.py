@@ -166,4 +166,11 @@ CORRECTIONS = (
         True,
         "the elements in question are those that pad adds",
     ),
+    Correction(
+        "repeated borders, cropped",
+        r"with constant instead of replicate in pad",
+        "named",
+        True,
+        "the gradient of padding with constants is the cropped incoming gradient",
+    ),
 )
