@@ -2,20 +2,23 @@
 
 By default the first mistake and the third right Function of each file of ``gallery/unseen/second_half`` are tested,
 the third mistake of each file of ``first_half``, and those in ``QUICK``. The others are slow: ``pytest -m slow``.
+The mistakes of ``MEASURED`` must be found; ``python -m tests.compare.gallery.unseen.score`` says how many are named.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
-from compare import Case, compare
+from compare import KINDS, Case, compare
 from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import corrected, modules, right_cases, wrong_functions
 
 SETS = ("first_half", "second_half", "third_set", "fourth_set")
+MEASURED = ("fifth_set", "sixth_set")
 MODULES = [module for each in SETS for module in modules(each)]
 
 # One of each kind of mistake that the sets made the diagnosis name.
@@ -75,3 +78,22 @@ def test_the_sets_have_different_functions():
     assert set(names) >= QUICK
     for half in SETS[:2]:
         assert [wrong.case.name for wrong in wrong_functions(half)] == [case.name for case in right_cases(half)]
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_every_expected_answer_is_complete(name: str):
+    wrongs = wrong_functions(name)
+    assert len({wrong.case.name for wrong in wrongs}) == len(wrongs) == 40
+    assert len(right_cases(name)) >= 25
+    for wrong in wrongs:
+        assert wrong.named and wrong.kinds and wrong.named_words and wrong.located, wrong.case.name
+        assert set(wrong.kinds) <= KINDS.keys(), wrong.case.name
+        for words in wrong.named_words + wrong.located:
+            re.compile(words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEASURED)
+def test_every_mistake_is_found_and_no_right_function_is_accused(name: str):
+    assert [wrong.case.name for wrong in wrong_functions(name) if not compare(wrong.case).findings] == []
+    assert [case.name for case in right_cases(name) if compare(case).findings] == []

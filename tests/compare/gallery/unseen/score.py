@@ -38,7 +38,7 @@ class Judgement:
 
 
 def modules(half: str) -> Iterator[ModuleType]:
-    """Import the modules of a set: first_half, second_half, third_set or fourth_set."""
+    """Import the modules of a set: first_half, second_half, third_set, and so on."""
     package = importlib.import_module(f"{__package__}.{half}")
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda module: module.name):
         yield importlib.import_module(f"{package.__name__}.{module.name}")
