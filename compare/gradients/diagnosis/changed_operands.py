@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -88,4 +89,17 @@ def _values(
         for offset in offsets:
             when = {0: "", -1: " (of the previous step)", 1: " (of the next step)"}[offset]
             lookup = recorded(key, offset, own)
+            steps = _changed_steps(search, call, own, lookup) if offset else []
+            if steps in ([0], [search.sites[call.site] - 1]) and search.sites[call.site] > 2:
+                step = "first" if steps == [0] else "last"
+                yield "missing term", f"the contribution of the {step} step of the loop is missing", lookup
+                continue
             yield "another operand", f"{words}{when} is used instead of {name}", lookup
+
+
+def _changed_steps(
+    search: NativePaths, call: Call, own: Callable[[Call], Tensor], lookup: Callable[[Call], Tensor]
+) -> list[int]:
+    """Steps of a loop in which the value of ``lookup`` is another one than the operand's."""
+    steps = [replace(c, records=search.records) for c in search.calls if c.site == call.site]
+    return [n for n, step in enumerate(steps) if not torch.equal(own(step), lookup(step))]

@@ -46,13 +46,6 @@ def _passed_words(path: Path) -> str:
 
 def find_other_values(search: NativePaths) -> Iterator[Finding]:
     """The gradient of another function: native without one operation, or with another number or index in it."""
-    for call in search.recording.indices[:MAX_INDICES]:
-        for words, function in other_indices(call.result):
-            change = NativeChange(call.site, 0, changed.omitted, lambda c, f=function: f(c.result))
-            if search.explains(change):
-                operation = call.name.removeprefix("the result of ")
-                statement = f"equals the gradient of the function with other indices from {operation}: {words}"
-                yield Finding("permuted", search.mismatch.quantity, statement)
     tried: set[Any] = set()
     for call in (*search.composites, *search.calls):
         if call.site in tried or len(tried) > MAX_SITES or not any(t.requires_grad for _, t in call.tensors):
@@ -77,6 +70,13 @@ def find_other_values(search: NativePaths) -> Iterator[Finding]:
                     )
                     yield Finding("another operand", search.mismatch.quantity, statement)
     yield from _find_shared_numbers(search)
+    for call in search.recording.indices[:MAX_INDICES]:
+        for words, function in other_indices(call.result):
+            change = NativeChange(call.site, 0, changed.omitted, lambda c, f=function: f(c.result))
+            if search.explains(change):
+                operation = call.name.removeprefix("the result of ")
+                statement = f"equals the gradient of the function with other indices from {operation}: {words}"
+                yield Finding("permuted", search.mismatch.quantity, statement)
 
 
 def _find_shared_numbers(search: NativePaths) -> Iterator[Finding]:

@@ -144,6 +144,9 @@ def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     quotients = _quotients(mismatch)
     if quotients is None or mismatch.oracle.numel() < MIN_ELEMENTS:
         return
+    output = mismatch.run.values.get(OUTPUT)
+    if output is None or output.shape != mismatch.oracle.shape:
+        return  # where elements share incoming gradients, the quotients need not depend on them
     other = probe.compare(mismatch, mismatch.inputs, probe.incoming(1))
     again = None if other is None else _quotients(other)
     if again is None:

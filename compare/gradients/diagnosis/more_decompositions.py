@@ -92,7 +92,7 @@ def addmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1)
     return beta * x + alpha * (a @ b)
 
 
-def outer(a: Tensor, b: Tensor) -> Tensor:
+def outer_product(a: Tensor, b: Tensor) -> Tensor:
     return a[:, None] * b[None]
 
 
@@ -142,7 +142,7 @@ MORE_DECOMPOSITIONS: dict[str, Callable[..., Tensor]] = {
     "softsign": softsign, "mish": mish, "hardswish": hardswish, "tanhshrink": tanhshrink,
     "glu": glu, "logit": logit, "special_logit": logit, "xlogy": xlogy, "special_xlogy": xlogy, "hypot": hypot,
     "logaddexp": logaddexp, "logcumsumexp": logcumsumexp, "lerp": lerp, "addcmul": addcmul, "addcdiv": addcdiv,
-    "addmm": addmm, "outer": outer, "dot": dot, "trace": trace, "bilinear": bilinear, "cdist": cdist,
+    "addmm": addmm, "outer": outer_product, "dot": dot, "trace": trace, "bilinear": bilinear, "cdist": cdist,
     "pairwise_distance": pairwise_distance, "linalg_multi_dot": multi_dot, "multi_dot": multi_dot, "cov": cov,
     "local_response_norm": local_response_norm,
     "logsigmoid": lambda x: -torch.nn.functional.softplus(-x),

@@ -112,6 +112,8 @@ def find_permuted(mismatch: Mismatch) -> Iterator[Finding]:
             slices = dimension_name(oracle, dim)
             slices = f"slices along {slices}" if slices.startswith("dimension") else slices
             statement = f"equals the expected {mismatch.noun} with its {slices} in the order {listed}"
+            if indices == [(n + indices[0]) % size for n in range(size)]:
+                statement += f" (shifted cyclically by {indices[0]})"
             yield Finding("permuted", mismatch.quantity, statement)
 
 

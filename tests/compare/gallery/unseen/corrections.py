@@ -173,4 +173,25 @@ CORRECTIONS = (
         True,
         "the gradient of padding with constants is the cropped incoming gradient",
     ),
+    Correction(
+        "softsign",
+        r"times 1/\(1 \+ x²\); that is not the derivative, which is 1/\(1 \+ \|x\|\)²",
+        "named",
+        True,
+        "both derivatives are told by their formulas",
+    ),
+    Correction(
+        "instance norm, input of the weight",
+        r"factor the result of mul in instance_norm.* is missing \(1 is used",
+        "named",
+        True,
+        "the result of that mul is the normalized input",
+    ),
+    Correction(
+        "quantization with a zero point, mask without it",
+        r"without add in line",
+        "named",
+        True,
+        "add adds the zero point: without it the mask is the wrong one",
+    ),
 )
