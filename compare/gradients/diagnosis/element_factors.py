@@ -134,7 +134,8 @@ def _tensors(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
         if x.shape == y.shape and x.numel() > 1:
             tensors |= {f"({a} + {b})": x + y, f"({a} - {b})": x - y, f"({a}² + {b}²)": x * x + y * y}
     if probe.case.native is not None:
-        for name, result in results_by_name(record_calls(probe.case.native, mismatch.inputs)).items():
+        calls = record_calls(probe.case.native, mismatch.inputs, with_integers=True)
+        for name, result in results_by_name(calls).items():
             tensors.setdefault(name, result)
     return tensors
 

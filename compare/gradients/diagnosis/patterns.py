@@ -10,7 +10,11 @@ import torch
 
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.conjugates import find_conjugated
-from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
+from compare.gradients.diagnosis.contributions import (
+    find_missing_contributions,
+    find_missing_output,
+    find_overwritten_contributions,
+)
 from compare.gradients.diagnosis.element_factors import find_own_factors
 from compare.gradients.diagnosis.exactness import find_narrower_dtype
 from compare.gradients.diagnosis.findings import Finding
@@ -64,7 +68,9 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
             equal_to_right.append(finding)
         elif finding.kind == "passes the incoming gradient through":  # where that is right, nothing is to be changed
             where = next(find_condition(mismatch, probe), None)
-            yield finding if where is None else replace(finding, evidence=f"it {where.statement}")
+            yield (
+                finding if where is None else replace(finding, statement=f"{finding.statement}; it {where.statement}")
+            )
         else:
             yield finding
     located = next(_locations(mismatch), None)
@@ -76,6 +82,7 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         yield condition
     symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
     for finding in chain(
+        confirmed(lambda m: find_missing_output(m, rerun_on(m), seed), mismatch, probe),
         ask_again(mismatch, probe),
         confirmed(find_shifted, mismatch, probe),
         equal_to_right,

@@ -194,4 +194,25 @@ CORRECTIONS = (
         True,
         "add adds the zero point: without it the mask is the wrong one",
     ),
+    Correction(
+        "attention with a table of offsets, one too low",
+        r"an index one too small is used",
+        "named",
+        True,
+        "says what the mistake is",
+    ),
+    Correction(
+        "RMS of rows, kept on the class",
+        r"wrong if another forward comes before backward",
+        "named",
+        True,
+        "what is kept of the first forward is replaced by the second",
+    ),
+    Correction(
+        "cell with coupled gates, gradient of the state",
+        r"counts twice, and the one through",
+        "wrongly named",
+        False,
+        "'missing' matched by chance: that the second output is ignored is not said",
+    ),
 )
