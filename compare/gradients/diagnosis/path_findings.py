@@ -15,7 +15,7 @@ from compare.gradients.diagnosis.composite_backwards import find_changed_composi
 from compare.gradients.diagnosis.exchanged_operands import find_exchanged_operands
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
-from compare.gradients.diagnosis.native_paths import NativePaths
+from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.scaled_paths import find_pairs_of_paths, find_scaled_paths
 from compare.gradients.diagnosis.transformations import transformations
@@ -38,6 +38,10 @@ def find_path_findings(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
 
 def find_transformed_gradients(search: NativePaths) -> Iterator[Finding]:
     """The gradient at one operation transposed, flipped, shifted, averaged or summed."""
+    yield from search.findings(_transformed_gradients(search))
+
+
+def _transformed_gradients(search: NativePaths) -> Iterator[Hypothesis]:
     tried: set[Any] = set()
     for path in search.paths:
         site, position = path.call.site, path.position
@@ -49,6 +53,5 @@ def find_transformed_gradients(search: NativePaths) -> Iterator[Finding]:
         for words, shape, place, when in places:
             for t in transformations(shape):
                 change = NativeChange(site, position, place(t.apply))
-                if search.explains(change, path):
-                    statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
-                    yield Finding(t.kind, search.mismatch.quantity, statement)
+                statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
+                yield Hypothesis(t.kind, statement, change, path)

@@ -10,7 +10,11 @@ import torch
 
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.conjugates import find_conjugated
-from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
+from compare.gradients.diagnosis.contributions import (
+    find_missing_contributions,
+    find_missing_output,
+    find_overwritten_contributions,
+)
 from compare.gradients.diagnosis.element_factors import find_own_factors
 from compare.gradients.diagnosis.exactness import find_narrower_dtype
 from compare.gradients.diagnosis.findings import Finding
@@ -20,7 +24,7 @@ from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.only_where import find_condition
 from compare.gradients.diagnosis.second_question import ask_again, ask_jacobian, confirmed, is_right_if_symmetric
 from compare.gradients.diagnosis.special_values import find_special_values
-from compare.gradients.diagnosis.whole_tensor import find_factor, find_whole_tensor_patterns
+from compare.gradients.diagnosis.whole_tensor import find_factor, find_shifted, find_whole_tensor_patterns
 from compare.gradients.diagnosis.without_numbers import finding_without_numbers
 
 
@@ -64,7 +68,9 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
             equal_to_right.append(finding)
         elif finding.kind == "passes the incoming gradient through":  # where that is right, nothing is to be changed
             where = next(find_condition(mismatch, probe), None)
-            yield finding if where is None else replace(finding, evidence=f"it {where.statement}")
+            yield (
+                finding if where is None else replace(finding, statement=f"{finding.statement}; it {where.statement}")
+            )
         else:
             yield finding
     located = next(_locations(mismatch), None)
@@ -76,7 +82,9 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         yield condition
     symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
     for finding in chain(
+        confirmed(lambda m: find_missing_output(m, rerun_on(m), seed), mismatch, probe),
         ask_again(mismatch, probe),
+        confirmed(find_shifted, mismatch, probe),
         equal_to_right,
         _contributions(mismatch, native),
         ask_jacobian(mismatch, probe, of_pairs=True),

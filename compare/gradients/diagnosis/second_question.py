@@ -10,15 +10,17 @@ from dataclasses import replace
 
 import torch
 
-from compare.gradients.diagnosis.element_factors import find_element_factors, find_slice_factors
+from compare.gradients.diagnosis.element_factors import FUNCTIONS, find_element_factors, find_slice_factors
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.incoming_patterns import find_nonlinear, find_transformed
 from compare.gradients.diagnosis.jacobian import Jacobian, jacobians
 from compare.gradients.diagnosis.jacobian_patterns import find_jacobian_patterns
 from compare.gradients.diagnosis.locations import worst_example
 from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
+from compare.gradients.diagnosis.only_where import find_condition_of_factor
 from compare.gradients.diagnosis.path_findings import find_path_findings
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.used_derivatives import find_used_derivative
 from compare.gradients.run_variant import OUTPUT
 
 Pattern = Callable[[Mismatch], Iterator[Finding]]
@@ -56,6 +58,9 @@ def _ask(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     yield from confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe)
     if probe.case.native is not None:
         yield from find_path_findings(mismatch, probe)
+    yield from confirmed(lambda m: find_element_factors(m, probe, FUNCTIONS), mismatch, probe)
+    yield from find_condition_of_factor(mismatch, probe)
+    yield from confirmed(lambda m: find_used_derivative(m, probe), mismatch, probe)
 
 
 def ask_jacobian(mismatch: Mismatch, probe: Probe, *, of_pairs: bool) -> Iterator[Finding]:
