@@ -112,10 +112,10 @@ def test_every_expected_answer_is_complete(name: str):
 @pytest.mark.parametrize(
     "name",
     [
-        "cell with coupled gates, gradient of the state",
         "mean of kept steps, divided by all",
-        "hidden Markov model, first transition",
-        "weight over its singular value, w not transposed",
+        pytest.param("cell with coupled gates, gradient of the state", marks=pytest.mark.slow),
+        pytest.param("hidden Markov model, first transition", marks=pytest.mark.slow),
+        pytest.param("weight over its singular value, w not transposed", marks=pytest.mark.slow),
     ],
 )
 def test_a_measured_mistake_is_named_or_called_unknown(name: str):

@@ -102,4 +102,6 @@ def _changed_steps(
 ) -> list[int]:
     """Steps of a loop in which the value of ``lookup`` is another one than the operand's."""
     steps = [replace(c, records=search.records) for c in search.calls if c.site == call.site]
+    if any(len(changed.flat_arguments(step)) != len(changed.flat_arguments(call)) for step in steps):
+        return []  # one line of a module's code that calls several functions is no loop
     return [n for n, step in enumerate(steps) if not torch.equal(own(step), lookup(step))]

@@ -13,17 +13,12 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.loss_decompositions import LOSSES
-from compare.gradients.diagnosis.more_decompositions import MORE_DECOMPOSITIONS
+from compare.gradients.diagnosis.more_decompositions import MORE_DECOMPOSITIONS, log_softmax
 
 
 def softmax(x: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
     e = (x - x.detach().amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)
-
-
-def log_softmax(x: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
-    shifted = x - x.detach().amax(dim, keepdim=True)
-    return shifted - shifted.exp().sum(dim, keepdim=True).log()
 
 
 def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:

@@ -10,35 +10,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from compare.gradients.diagnosis.more_decompositions import log_softmax
 
-def reduce(losses: Tensor, reduction: str) -> Tensor:
+
+def reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
 def mse_loss(a: Tensor, b: Tensor, *_: Any, reduction: str = "mean", **__: Any) -> Tensor:
     difference = a - b
-    return reduce(difference * difference, reduction)
+    return reduced(difference * difference, reduction)
 
 
 def l1_loss(a: Tensor, b: Tensor, *_: Any, reduction: str = "mean", **__: Any) -> Tensor:
-    return reduce((a - b).abs(), reduction)
+    return reduced((a - b).abs(), reduction)
 
 
 def smooth_l1_loss(a: Tensor, b: Tensor, *_: Any, reduction: str = "mean", beta: float = 1.0, **__: Any) -> Tensor:
     d = a - b
-    return reduce(torch.where(d.abs() < beta, 0.5 * d * d / beta, d.abs() - 0.5 * beta), reduction)
+    return reduced(torch.where(d.abs() < beta, 0.5 * d * d / beta, d.abs() - 0.5 * beta), reduction)
 
 
 def huber_loss(a: Tensor, b: Tensor, reduction: str = "mean", delta: float = 1.0, *_: Any, **__: Any) -> Tensor:
     d = a - b
-    return reduce(torch.where(d.abs() <= delta, 0.5 * d * d, delta * (d.abs() - 0.5 * delta)), reduction)
+    return reduced(torch.where(d.abs() <= delta, 0.5 * d * d, delta * (d.abs() - 0.5 * delta)), reduction)
 
 
 def binary_cross_entropy(
     p: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", **__: Any
 ) -> Tensor:
     losses = -(y * p.log() + (1 - y) * (1 - p).log())
-    return reduce(losses if weight is None else weight * losses, reduction)
+    return reduced(losses if weight is None else weight * losses, reduction)
 
 
 def binary_cross_entropy_with_logits(
@@ -46,22 +48,22 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:
     positive, negative = y * F.softplus(-z), (1 - y) * F.softplus(z)
     losses = (positive if pos_weight is None else pos_weight * positive) + negative
-    return reduce(losses if weight is None else weight * losses, reduction)
+    return reduced(losses if weight is None else weight * losses, reduction)
 
 
 def kl_div(x: Tensor, y: Tensor, *_: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
     losses = y.exp() * (y - x) if log_target else y * y.log() - y * x
-    return losses.sum() / len(x) if reduction == "batchmean" else reduce(losses, reduction)
+    return losses.sum() / len(x) if reduction == "batchmean" else reduced(losses, reduction)
 
 
 def cross_entropy(
-    z: Tensor, y: Tensor, weight: Any = None, size_average: Any = None, ignore_index: int = -100, reduce_: Any = None,
+    z: Tensor, y: Tensor, weight: Any = None, size_average: Any = None, ignore_index: int = -100, reduce: Any = None,
     reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    log_p = torch.log_softmax(z, 1)
+    log_p = log_softmax(z, 1)
     if y.is_floating_point():
         losses = -(y * log_p if weight is None else y * log_p * weight).sum(1)
-        return losses.sum() / len(z) if reduction == "mean" else reduce(losses, reduction)
+        return losses.sum() / len(z) if reduction == "mean" else reduced(losses, reduction)
     kept = y != ignore_index
     labels = y.where(kept, 0)
     losses = -log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
@@ -70,7 +72,7 @@ def cross_entropy(
     if label_smoothing:
         smooth = -(log_p if weight is None else log_p * weight).sum(1) * kept
         losses = (1 - label_smoothing) * losses + label_smoothing / z.shape[1] * smooth
-    return losses.sum() / weights.sum() if reduction == "mean" else reduce(losses, reduction)
+    return losses.sum() / weights.sum() if reduction == "mean" else reduced(losses, reduction)
 
 
 def nll_loss(
@@ -80,51 +82,51 @@ def nll_loss(
     labels = y.where(kept, 0)
     weights = kept.to(x.dtype) if weight is None else weight[labels] * kept
     losses = -x.gather(1, labels.unsqueeze(1)).squeeze(1) * weights
-    return losses.sum() / weights.sum() if reduction == "mean" else reduce(losses, reduction)
+    return losses.sum() / weights.sum() if reduction == "mean" else reduced(losses, reduction)
 
 
 def poisson_nll_loss(
     x: Tensor, y: Tensor, log_input: bool = True, full: bool = False, *_: Any, eps: float = 1e-8,
     reduction: str = "mean", **__: Any,
 ) -> Tensor:  # fmt: skip
-    return reduce(torch.exp(x) - y * x if log_input else x - y * torch.log(x + eps), reduction)
+    return reduced(torch.exp(x) - y * x if log_input else x - y * torch.log(x + eps), reduction)
 
 
 def gaussian_nll_loss(
     x: Tensor, y: Tensor, var: Tensor, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
 ) -> Tensor:
     losses = 0.5 * (torch.log(var) + (x - y) * (x - y) / var)
-    return reduce(losses + 0.5 * math.log(2 * math.pi) if full else losses, reduction)
+    return reduced(losses + 0.5 * math.log(2 * math.pi) if full else losses, reduction)
 
 
 def soft_margin_loss(x: Tensor, y: Tensor, *_: Any, reduction: str = "mean", **__: Any) -> Tensor:
-    return reduce(torch.log(1 + torch.exp(-y * x)), reduction)
+    return reduced(torch.log(1 + torch.exp(-y * x)), reduction)
 
 
 def hinge_embedding_loss(
     x: Tensor, y: Tensor, margin: float = 1.0, *_: Any, reduction: str = "mean", **__: Any
 ) -> Tensor:
-    return reduce(torch.where(y == 1, x, (margin - x).clamp_min(0)), reduction)
+    return reduced(torch.where(y == 1, x, (margin - x).clamp_min(0)), reduction)
 
 
 def margin_ranking_loss(
     a: Tensor, b: Tensor, y: Tensor, margin: float = 0.0, *_: Any, reduction: str = "mean", **__: Any
 ) -> Tensor:
-    return reduce((-y * (a - b) + margin).clamp_min(0), reduction)
+    return reduced((-y * (a - b) + margin).clamp_min(0), reduction)
 
 
 def cosine_embedding_loss(
     a: Tensor, b: Tensor, y: Tensor, margin: float = 0.0, *_: Any, reduction: str = "mean", **__: Any
 ) -> Tensor:
     cosine = (a * b).sum(-1) / ((a * a).sum(-1).sqrt() * (b * b).sum(-1).sqrt())
-    return reduce(torch.where(y == 1, 1 - cosine, (cosine - margin).clamp_min(0)), reduction)
+    return reduced(torch.where(y == 1, 1 - cosine, (cosine - margin).clamp_min(0)), reduction)
 
 
 def triplet_margin_loss(
     a: Tensor, p: Tensor, n: Tensor, margin: float = 1.0, *_: Any, reduction: str = "mean", **__: Any
 ) -> Tensor:
     near, far = F.pairwise_distance(a, p), F.pairwise_distance(a, n)
-    return reduce((near - far + margin).clamp_min(0), reduction)
+    return reduced((near - far + margin).clamp_min(0), reduction)
 
 
 def multi_margin_loss(
@@ -132,7 +134,7 @@ def multi_margin_loss(
 ) -> Tensor:
     own = z.gather(1, y.unsqueeze(1))
     others = (margin - own + z).clamp_min(0).scatter(1, y.unsqueeze(1), 0.0)
-    return reduce(others.sum(1) / z.shape[1], reduction)
+    return reduced(others.sum(1) / z.shape[1], reduction)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

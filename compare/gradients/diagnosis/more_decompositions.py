@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def log_softmax(x: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
+    shifted = x - x.detach().amax(dim, keepdim=True)
+    return shifted - shifted.exp().sum(dim, keepdim=True).log()
+
+
 def softplus(x: Tensor, beta: float = 1.0, *_: Any) -> Tensor:
     return torch.log(1 + torch.exp(beta * x)) / beta
 

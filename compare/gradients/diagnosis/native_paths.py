@@ -54,6 +54,7 @@ class NativePaths:
     def __init__(self, mismatch: Mismatch, probe: Probe) -> None:
         self.mismatch, self.probe = mismatch, probe
         self.change: NativeChange | None = None  # the last one that explains both draws
+        self._scaled: list[tuple[Hypothesis, float]] = []
         self.recording = changed.record(mismatch, probe)
         self.calls, self.composites = self.recording.calls, self.recording.composites
         self.records = self.recording.records
@@ -104,17 +105,19 @@ class NativePaths:
         return self.probe.native_calls > MAX_CALLS
 
     def findings(self, hypotheses: Iterable[Hypothesis]) -> Iterator[Finding]:
-        """The hypotheses that explain both draws; those that need a further factor come last."""
-        scaled: list[tuple[Hypothesis, float]] = []
+        """The hypotheses that explain both draws. Those that need a further factor are left to the next method."""
         for each in hypotheses:
             factor = self._factor(each)
             if factor is None:
                 continue
             if factor != 1:
-                scaled.append((each, factor))
+                self._scaled.append((each, factor))
             elif self.explains(each.change):
                 yield Finding(each.kind, self.mismatch.quantity, each.statement)
-        for each, factor in scaled:
+
+    def scaled_findings(self) -> Iterator[Finding]:
+        """The hypotheses seen by :meth:`findings` that explain both draws with a further factor."""
+        for each, factor in self._scaled:
             if self.explains(changed.times(each.change, factor)):
                 name = name_factor(factor, self.mismatch)
                 statement = f"{each.statement}; this part is also multiplied by {format_number(factor)}"
