@@ -17,7 +17,7 @@ from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.one_cause import tell_once
 from compare.gradients.measure import REFUSED, WRONG, Row
-from compare.gradients.run_variant import gradient_name
+from compare.gradients.run_variant import OUTPUT, gradient_name
 from compare.gradients.variants import DATA, DTYPES, Variant, variants
 from compare.gradients.zeros_and_ties import count_zeros_and_ties
 
@@ -137,7 +137,8 @@ def compare(
             runner.check_native()
         wrong = {mismatch.quantity for mismatch in runner.mismatches}
         right_inputs = tuple(name for name in runner.input_names if gradient_name(name) not in wrong)
-        native = NativeOracle(case, runner.native_rerunner, seed, right_inputs)
+        is_output_wrong = any(quantity.startswith(OUTPUT) for quantity in wrong)
+        native = NativeOracle(case, runner.native_rerunner, seed, right_inputs, is_output_wrong)
         findings = diagnose(runner.mismatches, rows, side_effects, native)
         findings = tell_once(add_call_mistakes(findings, runner, dtypes, rows, side_effects))
         kinds_of_data = DATA if whole_numbers else DATA[:1]

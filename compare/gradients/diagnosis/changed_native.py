@@ -262,6 +262,16 @@ def of_function(name: str) -> Callable[[Call, list[Any], int], Tensor]:
     return lambda call, flat, position: FUNCTIONS[name](flat[position])
 
 
+def times(change: NativeChange, factor: float) -> NativeChange:
+    """The change with the derivative multiplied by a number."""
+
+    def derivative(call: Call, flat: list[Any], position: int) -> Tensor | None:
+        value = change.derivative(call, flat, position)
+        return None if value is None else factor * value
+
+    return replace(change, derivative=derivative)
+
+
 def scaled(weight: float) -> Callable[[Call, list[Any], int], Tensor]:
     """The derivative times a number."""
     return lambda call, flat, position: weight * evaluate(call, flat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,17 +13,17 @@ from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_calls import Call
-from compare.gradients.diagnosis.native_paths import NativePaths, Path
+from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths, Path
 from compare.gradients.diagnosis.substitutes import other_indices, other_numbers, recorded, with_number, with_tensor
 from compare.gradients.diagnosis.transformations import transformations
 
 
 def find_changed_operands(search: NativePaths) -> Iterator[Finding]:
-    quantity = search.mismatch.quantity
-    for path in search.paths:
-        for kind, statement, change in _operands(search, path):
-            if search.explains(change, path):
-                yield Finding(kind, quantity, statement)
+    yield from search.findings(
+        Hypothesis(kind, statement, change, path)
+        for path in search.paths
+        for kind, statement, change in _operands(search, path)
+    )
 
 
 def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, NativeChange]]:
@@ -52,7 +53,7 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
             if words != path.call.name:
                 own = "its argument, " if search.names.get(id(flat[position])) == words else ""
                 statement = f"the derivative of {path.words} is computed from {own}{words} instead of its result"
-                change = NativeChange(site, position, changed.slope_from(recorded(key, 0)))
+                change = NativeChange(site, position, changed.slope_from(recorded(key, 0, lambda c: c.result)))
                 yield "another operand", statement, change
     if len(path.call.tensors) == 1 and path.call.result.shape == flat[position].shape:
         for name in changed.FUNCTIONS:
@@ -87,5 +88,20 @@ def _values(
             offsets = (0, -1, 1) if len(search.records[key]) > 1 else (0,)
         for offset in offsets:
             when = {0: "", -1: " (of the previous step)", 1: " (of the next step)"}[offset]
-            lookup = recorded(key, offset)
+            lookup = recorded(key, offset, own)
+            steps = _changed_steps(search, call, own, lookup) if offset else []
+            if steps in ([0], [search.sites[call.site] - 1]) and search.sites[call.site] > 2:
+                step = "first" if steps == [0] else "last"
+                yield "missing term", f"the contribution of the {step} step of the loop is missing", lookup
+                continue
             yield "another operand", f"{words}{when} is used instead of {name}", lookup
+
+
+def _changed_steps(
+    search: NativePaths, call: Call, own: Callable[[Call], Tensor], lookup: Callable[[Call], Tensor]
+) -> list[int]:
+    """Steps of a loop in which the value of ``lookup`` is another one than the operand's."""
+    steps = [replace(c, records=search.records) for c in search.calls if c.site == call.site]
+    if any(len(changed.flat_arguments(step)) != len(changed.flat_arguments(call)) for step in steps):
+        return []  # one line of a module's code that calls several functions is no loop
+    return [n for n, step in enumerate(steps) if not torch.equal(own(step), lookup(step))]

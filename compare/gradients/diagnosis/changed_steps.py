@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.native_paths import MAX_SITES, NativePaths, Path
+from compare.gradients.diagnosis.native_paths import MAX_SITES, Hypothesis, NativePaths, Path
 from compare.gradients.diagnosis.substitutes import argument_of, called_with, everywhere, other_indices, other_numbers
 
 MAX_INDICES = 8  # calls that return integers
@@ -22,18 +22,19 @@ MASKS = (
 
 
 def find_passed_through(search: NativePaths) -> Iterator[Finding]:
-    quantity = search.mismatch.quantity
+    yield from search.findings(_passed_through(search))
+
+
+def _passed_through(search: NativePaths) -> Iterator[Hypothesis]:
     for path in search.paths:
         site, position = path.call.site, path.position
-        if search.explains(NativeChange(site, position, changed.passed_through), path):
-            yield Finding("missing term", quantity, _passed_words(path))
+        change = NativeChange(site, position, changed.passed_through)
+        yield Hypothesis("missing term", _passed_words(path), change, path)
         if len(path.call.tensors) > 1:
             alone = NativeChange(site, position, changed.passed_through, alone=True)
-            if search.explains(alone):
-                yield Finding("missing term", quantity, _passed_words(path) + ", and the others get none")
-        if search.explains(NativeChange(site, position, changed.transposed_map), path):
-            statement = f"is computed with {path.words} applied again, instead of its transpose"
-            yield Finding("not transposed", quantity, statement)
+            yield Hypothesis("missing term", _passed_words(path) + ", and the others get none", alone)
+        statement = f"is computed with {path.words} applied again, instead of its transpose"
+        yield Hypothesis("not transposed", statement, NativeChange(site, position, changed.transposed_map), path)
 
 
 def _passed_words(path: Path) -> str:
@@ -45,13 +46,6 @@ def _passed_words(path: Path) -> str:
 
 def find_other_values(search: NativePaths) -> Iterator[Finding]:
     """The gradient of another function: native without one operation, or with another number or index in it."""
-    for call in search.recording.indices[:MAX_INDICES]:
-        for words, function in other_indices(call.result):
-            change = NativeChange(call.site, 0, changed.omitted, lambda c, f=function: f(c.result))
-            if search.explains(change):
-                operation = call.name.removeprefix("the result of ")
-                statement = f"equals the gradient of the function with other indices from {operation}: {words}"
-                yield Finding("permuted", search.mismatch.quantity, statement)
     tried: set[Any] = set()
     for call in (*search.composites, *search.calls):
         if call.site in tried or len(tried) > MAX_SITES or not any(t.requires_grad for _, t in call.tensors):
@@ -76,6 +70,13 @@ def find_other_values(search: NativePaths) -> Iterator[Finding]:
                     )
                     yield Finding("another operand", search.mismatch.quantity, statement)
     yield from _find_shared_numbers(search)
+    for call in search.recording.indices[:MAX_INDICES]:
+        for words, function in other_indices(call.result):
+            change = NativeChange(call.site, 0, changed.omitted, lambda c, f=function: f(c.result))
+            if search.explains(change):
+                operation = call.name.removeprefix("the result of ")
+                statement = f"equals the gradient of the function with other indices from {operation}: {words}"
+                yield Finding("permuted", search.mismatch.quantity, statement)
 
 
 def _find_shared_numbers(search: NativePaths) -> Iterator[Finding]:

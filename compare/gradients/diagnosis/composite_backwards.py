@@ -92,6 +92,9 @@ def _softmax(x: Tensor, dims: Dims) -> Iterator[tuple[str, str, Formula]]:
     yield "missing term", "the factor p before the sum is missing", lambda g, x, y: y * g - (y * g).sum(dim, True)
     for other, words in _others(x, dims):
         yield "wrong sum", f"the sum is over {words}", lambda g, x, y, d=other: y * (g - (y * g).sum(d, keepdim=True))
+        if len(other) == 1:
+            both = lambda g, x, y, d=other[0]: x.softmax(d) * (g - (x.softmax(d) * g).sum(d, True))  # noqa: E731
+            yield "wrong sum", f"the softmax and the sum are over {words}", both
     yield (
         "wrong sum", "a mean is taken instead of the sum", lambda g, x, y: y * (g - (y * g).mean(dim, keepdim=True))
     )  # fmt: skip
@@ -105,6 +108,8 @@ def _log_softmax(x: Tensor, dims: Dims) -> Iterator[tuple[str, str, Formula]]:
         if len(other) == 1:
             softmax = lambda g, x, y, d=other[0]: g - x.softmax(d) * g.sum(dim, keepdim=True)  # noqa: E731
             yield "wrong sum", f"the softmax is over {words}", softmax
+            both = lambda g, x, y, d=other[0]: g - x.softmax(d) * g.sum(d, keepdim=True)  # noqa: E731
+            yield "wrong sum", f"the softmax and the sum are over {words}", both
 
 
 def _logsumexp(x: Tensor, dims: Dims) -> Iterator[tuple[str, str, Formula]]:

@@ -36,6 +36,11 @@ THRESHOLDS = (
     5.0,
     10.0,
 )
+TRIANGLES = {
+    "the row < the column": " (above the diagonal)",
+    "the row > the column": " (below the diagonal)",
+    "the row equals the column": " (on the diagonal)",
+}
 MAX_VALUES = 3  # whole numbers that one condition lists
 
 
@@ -59,7 +64,7 @@ def separate(features: Sequence[Feature], wrong: Tensor, informative: Tensor) ->
         if not bool(inside.isfinite().all() & outside.isfinite().all()):
             continue
         for condition in _conditions(feature, inside, outside):
-            return condition, feature.is_index
+            return condition + TRIANGLES.get(condition, ""), feature.is_index
     return None
 
 

@@ -23,7 +23,6 @@ def find_missing_contributions(mismatch: Mismatch, rerun_native: RerunNative, se
     """A gradient without the contributions of some examples, channels, rows, columns or outputs."""
     if mismatch.is_output:
         return
-    yield from _find_missing_output(mismatch, rerun_native, seed)
     output = mismatch.run.values.get(OUTPUT)
     if output is None or not output.is_floating_point():
         return
@@ -32,7 +31,8 @@ def find_missing_contributions(mismatch: Mismatch, rerun_native: RerunNative, se
             yield from _find_missing_slices(mismatch, rerun_native, seed, output, dim)
 
 
-def _find_missing_output(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
+def find_missing_output(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
+    """A gradient without the contribution of one of several outputs."""
     incoming = mismatch.incoming(seed)
     num_outputs = sum(name.startswith(OUTPUT) for name in mismatch.run.values)
     for missing in range(num_outputs) if num_outputs > 1 else ():

@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compare.gradients.diagnosis.loss_decompositions import LOSSES
+from compare.gradients.diagnosis.more_decompositions import MORE_DECOMPOSITIONS, log_softmax
+
 
 def softmax(x: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
     e = (x - x.detach().amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)
-
-
-def log_softmax(x: Tensor, dim: int = -1, *_: Any, **__: Any) -> Tensor:
-    shifted = x - x.detach().amax(dim, keepdim=True)
-    return shifted - shifted.exp().sum(dim, keepdim=True).log()
 
 
 def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
@@ -128,60 +126,6 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return x * (0.5 * (1 + torch.erf(x / math.sqrt(2))))
 
 
-def mse_loss(a: Tensor, b: Tensor, *_: Any, reduction: str = "mean", **__: Any) -> Tensor:
-    difference = a - b
-    return _reduce(difference * difference, reduction)
-
-
-def smooth_l1_loss(a: Tensor, b: Tensor, *_: Any, reduction: str = "mean", beta: float = 1.0, **__: Any) -> Tensor:
-    d = a - b
-    return _reduce(torch.where(d.abs() < beta, 0.5 * d * d / beta, d.abs() - 0.5 * beta), reduction)
-
-
-def huber_loss(a: Tensor, b: Tensor, reduction: str = "mean", delta: float = 1.0, *_: Any, **__: Any) -> Tensor:
-    d = a - b
-    return _reduce(torch.where(d.abs() <= delta, 0.5 * d * d, delta * (d.abs() - 0.5 * delta)), reduction)
-
-
-def binary_cross_entropy(
-    p: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", **__: Any
-) -> Tensor:
-    losses = -(y * p.log() + (1 - y) * (1 - p).log())
-    return _reduce(losses if weight is None else weight * losses, reduction)
-
-
-def binary_cross_entropy_with_logits(
-    z: Tensor, y: Tensor, weight: Any = None, *_: Any, reduction: str = "mean", pos_weight: Any = None, **__: Any
-) -> Tensor:
-    positive, negative = y * torch.nn.functional.softplus(-z), (1 - y) * torch.nn.functional.softplus(z)
-    losses = (positive if pos_weight is None else pos_weight * positive) + negative
-    return _reduce(losses if weight is None else weight * losses, reduction)
-
-
-def kl_div(x: Tensor, y: Tensor, *_: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
-    losses = y.exp() * (y - x) if log_target else y * y.log() - y * x
-    return losses.sum() / len(x) if reduction == "batchmean" else _reduce(losses, reduction)
-
-
-def cross_entropy(
-    z: Tensor, y: Tensor, weight: Any = None, size_average: Any = None, ignore_index: int = -100, reduce: Any = None,
-    reduction: str = "mean", label_smoothing: float = 0.0,
-) -> Tensor:  # fmt: skip
-    log_p = log_softmax(z, 1)
-    if y.is_floating_point():
-        losses = -(y * log_p if weight is None else y * log_p * weight).sum(1)
-        return losses.sum() / len(z) if reduction == "mean" else _reduce(losses, reduction)
-    kept = y != ignore_index
-    labels = y.where(kept, 0)
-    losses = -log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
-    weights = kept.to(z.dtype) if weight is None else weight[labels] * kept
-    losses = losses * weights
-    if label_smoothing:
-        smooth = -(log_p if weight is None else log_p * weight).sum(1) * kept
-        losses = (1 - label_smoothing) * losses + label_smoothing / z.shape[1] * smooth
-    return losses.sum() / weights.sum() if reduction == "mean" else _reduce(losses, reduction)
-
-
 def scaled_dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: float | None = None, **__: Any,
@@ -195,17 +139,11 @@ def scaled_dot_product_attention(
     return torch.softmax(scores, -1) @ v
 
 
-def _reduce(losses: Tensor, reduction: str) -> Tensor:
-    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
-
-
 DECOMPOSITIONS: dict[str, Callable[..., Tensor]] = {
     "softmax": softmax, "log_softmax": log_softmax, "logsumexp": logsumexp, "var": var, "std": std,
     "layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm, "batch_norm": batch_norm,
     "instance_norm": instance_norm, "normalize": normalize, "norm": norm, "vector_norm": vector_norm,
     "linalg_vector_norm": vector_norm, "linalg_norm": norm, "cosine_similarity": cosine_similarity, "linear": linear,
-    "silu": silu, "gelu": gelu, "mse_loss": mse_loss, "smooth_l1_loss": smooth_l1_loss, "huber_loss": huber_loss,
-    "binary_cross_entropy": binary_cross_entropy,
-    "binary_cross_entropy_with_logits": binary_cross_entropy_with_logits, "kl_div": kl_div,
-    "cross_entropy": cross_entropy, "scaled_dot_product_attention": scaled_dot_product_attention,
+    "silu": silu, "gelu": gelu, "scaled_dot_product_attention": scaled_dot_product_attention,
+    **LOSSES, **MORE_DECOMPOSITIONS,
 }  # fmt: skip

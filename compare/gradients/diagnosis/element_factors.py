@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -18,14 +19,17 @@ from compare.gradients.run_variant import OUTPUT
 
 MIN_ELEMENTS = 4
 MAX_LISTED = 6
+MAX_PAIRED = 4
 # Factors that a missing or an additional tensor leaves. Their words follow "equals the expected gradient".
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+POWERS: dict[str, Callable[[Tensor], Tensor]] = {
     "divided by {}: this factor is missing, or a division by it is one too many": torch.reciprocal,
     "times {}: this factor is one too many, or a division by it is missing": lambda t: t,
     "times the square of {}: this factor should divide": torch.square,
     "divided by the square of {}: this factor should multiply": lambda t: 1 / t**2,
     "times the square root of {}": lambda t: t.abs().sqrt(),
     "divided by the square root of {}": lambda t: 1 / t.abs().sqrt(),
+}  # fmt: skip
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "times (1 - {})": lambda t: 1 - t,
     "divided by (1 - {})": lambda t: 1 / (1 - t),
     "divided by (1 - {}²): this factor is missing": lambda t: 1 / (1 - t**2),
@@ -36,20 +40,23 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
-def find_element_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
-    """The expected gradient times a function of one tensor, or times one factor for each slice along a dimension."""
+def find_element_factors(
+    mismatch: Mismatch, probe: Probe, functions: Mapping[str, Callable[[Tensor], Tensor]] = POWERS
+) -> Iterator[Finding]:
+    """The expected gradient times a power of one tensor, or times another one of ``functions``."""
     if mismatch.oracle.numel() < MIN_ELEMENTS:
         return
     quotients = _quotients(mismatch)
     if quotients is None:
         return
     shape = mismatch.oracle.shape
+    tensors: dict[str, Tensor] = {}
     for name, tensor in _tensors(mismatch, probe).items():
         spread = spread_to(tensor, shape) if tensor.numel() > 1 else tensor.detach().cpu().reshape(()).expand(shape)
-        if spread is None or not bool(spread.isfinite().all()):
-            continue
-        spread = spread.double()
-        for words, function in FUNCTIONS.items():
+        if spread is not None and bool(spread.isfinite().all()):
+            tensors[name] = spread.double()
+    for words, function in functions.items():
+        for name, spread in tensors.items():
             candidate = _finite(function(spread)) * mismatch.oracle
             square = float((candidate * candidate).sum())
             constant = float((candidate * mismatch.ours).sum()) / square if square else 0.0
@@ -122,8 +129,13 @@ def _tensors(mismatch: Mismatch, probe: Probe) -> dict[str, Tensor]:
     output = mismatch.run.values.get(OUTPUT)
     if output is not None and output.is_floating_point():
         tensors["the output"] = output
+    reals = [(name, value) for name, value in tensors.items() if value.is_floating_point()]
+    for (a, x), (b, y) in itertools.islice(itertools.combinations(reals[:MAX_PAIRED], 2), MAX_PAIRED):
+        if x.shape == y.shape and x.numel() > 1:
+            tensors |= {f"({a} + {b})": x + y, f"({a} - {b})": x - y, f"({a}² + {b}²)": x * x + y * y}
     if probe.case.native is not None:
-        for name, result in results_by_name(record_calls(probe.case.native, mismatch.inputs)).items():
+        calls = record_calls(probe.case.native, mismatch.inputs, with_integers=True)
+        for name, result in results_by_name(calls).items():
             tensors.setdefault(name, result)
     return tensors
 
@@ -133,6 +145,9 @@ def find_own_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     quotients = _quotients(mismatch)
     if quotients is None or mismatch.oracle.numel() < MIN_ELEMENTS:
         return
+    output = mismatch.run.values.get(OUTPUT)
+    if output is None or output.shape != mismatch.oracle.shape:
+        return  # where elements share incoming gradients, the quotients need not depend on them
     other = probe.compare(mismatch, mismatch.inputs, probe.incoming(1))
     again = None if other is None else _quotients(other)
     if again is None:

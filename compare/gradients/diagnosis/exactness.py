@@ -51,17 +51,27 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _has_random_errors(mismatch: Mismatch, probe: Probe, eps: float) -> bool:
-    """True if inputs that differ by a few ``eps`` have other errors: a wrong formula has nearly the same ones."""
+    """True if inputs that differ by one ``eps`` have other errors, and by four have not much larger differences.
+
+    The errors of a wrong formula are nearly the same, or their differences are in proportion.
+    """
+    near, far = (_change_of_errors(mismatch, probe, amount * eps) for amount in (1, 4))
+    size = float((mismatch.ours - mismatch.oracle).norm())
+    return near is not None and far is not None and far > 0.3 * size and far < 2.5 * near
+
+
+def _change_of_errors(mismatch: Mismatch, probe: Probe, amount: float) -> float | None:
+    """Difference of the errors for inputs that differ by ``amount``, relatively."""
     generator = torch.Generator().manual_seed(1)
     inputs = {
         name: value
-        * (1 + 4 * eps * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device))
+        * (1 + amount * torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device))
         if value.is_floating_point()
         else value
         for name, value in mismatch.inputs.items()
     }
     other = probe.compare(mismatch, inputs, mismatch.incoming(probe.seed))
     if other is None:
-        return False
+        return None
     first, second = (m.ours - m.oracle for m in (mismatch, other))
-    return bool((second - first).norm() > 0.3 * first.norm())
+    return float((second - first).norm())

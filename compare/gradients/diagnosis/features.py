@@ -79,7 +79,7 @@ def value_features(shape: torch.Size | tuple[int, ...], tensors: Mapping[str, Te
 def spread_to(tensor: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor | None:
     """Repeat a tensor to ``shape``, as broadcasting does, or with its dimensions first; None if it does not fit."""
     tensor = tensor.detach().cpu()
-    candidates = [tensor, tensor.reshape(*tensor.shape, *[1] * (len(shape) - tensor.dim()))]
+    candidates = [tensor, tensor.reshape((*tensor.shape, *[1] * (len(shape) - tensor.dim())))]
     if tensor.dim() == 1:  # lengths of the examples, say, whatever dimension they are
         lines = [
             [-1 if e == d else 1 for e in range(len(shape))] for d in range(len(shape)) if shape[d] == len(tensor)

@@ -123,8 +123,11 @@ def _other_dimension(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
     kind = "wrong sum"
     if got - right and right - got:
         statement = f"sums over {names[0]}, and should over {names[1]}"
-    elif right - got:
-        statement = f"sums over {names[0]} only, and should over {names[1]}"
+    elif right - got:  # a factor that couples elements may be missing, and no sum be wrong
+        kind, missing = "missing term", expected & ~ours
+        statement = f"elements that differ in {_dims(example, right - got)} contribute nothing, and should"
+        yield kind, statement, _example(jacobian, missing)
+        return
     else:
         statement = f"sums over {names[0]}, and should over {names[1]} only"
     surplus = ours & ~expected
@@ -144,6 +147,8 @@ def _dims(example: Tensor, dims: set[int]) -> str:
 def _moved(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
     """The right rows or columns at other places."""
     ours, expected = jacobian.ours, jacobian.expected
+    if bool((ours[jacobian.wrong].abs() <= jacobian.limit).all()):
+        return  # entries are missing, and none is at another place
     for by_columns in (True, False):
         a, b = (t.T if by_columns else t for t in (ours, expected))
         shape = jacobian.input_shape if by_columns else jacobian.output_shape

@@ -43,6 +43,8 @@ def find_missing_term(mismatch: Mismatch, seed: int) -> Iterator[Finding]:
                 if factors is None:
                     continue
                 residual = (columns @ factors).squeeze(-1) - target
+                if names == ("1",) and float(factors.max() - factors.min()) < 1e-9 * float(factors.abs().max()):
+                    continue  # the same constant for all again
                 limit = max(4 * mismatch.tolerance, 1e-8 * float(difference.abs().max()))
                 if not bool((residual.abs() <= limit).all()):
                     continue
@@ -112,8 +114,8 @@ def candidate_terms(mismatch: Mismatch, seed: int) -> dict[str, Tensor]:
             terms[name] = value.cpu()
             if len(shape) > 1:
                 terms[f"softmax({name})"] = value.cpu().softmax(1)
-        elif not value.is_floating_point() and len(shape) == 2 and value.shape == shape[:1]:
-            one_hot = torch.zeros(shape, dtype=torch.float64).scatter_(1, value.cpu()[:, None], 1.0)
+        elif _are_labels(value, shape):
+            one_hot = torch.zeros(shape, dtype=torch.float64).scatter_(1, value.cpu().long()[:, None], 1.0)
             terms[f"one_hot({name})"] = one_hot
     if INCOMING in terms:
         terms |= {
@@ -124,3 +126,10 @@ def candidate_terms(mismatch: Mismatch, seed: int) -> dict[str, Tensor]:
         if "output" in terms:
             terms[f"{INCOMING} · output²"] = terms[INCOMING] * terms["output"] ** 2
     return {name: value for name, value in terms.items() if value.any() and value.isfinite().all()}
+
+
+def _are_labels(value: Tensor, shape: torch.Size) -> bool:
+    """True for one class of each row of a matrix; lengths and positions may be larger than its columns."""
+    if value.is_floating_point() or len(shape) != 2 or value.shape != shape[:1] or not len(value):
+        return False
+    return int(value.min()) >= 0 and int(value.max()) < shape[1]

@@ -209,12 +209,15 @@ def results_by_name(calls: Iterable[Call]) -> dict[str, Tensor]:
     return named
 
 
-def record_calls(native: Callable[..., Any], inputs: Mapping[str, Tensor]) -> list[Call]:
-    """The calls of native on these inputs; none if it raises."""
+def record_calls(
+    native: Callable[..., Any], inputs: Mapping[str, Tensor], *, with_integers: bool = False
+) -> list[Call]:
+    """The calls of native on these inputs, those that return integers if asked for; none if it raises."""
     mode = InterceptCalls()
     with torch.no_grad(), mode:
         try:
             call_native(native, inputs.values())
         except Exception:  # native raises only when it is watched: then its calls explain nothing
             return []
-    return mode.calls if len(mode.calls) <= MAX_CALLS else []
+    calls = mode.calls + mode.indices if with_integers else mode.calls
+    return calls if len(mode.calls) <= MAX_CALLS else []

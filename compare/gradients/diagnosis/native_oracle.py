@@ -20,6 +20,7 @@ class NativeOracle:
     rerunner: Callable[[Variant], RerunNative]
     seed: int
     right_inputs: tuple[str, ...] = ()
+    is_output_wrong: bool = False
     probes: dict[Variant, Probe] = field(default_factory=dict)
 
     @property
@@ -31,5 +32,7 @@ class NativeOracle:
         """Return a way to ask ours and native again, on other draws of a variant."""
         variant = replace(variant, data="whole numbers" if variant.data == "whole numbers" else "drawn")
         if variant not in self.probes:
-            self.probes[variant] = Probe(self.case, variant, self.seed, self.rerunner(variant), self.right_inputs)
+            self.probes[variant] = Probe(
+                self.case, variant, self.seed, self.rerunner(variant), self.right_inputs, self.is_output_wrong
+            )
         return self.probes[variant]

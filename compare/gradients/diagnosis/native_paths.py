@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,15 +13,28 @@ from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange, gradient_of_changed
+from compare.gradients.diagnosis.factors import name_factor
+from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
 from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
 MAX_CALLS = 40_000  # of native's operations, in all runs of changed native for one case: a second or two
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A change of native that may explain a gradient, and what is said of it."""
+
+    kind: str
+    statement: str
+    change: NativeChange
+    path: Path | None = None
 
 
 @dataclass
@@ -40,6 +54,7 @@ class NativePaths:
     def __init__(self, mismatch: Mismatch, probe: Probe) -> None:
         self.mismatch, self.probe = mismatch, probe
         self.change: NativeChange | None = None  # the last one that explains both draws
+        self._scaled: list[tuple[Hypothesis, float]] = []
         self.recording = changed.record(mismatch, probe)
         self.calls, self.composites = self.recording.calls, self.recording.composites
         self.records = self.recording.records
@@ -74,8 +89,8 @@ class NativePaths:
         if len(positions) == 1:
             return operation
         name = self.names.get(id(flat[position]))
-        tail = operation[operation.find(" in line") :]
-        name = name and name.removesuffix(tail)  # the same line is not told twice
+        if name and " in line" in operation:
+            name = name.removesuffix(operation[operation.find(" in line") :])  # the same line is not told twice
         ordinal = ORDINALS[min(positions.index(position), len(ORDINALS) - 1)]
         return f"the {ordinal} argument{f' ({name})' if name else ''} of {operation}"
 
@@ -89,14 +104,49 @@ class NativePaths:
         """True after ``MAX_CALLS``; then nothing more is tried. A limit in seconds would make results differ."""
         return self.probe.native_calls > MAX_CALLS
 
-    def explains(self, change: NativeChange, path: Path | None = None) -> bool:
+    def findings(self, hypotheses: Iterable[Hypothesis]) -> Iterator[Finding]:
+        """The hypotheses that explain both draws. Those that need a further factor are left to the next method."""
+        for each in hypotheses:
+            factor = self._factor(each)
+            if factor is None:
+                continue
+            if factor != 1:
+                self._scaled.append((each, factor))
+            elif self.explains(each.change):
+                yield Finding(each.kind, self.mismatch.quantity, each.statement)
+
+    def scaled_findings(self) -> Iterator[Finding]:
+        """The hypotheses seen by :meth:`findings` that explain both draws with a further factor."""
+        for each, factor in self._scaled:
+            if self.explains(changed.times(each.change, factor)):
+                name = name_factor(factor, self.mismatch)
+                statement = f"{each.statement}; this part is also multiplied by {format_number(factor)}"
+                yield Finding(each.kind, self.mismatch.quantity, statement + (f" ({name})" if name else ""))
+
+    def _factor(self, hypothesis: Hypothesis) -> float | None:
+        """1 if the change may explain the gradient; the factor if it does times a number; None if it does not."""
+        change, path = hypothesis.change, hypothesis.path
+        if path is None or self.sites[change.site] != 1 or path.part is None:
+            return 1.0
+        if self.is_spent():
+            return None
+        self.probe.native_calls += 1
+        part = self.recording.derivative(path.call, change)
+        if part is None:
+            return None
+        others = self.mismatch.oracle - path.part
+        if self.mismatch.equals(others + part):
+            return 1.0
+        square = float((part * part).sum())
+        factor = float(((self.mismatch.ours - others) * part).sum()) / square if square else 0.0
+        if abs(factor) < 1e-6 or not self.mismatch.equals(others + factor * part):
+            return None
+        return factor if part.count_nonzero() > 1 and not change.alone else None
+
+    def explains(self, change: NativeChange) -> bool:
         if self.is_spent():
             return False
         self.probe.native_calls += 1
-        if path is not None and self.sites[change.site] == 1 and path.part is not None:
-            part = self.recording.derivative(path.call, change)
-            if part is None or not self.mismatch.equals(self.mismatch.oracle - path.part + part):
-                return False
         got = self.gradient(change)
         if got is None or got.shape != self.mismatch.ours.shape or not self.mismatch.equals(got):
             return False
@@ -137,8 +187,11 @@ class NativePaths:
         return ""
 
     def candidates(self, tensor: Tensor) -> list[Any]:
-        """Keys of the recorded tensors of the same shape; the inputs first."""
-        return [key for key, values in self.records.items() if values[0].shape == tensor.shape][:MAX_OPERANDS]
+        """Keys of the recorded tensors of the same shape, then of those that differ in dimensions of length 1."""
+        bare = tensor.squeeze().shape
+        fitting = [(key, v[0].shape) for key, v in self.records.items() if v[0].squeeze().shape == bare]
+        same = [key for key, shape in fitting if shape == tensor.shape][:MAX_OPERANDS]
+        return same + [key for key, shape in fitting if shape != tensor.shape][: MAX_OPERANDS - len(same)]
 
     def site_name(self, site: Any) -> str:
         return next(call.name for call in self.calls if call.site == site)

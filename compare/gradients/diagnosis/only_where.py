@@ -16,6 +16,7 @@ from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.missing_terms import candidate_terms, product
 from compare.gradients.diagnosis.native_calls import record_calls, results_by_name
 from compare.gradients.diagnosis.probe import NUM_DRAWS, Probe
+from compare.gradients.diagnosis.two_factors import find_two_factors
 from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import OUTPUT
 
@@ -27,8 +28,7 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     """The condition that separates wrong elements from right ones in all draws, and the ratio where it holds."""
     if mismatch.oracle.numel() > MAX_ELEMENTS or mismatch.wrong.all() or not mismatch.wrong.any():
         return
-    others = (probe.mismatch(mismatch, n) for n in range(1, NUM_DRAWS))
-    draws = [m for m in (mismatch, *others) if m is not None and m.oracle.shape == mismatch.oracle.shape]
+    draws = _draws(mismatch, probe)
     if not any(m.wrong.any() for m in draws[1:]) and len(draws) > 1 and mismatch.variant.data == "drawn":
         return  # it does not depend on what these draws have in common
     wrong = torch.cat([m.wrong.flatten() for m in draws])
@@ -65,11 +65,31 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     yield Finding(kind, mismatch.quantity, statement, evidence)
 
 
+def find_condition_of_factor(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """One factor where a condition holds and another elsewhere, in all draws."""
+    if mismatch.oracle.numel() > MAX_ELEMENTS:
+        return
+    draws, shape = _draws(mismatch, probe), mismatch.oracle.shape
+    if len(draws) > 1:
+        kinds = (lambda m: join([index_features(shape)]), *(
+            lambda m, tensors=tensors: value_features(shape, tensors(m, probe))
+            for tensors in (_inputs, _outputs, _intermediate)
+        ))  # fmt: skip
+        yield from find_two_factors(draws, [join([kind(m) for m in draws]) for kind in kinds])
+
+
+def _draws(mismatch: Mismatch, probe: Probe) -> list[Mismatch]:
+    others = (probe.mismatch(mismatch, n) for n in range(1, NUM_DRAWS))
+    return [m for m in (mismatch, *others) if m is not None and m.oracle.shape == mismatch.oracle.shape]
+
+
 def _find_ignored_mask(mismatch: Mismatch, probe: Probe, draws: list[Mismatch]) -> Iterator[Finding]:
     """Elements that should be 0 and are not, where an integer or truth value says so; others may be wrong as well."""
     ours = torch.cat([m.ours.flatten() for m in draws])
     oracle = torch.cat([m.oracle.flatten() for m in draws])
     surplus, shape = (oracle == 0) & (ours != 0), mismatch.oracle.shape
+    if bool(((oracle != 0) & (ours == 0)).any()):
+        return  # then the gradient is at other elements: more than a mask is wrong
     masks = {name: value for name, value in mismatch.inputs.items() if not value.is_floating_point()}
     if int(surplus.sum()) < MIN_SURPLUS or not masks:
         return

@@ -14,30 +14,40 @@ from compare.gradients.diagnosis.changed_steps import find_other_values, find_pa
 from compare.gradients.diagnosis.composite_backwards import find_changed_composites
 from compare.gradients.diagnosis.exchanged_operands import find_exchanged_operands
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.mismatch import Mismatch
-from compare.gradients.diagnosis.native_paths import NativePaths
-from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths
 from compare.gradients.diagnosis.scaled_paths import find_pairs_of_paths, find_scaled_paths
 from compare.gradients.diagnosis.transformations import transformations
 
 
-def find_path_findings(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+def find_path_findings(search: NativePaths) -> Iterator[Finding]:
     """Every finding that explains both draws; those with the fewest free numbers first."""
-    search = NativePaths(mismatch, probe)
     if not search.is_traced:
         return
     for find in (
         find_scaled_paths, find_changed_composites, find_pairs_of_paths, find_passed_through, find_other_values,
         find_changed_operands, find_exchanged_operands, find_transformed_gradients,
     ):  # fmt: skip
-        for finding in find(search):
-            if search.change is not None:
-                probe.explanations[finding.kind, finding.statement] = search.change
-            yield finding
+        yield from _explained(search, find(search))
+
+
+def find_scaled_path_findings(search: NativePaths) -> Iterator[Finding]:
+    """After :func:`find_path_findings`: changes that explain both draws with a factor besides."""
+    yield from _explained(search, search.scaled_findings())
+
+
+def _explained(search: NativePaths, findings: Iterator[Finding]) -> Iterator[Finding]:
+    for finding in findings:
+        if search.change is not None:
+            search.probe.explanations[finding.kind, finding.statement] = search.change
+        yield finding
 
 
 def find_transformed_gradients(search: NativePaths) -> Iterator[Finding]:
     """The gradient at one operation transposed, flipped, shifted, averaged or summed."""
+    yield from search.findings(_transformed_gradients(search))
+
+
+def _transformed_gradients(search: NativePaths) -> Iterator[Hypothesis]:
     tried: set[Any] = set()
     for path in search.paths:
         site, position = path.call.site, path.position
@@ -49,6 +59,5 @@ def find_transformed_gradients(search: NativePaths) -> Iterator[Finding]:
         for words, shape, place, when in places:
             for t in transformations(shape):
                 change = NativeChange(site, position, place(t.apply))
-                if search.explains(change, path):
-                    statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
-                    yield Finding(t.kind, search.mismatch.quantity, statement)
+                statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
+                yield Hypothesis(t.kind, statement, change, path)

@@ -10,17 +10,29 @@ import torch
 
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.conjugates import find_conjugated
-from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
+from compare.gradients.diagnosis.contributions import (
+    find_missing_contributions,
+    find_missing_output,
+    find_overwritten_contributions,
+)
 from compare.gradients.diagnosis.element_factors import find_own_factors
 from compare.gradients.diagnosis.exactness import find_narrower_dtype
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.missing_terms import find_missing_term
 from compare.gradients.diagnosis.native_oracle import NativeOracle
+from compare.gradients.diagnosis.native_paths import NativePaths
 from compare.gradients.diagnosis.only_where import find_condition
-from compare.gradients.diagnosis.second_question import ask_again, ask_jacobian, confirmed, is_right_if_symmetric
+from compare.gradients.diagnosis.path_findings import find_scaled_path_findings
+from compare.gradients.diagnosis.second_question import (
+    ask_again,
+    ask_jacobian,
+    confirmed,
+    is_right_if_symmetric,
+    with_examples,
+)
 from compare.gradients.diagnosis.special_values import find_special_values
-from compare.gradients.diagnosis.whole_tensor import find_factor, find_whole_tensor_patterns
+from compare.gradients.diagnosis.whole_tensor import find_factor, find_shifted, find_whole_tensor_patterns
 from compare.gradients.diagnosis.without_numbers import finding_without_numbers
 
 
@@ -34,6 +46,8 @@ def first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
         cosine = torch.nn.functional.cosine_similarity(mismatch.ours.flatten(), mismatch.oracle.flatten(), 0)
         statement = f"{n} of {total} elements are wrong{locations.wrong_slices(mismatch)}"
         evidence = f"cosine similarity {float(cosine):.6f}; {locations.worst_example(mismatch)}"
+        if native.is_output_wrong and not mismatch.is_output:
+            evidence += "; the output is wrong as well, which may be the cause"
         finding = Finding("unknown", mismatch.quantity, statement, evidence)
     if mismatch.is_output:
         return Finding("wrong output", mismatch.quantity, finding.statement, finding.evidence)
@@ -64,7 +78,9 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
             equal_to_right.append(finding)
         elif finding.kind == "passes the incoming gradient through":  # where that is right, nothing is to be changed
             where = next(find_condition(mismatch, probe), None)
-            yield finding if where is None else replace(finding, evidence=f"it {where.statement}")
+            yield (
+                finding if where is None else replace(finding, statement=f"{finding.statement}; it {where.statement}")
+            )
         else:
             yield finding
     located = next(_locations(mismatch), None)
@@ -74,11 +90,31 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         yield located
     if condition is not None and ("; it is " in condition.statement or condition.kind == "step left out"):
         yield condition
+    if not native.is_output_wrong:  # otherwise that may be why the gradient is wrong, and a search costs seconds
+        yield from _searches(mismatch, native, condition, equal_to_right)
+    yield from confirmed(lambda m: find_missing_term(m, seed), mismatch, probe)
+    yield from [condition] if condition is not None and condition.kind != "unknown" else []
+    yield from find_own_factors(mismatch, probe)
+    yield from [condition] if condition is not None else []
+    yield from locations.find_zero(mismatch)
+    yield from locations.find_few_elements(mismatch)
+
+
+def _searches(
+    mismatch: Mismatch, native: NativeOracle, condition: Finding | None, equal_to_right: list[Finding]
+) -> Iterator[Finding]:
+    """Patterns for which ours or native runs many times."""
+    rerun_native, seed, probe = native.rerunner(mismatch.variant), native.seed, native.probe(mismatch.variant)
+    rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
     symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
+    search = NativePaths(mismatch, probe) if native.function is not None else None
     for finding in chain(
-        ask_again(mismatch, probe),
+        confirmed(lambda m: find_missing_output(m, rerun_on(m), seed), mismatch, probe),
+        ask_again(mismatch, probe, search),
+        confirmed(find_shifted, mismatch, probe),
         equal_to_right,
         _contributions(mismatch, native),
+        with_examples(find_scaled_path_findings(search), mismatch) if search is not None else (),
         ask_jacobian(mismatch, probe, of_pairs=True),
         ask_jacobian(mismatch, probe, of_pairs=False),
         find_overwritten_contributions(mismatch, rerun_native, seed) if native.function is not None else (),
@@ -87,12 +123,6 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         yield replace(
             finding, statement=finding.statement + symmetric, evidence=(finding.evidence + where).removeprefix("; ")
         )
-    yield from confirmed(lambda m: find_missing_term(m, seed), mismatch, probe)
-    yield from [condition] if condition is not None and condition.kind != "unknown" else []
-    yield from find_own_factors(mismatch, probe)
-    yield from [condition] if condition is not None else []
-    yield from locations.find_zero(mismatch)
-    yield from locations.find_few_elements(mismatch)
 
 
 def _contributions(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:

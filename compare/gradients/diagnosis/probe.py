@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from compare.case import Case, CaseError
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch, RerunNative
+from compare.gradients.diagnosis.native_calls import MAX_CALLS, record_calls
 from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import RunResult, run_variant
 from compare.gradients.variants import Variant, incoming_gradient, round_inputs
@@ -26,6 +28,7 @@ class Probe:
         right_inputs: inputs whose gradients are right.
         explanations: changes of native that explain a gradient, by kind and statement of the finding.
         jacobians: those that were asked for, by quantity and draw.
+        is_output_wrong: True if an output is wrong, which may be why a gradient is.
         native_calls: operations of native that were called in runs of changed native.
     """
 
@@ -34,11 +37,20 @@ class Probe:
     seed: int
     rerun_native: RerunNative
     right_inputs: tuple[str, ...] = ()
+    is_output_wrong: bool = False
     explanations: dict[tuple[str, str], Any] = field(default_factory=dict)
     jacobians: dict[Any, Any] = field(default_factory=dict)
     native_calls: int = 0
     _draws: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
     _mismatches: dict[Any, Mismatch | None] = field(default_factory=dict)
+
+    @cached_property
+    def num_operations(self) -> int:
+        """Number of operations in a run of native; 1 without native."""
+        inputs = self.draw(0)
+        if self.case.native is None or inputs is None:
+            return 1
+        return len(record_calls(self.case.native, inputs)) or MAX_CALLS
 
     def run_ours(self, inputs: dict[str, Tensor], incoming: Incoming | None = None) -> RunResult:
         """Run ours in the variant."""

@@ -10,15 +10,18 @@ from dataclasses import replace
 
 import torch
 
-from compare.gradients.diagnosis.element_factors import find_element_factors, find_slice_factors
+from compare.gradients.diagnosis.element_factors import FUNCTIONS, find_element_factors, find_slice_factors
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.incoming_patterns import find_nonlinear, find_transformed
 from compare.gradients.diagnosis.jacobian import Jacobian, jacobians
 from compare.gradients.diagnosis.jacobian_patterns import find_jacobian_patterns
 from compare.gradients.diagnosis.locations import worst_example
 from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
+from compare.gradients.diagnosis.native_paths import NativePaths
+from compare.gradients.diagnosis.only_where import find_condition_of_factor
 from compare.gradients.diagnosis.path_findings import find_path_findings
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.used_derivatives import find_used_derivative
 from compare.gradients.run_variant import OUTPUT
 
 Pattern = Callable[[Mismatch], Iterator[Finding]]
@@ -38,24 +41,32 @@ def confirmed(pattern: Pattern, mismatch: Mismatch, probe: Probe) -> Iterator[Fi
             yield finding
 
 
-def ask_again(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+def ask_again(mismatch: Mismatch, probe: Probe, search: NativePaths | None) -> Iterator[Finding]:
     """Findings about a gradient of real numbers, with an example of a wrong element."""
-    for finding in _ask(mismatch, probe):
+    yield from with_examples(_ask(mismatch, probe, search), mismatch)
+
+
+def with_examples(findings: Iterator[Finding], mismatch: Mismatch) -> Iterator[Finding]:
+    """The findings, each with a wrong element in its evidence."""
+    for finding in findings:
         example = worst_example(mismatch)
         if "got" not in finding.evidence and example:
             finding = replace(finding, evidence="; ".join(word for word in (finding.evidence, example) if word))
         yield finding
 
 
-def _ask(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+def _ask(mismatch: Mismatch, probe: Probe, search: NativePaths | None) -> Iterator[Finding]:
     yield from confirmed(lambda m: find_transformed(m, probe), mismatch, probe)
     matrices = jacobians(mismatch, probe)
     if matrices and not _is_linear(mismatch, probe, matrices):
         yield from confirmed(lambda m: find_nonlinear(m, probe), mismatch, probe)
     yield from confirmed(lambda m: find_element_factors(m, probe), mismatch, probe)
     yield from confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe)
-    if probe.case.native is not None:
-        yield from find_path_findings(mismatch, probe)
+    if search is not None:
+        yield from find_path_findings(search)
+    yield from confirmed(lambda m: find_element_factors(m, probe, FUNCTIONS), mismatch, probe)
+    yield from find_condition_of_factor(mismatch, probe)
+    yield from confirmed(lambda m: find_used_derivative(m, probe), mismatch, probe)
 
 
 def ask_jacobian(mismatch: Mismatch, probe: Probe, *, of_pairs: bool) -> Iterator[Finding]:

@@ -14,13 +14,15 @@ from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.transformations import transformations
 
 
-def recorded(key: Any, offset: int) -> Callable[[Call], Tensor]:
+def recorded(key: Any, offset: int, operand: Callable[[Call], Tensor]) -> Callable[[Call], Tensor]:
+    """Look up a recorded tensor, in the shape of the operand in whose place it is tried."""
+
     def lookup(call: Call) -> Tensor:
         values = call.records[key]
         number = (call.iteration if len(values) > 1 else 0) + offset
         if not 0 <= number < len(values):
-            return torch.zeros_like(values[0])
-        return values[number]
+            return torch.zeros_like(operand(call))
+        return values[number].reshape(operand(call).shape)
 
     return lookup
 
@@ -78,6 +80,8 @@ def other_indices(indices: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Ten
         return
     yield "the first index is used instead of each one's own", lambda t: t.flatten()[0].expand_as(t).contiguous()
     yield "the last index is used instead of each one's own", lambda t: t.flatten()[-1].expand_as(t).contiguous()
+    yield "position 0 is used instead of each index", torch.zeros_like
+    yield "the last position is used instead of each index", lambda t: torch.full_like(t, -1)
     yield "an index one too small is used (off by one)", lambda t: (t - 1).clamp(min=0)
     yield "an index one too large is used (off by one)", lambda t: (t + 1).clamp(max=int(t.max()))
     for t in transformations(indices.shape):

@@ -28,8 +28,9 @@ def find_whole_tensor_patterns(
     yield from find_transposed_or_flipped(mismatch)
     yield from find_same_in_every_example(mismatch)
     yield from find_permuted(mismatch)
-    yield from find_shifted(mismatch)
     yield from find_changed_operand(mismatch, rerun_native, seed)
+    if mismatch.is_output:
+        yield from find_shifted(mismatch)
 
 
 def find_replaced(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
@@ -111,6 +112,8 @@ def find_permuted(mismatch: Mismatch) -> Iterator[Finding]:
             slices = dimension_name(oracle, dim)
             slices = f"slices along {slices}" if slices.startswith("dimension") else slices
             statement = f"equals the expected {mismatch.noun} with its {slices} in the order {listed}"
+            if indices == [(n + indices[0]) % size for n in range(size)]:
+                statement += f" (shifted cyclically by {indices[0]})"
             yield Finding("permuted", mismatch.quantity, statement)
 
 

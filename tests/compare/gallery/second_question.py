@@ -96,7 +96,7 @@ SECOND_QUESTION = [
     wrong_function(
         "softsign: the derivative of another function", "factor by element", "x",
         hand_written(lambda x: x / (1 + x.abs()), lambda g, x: g / (1 + x * x)), lambda x: x / (1 + x.abs()),
-        randn(x=(4, 5)), "each element",
+        randn(x=(4, 5)), "times 1/(1 + x²); that is not the derivative",
     ),
     wrong_function(
         "leaky ReLU: the slope forgotten", "only for some values", "x",
