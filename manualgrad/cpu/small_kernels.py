@@ -156,22 +156,28 @@ def _address(t: Tensor | None) -> int:
 
 
 def unsupported_relu_backward(grad_out: Tensor, z: Tensor, _: float) -> str:
-    """Check that the tensors have one shape, and both are contiguous or both channels_last."""
+    """Check that the tensors have one shape, and that z is contiguous or channels_last."""
     if grad_out.shape != z.shape:
         return "the tensors do not have one shape"
     if reason := unsupported_tensors(grad_out, z):
         return reason
-    contiguous = grad_out.is_contiguous() and z.is_contiguous()
-    channels_last = z.dim() == 4 and all(t.is_contiguous(memory_format=torch.channels_last) for t in (grad_out, z))
-    if not (contiguous or channels_last) or grad_out.is_neg() or z.is_neg():
-        return "the tensors are not both contiguous or both channels_last"
+    if _dense_format(z) is None:
+        return "z is neither contiguous nor channels_last"
     return "" if storage_covers(grad_out) and storage_covers(z) else "the storage of a tensor is too small"
 
 
+def _dense_format(t: Tensor) -> torch.memory_format | None:
+    """Return the memory format in which ``t`` has no gaps, None if there is none."""
+    formats = (torch.contiguous_format, torch.channels_last)[: 2 if t.dim() == 4 else 1]
+    return None if t.is_neg() else next((f for f in formats if t.is_contiguous(memory_format=f)), None)
+
+
 def relu_backward(module: KernelModule, grad_out: Tensor, z: Tensor, subgradient: float) -> Tensor:
-    """Gradient of ReLU with respect to ``z``, in the memory format of ``z``."""
+    """Gradient of ReLU with respect to ``z``, in the memory format of ``z``; ``grad_out`` may have any strides."""
     numel = z.numel()
-    grad_z = memory.new_like(z)
+    memory_format = _dense_format(z)
+    assert memory_format is not None, "unsupported_relu_backward was not called"
+    grad_out, grad_z = grad_out.resolve_neg().contiguous(memory_format=memory_format), memory.new_like(z)
     num_tasks = max(1, min(torch.get_num_threads(), numel // NUMEL_PER_THREAD))
     team.run(
         module, "relu_backward", num_tasks, grad_out=grad_out.data_ptr(), z=z.data_ptr(), grad_z=grad_z.data_ptr(),

@@ -1,9 +1,12 @@
 """Random calls of every kernel on tensors next to protected pages: an access out of bounds ends the process.
 
     python -m tests.cpu.guard_pages 10000            # number of calls
+    python -m tests.cpu.guard_pages 1000 --python-threads 3
     python -m tests.cpu.guard_pages --overrun after  # reads one number too many, to show that this is detected
 
-Each tensor that a kernel reads or writes begins after a page without access rights, or ends before one.
+Each tensor that a kernel reads or writes begins after a page without access rights, or ends before one. Its memory is
+unmapped when the tensor is freed: a kernel that still reads it ends the process too. With --python-threads several
+threads make the calls at once, and the main thread drops the cached programs, whose tables the kernels read.
 ``tests/cpu/test_memory_bounds.py`` runs a few calls.
 """
 
@@ -14,18 +17,30 @@ import ctypes
 import math
 import mmap
 import random
+import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import conv_pool, instruction_set, jit, memory
+from manualgrad.cpu import (
+    conv2d_programs,
+    conv_pool,
+    grouped_conv_programs,
+    grouped_conv_runs,
+    instruction_set,
+    jit,
+    max_pool2d,
+    memory,
+)
 from manualgrad.dispatch import by_kernel
 from manualgrad.network.cpu_blocks import geometries
 from manualgrad.network.descent import Descent
-from manualgrad.network.device import Activation
+from manualgrad.network.device import Activation, Unsupported
 from manualgrad.network.layers import Conv, Dense, Flatten, MaxPool, NetworkSpec
 from manualgrad.network.plan import Plan
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
@@ -37,6 +52,12 @@ LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_i
 LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 PAGE = mmap.PAGESIZE
+CACHES = [
+    value
+    for module in (conv2d_programs, grouped_conv_programs, grouped_conv_runs, max_pool2d)
+    for value in vars(module).values()
+    if hasattr(value, "cache_clear")
+]
 guard_is_after = True  # or before
 
 
@@ -111,7 +132,8 @@ def run_random_kernels(draw: random.Random) -> str:
     """Run some kernels on random sizes; return the kind, one of those that :func:`main` prints."""
     global guard_is_after
     guard_is_after = draw.random() < 0.5
-    torch.set_num_threads(draw.randint(1, 4))
+    if threading.current_thread() is threading.main_thread():
+        torch.set_num_threads(draw.randint(1, 4))
     instruction_set.choose(draw.choice(jit.instruction_sets()))
     kind = draw.random()
     if kind < 0.15:
@@ -230,8 +252,13 @@ def run_network(draw: random.Random) -> None:
         stride, dilation = ((1, 1), (1, 1)) if is_fused else ((draw.randint(1, 2), draw.randint(1, 3)), (1, 1))
         pooling = pool if is_fused else draw.choice([None, MaxPool((3, 3), (2, 2), (1, 1), (1, 1), True, False)])
         options = stride, padding, dilation, 1, "zeros", flip, subgradient if is_fused or has_relu else None, pooling
-        layers.append(Conv(channels, in_channels, kernel, *options))
-        conv, pools = geometries(layers[-1], Activation((height, width, in_channels)))
+        layer = Conv(channels, in_channels, kernel, *options)
+        try:
+            conv, pools = geometries(layer, Activation((height, width, in_channels)))
+        except Unsupported:  # the first layer has left too small an image for a second one
+            assert layers
+            break
+        layers.append(layer)
         height, width = pools.output_size if pools else conv.windows.output_size(height, width)
         in_channels = channels
     layers.append(Flatten(channel_major=draw.random() < 0.5))
@@ -316,10 +343,30 @@ def overrun(side: str, in_workspace: bool) -> None:
     print("the overrun was not detected")
 
 
+def run_in_threads(num_threads: int, calls: int, seed: int) -> Counter[str]:
+    """Run ``calls`` random kernels; with several threads, this one drops the caches of programs while they run."""
+
+    def run(thread: int) -> Counter[str]:
+        draw = random.Random(seed + thread)
+        return Counter(run_random_kernels(draw) for _ in range(calls // num_threads))
+
+    if num_threads == 1:
+        return run(0)
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(num_threads) as pool:
+        futures = [pool.submit(run, n) for n in range(num_threads)]
+        while not all(future.done() for future in futures):
+            for cached in CACHES:
+                cached.cache_clear()
+            time.sleep(0.01)
+    return sum((future.result() for future in futures), Counter())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("calls", type=int, nargs="?", default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--python-threads", type=int, default=1)
     parser.add_argument("--overrun", choices=("before", "after"), help="read one number out of bounds, on this side")
     parser.add_argument("--buffer", action="store_true", help="overrun a buffer of a workspace, not a tensor")
     options = parser.parse_args()
@@ -329,9 +376,8 @@ def main() -> None:
     memory.new, memory.new_like = guarded_tensor, lambda t: guarded_tensor(*t.shape)
     memory.new_channels_last = guarded_channels_last
     memory.buffer_offsets, memory.new_workspace = guarded_offsets, guarded_workspace
-    draw = random.Random(options.seed)
     torch.manual_seed(options.seed)
-    counts = Counter(run_random_kernels(draw) for _ in range(options.calls))
+    counts = run_in_threads(options.python_threads, options.calls, options.seed)
     print(
         f"{counts['convolution']} calls of the convolution's kernels, {counts['grouped']} of the grouped "
         f"convolution's, {counts['conv_pool']} of conv_pool's, {counts['network']} of the network's, "

@@ -1,4 +1,6 @@
-"""Promise: no kernel reads or writes outside its tensors; ``tests/cpu/guard_pages.py`` would detect it."""
+"""Promise: no kernel reads or writes outside its tensors, or in memory that was freed; ``tests/cpu/guard_pages.py``
+would detect it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ pytestmark = pytest.mark.skipif(available().instructions is None, reason=str(ava
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # the script's folder is not the package's
+    # the script's folder is not the package's; threads that spin would keep each other from the cores
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_WAIT_POLICY": "passive"}
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, env=environment)
 
 
@@ -27,6 +30,13 @@ def test_kernels_stay_within_their_tensors(calls):
     result = run_script(str(calls))
     assert result.returncode == 0, f"ended by signal {-result.returncode}\n{result.stderr}"
     assert not re.search(r"\b0 (calls|of)", result.stdout), "every kind of kernel was called"
+
+
+@pytest.mark.slow  # each new process emits and loads the kernels of all groups, twice
+def test_several_threads_use_no_memory_that_was_freed():
+    """A program and its tables outlive their call, though another thread drops them from the caches meanwhile."""
+    result = run_script("1500", "--python-threads", "3")
+    assert result.returncode == 0, f"ended by signal {-result.returncode}\n{result.stderr}"
 
 
 @pytest.mark.parametrize("options", [[], ["--buffer"]], ids=["tensor", "buffer"])

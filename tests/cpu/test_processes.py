@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from manualgrad import DocumentCNN, kernels
 from manualgrad.cpu import instruction_set, jit, team
+from manualgrad.functional import conv2d, max_pool2d
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 
 pytestmark = pytest.mark.usefixtures("restore_kernels")
@@ -102,6 +103,27 @@ def test_python_threads_compute_the_same():
     with ThreadPoolExecutor(4) as pool:
         digests = list(pool.map(lambda n: results_digest(n % 4), range(40), timeout=TIMEOUT))
     assert digests == expected * 10
+
+
+def layers_digest(n: int) -> bytes:
+    """Digest of outputs and gradients of general and depthwise convolutions and of max-pooling, of sizes by ``n``."""
+    generator = torch.Generator().manual_seed(n)
+    channels, size = (3, 40, 17, 24)[n % 4], (31, 8, 22)[n % 3]
+    x = torch.randn(1 + n % 5, channels, size, size, generator=generator).requires_grad_()
+    w = torch.randn(16, channels, 3, 3, generator=generator).requires_grad_()
+    depthwise = torch.randn(16, 1, 3, 3, generator=generator).requires_grad_()
+    z = max_pool2d(conv2d(x, w, padding=1, stride=1 + n % 2), 3, 2, 1)
+    z = conv2d(z, depthwise, padding=1, groups=16)
+    grads = torch.autograd.grad(z, (x, w, depthwise), z.detach())
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in (z.detach(), *grads))).digest()
+
+
+@needs_kernels
+def test_python_threads_compute_layers_of_growing_and_shrinking_sizes_the_same():
+    torch.set_num_threads(2)
+    expected = [layers_digest(n) for n in range(60)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(layers_digest, range(60), timeout=TIMEOUT)) == expected
 
 
 @needs_kernels

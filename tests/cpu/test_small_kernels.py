@@ -150,6 +150,19 @@ def test_relu_backward(numel, subgradient, instructions):
     assert torch.equal(ours.nan_to_num(7), expected.nan_to_num(7))
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_relu_backward_takes_gradients_of_any_strides(memory_format, instructions):
+    """The gradient of a part of a concatenation is a view with gaps, that of a sum has strides 0."""
+    z = torch.randn(2, 3, 4, 5).contiguous(memory_format=memory_format)
+    whole = torch.randn(2, 7, 4, 5).contiguous(memory_format=memory_format)
+    negated = torch.complex(z, z).conj().imag
+    grads = whole[:, 2:5], torch.randn(1).expand(z.shape), torch.randn(5, 4, 3, 2).permute(3, 2, 1, 0), negated
+    results = [by_kernel("relu_backward", g, z, 0.5) for g in grads]  # before run_formula switches kernels off
+    for g, ours in zip(grads, results, strict=True):
+        assert ours.stride() == z.stride()
+        assert torch.equal(ours, run_formula(relu.relu_backward, g, z, 0.5))
+
+
 def test_kernels_do_not_support_other_layouts_and_dtypes(instructions):
     z = torch.randn(6, 6)
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
@@ -157,7 +170,7 @@ def test_kernels_do_not_support_other_layouts_and_dtypes(instructions):
     for other in (z.double(), z.half(), z.t(), z[:, ::2], z.expand(2, 6, 6)):
         assert by_kernel("softmax_forward", other, -1) is None
         assert by_kernel("cross_entropy_forward", other, other, True) is None
-    assert by_kernel("relu_backward", z.t(), z, 0.5) is None
+    assert by_kernel("relu_backward", z, z.t(), 0.5) is None
     assert by_kernel("softmax_forward", z, 0) is None
     assert by_kernel("softmax_forward", torch.randn(1000, 10), -1) is None, "vectorised operators are faster"
     assert by_kernel("softmax_backward", z, z, -1) is None, "the formula is as fast"
