@@ -144,7 +144,7 @@ def _gather_gemm(
     result = torch.empty(tile.parts * numel, dtype=torch.float32, device=y.device) if split else y
     num_tiles = -(-positions // tile.rows) * -(-columns // tile.columns)
     bias_step = 0 if b is None else b.stride(0)
-    # Not with a stride: the way around padding takes 55 registers more there, and one program in three.
+    # Not with a stride: there the sum without padding takes more registers than the product: one program in three.
     looks_at_flags = backward and windows.stride == (1, 1)
     flag_block = min(1024, next_power_of_2(weight.num_flags)) if looks_at_flags else 0
     launch(

@@ -281,16 +281,18 @@ def test_numbers_that_are_not_finite(kernel_device, special, allowed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"),
+    ("layer", "precision"),
     [
-        ("few channels, taps and channels on one axis", "3xtf32"), ("padding at the bottom and right only", "tf32"),
-        ("tails of tiles", "half"),
+        (LAYERS["few channels, taps and channels on one axis"], "3xtf32"),
+        (LAYERS["padding at the bottom and right only"], "tf32"),
+        (Layer((1, 10, 2, 3), (3, 10, 1, 2), ([], [PACK, GEMM], [])), "half"),
     ],
-)  # fmt: skip
-def test_weights_that_are_not_finite_at_the_border(kernel_device, launches, name, precision) -> None:
+    ids=["taps and channels on one axis", "padding at two sides", "more channels than are summed at a time"],
+)
+def test_weights_that_are_not_finite_at_the_border(kernel_device, launches, layer, precision) -> None:
     """The input's gradient has no product with the padding around g, which would be 0 · w."""
     dtype = torch.float16 if precision == "half" else torch.float32
-    x, w, _, geometry = operands(LAYERS[name], kernel_device, dtype)
+    x, w, _, geometry = operands(layer, kernel_device, dtype)
     w[1, 2, 0, 0], w[2, 1, -1, -1] = INF, NAN
     g = torch.randn(x.shape[0], w.shape[0], *geometry.windows.output_size(*geometry.input_size))
     g = g.to(kernel_device, dtype)

@@ -11,20 +11,12 @@ to the next. So in each phase (2) is a sum like (1), over fewer taps and with st
 A tap is a pair (p, q). The convolution of the formula sheet has its weights reversed beforehand.
 """
 
-import math
-
 import triton
 import triton.language as tl
 
-from manualgrad.cuda.kernels.conv2d_products import INFINITY, multiply_add, round_to_tf32
-
-FEW = tl.constexpr(8)  # channels that sum_without_padding computes at a time, in few registers
-
-
-@triton.constexpr_function
-def gcd(a, b):
-    """The greatest common divisor of two constants."""
-    return math.gcd(int(a), int(b))
+from manualgrad.cuda.kernels.conv2d_outside import is_any_set, store_without_padding
+from manualgrad.cuda.kernels.conv2d_positions import gcd, store_tile, tile_positions
+from manualgrad.cuda.kernels.conv2d_products import multiply_add
 
 
 @triton.jit
@@ -94,111 +86,6 @@ def sum_over_taps(
 
 
 @triton.jit
-def sum_without_padding(
-    x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part,
-    C: tl.constexpr, KW: tl.constexpr, X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr,
-    HOP_H: tl.constexpr, HOP_W: tl.constexpr, TAP_STEP_H: tl.constexpr, TAP_STEP_W: tl.constexpr,
-    WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """:func:`sum_over_taps` one term after another, without the products of pixels that are outside of x.
-
-    A tensor core multiplies them by 0, which is NaN for a weight that is not finite. This takes far longer."""
-    acc = tl.zeros([BM, BN], tl.float32)
-    for term in tl.range(part, num_p * num_q * C, PARTS, num_stages=1):
-        c = term % C
-        i = (term // C) // num_q
-        j = (term // C) % num_q
-        if WIDE:
-            c = c.to(tl.int64)
-            i = i.to(tl.int64)
-        row = h + i * HOP_H
-        column = v + j * HOP_W
-        inside = (row >= 0) & (row < H) & (column >= 0) & (column < W)
-        at = x_at + ((i * HOP_H * W + j * HOP_W) * X_PIXEL + c * X_CHANNEL)
-        a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        if PRECISION == "tf32":
-            a = round_to_tf32(a)
-        b_pointers = w + (w_at + ((p0 + i * TAP_STEP_H) * KW + q0 + j * TAP_STEP_W) * C + c)
-        b = tl.load(b_pointers, mask=is_channel, other=0.0).to(tl.float32)
-        if PRECISION == "3xtf32":
-            b_low = tl.load(b_pointers + LOW, mask=is_channel, other=0.0)
-            b = tl.where(tl.abs(b) < INFINITY, b + b_low, b)
-        acc += tl.where(inside[:, None], a[:, None] * b[None, :], 0.0)  # eq. (2)
-    return acc
-
-
-@triton.jit
-def is_any_set(flags, NUM_FLAGS, BLOCK: tl.constexpr):
-    """True if one of the NUM_FLAGS numbers is not 0."""
-    largest = 0.0
-    for start in range(0, NUM_FLAGS, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        largest = tl.maximum(largest, tl.max(tl.load(flags + at, mask=at < NUM_FLAGS, other=0.0).to(tl.float32)))
-    return largest != 0
-
-
-@triton.jit
-def store_tile(
-    y, acc, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K: tl.constexpr, GROUPS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Store the sums at the positions (n, i, j) and the channels k of the group."""
-    if WIDE:
-        k = k.to(tl.int64)
-    if CHANNELS_LAST:
-        y_at = (((n * OUT_H + i) * OUT_W + j) * (K * GROUPS) + group * K)[:, None] + k[None, :]
-    else:
-        y_at = ((n * (K * GROUPS * OUT_H) + i) * OUT_W + j)[:, None] + (group * K + k)[None, :] * (OUT_H * OUT_W)
-    tl.store(y + y_at, acc.to(y.dtype.element_ty), mask=is_position[:, None] & is_channel[None, :])
-
-
-@triton.jit
-def tile_positions(
-    first, phase, M, PHASE_H, PHASE_W, OUT_H, OUT_W, KH: tl.constexpr, KW: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
-    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
-    """The BM positions of a phase from ``first`` on: if they exist, n, i, j, the pixel of their first tap, and taps.
-
-    The first tap is (p0, q0); there are num_p rows and num_q columns of taps."""
-    m = first + tl.arange(0, BM)
-    is_position = m < M
-    j = m % PHASE_W
-    i = (m // PHASE_W) % PHASE_H
-    n = m // (PHASE_W * PHASE_H)
-    if BACKWARD:
-        phase_h = phase // STRIDE_W
-        phase_w = phase % STRIDE_W
-        TAP_STEP_H: tl.constexpr = STRIDE_H // gcd(STRIDE_H, DILATION_H)
-        TAP_STEP_W: tl.constexpr = STRIDE_W // gcd(STRIDE_W, DILATION_W)
-        p0 = KH + 0 * phase_h
-        for p in tl.static_range(TAP_STEP_H):
-            p0 = tl.where((p * DILATION_H) % STRIDE_H == (phase_h + PADDING_H) % STRIDE_H, min(p0, p), p0)
-        q0 = KW + 0 * phase_w
-        for q in tl.static_range(TAP_STEP_W):
-            q0 = tl.where((q * DILATION_W) % STRIDE_W == (phase_w + PADDING_W) % STRIDE_W, min(q0, q), q0)
-        num_p = tl.maximum(KH - p0 + TAP_STEP_H - 1, 0) // TAP_STEP_H
-        num_q = tl.maximum(KW - q0 + TAP_STEP_W - 1, 0) // TAP_STEP_W
-        # Whole wherever there is a tap. May be negative: the dividend is shifted, since division truncates.
-        first_h = (phase_h + PADDING_H - p0 * DILATION_H + KH * DILATION_H * STRIDE_H) // STRIDE_H - KH * DILATION_H
-        first_w = (phase_w + PADDING_W - q0 * DILATION_W + KW * DILATION_W * STRIDE_W) // STRIDE_W - KW * DILATION_W
-        h = i + first_h
-        v = j + first_w
-        i = i * STRIDE_H + phase_h
-        j = j * STRIDE_W + phase_w
-        is_position = is_position & (i < OUT_H) & (j < OUT_W)
-    else:
-        p0 = 0
-        q0 = 0
-        num_p = KH
-        num_q = KW
-        h = i * STRIDE_H - PADDING_H
-        v = j * STRIDE_W - PADDING_W
-    h = tl.where(is_position, h, -0x40000000)  # outside of the image, whatever the tap
-    return is_position, n, i, j, h, v, p0, q0, num_p, num_q
-
-
-@triton.jit
 def conv2d_gather_gemm(
     y, x, w, bias, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH, LOW, FLAGS, NUM_FLAGS, PART_NUMEL, BIAS_STRIDE,
     C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -230,25 +117,6 @@ def conv2d_gather_gemm(
     first_channel = (tile % TILES_N).to(tl.int32) * BN
     if PARTS > 1:
         y += part * PART_NUMEL
-    if FLAG_BLOCK > 0:
-        if is_any_set(w + FLAGS, NUM_FLAGS, FLAG_BLOCK):
-            is_position, n, i, j, h, v, p0, q0, num_p, num_q = tile_positions(
-                first, phase, M, PHASE_H, PHASE_W, OUT_H, OUT_W, KH, KW, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W,
-                DILATION_H, DILATION_W, BACKWARD, BM,
-            )  # fmt: skip
-            x_at = (n * X_BATCH + h * W + v) * X_PIXEL + group * C * X_CHANNEL
-            for k0 in tl.range(first_channel, min(K, first_channel + BN), FEW, num_stages=1):
-                k = k0 + tl.arange(0, FEW)
-                is_channel = k < K
-                w_at = (group * K + tl.where(is_channel, k, 0)) * (KH * KW * C)
-                acc = sum_without_padding(
-                    x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part, C, KW, X_PIXEL,
-                    X_CHANNEL, HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, WIDE, PRECISION, PARTS, BM, FEW,
-                )  # fmt: skip
-                store_tile(
-                    y, acc, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K, GROUPS, CHANNELS_LAST, WIDE
-                )
-            return
     is_position, n, i, j, h, v, p0, q0, num_p, num_q = tile_positions(
         first, phase, M, PHASE_H, PHASE_W, OUT_H, OUT_W, KH, KW, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W,
         DILATION_H, DILATION_W, BACKWARD, BM,
@@ -265,3 +133,12 @@ def conv2d_gather_gemm(
         b = tl.load(bias + (group * K + k) * BIAS_STRIDE, mask=is_channel, other=0.0)
         acc += b.to(tl.float32)[None, :]  # eq. (17)
     store_tile(y, acc, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K, GROUPS, CHANNELS_LAST, WIDE)
+    if FLAG_BLOCK > 0:
+        if is_any_set(w + FLAGS, NUM_FLAGS, FLAG_BLOCK):
+            tl.debug_barrier()  # the tile is stored again, after the products above
+            store_without_padding(
+                y, x, w, first, first_channel, group, phase, part, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH,
+                LOW, C, K, GROUPS, KH, KW, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W, BACKWARD,
+                X_PIXEL, X_CHANNEL, CHANNELS_LAST, HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, WIDE, PRECISION, PARTS, BM,
+                BN,
+            )  # fmt: skip
