@@ -24,7 +24,7 @@ from compare.report.headline import headline
 from compare.run_cases import CaseRun, run_cases
 from compare.run_info import collect_run_info
 from compare.sections import Section
-from compare.speed import cuda_subjects
+from compare.speed import cuda_network, cuda_subjects
 from compare.speed.benchmark import compare_speed
 from compare.speed.contenders import Network
 from compare.speed.cuda_benchmark import compare_cuda_speed
@@ -141,7 +141,7 @@ def cuda_speed_section(options: argparse.Namespace, model_names: list[str], bar:
     size, batch = options.size or (64 if options.quick else 224), options.batch or 32
     model_options = torchvision_models.ModelOptions(size, batch, options.functional, "cuda")
     subjects = [cuda_subjects.operation_subject(name, "cuda") for name in cuda_subjects.OPERATIONS]
-    subjects += [cuda_subjects.network_subject(batch, "cuda") for batch in (64, 512, 4096)]
+    subjects += [cuda_network.network_subject(batch, "cuda") for batch in cuda_network.BATCHES]
     subjects += [cuda_subjects.model_subject(name, model_options) for name in model_names or ["resnet18"]]
     quick = {"rounds": 3, "seconds": 0.02} if options.quick else {}
     return format_cuda_speed(compare_cuda_speed(subjects, CudaEventTimer(), progress=bar, **quick))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from compare.speed.correctness import describe_mismatches
+from compare.speed.correctness import describe_mismatches, relative_error
 from compare.speed.cuda_subjects import Step, Subject
 from compare.speed.interleaving import interleave
 from compare.speed.timer import Timer, num_steps_for, time_phases
@@ -28,24 +28,35 @@ Mode = Callable[[Step], Step]
 
 @dataclass(frozen=True)
 class CudaRow:
-    """Median time of one contender, in seconds, and the peak of memory of its step above its inputs, in bytes."""
+    """Times of one contender, in seconds, one for each round.
+
+    Attributes:
+        error: largest error of a result, relative to its norm, against ``Subject.expected``.
+        peak_bytes: peak of memory of a step above its inputs; None where it is not measured.
+    """
 
     subject: str
     precision: str
     side: str
     layout: str
     mode: str
-    seconds: float
+    rounds: tuple[float, ...]
+    error: float
     peak_bytes: int | None
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.rounds)
 
 
 @dataclass
 class CudaSpeed:
-    """Results: rows; FLOPs and bytes of a step by subject; limits by precision; contenders without a time."""
+    """Results: rows; FLOPs, bytes and images of a step by subject; limits by precision; contenders without a time."""
 
     rows: list[CudaRow] = field(default_factory=list)
     flops: dict[str, int] = field(default_factory=dict)
     numbytes: dict[str, int] = field(default_factory=dict)
+    batches: dict[str, int] = field(default_factory=dict)
     bytes_per_second: float = 0.0
     flops_per_second: dict[str, float] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -117,16 +128,20 @@ def compare_cuda_speed(
 
 @contextmanager
 def flags(precision: str) -> Iterator[None]:
-    """TF32 off for convolutions and matrix products inside the block, or all flags as they are."""
-    if precision == "default":
-        yield
-        return
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    """Inside the block TF32 is off for convolutions and matrix products, or as it is for "default".
+
+    cuDNN measures its algorithms and takes the fastest, which it does not by default."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.benchmark = True
+    if precision != "default":
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        if precision != "default":
+            cudnn.allow_tf32, matmul.allow_tf32 = before[:2]
+        cudnn.benchmark = before[2]
 
 
 def _measure_subject(
@@ -134,20 +149,31 @@ def _measure_subject(
     modes: dict[str, tuple[bool, Mode]], rounds: int, seconds: float,
 ) -> None:  # fmt: skip
     native = subject.make("native", subject.layouts[0], False)
-    expected = {str(n): t.clone() for n, t in enumerate(native())}
+    if native is None:
+        raise ValueError(f"{subject.name}: native must have an uncompiled step in the layout {subject.layouts[0]}")
+    native_results = [t.clone() for t in native()]
     if subject.name not in result.flops:
         with FlopCounterMode(display=False) as counter:
             native()
         result.flops[subject.name] = counter.get_total_flops()
         if subject.numbytes is not None:
             result.numbytes[subject.name] = subject.numbytes
+        if subject.batch is not None:
+            result.batches[subject.name] = subject.batch
+    errors: dict[tuple[str, str, str], float] = {}
     steps: dict[tuple[str, str, str], Step] = {}
     for side in SIDES:
-        for layout in subject.layouts:
+        layouts = subject.our_layouts if side == "ours" and subject.our_layouts else subject.layouts
+        for layout in layouts:
+            results = subject.expected(side, layout) if subject.expected else native_results
+            expected = {str(n): t for n, t in enumerate(results)}
             for mode, (compiled, make) in modes.items():
                 label = f"{subject.name}: {side}, {layout}, {mode}"
                 try:
-                    step = make(subject.make(side, layout, compiled))
+                    uncaptured = subject.make(side, layout, compiled)
+                    if uncaptured is None:
+                        continue
+                    step = make(uncaptured)
                     actual = {str(n): t for n, t in enumerate(step())}
                 except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
                     result.not_measured.append((label, (str(error).splitlines() or [type(error).__name__])[0]))
@@ -156,14 +182,17 @@ def _measure_subject(
                     result.wrong.append(f"{label}, {PRECISIONS[precision]}: {mismatches[0]}")
                     continue
                 steps[side, layout, mode] = step
+                errors[side, layout, mode] = max(relative_error(actual[name], expected[name]) for name in expected)
     counts = {key: num_steps_for(_timed(step), seconds, timer) for key, step in steps.items()}
     times = interleave(
         {key: lambda key=key: time_phases(_timed(steps[key]), counts[key], timer)[0] for key in steps}, rounds
     )  # type: ignore[arg-type]
     for (side, layout, mode), step in steps.items():
-        median = statistics.median(times[side, layout, mode])  # type: ignore[index]
+        measured = times[side, layout, mode]  # type: ignore[index]
         peak = _peak_bytes(step) if device == "cuda" and mode == "eager" else None
-        result.rows.append(CudaRow(subject.name, precision, side, layout, mode, median, peak))
+        result.rows.append(
+            CudaRow(subject.name, precision, side, layout, mode, tuple(measured), errors[side, layout, mode], peak)
+        )
 
 
 def _timed(step: Step) -> Callable[[Callable[[], None]], None]:

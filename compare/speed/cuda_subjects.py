@@ -26,18 +26,25 @@ class Subject:
     """Something that ours and native compute.
 
     Attributes:
-        make: ``make(side, layout, compiled)`` returns a step; side is "ours" or "native", layout a key of LAYOUTS.
+        make: ``make(side, layout, compiled)`` returns a step, or None if there is no such contender; side is "ours"
+            or "native", layout one of ``layouts``, or for ours of ``our_layouts``.
         numbytes: bytes that a step must read and write at least, None if nobody knows.
         layouts: the memory formats that differ for it.
         tolerance: error of a result, relative to its norm, above which a contender is wrong. It finds gross mistakes;
             ``python -m compare gradients`` compares with float64.
+        expected: ``expected(side, layout)`` returns the results in float64; None: those of native's first step.
+        batch: number of images, for the plot; None leaves the subject out of it.
+        our_layouts: variants of ours; None: those of ``layouts``.
     """
 
     name: str
-    make: Callable[[str, str, bool], Step]
+    make: Callable[[str, str, bool], Step | None]
     numbytes: int | None
     layouts: Sequence[str] = tuple(LAYOUTS)
     tolerance: float = 0.02  # near ties of a maximum differ by rounding, and TF32 rounds to 11 bits
+    expected: Callable[[str, str], Sequence[Tensor]] | None = None
+    batch: int | None = None
+    our_layouts: Sequence[str] | None = None
 
 
 DEEP_TOLERANCE = 0.3  # rounding of TF32 reverses signs and maxima in each layer of a network
@@ -61,20 +68,6 @@ def model_subject(name: str, options: ModelOptions) -> Subject:
         return _model_step(model, x.contiguous(memory_format=LAYOUTS[layout]), labels, side, compiled)
 
     return Subject(f"{name}, batch {options.batch} at {options.size}", make, None, tolerance=DEEP_TOLERANCE)
-
-
-def network_subject(batch: int, device: str) -> Subject:
-    """The layers of ``DocumentCNN`` with its defaults in ``torch.nn``, and what ``from_torch`` makes of them."""
-
-    def make(side: str, layout: str, compiled: bool) -> Step:
-        torch.manual_seed(0)
-        model = mg.to_torch(mg.DocumentCNN(device=device)).to(memory_format=LAYOUTS[layout])
-        if side == "ours":
-            model = mg.from_torch(model)
-        x, labels = torch.randn(batch, 1, 28, 28, device=device), torch.randint(10, (batch,), device=device)
-        return _model_step(model, x.contiguous(memory_format=LAYOUTS[layout]), labels, side, compiled)
-
-    return Subject(f"DocumentCNN, batch {batch}", make, None, tolerance=DEEP_TOLERANCE)
 
 
 def _model_step(model: nn.Module, x: Tensor, labels: Tensor, side: str, compiled: bool) -> Step:

@@ -46,7 +46,7 @@ def ratios(rows: Sequence[TimingRow]) -> Picture:
         axes.set(xscale="log", xlabel="time, ours over native (left of the line, ours is faster)")
         axes.set_yticks(range(len(shown)), [row.subject for row in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        _set_plain_ticks(axes.xaxis, [value for row in shown for value in _quartiles(row)])
+        set_plain_ticks(axes.xaxis, [value for row in shown for value in _quartiles(row)])
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
         return figure
 
@@ -98,7 +98,7 @@ def _plot_against_batch(
         batches = sorted({row.batch for row in rows})
         axes.set_xticks(batches, [str(batch) for batch in batches])
         axes.xaxis.set_ticks([], minor=True)
-        _set_plain_ticks(axes.yaxis, [number for *_, points in lines for row in points for number in value(row)])
+        set_plain_ticks(axes.yaxis, [number for *_, points in lines for row in points for number in value(row)])
         axes.set_title(f"channels {channels}", fontsize=10)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         return figure
@@ -142,7 +142,7 @@ def _quartiles(row: TimingRow) -> list[float]:
     return [number for phase, *_ in PHASES for number in (row.ratios[phase].low, row.ratios[phase].high)]
 
 
-def _set_plain_ticks(axis: Axis, values: Sequence[float]) -> None:
+def set_plain_ticks(axis: Axis, values: Sequence[float]) -> None:
     """Set ticks such as 0.5, 1, 2: a scale of less than two decades may contain no power of ten."""
     low, high = min(values), max(values)
     factors = (1, 2, 5) if high / max(low, 1e-12) < 300 else (1,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ import manualgrad as mg
 from compare.__main__ import main
 from compare.models.torchvision_models import ModelOptions
 from compare.report import as_text
+from compare.sections import Picture
 from compare.speed import cuda_subjects
-from compare.speed.cuda_benchmark import CUDA_MODES, CudaSpeed, compare_cuda_speed, flags
-from compare.speed.cuda_section import section
-from compare.speed.cuda_subjects import Subject, model_subject, network_subject, operation_subject
+from compare.speed.correctness import relative_error
+from compare.speed.cuda_benchmark import CUDA_MODES, CudaRow, CudaSpeed, compare_cuda_speed, flags
+from compare.speed.cuda_network import network_subject
+from compare.speed.cuda_section import fastest_sentence, section
+from compare.speed.cuda_subjects import Subject, model_subject, operation_subject
+from compare.speed.timer import WallTimer
 
 OPERATIONS = {
     "relu": (lambda x: mg.relu(x, subgradient=0), F.relu, ((2, 3),)),
@@ -85,11 +90,9 @@ def test_a_wrong_result_is_a_failure_and_has_no_time() -> None:
     assert "no comparison, since a side has no time" in " ".join(section(result).text)
 
 
-@pytest.mark.parametrize("name", [*OPERATIONS, "network", "model"])
+@pytest.mark.parametrize("name", [*OPERATIONS, "model"])
 def test_both_sides_of_a_subject_compute_the_same(name) -> None:
-    if name == "network":
-        subject = network_subject(2, "cpu")
-    elif name == "model":
+    if name == "model":
         subject = model_subject("squeezenet1_1", ModelOptions(32, 2, False, "cpu"))
     else:
         subject = operation_subject(name, "cpu", OPERATIONS)
@@ -97,6 +100,60 @@ def test_both_sides_of_a_subject_compute_the_same(name) -> None:
     for result in results[1:]:
         for actual, expected in zip(result, results[0], strict=True):
             torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "variant"), [
+    ("native", "contiguous"), ("native", "channels_last"), ("ours", "autograd"), ("ours", "document's engine"),
+    ("ours", "formulas"),
+])  # fmt: skip
+def test_a_step_of_the_network_has_the_gradients_of_float64(side, variant) -> None:
+    subject = network_subject(2, "cpu")
+    for actual, expected in zip(subject.make(side, variant, False)(), subject.expected(side, variant), strict=True):
+        assert relative_error(actual, expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_each_contender_of_the_network_is_measured_and_plotted() -> None:
+    modes = {"eager": CUDA_MODES["eager"], "compiled": (True, lambda step: step)}
+    subject = network_subject(2, "cpu")
+    native_without_compiling = replace(
+        subject, make=lambda side, layout, compiled: subject.make(side, layout, compiled and side == "ours")
+    )
+    result = compare_cuda_speed(
+        [native_without_compiling], WallTimer(), device="cpu", modes=modes, rounds=2, seconds=1e-4, limit_size=8
+    )
+    assert not result.wrong and not result.not_measured
+    ours = {(row.layout, row.mode) for row in result.rows if row.side == "ours"}
+    assert ours == {("autograd", "eager"), ("document's engine", "eager"), ("formulas", "eager")}
+    assert all(row.error < 1e-5 for row in result.rows)
+    tables_and_plots = section(result).parts
+    plots = [part for part in tables_and_plots if isinstance(part, Picture)]
+    assert len(plots) == 2 and "at batch 2: ours, autograd, eager" in plots[0].alt
+    pytest.importorskip("matplotlib", reason="plots need the extra report")
+    assert len(plots[0].draw().axes[0].lines) == 5  # three of ours; native in two modes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["autograd", "document's engine", "formulas"])
+def test_a_wrong_gradient_of_the_network_is_found(variant) -> None:
+    subject = network_subject(2, "cpu")
+
+    def make(side, layout, compiled):
+        step = subject.make(side, layout, compiled)
+        return (lambda: [2 * result for result in step()]) if layout == variant else step
+
+    modes = {"eager": CUDA_MODES["eager"]}
+    result = compare_cuda_speed(
+        [replace(subject, make=make)], WallTimer(), device="cpu", modes=modes, rounds=1, seconds=1e-4, limit_size=8
+    )
+    assert len(result.wrong) == 2 and all(variant in sentence for sentence in result.wrong)
+
+
+def test_a_ratio_is_the_median_of_the_rounds() -> None:
+    rows = [CudaRow("toy", "float32", side, "contiguous", "eager", rounds, 0.0, None)
+            for side, rounds in (("ours", (1.0, 6.0, 2.0)), ("native", (2.0, 3.0, 8.0)))]  # fmt: skip
+    result = CudaSpeed(rows, {"toy": 1}, bytes_per_second=1.0, flops_per_second={"float32": 1.0, "default": 1.0})
+    assert "takes 0.50 x native's" in fastest_sentence(result, "toy", "float32")
 
 
 def test_tf32_is_off_inside_and_as_before_outside() -> None:
