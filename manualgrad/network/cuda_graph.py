@@ -55,7 +55,8 @@ def capture(run: Callable[[Launcher], None], device: torch.device) -> Graph:
         run(recorded)
         return recorded
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
+    # thread_local: other threads, such as NCCL's watchdog, may use the device meanwhile
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         run(_launcher())
     return graph
 
