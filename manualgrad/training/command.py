@@ -24,7 +24,7 @@ from manualgrad.training.output_folder import CHECKPOINTS, output_folder
 from manualgrad.training.results import write_results
 from manualgrad.training.run import TrainingRun
 from manualgrad.training.run_setup import load_dataset, make_run, resume, select_device
-from manualgrad.training.signals import SignalHandler
+from manualgrad.training.signals import SignalHandler, sigterm_as_before
 from manualgrad.training.streams import print_error, usable_streams
 
 CLOCK_NOTE = """\
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None, prog: str = "train.py") -> int:
         argv: command line without the name of the command; None for that of the process.
         prog: name of the command in messages and in the help text.
     """
-    with usable_streams():
+    with usable_streams(), sigterm_as_before():
         try:
             return run(parse_arguments(argv, prog), prog)
         except KeyboardInterrupt:

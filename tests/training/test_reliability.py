@@ -22,7 +22,7 @@ from manualgrad.files import UNFINISHED_SUFFIX
 from manualgrad.training import command, nonfinite, plots
 from manualgrad.training.checkpoints import CheckpointStore
 from manualgrad.training.metrics_logger import MetricsLogger
-from manualgrad.training.signals import SignalHandler
+from manualgrad.training.signals import SignalHandler, sigterm_as_before
 from tests.training.command_line import train
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +86,16 @@ def test_three_killed_runs_end_with_the_same_bits():
     assert re.findall(r"^ +(\d)  killed (.*)$", result.stdout, re.M) == [
         ("2", "at a random moment, bit-equal"), ("1", "while a checkpoint was written, bit-equal")
     ]  # fmt: skip
+
+
+def test_sigterm_after_an_exception_does_not_end_the_process_before_its_message():
+    """torchrun sends it to each rank that is left, when one is lost."""
+    before = signal.getsignal(signal.SIGTERM)
+    with sigterm_as_before():
+        with pytest.raises(RuntimeError), SignalHandler():
+            raise RuntimeError("lost the connection")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
