@@ -1,0 +1,1 @@
+"""The seventh set: written like the sixth, without a look at the diagnosis, and with other operations."""
