@@ -89,7 +89,8 @@ def _values(
         for offset in offsets:
             when = {0: "", -1: " (of the previous step)", 1: " (of the next step)"}[offset]
             lookup = recorded(key, offset, own)
-            steps = _changed_steps(search, call, own, lookup) if offset else []
+            is_loop = bool(offset) and all(v.numel() == tensor.numel() for v in search.records[key])
+            steps = _changed_steps(search, call, own, lookup) if is_loop else []
             if steps in ([0], [search.sites[call.site] - 1]) and search.sites[call.site] > 2:
                 step = "first" if steps == [0] else "last"
                 yield "missing term", f"the contribution of the {step} step of the loop is missing", lookup
@@ -101,7 +102,7 @@ def _changed_steps(
     search: NativePaths, call: Call, own: Callable[[Call], Tensor], lookup: Callable[[Call], Tensor]
 ) -> list[int]:
     """Steps of a loop in which the value of ``lookup`` is another one than the operand's."""
-    steps = [replace(c, records=search.records) for c in search.calls if c.site == call.site]
-    if any(len(changed.flat_arguments(step)) != len(changed.flat_arguments(call)) for step in steps):
-        return []  # one line of a module's code that calls several functions is no loop
+    steps = [replace(c, records=search.records) for c in search.steps(call)]
+    if len(steps) != search.sites[call.site] or len({own(step).shape for step in steps}) > 1:
+        return []  # a line of a module's code that calls several functions is no loop; sizes may change in one
     return [n for n, step in enumerate(steps) if not torch.equal(own(step), lookup(step))]

@@ -180,11 +180,16 @@ class NativePaths:
 
     def operand_name(self, call: Call, number: int) -> str:
         """Name of an argument; in a loop, that of a later step if the first has none; "" if there is no name."""
-        for step in (call, *(c for c in self.calls if c.site == call.site)):
+        for step in (call, *self.steps(call)):
             name = self.names.get(id(changed.flat_arguments(step)[number]))
             if name:
                 return name if step is call else f"{name} (of the previous step)"
         return ""
+
+    def steps(self, call: Call) -> list[Call]:
+        """Calls of the same site that have tensors at the same positions. One line may call several functions."""
+        positions = [n for n, _ in call.tensors]
+        return [c for c in self.calls if c.site == call.site and [n for n, _ in c.tensors] == positions]
 
     def candidates(self, tensor: Tensor) -> list[Any]:
         """Keys of the recorded tensors of the same shape, then of those that differ in dimensions of length 1."""
