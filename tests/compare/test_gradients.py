@@ -359,6 +359,21 @@ def test_a_wrong_module_is_found():
     assert (finding.kind, finding.quantity) == ("constant factor", "gradient of weight")
 
 
+def test_a_wrong_gradient_is_found_in_a_loop_over_different_shapes():
+    """One line that is called with other shapes each time, as ``nn.Sequential`` calls its modules."""
+
+    def native(x, v, w):
+        for matrix in (v, w):
+            x = x @ matrix
+        return x
+
+    case = compare.Case(
+        "product", hand_written(native, lambda g, x, v, w: (x.cos(), x.mT @ g @ w.mT, (x @ v).mT @ g)), native,
+        randn(x=(2, 2), v=(2, 2), w=(2, 3)), whole_numbers=False,
+    )  # fmt: skip
+    assert {finding.quantity for finding in compare.compare(case).findings} == {"gradient of x"}
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
