@@ -18,6 +18,7 @@ from manualgrad.cpu import depthwise, memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.pointwise import is_pointwise, pointwise_forward, pointwise_grad_input, pointwise_grad_weight
 from manualgrad.cpu.tensor_checks import is_in_contiguous_format, storage_covers, unsupported_tensors
 
 
@@ -31,6 +32,8 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_forward(module, x, w, b, geometry)
+    if is_pointwise(module, geometry):
+        return pointwise_forward(x, w, b, geometry)
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
         module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
@@ -52,6 +55,8 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     multiplies weights of windows at the border with zeros, which the formula does not."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_grad_input(module, g, w, geometry)
+    if is_pointwise(module, geometry):
+        return pointwise_grad_input(g, w, geometry)
     w = w.resolve_neg()
     program = programs.grad_input_program(
         module.instructions, g.shape, w.shape, w.stride(), geometry,
@@ -75,6 +80,8 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
     if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
         return depthwise.depthwise_grad_weight(module, g, x, geometry)
+    if is_pointwise(module, geometry):
+        return pointwise_grad_weight(g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     if not x.shape[0]:
