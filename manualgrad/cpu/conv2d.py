@@ -32,7 +32,7 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_forward(module, x, w, b, geometry)
-    if is_pointwise(module, geometry):
+    if is_pointwise(module, geometry, x, w.shape[0], not geometry.channels_last):
         return pointwise_forward(x, w, b, geometry)
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
@@ -55,7 +55,7 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     multiplies weights of windows at the border with zeros, which the formula does not."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_grad_input(module, g, w, geometry)
-    if is_pointwise(module, geometry):
+    if is_pointwise(module, geometry, g, w.shape[1], not geometry.channels_last):
         return pointwise_grad_input(g, w, geometry)
     w = w.resolve_neg()
     program = programs.grad_input_program(
@@ -80,7 +80,7 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
     if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
         return depthwise.depthwise_grad_weight(module, g, x, geometry)
-    if is_pointwise(module, geometry):
+    if is_pointwise(module, geometry, x, g.shape[1], is_in_contiguous_format(g)):
         return pointwise_grad_weight(g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)

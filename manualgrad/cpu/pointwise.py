@@ -17,24 +17,29 @@ from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import is_in_contiguous_format
 
 MIN_PIXELS = 64  # of a contiguous image that is a product of its own; smaller ones are copied into one matrix
+MIN_WEIGHTS = 200  # entries of the weight for each window, from which on packing it takes longest in the kernels
 
 
-def is_pointwise(module: KernelModule, geometry: Any) -> bool:
-    """Return True if a matrix product computes the convolution: one pixel, no padding, one group.
+def is_pointwise(
+    module: KernelModule, geometry: Any, images: Tensor, out_channels: int, is_result_contiguous: bool
+) -> bool:
+    """Return True if matrix products are the fastest way to the convolution: one pixel, no padding, one group.
 
-    On AVX-512 the kernels do, which are ahead of the products that PyTorch has on processors of AMD."""
+    ``images`` are a factor, ``out_channels`` the channels of the other images. On AVX-512 kernels are faster than the
+    products that PyTorch has on processors of AMD."""
     windows = geometry.windows
-    return bool(
-        windows.kernel_size == (1, 1)
-        and geometry.groups == 1
-        and not any(windows.padding)
-        and module.instructions == "avx2"
-    )
+    if windows.kernel_size != (1, 1) or geometry.groups != 1 or any(windows.padding):
+        return False
+    height, width = windows.output_size(*geometry.input_size)
+    batch, channels, pixels = images.shape[0], images.shape[1], height * width
+    is_contiguous = is_result_contiguous and is_in_contiguous_format(images)
+    is_fast = (is_contiguous and pixels >= MIN_PIXELS) or channels * out_channels >= MIN_WEIGHTS * batch * pixels
+    return bool(is_fast and module.instructions == "avx2")
 
 
 def pointwise_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
-    x, matrix = _windows(x, geometry), _matrix(w)
+    x, matrix = _copied_windows(x, geometry), _matrix(w)
     out = _new(geometry, x.shape[0], w.shape[0], x.shape[2:])
     if _by_image(x, out):
         weights, bias = matrix.expand(x.shape[0], *matrix.shape), None if b is None else b.unsqueeze(1)
@@ -61,7 +66,7 @@ def pointwise_grad_input(g: Tensor, w: Tensor, geometry: Any) -> Tensor:
 
 def pointwise_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> Tensor:
     """W(g, x): (C_out, C_in, 1, 1)."""
-    x = _windows(x, geometry)
+    x = _copied_windows(x, geometry)
     grad_w = memory.new(g.shape[1], x.shape[1], 1, 1)
     matrix = _matrix(grad_w)
     if not _by_image(x, g):
@@ -76,6 +81,12 @@ def _windows(x: Tensor, geometry: Any) -> Tensor:
     """View of the pixels of x that windows have."""
     rows, columns = geometry.windows.stride
     return x if rows == columns == 1 else x[:, :, ::rows, ::columns]
+
+
+def _copied_windows(x: Tensor, geometry: Any) -> Tensor:
+    """The pixels of x that windows have, contiguous if x is: x itself, or a copy."""
+    windows = _windows(x, geometry)
+    return windows.contiguous() if windows is not x and is_in_contiguous_format(x) else windows
 
 
 def _matrix(w: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ def avx2(restore_kernels):
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Dimensions of the left factor of each matrix product."""
+    """Dimensions of the left factor of each matrix product; all convolutions of one pixel become products."""
+    monkeypatch.setattr(pointwise, "MIN_WEIGHTS", 0)
     dims: list[int] = []
     product = pointwise._product
     monkeypatch.setattr(pointwise, "_product", lambda c, a, b, out: dims.append(a.dim()) or product(c, a, b, out))
@@ -50,13 +51,14 @@ sizes = st.tuples(st.integers(0, 3), st.sampled_from([1, 2, 3, 17]), st.integers
 @example((2, 3, 9, 9), 4, (1, 1), (False, True, True, True, True, True), 0)  # one product for all
 @example((2, 3, 19, 17), 4, (2, 2), (False,) * 6, 0)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_products_equal_formulas(x_shape, out_channels, stride, choices, seed):
+def test_products_equal_formulas(products, x_shape, out_channels, stride, choices, seed):
     flip, channels_last, has_bias, x_channels_last, w_channels_last, g_channels_last = choices
     torch.manual_seed(seed)
     w_shape = out_channels, x_shape[1], 1, 1
     x, w = numbers(x_shape, True, x_channels_last), numbers(w_shape, True, w_channels_last)
     b = numbers((out_channels,), True, False) if has_bias else None
     geometry = make_conv2d_geometry(x, w, b, stride, 0, 1, 1, flip, channels_last)
+    products.clear()
     size = geometry.windows.output_size(*geometry.input_size)
     g = numbers((x_shape[0], out_channels, *size), True, g_channels_last)
     for name, arguments in zip(NAMES, ((x, w, b), (g, w), (g, x)), strict=True):
@@ -67,6 +69,7 @@ def test_products_equal_formulas(x_shape, out_channels, stride, choices, seed):
         assert torch.equal(result, expected), name
         if name != NAMES[2]:  # a parameter's gradient gets the parameter's strides from autograd
             assert result.stride() == expected.stride() or not result.numel(), name
+    assert len(products) >= 2
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -80,7 +83,7 @@ def test_images_in_either_format_are_not_copied(products, channels_last):
 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("x_shape, out_channels", [((4, 300, 7, 9), 64), ((2, 16, 40, 41), 70), ((6, 700, 2, 2), 30)])
-def test_error_is_at_most_twice_natives_and_2_ulp(x_shape, out_channels, channels_last):
+def test_error_is_at_most_twice_natives_and_2_ulp(products, x_shape, out_channels, channels_last):
     x, w = numbers(x_shape, False, channels_last), torch.randn(out_channels, x_shape[1], 1, 1)
     b, g = torch.randn(out_channels), numbers((x_shape[0], out_channels, *x_shape[2:]), False, channels_last)
 
@@ -96,6 +99,7 @@ def test_error_is_at_most_twice_natives_and_2_ulp(x_shape, out_channels, channel
         ulp = (torch.nextafter(largest, largest + 1) - largest).item()
         error, native_error = ((t.double() - exact_result).abs().max().item() for t in (our_result, native_result))
         assert error <= 2 * native_error + 2 * ulp
+    assert len(products) >= 2
 
 
 def test_autocast_does_not_change_a_product(products):
@@ -109,7 +113,7 @@ def test_autocast_does_not_change_a_product(products):
     assert products == [3, 3]
 
 
-def test_a_weight_that_is_not_finite():
+def test_a_weight_that_is_not_finite(products):
     x, w, g = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 1, 1), torch.randn(2, 4, 3, 3)
     w[1, 2], g[0, 1, 0, 0] = torch.inf, 0.0
     geometry = make_conv2d_geometry(x, w, None, 2, 0, 1, 1, False, False)
@@ -120,6 +124,7 @@ def test_a_weight_that_is_not_finite():
     torch.testing.assert_close(result, expected, equal_nan=True)
     assert result[0, 2, 0, 0].isnan()
     assert not result[..., 1].any(), "no window has these pixels"
+    assert products == [2]
 
 
 def test_other_convolutions_are_not_products(products):
@@ -127,3 +132,15 @@ def test_other_convolutions_are_not_products(products):
     for shape, options in [((6, 4, 1, 1), {"padding": 1}), ((4, 2, 1, 1), {"groups": 2}), ((6, 4, 1, 3), {})]:
         conv2d(x, torch.randn(shape), **options)
     assert not products
+
+
+def test_a_large_weight_or_contiguous_images_are_multiplied_without_packing(monkeypatch):
+    calls = []
+    monkeypatch.setattr(pointwise, "_product", lambda *operands: calls.append(operands))
+    for x, w in [((1, 60, 2, 2), (20, 60, 1, 1)), ((1, 4, 8, 8), (3, 4, 1, 1))]:
+        conv2d(torch.randn(x), torch.randn(w), channels_last=False)
+    assert len(calls) == 2
+    x, w = torch.randn(1, 4, 8, 8).to(memory_format=torch.channels_last), torch.randn(3, 4, 1, 1)
+    conv2d(x, w)
+    conv2d(torch.randn(1, 4, 7, 8), w, channels_last=False)
+    assert len(calls) == 2
