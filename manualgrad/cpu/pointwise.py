@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import memory
+from manualgrad.cpu import memory, team
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import is_in_contiguous_format
 
@@ -26,7 +26,7 @@ def is_pointwise(
     """Return True if matrix products are the fastest way to the convolution: one pixel, no padding, one group.
 
     ``images`` are a factor, ``out_channels`` the channels of the other images. On AVX-512 kernels are faster than the
-    products that PyTorch has on processors of AMD."""
+    products that PyTorch has on processors of AMD. In a fork, products on several threads would hang."""
     windows = geometry.windows
     if windows.kernel_size != (1, 1) or geometry.groups != 1 or any(windows.padding):
         return False
@@ -34,7 +34,7 @@ def is_pointwise(
     batch, channels, pixels = images.shape[0], images.shape[1], height * width
     is_contiguous = is_result_contiguous and is_in_contiguous_format(images)
     is_fast = (is_contiguous and pixels >= MIN_PIXELS) or channels * out_channels >= MIN_WEIGHTS * batch * pixels
-    return bool(is_fast and module.instructions == "avx2")
+    return bool(is_fast and module.instructions == "avx2" and team.single_thread_reason() is None)
 
 
 def pointwise_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
