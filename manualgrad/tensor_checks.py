@@ -27,12 +27,7 @@ def is_plain_tensor(x: Tensor) -> bool:
 
 def has_values(x: Tensor) -> bool:
     """Return True if ``x`` is of PyTorch's own type, and no wrapper or meta tensor, outside of tracers."""
-    return (
-        type(x) in PLAIN_TYPES
-        and not x.is_meta
-        and not is_functorch_wrapped(x)
-        and not is_legacy_batched(x)
-    )
+    return type(x) in PLAIN_TYPES and not x.is_meta and not is_functorch_wrapped(x) and not is_legacy_batched(x)
 
 
 def can_read_values(x: Tensor) -> bool:

@@ -56,9 +56,8 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
         (is_in_contiguous_format(g), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
     g, grad_x = _images(g, program), _new_result(program)
-    if g.shape[0]:
-        if not program.run_and_check(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr()):
-            return None
+    if g.shape[0] and not program.run_and_check(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr()):
+        return None
     return _in_format_of(geometry, program, grad_x)
 
 

@@ -7,11 +7,10 @@ program makes one call, and its kernels share one workspace with a buffer for ea
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
-from itertools import groupby
 from struct import Struct
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,24 +71,23 @@ class Program:
         if workspace is not None:
             places |= {name: (len(names), offset) for name, offset in workspace.offsets.items()}
         self.module, self.num_threads = module, num_threads
-        self._parts, self._slots, format = list[bytes | int](), list[tuple[int, int, int]](), ""
-        for is_address, words in groupby(team.encode_regions(regions), lambda word: isinstance(word, BufferRef)):
-            if is_address:
-                for word in words:
-                    index, offset = places[word.name]
-                    self._slots.append((len(self._parts), index, offset + word.offset))
-                    self._parts.append(0)
-                    format += "q"
+        # bytes and addresses in turn: the bytes are copied as they are, and run fills in the addresses
+        constants, self._slots = [bytearray()], list[tuple[int, int]]()
+        for word in team.encode_regions(regions):
+            if isinstance(word, BufferRef):
+                index, offset = places[word.name]
+                self._slots.append((index, offset + word.offset))
+                constants.append(bytearray())
             else:
-                integers = np.array(list(words), dtype=np.int64).tobytes()
-                self._parts.append(integers)
-                format += f"{len(integers)}s"
-        self._pack = Struct(format).pack  # bytes between the addresses are copied as they are
+                constants[-1] += word.to_bytes(8, sys.byteorder, signed=True)
+        self._parts: list[bytes | int] = [bytes(constants[0])]
+        for integers in constants[1:]:
+            self._parts += [0, bytes(integers)]
+        self._pack = Struct("=" + "q".join(f"{len(integers)}s" for integers in constants)).pack
 
     def run(self, addresses: Sequence[int]) -> None:
         """Run all regions, on one thread if the process has no team."""
         parts = self._parts.copy()
-        for n, index, offset in self._slots:
-            parts[n] = addresses[index] + offset
+        parts[1::2] = [addresses[index] + offset for index, offset in self._slots]
         num_threads = 1 if self.num_threads == 1 or team.single_thread_reason() else self.num_threads
         team.run_program(self.module, num_threads, self._pack(*parts))

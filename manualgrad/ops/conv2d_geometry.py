@@ -46,8 +46,8 @@ def known_conv2d_geometry(
 ) -> Conv2dGeometry | None:
     """Return the geometry of arguments that :func:`remember_conv2d_geometry` has, in plain eager mode; else None.
 
-    The other arguments than tensors are ``options``. They are immutable and are compared by identity, since 1, 1.0 and
-    True are equal."""
+    The arguments that are no tensors are ``options``. They are immutable and are compared by identity, since 1, 1.0
+    and True are equal."""
     if not (
         in_plain_eager_mode()
         and type(input) in PLAIN_TYPES
