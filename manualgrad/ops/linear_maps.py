@@ -41,8 +41,8 @@ def bilinear(
         grad_first: ``grad_first(g, b, *options)``, the gradient of a for the gradient g of the result.
         grad_second: ``grad_second(g, a, *options)``, the gradient of b. Both must be differentiable themselves.
         all_grads: ``all_grads(g, a, b, needs_grad, *options)``, the gradients of a, b and the bias, if there is a
-            faster way to them at once. Those that ``needs_grad`` leaves out are None. a is None if b needs no gradient,
-            and b if a needs none. It is called where nothing differentiates it.
+            faster way to them at once, None for those that ``needs_grad`` leaves out. a may be None if b needs no
+            gradient, and b if a needs none. It is called where nothing differentiates it.
     """
 
     num_tensors = 3 if has_bias else 2
