@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,13 +20,11 @@ from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.pointwise import is_pointwise, pointwise_forward, pointwise_grad_input, pointwise_grad_weight
-from manualgrad.cpu.tensor_checks import is_in_contiguous_format, storage_covers, unsupported_tensors
+from manualgrad.cpu.tensor_checks import is_in_contiguous_format, unsupported_tensor, unsupported_tensors
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    channels, group_channels, *_ = w_shape = w.shape
-    fits = _is_input(geometry, x.shape, group_channels) and _is_weight(geometry, w_shape)
-    return _unsupported(fits and (b is None or b.shape == (channels,)), x, w, b)
+    return _unsupported(_fits_forward, geometry, (x.shape, w.shape, None if b is None else b.shape), x, w, b)
 
 
 def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
@@ -46,8 +45,7 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    w_shape = w.shape
-    return _unsupported(_is_output(geometry, g.shape, w_shape[0]) and _is_weight(geometry, w_shape), g, w)
+    return _unsupported(_fits_grad_input, geometry, (g.shape, w.shape), g, w)
 
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
@@ -63,17 +61,13 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
         (is_in_contiguous_format(g), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
     g, grad_x = _images(g, program), _new_result(program)
-    if g.shape[0]:
-        workspace = program.run(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr())
-        if not program.has_finite_weights(workspace):
-            return None
+    if g.shape[0] and not program.run_and_check(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr()):
+        return None
     return _in_format_of(geometry, program, grad_x)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    (batch, channels, *_), (x_batch, x_channels, *_) = g_shape, x_shape = g.shape, x.shape
-    fits = _is_input(geometry, x_shape, x_channels // geometry.groups) and _is_output(geometry, g_shape, channels)
-    return _unsupported(fits and batch == x_batch, g, x)
+    return _unsupported(_fits_grad_weight, geometry, (g.shape, x.shape), g, x)
 
 
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
@@ -95,14 +89,55 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     return grad_w
 
 
-def _unsupported(fits: bool, *tensors: Tensor | None) -> str:
-    if reason := unsupported_tensors(*tensors):
-        return reason
-    if not torch.compiler.is_compiling():
+def unsupported_conv2d_backward(g: Tensor, x: Tensor, w: Tensor, _: bool, geometry: Any) -> str:
+    return _unsupported(_fits_backward, geometry, (g.shape, x.shape, w.shape), g, x, w)
+
+
+def conv2d_backward(
+    module: KernelModule, g: Tensor, x: Tensor, w: Tensor, needs_bias: bool, geometry: Any
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """X(g, w), W(g, x) and the gradient of the bias, or None for it. None at all as in :func:`conv2d_grad_input`."""
+    grad_x = conv2d_grad_input(module, g, w, geometry)
+    if grad_x is None:
+        return None
+    return grad_x, conv2d_grad_weight(module, g, x, geometry), g.sum((0, 2, 3)) if needs_bias else None
+
+
+def _unsupported(fits: Any, geometry: Any, shapes: tuple[Any, ...], *tensors: Tensor | None) -> str:
+    """``fits`` tells if the geometry is that of ``shapes``; it is a function with a cache."""
+    if torch.compiler.is_compiling():
+        if reason := unsupported_tensors(*tensors):
+            return reason
+        fits = fits.__wrapped__  # sizes may be symbols
+    else:
         for x in tensors:
-            if x is not None and not storage_covers(x):
-                return "the storage of a tensor is too small"
-    return "" if fits else "the geometry is not that of the tensors"
+            if x is not None and (reason := unsupported_tensor(x, covered=True)):
+                return reason
+    return "" if fits(geometry, *shapes) else "the geometry is not that of the tensors"
+
+
+@lru_cache(maxsize=512)
+def _fits_forward(
+    geometry: Any, x_shape: Sequence[int], w_shape: Sequence[int], b_shape: Sequence[int] | None
+) -> bool:
+    fits = _is_input(geometry, x_shape, w_shape[1]) and _is_weight(geometry, w_shape)
+    return fits and (b_shape is None or b_shape == (w_shape[0],))
+
+
+@lru_cache(maxsize=512)
+def _fits_grad_input(geometry: Any, g_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
+    return _is_output(geometry, g_shape, w_shape[0]) and _is_weight(geometry, w_shape)
+
+
+@lru_cache(maxsize=512)
+def _fits_backward(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
+    return _fits_grad_input(geometry, g_shape, w_shape) and _fits_grad_weight(geometry, g_shape, x_shape)
+
+
+@lru_cache(maxsize=512)
+def _fits_grad_weight(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int]) -> bool:
+    fits = _is_input(geometry, x_shape, x_shape[1] // geometry.groups) and _is_output(geometry, g_shape, g_shape[1])
+    return fits and g_shape[0] == x_shape[0]
 
 
 def _is_input(geometry: Any, shape: Sequence[int], group_channels: int) -> bool:

@@ -48,15 +48,19 @@ class ConvProgram:
     margin: tuple[int, int, int] = (0, 0, 0)
     contiguous: tuple[bool, bool] = (False, False)
 
-    def run(self, *addresses: int) -> Tensor:
-        """Run the program on tensors at ``addresses``, in the order of its names, and return its workspace."""
-        workspace = self.layout.allocate()
+    def run(self, *addresses: int) -> None:
+        """Run the program on tensors at ``addresses``, in the order of its names."""
+        workspace = self.layout.take()
         self.program.run((*addresses, workspace.data_ptr()))
-        return workspace
+        self.layout.give_back(workspace)
 
-    def has_finite_weights(self, workspace: Tensor) -> bool:
-        """Return True if all weights that were packed are finite."""
-        return not any(map(math.isnan, self.layout.read_floats(workspace, "nonfinite")))
+    def run_and_check(self, *addresses: int) -> bool:
+        """Run the program, and return True if all weights that were packed are finite."""
+        workspace = self.layout.take()
+        self.program.run((*addresses, workspace.data_ptr()))
+        nonfinite = self.layout.read_floats(workspace, "nonfinite")
+        self.layout.give_back(workspace)
+        return not any(map(math.isnan, nonfinite))
 
 
 @lru_cache(maxsize=512)

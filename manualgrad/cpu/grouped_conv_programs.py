@@ -51,8 +51,9 @@ class GroupedConvProgram:
 
     def run(self, *addresses: int) -> None:
         """Run the program on tensors at ``addresses``, in the order of its names."""
-        workspace = self.layout.allocate()
+        workspace = self.layout.take()
         self.program.run((*addresses, workspace.data_ptr()))
+        self.layout.give_back(workspace)
 
 
 class _GroupedWeight:

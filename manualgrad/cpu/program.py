@@ -7,9 +7,10 @@ program makes one call, and its kernels share one workspace with a buffer for ea
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
+from struct import Struct
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,13 @@ class WorkspaceLayout:
     def allocate(self) -> Tensor:
         """Return a workspace, (nbytes,) uint8."""
         return memory.new_workspace(self.nbytes, *self._buffers)
+
+    def take(self) -> Tensor:
+        """Return a workspace for one call, which ends with :meth:`give_back`."""
+        return memory.take_workspace(self.nbytes, *self._buffers)
+
+    def give_back(self, workspace: Tensor) -> None:
+        memory.give_back_workspace(workspace, self.nbytes)
 
     def buffer(
         self, workspace: Tensor, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
@@ -59,20 +67,27 @@ class Program:
         self, module: KernelModule, num_threads: int, regions: Sequence[team.ParallelRegion], names: Sequence[str],
         workspace: WorkspaceLayout | None = None,
     ) -> None:  # fmt: skip
-        # the index of each buffer's address and an offset; index 0 has address 0, for plain integers
-        places = {name: (n, 0) for n, name in enumerate(names, start=1)}
+        places = {name: (n, 0) for n, name in enumerate(names)}  # the index of a buffer's address, and an offset
         if workspace is not None:
-            places |= {name: (1 + len(names), offset) for name, offset in workspace.offsets.items()}
-        offsets, indices = [], []
-        for word in team.encode_regions(regions):
-            index, offset = places[word.name] if isinstance(word, BufferRef) else (0, 0)
-            indices.append(index)
-            offsets.append(offset + (word.offset if isinstance(word, BufferRef) else word))
+            places |= {name: (len(names), offset) for name, offset in workspace.offsets.items()}
         self.module, self.num_threads = module, num_threads
-        self._offsets, self._indices = np.array(offsets, dtype=np.int64), np.array(indices)
+        # bytes and addresses in turn: the bytes are copied as they are, and run fills in the addresses
+        constants, self._slots = [bytearray()], list[tuple[int, int]]()
+        for word in team.encode_regions(regions):
+            if isinstance(word, BufferRef):
+                index, offset = places[word.name]
+                self._slots.append((index, offset + word.offset))
+                constants.append(bytearray())
+            else:
+                constants[-1] += word.to_bytes(8, sys.byteorder, signed=True)
+        self._parts: list[bytes | int] = [bytes(constants[0])]
+        for integers in constants[1:]:
+            self._parts += [0, bytes(integers)]
+        self._pack = Struct("=" + "q".join(f"{len(integers)}s" for integers in constants)).pack
 
     def run(self, addresses: Sequence[int]) -> None:
         """Run all regions, on one thread if the process has no team."""
-        block = self._offsets + np.array((0, *addresses), dtype=np.int64)[self._indices]
-        num_threads = 1 if team.single_thread_reason() else self.num_threads
-        team.run_program(self.module, num_threads, block.tobytes())
+        parts = self._parts.copy()
+        parts[1::2] = [addresses[index] + offset for index, offset in self._slots]
+        num_threads = 1 if self.num_threads == 1 or team.single_thread_reason() else self.num_threads
+        team.run_program(self.module, num_threads, self._pack(*parts))

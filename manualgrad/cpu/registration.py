@@ -77,6 +77,9 @@ KERNELS = (
         conv2d.conv2d_grad_input,
         NONFINITE_WEIGHT,
     ),
+    FormulaKernel(
+        "conv2d_backward", CPU, conv2d.unsupported_conv2d_backward, conv2d.conv2d_backward, NONFINITE_WEIGHT
+    ),
     FormulaKernel("conv2d_grad_weight_oihw", CPU, conv2d.unsupported_conv2d_grad_weight, conv2d.conv2d_grad_weight),
     FormulaKernel(
         "max_pool2d_forward", CPU, max_pool2d.unsupported_max_pool2d_forward, max_pool2d.max_pool2d_forward

@@ -106,9 +106,10 @@ def save_for_derivatives(ctx: Any, *tensors: Tensor | None, needed: Sequence[boo
     Forward mode reads the tensors at once and frees them. Tensors that backward does not need are not kept alive.
     Under vmap both sets must be the same, since functorch records the batch dimensions of one set only.
     """
-    ctx.save_for_forward(*tensors)
+    if is_functorch_active() or is_forward_mode_active() or torch.compiler.is_compiling():
+        ctx.save_for_forward(*tensors)
     if isinstance(ctx, BackwardContext):
-        tensors = tuple(tensor if keep else None for tensor, keep in zip(tensors, needed, strict=True))
+        tensors = tuple([tensor if keep else None for tensor, keep in zip(tensors, needed, strict=True)])
     ctx.save_for_backward(*tensors)
 
 

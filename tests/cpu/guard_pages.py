@@ -376,6 +376,7 @@ def main() -> None:
     memory.new, memory.new_like = guarded_tensor, lambda t: guarded_tensor(*t.shape)
     memory.new_channels_last = guarded_channels_last
     memory.buffer_offsets, memory.new_workspace = guarded_offsets, guarded_workspace
+    memory.SHARED_BYTES = 0  # each workspace is a new one
     torch.manual_seed(options.seed)
     counts = run_in_threads(options.python_threads, options.calls, options.seed)
     print(
