@@ -35,10 +35,11 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
         module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
         (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
-    x, out = _images(x, program), _new_result(program)
+    reads, writes = program.contiguous
+    x, out = x if reads else _images(x, program), _new_result(program, writes)
     if x.shape[0]:
         program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
-    return _in_format_of(geometry, program, out)
+    return out if geometry.channels_last or writes else _clone_contiguous(out)
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
@@ -55,10 +56,11 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
         module.instructions, g.shape, w.shape, w.stride(), geometry,
         (is_in_contiguous_format(g), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
-    g, grad_x = _images(g, program), _new_result(program)
-    if g.shape[0] and not program.run_and_check(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr()):
+    reads, writes = program.contiguous
+    g, grad_x = g if reads else _images(g, program), _new_result(program, writes)
+    if g.shape[0] and not program.run_and_check(g.data_ptr(), w.data_ptr(), grad_x.data_ptr()):
         return None
-    return _in_format_of(geometry, program, grad_x)
+    return grad_x if geometry.channels_last or writes else _clone_contiguous(grad_x)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
@@ -77,7 +79,8 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
         module.instructions, x.shape, w_shape, grad_w.stride(), geometry,
         (is_in_contiguous_format(x), is_in_contiguous_format(g)), torch.get_num_threads(),
     )  # fmt: skip
-    x, g = _images(x, program), g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
+    x = x if program.contiguous[0] else _images(x, program)
+    g = g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
     program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr())
     return grad_w
 
@@ -90,10 +93,31 @@ def conv2d_backward(
     module: KernelModule, g: Tensor, x: Tensor, w: Tensor, needs_bias: bool, geometry: Any
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """X(g, w), W(g, x) and the gradient of the bias, or None for it. None at all as in :func:`conv2d_grad_input`."""
-    grad_x = conv2d_grad_input(module, g, w, geometry)
-    if grad_x is None:
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        grad_x = depthwise.depthwise_grad_input(module, g, w, geometry)
+        return grad_x, depthwise.depthwise_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
+    w, channels_last = w.resolve_neg(), geometry.channels_last
+    grad_w = memory.new_channels_last(*w.shape) if channels_last else memory.new(*w.shape)
+    program = programs.backward_program(
+        module.instructions, x.shape, w.shape, w.stride(), grad_w.stride(), geometry,
+        (is_in_contiguous_format(g), is_in_contiguous_format(x), not channels_last), torch.get_num_threads(),
+    )  # fmt: skip
+    g_read = g if program.contiguous[0] else to_contiguous(g, torch.channels_last)
+    x = x if program.contiguous[1] else _images(x, program)
+    grad_x = _new_result(program, program.contiguous[2])
+    if not g.shape[0]:
+        grad_w.zero_()
+    elif not program.run_and_check(
+        g_read.data_ptr(), x.data_ptr(), w.data_ptr(), grad_x.data_ptr(), grad_w.data_ptr()
+    ):
         return None
-    return grad_x, conv2d_grad_weight(module, g, x, geometry), g.sum((0, 2, 3)) if needs_bias else None
+    if not (channels_last or program.contiguous[2]):
+        grad_x = _clone_contiguous(grad_x)
+    return grad_x, grad_w, _grad_bias(g, needs_bias)
+
+
+def _grad_bias(g: Tensor, is_needed: bool) -> Tensor | None:
+    return g.sum((0, 2, 3)) if is_needed else None
 
 
 def _unsupported(fits: Any, geometry: Any, shapes: tuple[Any, ...], *tensors: Tensor | None) -> str:
@@ -147,13 +171,10 @@ def _is_output(geometry: Any, shape: Sequence[int], channels: int) -> bool:
 
 
 def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:
-    """Return the images x as ``program`` reads them."""
-    margin = program.margin
-    if program.contiguous[0]:
-        return x
-    if not any(margin):
+    """Return the images x as ``program`` reads them, unless it reads contiguous ones."""
+    if not program.has_margin:
         return to_contiguous(x, torch.channels_last)
-    (left, right, slack), (batch, channels, height, width) = margin, x.shape
+    (left, right, slack), (batch, channels, height, width) = program.margin, x.shape
     shape = batch, height, width + left + right, channels
     numel = math.prod(shape)
     padded = memory.new(numel + slack, zeros=True)[:numel].view(shape).permute(0, 3, 1, 2)
@@ -161,14 +182,12 @@ def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:
     return padded
 
 
-def _new_result(program: programs.ConvProgram) -> Tensor:
-    if program.contiguous[1]:
+def _new_result(program: programs.ConvProgram, contiguous: bool) -> Tensor:
+    if contiguous:
         return memory.new(*program.result_shape)
     return memory.new_channels_last(*program.result_shape, zeros=program.is_partial)
 
 
-def _in_format_of(geometry: Any, program: programs.ConvProgram, x: Tensor) -> Tensor:
-    if geometry.channels_last or program.contiguous[1]:
-        return x
+def _clone_contiguous(x: Tensor) -> Tensor:
     # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
     return x.clone(memory_format=torch.contiguous_format)

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from manualgrad._torch_compat import is_zero_tensor
-from manualgrad.tensor_checks import has_values, in_plain_eager_mode
+from manualgrad._torch_compat import is_functorch_wrapped, is_legacy_batched, is_zero_tensor
+from manualgrad.tensor_checks import PLAIN_TYPES, in_plain_eager_mode
 
 
 def supports_tensors(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
@@ -39,14 +39,19 @@ def unsupported_tensor(
         return _WRONG_DTYPE[dtype]
     if not x.is_cpu or x.layout is not torch.strided:
         return "a tensor is not strided, or not on the CPU"
-    if not has_values(x) or is_zero_tensor(x):
+    # has_values, without a call
+    if type(x) not in PLAIN_TYPES or is_functorch_wrapped(x) or is_legacy_batched(x) or is_zero_tensor(x):
         return "a tensor has no memory of its own: a subclass, or a wrapper"
     if contiguous:
         if not x.is_contiguous() or x.is_neg():
             return "a tensor is not contiguous"
         if x.untyped_storage().nbytes() < (x.storage_offset() + x.numel()) * dtype.itemsize:
             return TOO_SMALL
-    return TOO_SMALL if covered and not storage_covers(x) else ""
+    if covered:
+        span = _span(x.shape, x.stride())
+        if span and x.untyped_storage().nbytes() < (x.storage_offset() + span) * dtype.itemsize:
+            return TOO_SMALL
+    return ""
 
 
 def _unsupported_traced(x: Tensor, dtype: torch.dtype) -> str:
