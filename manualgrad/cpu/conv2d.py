@@ -7,23 +7,31 @@ why the kernel does not compute its arguments, "" if it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import ORDINARY_CPU_KEYS, dispatch_keys
 from manualgrad.cpu import conv2d_programs as programs
 from manualgrad.cpu import depthwise, memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.tensor_checks import is_in_contiguous_format, unsupported_tensor, unsupported_tensors
+from manualgrad.cpu.tensor_checks import (
+    TOO_SMALL,
+    is_in_contiguous_format,
+    span_in_memory,
+    unsupported_tensor,
+    unsupported_tensors,
+)
+from manualgrad.tensor_checks import PLAIN_TYPES
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    return _unsupported(_fits_forward, geometry, (x.shape, w.shape, None if b is None else b.shape), x, w, b)
+    return _unsupported(_fits_forward, geometry, *((x, w) if b is None else (x, w, b)))
 
 
 def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
@@ -43,7 +51,7 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    return _unsupported(_fits_grad_input, geometry, (g.shape, w.shape), g, w)
+    return _unsupported(_fits_grad_input, geometry, g, w)
 
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
@@ -64,7 +72,7 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    return _unsupported(_fits_grad_weight, geometry, (g.shape, x.shape), g, x)
+    return _unsupported(_fits_grad_weight, geometry, g, x)
 
 
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
@@ -86,7 +94,7 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
 
 
 def unsupported_conv2d_backward(g: Tensor, x: Tensor, w: Tensor, _: bool, geometry: Any) -> str:
-    return _unsupported(_fits_backward, geometry, (g.shape, x.shape, w.shape), g, x, w)
+    return _unsupported(_fits_backward, geometry, g, x, w)
 
 
 def conv2d_backward(
@@ -120,41 +128,56 @@ def _grad_bias(g: Tensor, is_needed: bool) -> Tensor | None:
     return g.sum((0, 2, 3)) if is_needed else None
 
 
-def _unsupported(fits: Any, geometry: Any, shapes: tuple[Any, ...], *tensors: Tensor | None) -> str:
-    """``fits`` tells if the geometry is that of ``shapes``; it is a function with a cache."""
+def _unsupported(fits: Callable[..., bool], geometry: Any, *tensors: Tensor) -> str:
+    """Return the reason why kernels do not support the tensors, or ``fits`` of their shapes is False; else ""."""
     if torch.compiler.is_compiling():
-        if reason := unsupported_tensors(*tensors):
+        reason = unsupported_tensors(*tensors)
+        return reason or ("" if fits(geometry, *[x.shape for x in tensors]) else MISFIT)
+    for x in tensors:
+        is_ordinary = type(x) in PLAIN_TYPES and dispatch_keys(x).raw_repr() == ORDINARY_CPU_KEYS
+        if not (is_ordinary and x.dtype is torch.float32) and (reason := unsupported_tensor(x)):
             return reason
-        fits = fits.__wrapped__  # sizes may be symbols
-    else:
-        for x in tensors:
-            if x is not None and (reason := unsupported_tensor(x, covered=True)):
-                return reason
-    return "" if fits(geometry, *shapes) else "the geometry is not that of the tensors"
+    spans = _spans(fits, geometry, *[(x.shape, x.stride()) for x in tensors])
+    if spans is None:
+        return MISFIT
+    for x, span in zip(tensors, spans, strict=True):
+        if span and x.untyped_storage().nbytes() < (x.storage_offset() + span) * FLOAT_BYTES:
+            return TOO_SMALL
+    return ""
 
 
-@lru_cache(maxsize=512)
+MISFIT = "the geometry is not that of the tensors"
+FLOAT_BYTES = 4
+
+
+@lru_cache(maxsize=1024)
+def _spans(
+    fits: Callable[..., bool], geometry: Any, *formats: tuple[Sequence[int], Sequence[int]]
+) -> tuple[int, ...] | None:
+    """Elements from the first to the last in memory of tensors with these shapes and strides, if the shapes fit."""
+    if not fits(geometry, *[shape for shape, _ in formats]):
+        return None
+    return tuple(span_in_memory(shape, strides) for shape, strides in formats)
+
+
 def _fits_forward(
-    geometry: Any, x_shape: Sequence[int], w_shape: Sequence[int], b_shape: Sequence[int] | None
+    geometry: Any, x_shape: Sequence[int], w_shape: Sequence[int], b_shape: Sequence[int] | None = None
 ) -> bool:
     fits = _is_input(geometry, x_shape, w_shape[1]) and _is_weight(geometry, w_shape)
-    return fits and (b_shape is None or b_shape == (w_shape[0],))
+    return fits and (b_shape is None or tuple(b_shape) == (w_shape[0],))
 
 
-@lru_cache(maxsize=512)
 def _fits_grad_input(geometry: Any, g_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
     return _is_output(geometry, g_shape, w_shape[0]) and _is_weight(geometry, w_shape)
 
 
-@lru_cache(maxsize=512)
-def _fits_backward(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
-    return _fits_grad_input(geometry, g_shape, w_shape) and _fits_grad_weight(geometry, g_shape, x_shape)
-
-
-@lru_cache(maxsize=512)
 def _fits_grad_weight(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int]) -> bool:
     fits = _is_input(geometry, x_shape, x_shape[1] // geometry.groups) and _is_output(geometry, g_shape, g_shape[1])
     return fits and g_shape[0] == x_shape[0]
+
+
+def _fits_backward(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
+    return _fits_grad_input(geometry, g_shape, w_shape) and _fits_grad_weight(geometry, g_shape, x_shape)
 
 
 def _is_input(geometry: Any, shape: Sequence[int], group_channels: int) -> bool:

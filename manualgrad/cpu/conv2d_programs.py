@@ -74,8 +74,9 @@ def forward_program(
     places = [(grid, 0, (grid.rows * grid.columns * pixel, grid.columns * pixel, pixel))]
     result_shape = grid.batch, w_shape[0], grid.rows, grid.columns
     shapes = _transposed_shapes((x_shape, result_shape), (contiguous[0] and not any(margin), contiguous[1]))
-    steps = _conv_steps(instructions, places, groups, channels, order, has_bias, shapes, ("x", "out"), threads)
-    made = steps.program(instructions, threads, ("x", "weight", "bias", "out"))
+    names = ("x", "x, channels last"), ("out", "out, channels last")
+    parts = _conv_regions(instructions, places, groups, channels, order, has_bias, shapes, names, threads)
+    made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
     return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes))
 
 
@@ -85,18 +86,18 @@ def grad_input_program(
     contiguous: tuple[bool, bool], threads: int,
 ) -> ConvProgram:  # fmt: skip
     """Program of (2) for g, a weight with ``strides``, and the result."""
-    steps, result_shape, is_partial, transposed = _grad_input_steps(
+    parts, result_shape, is_partial, transposed = _grad_input_regions(
         instructions, g_shape, w_shape, strides, geometry, contiguous, threads
     )
-    made = steps.program(instructions, threads, ("g", "weight", "grad_x"))
+    made = parts.program(instructions, threads, ("g", "weight", "grad_x"))
     return ConvProgram(*made, result_shape, is_partial, contiguous=transposed)
 
 
-def _grad_input_steps(
+def _grad_input_regions(
     instructions: str, g_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
     contiguous: tuple[bool, bool], threads: int,
-) -> tuple[_Steps, tuple[int, int, int, int], bool, tuple[bool, bool]]:  # fmt: skip
-    """Steps of (2), the shape of the result, whether they leave out a part of it, and which images are contiguous."""
+) -> tuple[_Regions, tuple[int, int, int, int], bool, tuple[bool, bool]]:  # fmt: skip
+    """Regions of (2), the shape of the result, True if they leave out some of it, and which images are contiguous."""
     groups, channels = geometry.groups, w_shape[1]
     order = WeightOrder(4 * g_shape[1] // groups * strides[0], 4 * strides[1], 0, 4 * strides[0])
     (s1, s2), (height, width) = geometry.windows.stride, geometry.input_size
@@ -111,12 +112,13 @@ def _grad_input_steps(
         (g_shape[0], channels * groups, height, width),
     )
     shapes = _transposed_shapes((g_shape, result_shape), (contiguous[0], contiguous[1] and not is_partial))
-    steps = _conv_steps(instructions, places, groups, channels, order, False, shapes, ("g", "grad_x"), threads)
-    return steps, result_shape, is_partial, _are_transposed(shapes)
+    names = ("g", "g, channels last"), ("grad_x", "x, channels last")
+    parts = _conv_regions(instructions, places, groups, channels, order, False, shapes, names, threads)
+    return parts, result_shape, is_partial, _are_transposed(shapes)
 
 
 @dataclass(frozen=True)
-class _Steps:
+class _Regions:
     """Regions, the sizes of the buffers in their workspace, and the tensors whose addresses are in them."""
 
     regions: list[ParallelRegion]
@@ -131,13 +133,14 @@ class _Steps:
         return Program(module, num_threads, self.regions, names, layout), layout, self.constants
 
 
-def _conv_steps(
+def _conv_regions(
     instructions: str, places: Any, groups: int, channels: int, order: WeightOrder, has_bias: bool, shapes: Any,
-    names: tuple[str, str], threads: int,
-) -> _Steps:  # fmt: skip
+    names: Any, threads: int,
+) -> _Regions:  # fmt: skip
     """Pack the weights of each grid, then compute the grids, of which each has an offset in ``out``, and strides.
 
-    ``names`` are those of x and ``out``; their ``shapes`` are given for those of them that are transposed."""
+    ``names`` are those of x and ``out``, each with that of its copy; their ``shapes`` are given for those that are
+    copied."""
     module = instruction_set.load_group(instructions, CONV2D)
     threads = _num_threads(
         threads, sum(grid.windows * len(grid.taps) * grid.run for grid, _, _ in places) * groups * channels
@@ -145,10 +148,7 @@ def _conv_steps(
     packs, convolutions, constants = [], [], list[Tensor]()
     pack_tasks, pack_share = split_work(groups * -(-channels // module.lanes), threads)
     sizes = {"nonfinite": 4 * len(places) * pack_tasks}
-    x, out = (
-        BufferRef(f"{name}, channels last" if shape else name)
-        for name, shape in zip(names, shapes, strict=True)
-    )
+    x, out = (BufferRef(copy if shape else name) for (name, copy), shape in zip(names, shapes, strict=True))
     for n, (grid, offset, out_strides) in enumerate(places):
         calls = GridCalls(module.lanes, grid, order, groups, channels)
         constants += calls.constants
@@ -173,10 +173,10 @@ def _conv_steps(
     sizes |= {ref.name: 4 * math.prod(shape) for ref, shape in zip((x, out), shapes, strict=True) if shape}
     regions = [ParallelRegion(pack_tasks, packs), *convolutions]
     if shapes[0]:
-        regions.insert(0, to_channels_last(module, BufferRef(names[0]), x, shapes[0], threads))
+        regions.insert(0, to_channels_last(module, BufferRef(names[0][0]), x, shapes[0], threads))
     if shapes[1]:
-        regions.append(to_contiguous(module, out, BufferRef(names[1]), shapes[1], threads))
-    return _Steps(regions, sizes, tuple(constants))
+        regions.append(to_contiguous(module, out, BufferRef(names[1][0]), shapes[1], threads))
+    return _Regions(regions, sizes, tuple(constants))
 
 
 def _transposed_shapes(shapes: Any, contiguous: tuple[bool, bool]) -> tuple[Any, Any]:
@@ -216,10 +216,10 @@ def grad_weight_program(
     geometry: Any, contiguous: tuple[bool, bool], threads: int,
 ) -> ConvProgram:  # fmt: skip
     """Program of (3) for x, g and the result with ``strides``."""
-    steps, margin, transposed = _grad_weight_steps(
+    parts, margin, transposed = _grad_weight_regions(
         instructions, x_shape, w_shape, strides, geometry, contiguous, threads
     )
-    made = steps.program(instructions, threads, ("x", "g", "grad_weight"))
+    made = parts.program(instructions, threads, ("x", "g", "grad_weight"))
     return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed)
 
 
@@ -232,26 +232,29 @@ def backward_program(
 
     ``contiguous`` tells the formats of g, x and the gradient of x."""
     g_shape = x_shape[0], w_shape[0], *geometry.windows.output_size(*geometry.input_size)
-    of_weight, margin, (reads_x, reads_g) = _grad_weight_steps(
+    of_weight, margin, (reads_x, reads_g) = _grad_weight_regions(
         instructions, x_shape, w_shape, grad_strides, geometry, (contiguous[1], contiguous[0]), threads
     )
-    of_input, result_shape, is_partial, (_, writes) = _grad_input_steps(
+    of_input, result_shape, is_partial, (_, writes) = _grad_input_regions(
         instructions, g_shape, w_shape, strides, geometry, (contiguous[0], contiguous[2]), threads
     )
-    # both begin with a copy of g if it is contiguous: the second one is left out
-    steps = _Steps(
-        of_weight.regions + of_input.regions[reads_g:], of_weight.sizes | of_input.sizes,
-        of_weight.constants + of_input.constants,
-    )  # fmt: skip
-    made = steps.program(instructions, threads, ("g", "x", "weight", "grad_x", "grad_weight"))
+    # both begin with a copy of g if it is contiguous: the second one is left out. They share their buffers: those of
+    # the weight's gradient are named as those of the other one
+    sizes = {
+        name: max(part.sizes.get(name, 0) for part in (of_weight, of_input))
+        for name in of_weight.sizes | of_input.sizes
+    }
+    regions, constants = of_weight.regions + of_input.regions[reads_g:], of_weight.constants + of_input.constants
+    parts = _Regions(regions, sizes, constants)
+    made = parts.program(instructions, threads, ("g", "x", "weight", "grad_x", "grad_weight"))
     return ConvProgram(*made, result_shape, is_partial, margin, (reads_g, reads_x, writes))
 
 
-def _grad_weight_steps(
+def _grad_weight_regions(
     instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
     geometry: Any, contiguous: tuple[bool, bool], threads: int,
-) -> tuple[_Steps, tuple[int, int, int], tuple[bool, bool]]:  # fmt: skip
-    """Steps of (3), the margin of x, and which of x and g are contiguous."""
+) -> tuple[_Regions, tuple[int, int, int], tuple[bool, bool]]:  # fmt: skip
+    """Regions of (3), the margin of x, and which of x and g are contiguous."""
     module = instruction_set.load_group(instructions, CONV2D)
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
@@ -261,9 +264,9 @@ def _grad_weight_steps(
     tasks, share = split_work(calls.units, threads)
     chunk = grid.chunk(max(1, grid.windows))
     sizes = {
-        "table": tasks * calls.table_bytes(chunk),
-        "sums": calls.units * calls.unit_bytes,
-        "grads": tasks * calls.panel_bytes(chunk),
+        "table 0": tasks * calls.table_bytes(chunk),
+        "packed 0": calls.units * calls.unit_bytes,
+        "sums 0": tasks * calls.panel_bytes(chunk),
     }
     slack, regions = calls.slack, []
     g_shape = grid.batch, w_shape[0], grid.rows, grid.columns
@@ -276,7 +279,7 @@ def _grad_weight_steps(
             regions.append(to_channels_last(module, BufferRef(name), sources[-1], shape, threads))
     call = calls.grad_weight(
         module.call, share, chunk, x=sources[0], grad_out=sources[1], grad_weight=BufferRef("grad_weight"),
-        table=BufferRef("table"), sums=BufferRef("sums"), packed_grads=BufferRef("grads"),
+        table=BufferRef("table 0"), sums=BufferRef("packed 0"), packed_grads=BufferRef("sums 0"),
     )  # fmt: skip
     regions.append(ParallelRegion(tasks, [call]))
-    return _Steps(regions, sizes, calls.constants), (*margin, slack), _are_transposed(shapes)
+    return _Regions(regions, sizes, calls.constants), (*margin, slack), _are_transposed(shapes)

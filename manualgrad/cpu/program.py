@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
+from functools import cache
 from struct import Struct
 
 import torch
@@ -17,6 +18,12 @@ from torch import Tensor
 from manualgrad.cpu import memory, team
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.signature import BufferRef
+
+
+@cache
+def _float_array(length: int) -> type[ctypes.Array[ctypes.c_float]]:
+    """A ctypes type; cached, since creating it takes longer than a small kernel."""
+    return ctypes.c_float * length
 
 
 class WorkspaceLayout:
@@ -41,7 +48,7 @@ class WorkspaceLayout:
 
     def read_floats(self, workspace: Tensor, name: str) -> list[float]:
         """Return the numbers of the float32 buffer ``name``, sooner than by a view of it."""
-        floats = ctypes.c_float * (self.sizes[name] // 4)
+        floats = _float_array(self.sizes[name] // 4)
         return floats.from_address(workspace.data_ptr() + self.offsets[name])[:]
 
     def addresses(self, workspace: Tensor) -> list[int]:
