@@ -7,6 +7,7 @@ products write into results allocated before, which autocast leaves as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,14 +28,20 @@ def is_pointwise(
 
     ``images`` are a factor, ``out_channels`` the channels of the other images. On AVX-512 kernels are faster than the
     products that PyTorch has on processors of AMD. In a fork, products on several threads would hang."""
-    windows = geometry.windows
-    if windows.kernel_size != (1, 1) or geometry.groups != 1 or any(windows.padding):
+    if geometry.windows.kernel_size != (1, 1) or module.instructions != "avx2":
         return False
-    height, width = windows.output_size(*geometry.input_size)
-    batch, channels, pixels = images.shape[0], images.shape[1], height * width
+    batch, channels, _, _ = images.shape
     is_contiguous = is_result_contiguous and is_in_contiguous_format(images)
-    is_fast = (is_contiguous and pixels >= MIN_PIXELS) or channels * out_channels >= MIN_WEIGHTS * batch * pixels
-    return bool(is_fast and module.instructions == "avx2" and team.single_thread_reason() is None)
+    return _is_faster(geometry, batch, channels, out_channels, is_contiguous) and team.single_thread_reason() is None
+
+
+@lru_cache(maxsize=1024)
+def _is_faster(geometry: Any, batch: int, channels: int, out_channels: int, is_contiguous: bool) -> bool:
+    if geometry.groups != 1 or any(geometry.windows.padding):
+        return False
+    height, width = geometry.windows.output_size(*geometry.input_size)
+    pixels = height * width
+    return bool((is_contiguous and pixels >= MIN_PIXELS) or channels * out_channels >= MIN_WEIGHTS * batch * pixels)
 
 
 def pointwise_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
