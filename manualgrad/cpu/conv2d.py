@@ -108,12 +108,16 @@ def conv2d_backward(
     module: KernelModule, g: Tensor, x: Tensor, w: Tensor, needs_bias: bool, geometry: Any
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """X(g, w), W(g, x) and the gradient of the bias, or None for it. None at all as in :func:`conv2d_grad_input`."""
-    if is_depthwise(geometry, w.shape[0], w.shape[1]):
-        grad_x = depthwise.depthwise_grad_input(module, g, w, geometry)
-        return grad_x, depthwise.depthwise_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
-    if is_pointwise(module, geometry, g, w.shape[1], not geometry.channels_last):
-        grad_x = pointwise_grad_input(g, w, geometry)
-        return grad_x, conv2d_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
+    if (
+        geometry.windows.stride != (1, 1)
+        or is_depthwise(geometry, w.shape[0], w.shape[1])
+        or is_pointwise(module, geometry, g, w.shape[1], not geometry.channels_last)
+    ):
+        # with a stride one workspace for both would be much larger, since the input's gradient has several grids
+        of_input = conv2d_grad_input(module, g, w, geometry)
+        if of_input is None:
+            return None
+        return of_input, conv2d_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
     w, channels_last = w.resolve_neg(), geometry.channels_last
     grad_w = memory.new_channels_last(*w.shape) if channels_last else memory.new(*w.shape)
     program = programs.backward_program(
