@@ -44,9 +44,7 @@ def conv_relu_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | No
     return _forward(module, x, w, b, geometry, True)
 
 
-def _forward(
-    module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, has_relu: bool
-) -> Tensor:
+def _forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, has_relu: bool) -> Tensor:
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
         module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,

@@ -1,4 +1,4 @@
-"""Promise: a converted convolution and the ReLU behind it run as one operation where nobody can see the difference."""
+"""Promise: a converted convolution and the ReLU behind it run as one operation where nothing shows the difference."""
 
 from __future__ import annotations
 
