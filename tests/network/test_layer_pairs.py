@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 import manualgrad as mg
 from manualgrad import kernels
@@ -101,8 +102,8 @@ OBSERVERS = {
     "hook of the ReLU": lambda model: model[1].register_forward_hook(lambda *_: None),
     "forward of an instance": lambda model: setattr(model[0], "forward", model[0].forward),
     "subclass": lambda model: setattr(model[0], "__class__", Subclass),
-    "pruned": lambda model: nn.utils.prune.identity(model[0], "weight"),
-    "parametrized": lambda model: nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Identity()),
+    "pruned": lambda model: prune.identity(model[0], "weight"),
+    "parametrized": lambda model: parametrize.register_parametrization(model[0], "weight", nn.Identity()),
     "compiled in place": lambda model: model[0].compile(backend="eager"),
 }
 
