@@ -108,7 +108,12 @@ OBSERVERS = {
 }
 
 
-@pytest.mark.parametrize("name", OBSERVERS)
+SLOW = {"compiled in place"}  # it imports the compiler
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OBSERVERS]
+)
 def test_a_pair_that_is_observed_runs_as_two_layers(name):
     model = mg.from_torch(make_native())
     assert num_fused(model) == 2
@@ -118,15 +123,15 @@ def test_a_pair_that_is_observed_runs_as_two_layers(name):
 
 
 def test_hooks_of_all_modules_and_of_the_whole_model():
-    model, seen = mg.from_torch(make_native()), []
-    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    model, calls = mg.from_torch(make_native()), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: calls.append(type(module)))
     try:
         model(X)
     finally:
         handle.remove()
-    assert seen[:2] == [layers.Conv2d, layers.ReLU] and len(seen) == 9
-    model.register_forward_hook(lambda module, args, output: seen.append(output.shape))
-    assert num_fused(model) == 2 and seen[9:] == [(2, 4, 2, 2)]
+    assert calls[:2] == [layers.Conv2d, layers.ReLU] and len(calls) == 9
+    model.register_forward_hook(lambda module, args, output: calls.append(output.shape))
+    assert num_fused(model) == 2 and calls[9:] == [(2, 4, 2, 2)]
 
 
 def test_slices_states_copies_and_the_way_back():
