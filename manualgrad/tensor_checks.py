@@ -43,6 +43,11 @@ def active_mode() -> str:
     These work on operators and would miss a kernel, which is none; and ``torch.func`` wraps every new tensor."""
     if torch.compiler.is_compiling():
         return "torch.compile or torch.export traces the call"
+    return active_eager_mode()
+
+
+def active_eager_mode() -> str:
+    """Do the same as :func:`active_mode` where the call is not compiled."""
     if dispatch_mode_count():
         return "a TorchDispatchMode is active"
     if jit_tracing_state():

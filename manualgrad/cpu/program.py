@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
+from functools import cache
 from struct import Struct
 
 import torch
@@ -19,6 +20,12 @@ from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.signature import BufferRef
 
 
+@cache
+def _float_array(length: int) -> type[ctypes.Array[ctypes.c_float]]:
+    """A ctypes type; cached, since creating it takes longer than a small kernel."""
+    return ctypes.c_float * length
+
+
 class WorkspaceLayout:
     """Named buffers in one workspace; each keyword is a buffer's name and its size in bytes."""
 
@@ -26,18 +33,11 @@ class WorkspaceLayout:
         self.sizes = sizes
         offsets, self.nbytes = memory.buffer_offsets(tuple(sizes.values()))
         self.offsets = dict(zip(sizes, offsets, strict=True))
-        self._buffers = tuple(offsets), tuple(sizes.values())
+        self.buffers = tuple(offsets), tuple(sizes.values())
 
     def allocate(self) -> Tensor:
         """Return a workspace, (nbytes,) uint8."""
-        return memory.new_workspace(self.nbytes, *self._buffers)
-
-    def take(self) -> Tensor:
-        """Return a workspace for one call, which ends with :meth:`give_back`."""
-        return memory.take_workspace(self.nbytes, *self._buffers)
-
-    def give_back(self, workspace: Tensor) -> None:
-        memory.give_back_workspace(workspace, self.nbytes)
+        return memory.new_workspace(self.nbytes, *self.buffers)
 
     def buffer(
         self, workspace: Tensor, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
@@ -48,7 +48,7 @@ class WorkspaceLayout:
 
     def read_floats(self, workspace: Tensor, name: str) -> list[float]:
         """Return the numbers of the float32 buffer ``name``, sooner than by a view of it."""
-        floats = ctypes.c_float * (self.sizes[name] // 4)
+        floats = _float_array(self.sizes[name] // 4)
         return floats.from_address(workspace.data_ptr() + self.offsets[name])[:]
 
     def addresses(self, workspace: Tensor) -> list[int]:
@@ -83,11 +83,22 @@ class Program:
         self._parts: list[bytes | int] = [bytes(constants[0])]
         for integers in constants[1:]:
             self._parts += [0, bytes(integers)]
+        self._run_alone = team.program_function(module)
         self._pack = Struct("=" + "q".join(f"{len(integers)}s" for integers in constants)).pack
 
     def run(self, addresses: Sequence[int]) -> None:
         """Run all regions, on one thread if the process has no team."""
         parts = self._parts.copy()
         parts[1::2] = [addresses[index] + offset for index, offset in self._slots]
-        num_threads = 1 if self.num_threads == 1 or team.single_thread_reason() else self.num_threads
-        team.run_program(self.module, num_threads, self._pack(*parts))
+        if self.num_threads == 1:
+            self._run_alone(team.NO_TEAM + self._pack(*parts))
+        else:
+            team.run_program(self.module, 1 if team.single_thread_reason() else self.num_threads, self._pack(*parts))
+
+    def run_in_workspace(self, layout: WorkspaceLayout, addresses: tuple[int, ...], read: str = "") -> list[float]:
+        """Run all regions with a workspace, whose address comes last; return the numbers of its buffer ``read``."""
+        workspace = memory.take_workspace(layout.nbytes, *layout.buffers)
+        self.run((*addresses, workspace.data_ptr()))
+        numbers = layout.read_floats(workspace, read) if read else []
+        memory.give_back_workspace(workspace, layout.nbytes)
+        return numbers

@@ -8,8 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from manualgrad._torch_compat import is_zero_tensor
-from manualgrad.tensor_checks import has_values, in_plain_eager_mode
+from manualgrad._torch_compat import ORDINARY_CPU_KEYS, dispatch_keys, is_zero_tensor
+from manualgrad.tensor_checks import PLAIN_TYPES, has_values, in_plain_eager_mode
 
 
 def supports_tensors(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
@@ -37,16 +37,21 @@ def unsupported_tensor(
     from first to last, so the storage has to cover them, as with ``covered`` for any strides."""
     if x.dtype is not dtype:
         return _WRONG_DTYPE[dtype]
-    if not x.is_cpu or x.layout is not torch.strided:
-        return "a tensor is not strided, or not on the CPU"
-    if not has_values(x) or is_zero_tensor(x):
-        return "a tensor has no memory of its own: a subclass, or a wrapper"
+    if type(x) not in PLAIN_TYPES or dispatch_keys(x).raw_repr() != ORDINARY_CPU_KEYS:
+        if not x.is_cpu or x.layout is not torch.strided:
+            return "a tensor is not strided, or not on the CPU"
+        if not has_values(x) or is_zero_tensor(x):
+            return "a tensor has no memory of its own: a subclass, or a wrapper"
     if contiguous:
         if not x.is_contiguous() or x.is_neg():
             return "a tensor is not contiguous"
         if x.untyped_storage().nbytes() < (x.storage_offset() + x.numel()) * dtype.itemsize:
             return TOO_SMALL
-    return TOO_SMALL if covered and not storage_covers(x) else ""
+    if covered:
+        span = span_in_memory(x.shape, x.stride())
+        if span and x.untyped_storage().nbytes() < (x.storage_offset() + span) * dtype.itemsize:
+            return TOO_SMALL
+    return ""
 
 
 def _unsupported_traced(x: Tensor, dtype: torch.dtype) -> str:
@@ -73,11 +78,11 @@ def is_in_contiguous_format(x: Tensor) -> bool:
 
 def storage_covers(x: Tensor) -> bool:
     """Return True if the storage of ``x`` covers all its elements; ``resize_`` can make a storage smaller."""
-    span = _span(x.shape, x.stride())
+    span = span_in_memory(x.shape, x.stride())
     return span == 0 or x.untyped_storage().nbytes() >= (x.storage_offset() + span) * x.itemsize
 
 
 @lru_cache(maxsize=1024)
-def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+def span_in_memory(shape: Sequence[int], strides: Sequence[int]) -> int:
     """Number of elements from the first to the last in memory, 0 if there is none."""
     return 0 if 0 in shape else 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))

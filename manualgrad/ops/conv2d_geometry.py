@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from manualgrad._torch_compat import is_any_autocast_enabled
 from manualgrad.ops import checks
-from manualgrad.ops.precision import is_autocast_enabled
 from manualgrad.ops.tracers import untraced
 from manualgrad.ops.value_cache import MAX_CACHED, cached_by_value, have_exact_types
 from manualgrad.ops.windows import Windows
-from manualgrad.tensor_checks import PLAIN_TYPES, in_plain_eager_mode
+from manualgrad.tensor_checks import PLAIN_TYPES, active_mode
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,8 @@ def known_conv2d_geometry(
 
     The arguments that are no tensors are ``options``. They are immutable and are compared by identity, since 1, 1.0
     and True are equal."""
-    if not (
-        in_plain_eager_mode()
-        and type(input) in PLAIN_TYPES
-        and type(weight) in PLAIN_TYPES
-        and (bias is None or type(bias) in PLAIN_TYPES)
-        and not is_autocast_enabled(input)
-    ):
+    is_plain = type(input) in PLAIN_TYPES and type(weight) in PLAIN_TYPES
+    if not is_plain or not (bias is None or type(bias) in PLAIN_TYPES) or active_mode() or is_any_autocast_enabled():
         return None
     known = _known.get(_key(input, weight, bias, options))
     return None if known is None else known[0]
@@ -64,7 +59,7 @@ def remember_conv2d_geometry(
     input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], geometry: Conv2dGeometry
 ) -> None:
     """Keep ``geometry`` for :func:`known_conv2d_geometry`. The arguments have passed all checks."""
-    if in_plain_eager_mode() and not is_autocast_enabled(input) and have_exact_types(options):
+    if not active_mode() and not is_any_autocast_enabled() and have_exact_types(options):
         if len(_known) >= MAX_CACHED:
             _known.clear()
         _known[_key(input, weight, bias, options)] = geometry, options  # kept, so that no other object gets their id

@@ -175,6 +175,7 @@ def run_convolution(draw: random.Random) -> None:
     g = guarded_copy(out, draw.random() < 0.5)
     assert by_kernel("conv2d_grad_input_nchw", g, w, geometry) is not None, "a kernel was not used"
     assert by_kernel("conv2d_grad_weight_oihw", g, x, geometry) is not None, "a kernel was not used"
+    assert by_kernel("conv2d_backward", g, x, w, b is not None, geometry) is not None, "a kernel was not used"
 
 
 def run_conv_pool(draw: random.Random) -> None:
