@@ -39,12 +39,28 @@ def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None,
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_forward(module, x, w, b, geometry)
+    return _forward(module, x, w, b, geometry, False)
+
+
+def unsupported_conv_relu_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return "the kernels for small groups have no ReLU"
+    return unsupported_conv2d_forward(x, w, b, geometry)
+
+
+def conv_relu_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
+    """R(C(x, w) + b): (N, C_out, H_out, W_out), in the memory format of the geometry."""
+    return _forward(module, x, w, b, geometry, True)
+
+
+def _forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, has_relu: bool) -> Tensor:
     if is_pointwise(module, geometry, x, w.shape[0], not geometry.channels_last):
-        return pointwise_forward(x, w, b, geometry)
+        out = pointwise_forward(x, w, b, geometry)
+        return out.clamp_(min=0) if has_relu else out  # eq. (9)
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
         module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
-        (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(),
+        (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(), has_relu,
     )  # fmt: skip
     reads, writes = program.contiguous
     x, out = x if reads else _images(x, program), _new_result(program, writes)

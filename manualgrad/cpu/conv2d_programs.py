@@ -64,9 +64,9 @@ class ConvProgram:
 @lru_cache(maxsize=512)
 def forward_program(
     instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], has_bias: bool,
-    geometry: Any, contiguous: tuple[bool, bool], threads: int,
+    geometry: Any, contiguous: tuple[bool, bool], threads: int, has_relu: bool = False,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (1) with (17) for x, a weight with ``strides``, the bias and the result."""
+    """Program of (1) with (17) for x, a weight with ``strides``, the bias and the result; R of it if ``has_relu``."""
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
@@ -75,7 +75,7 @@ def forward_program(
     result_shape = grid.batch, w_shape[0], grid.rows, grid.columns
     shapes = _transposed_shapes((x_shape, result_shape), (contiguous[0] and not any(margin), contiguous[1]))
     names = ("x", "x, channels last"), ("out", "out, channels last")
-    parts = _conv_regions(instructions, places, groups, channels, order, has_bias, shapes, names, threads)
+    parts = _conv_regions(instructions, places, groups, channels, order, has_bias, shapes, names, threads, has_relu)
     made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
     return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes))
 
@@ -135,7 +135,7 @@ class _Regions:
 
 def _conv_regions(
     instructions: str, places: Any, groups: int, channels: int, order: WeightOrder, has_bias: bool, shapes: Any,
-    names: Any, threads: int,
+    names: Any, threads: int, has_relu: bool = False,
 ) -> _Regions:  # fmt: skip
     """Pack the weights of each grid, then compute the grids, of which each has an offset in ``out``, and strides.
 
@@ -167,7 +167,7 @@ def _conv_regions(
         packs.append(pack)
         call = calls.conv2d(
             module.call, (window_share, window_parts, panel_share), chunk, out_strides, x=x, packed=packed,
-            out=out + offset, table=table, sums=sums,
+            out=out + offset, table=table, sums=sums, has_relu=has_relu,
         )  # fmt: skip
         convolutions.append(ParallelRegion(tasks, [call]))
     sizes |= {ref.name: 4 * math.prod(shape) for ref, shape in zip((x, out), shapes, strict=True) if shape}

@@ -19,6 +19,7 @@ g (N, H_out, W_out, C_out). The Functions have PyTorch's, and convert between th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -243,7 +244,17 @@ def conv2d(
         TypeError: a tensor is not real floating point, or dtypes differ.
         ValueError: shapes, devices or numbers do not fit, or the kernel is larger than the padded input.
     """
-    options = stride, padding, dilation, groups, flip_kernel, channels_last
+    return apply_conv2d(
+        conv2d_apply, input, weight, bias, (stride, padding, dilation, groups, flip_kernel, channels_last)
+    )
+
+
+def apply_conv2d(
+    apply: Apply, input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]
+) -> Tensor:
+    """Check the arguments of :func:`conv2d`, and call ``apply`` with the tensors and their geometry.
+
+    ``options`` are those of the geometry: from ``stride`` to ``channels_last``."""
     geometry = known_conv2d_geometry(input, weight, bias, options)
     if geometry is None:
         checks.require_images("conv2d", input)
@@ -253,5 +264,5 @@ def conv2d(
         geometry = make_conv2d_geometry(input, weight, bias, *options)
         remember_conv2d_geometry(input, weight, bias, options, geometry)
     if input.dim() == 3:
-        return conv2d_apply(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
-    return conv2d_apply(input, weight, bias, geometry)
+        return apply(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
+    return apply(input, weight, bias, geometry)
