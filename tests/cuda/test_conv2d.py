@@ -437,7 +437,7 @@ def test_unsupported_calls_name_the_reason() -> None:
     assert host.unsupported_conv2d_forward(x.double(), w.double(), None, geometry) == "a tensor is float64"
     assert host.unsupported_conv2d_forward(x[..., 1:], w, b, geometry) == "the geometry is not that of the images"
     steps = make_conv2d_geometry(x, w, b, 256, 0, 1, 1, True)
-    assert host.unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "stride or groups are too large"
+    assert host.unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "the stride is too large"
 
 
 def test_tiles_are_those_that_were_measured() -> None:
