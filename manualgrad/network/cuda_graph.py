@@ -56,8 +56,9 @@ def capture(run: Callable[[Launcher], None], device: torch.device) -> Graph:
         return recorded
     with torch.cuda.device(device):
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)  # by default all captures have a stream of the first one's device
-        # thread_local: other threads, such as NCCL's watchdog, may use the device meanwhile
+        # By default all captures have a stream of the first one's device. "thread_local" lets other threads, such as
+        # NCCL's watchdog, use the device meanwhile.
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             run(_launcher())
     return graph
