@@ -148,3 +148,12 @@ def test_a_large_weight_or_contiguous_images_are_multiplied_without_packing(monk
     monkeypatch.setattr(team, "_forked", True)  # where PyTorch's products would wait for threads that do not exist
     conv2d(torch.randn(1, 4, 8, 8), w, channels_last=False)
     assert len(calls) == 2
+
+
+def test_relu_follows_a_product(products):
+    x, w = numbers((2, 5, 8, 9), True, False), numbers((7, 5, 1, 1), True, False)
+    x[0, 0, 0, 0] = torch.nan
+    geometry = make_conv2d_geometry(x, w, None, 1, 0, 1, 1, False, False)
+    result, expected = by_kernel("conv_relu_forward", x, w, None, geometry), F.relu(F.conv2d(x, w))
+    torch.testing.assert_close(result, expected, rtol=0, atol=0, equal_nan=True)
+    assert products == [3]
