@@ -34,6 +34,7 @@ from manualgrad.network.layers import Conv, Dense, Flatten, Layer
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
 
+MAX_REREAD_WEIGHTS = 1 << 17  # which stay in 512 KB of cache while each image is multiplied by all of them
 IGNORE_INDEX = -100  # the label of an image that does not count
 _ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
 KernelCalls = list[KernelCall]
@@ -77,7 +78,9 @@ def _conv_block(device: CPUDevice, layer: Conv, x: Activation, batch_size: int) 
     geometry, pooling = geometries(layer, x)
     if any(geometry.windows.padding) and layer.padding_mode != "zeros":
         raise Unsupported(f"no kernel computes a convolution with padding_mode={layer.padding_mode!r}")
-    if layer.is_conv_relu_pool:
+    num_weights = layer.out_channels * layer.in_channels * math.prod(layer.kernel_size)
+    is_padded = any(geometry.windows.padding)  # the document's engine, whose images have no border, needs this block
+    if layer.is_conv_relu_pool and not (is_padded and num_weights > MAX_REREAD_WEIGHTS):
         return ConvReLUPoolBlock(device.call, device.lanes, layer, geometry, x, batch_size)
     if pooling and (pooling.index_dtype is not torch.uint8 or (layer.pool and layer.pool.return_indices)):
         raise Unsupported("no kernel computes a pooling with return_indices or windows of more than 256 places")

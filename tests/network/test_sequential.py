@@ -13,7 +13,9 @@ import manualgrad as mg
 from manualgrad import kernels
 from manualgrad import nn as ours
 from manualgrad.network import cpu_conv_block, guards
-from manualgrad.network.plan import Plan
+from manualgrad.network.cpu_blocks import MAX_REREAD_WEIGHTS
+from manualgrad.network.layers import POOL, Conv, Dense, Flatten, NetworkSpec
+from manualgrad.network.plan import Plan, get_plan
 
 pytestmark = [
     pytest.mark.skipif(not kernels.available().instructions, reason=str(kernels.available())),
@@ -62,7 +64,14 @@ def make_general(subgradient: float | None = None) -> nn.Sequential:
     return (nn.Sequential if subgradient is None else mg.Sequential)(*layers, dense(30, 7), relu(), dense(7, 5))
 
 
+def make_large() -> nn.Sequential:
+    """A padded convolution whose weight is too large to be read for each image, with ReLU and pooling."""
+    first, second = nn.Conv2d(2, 120, 3, stride=4), nn.Conv2d(120, 130, 3, padding=1)
+    return nn.Sequential(first, second, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(130 * 3 * 3, 5))
+
+
 MODELS = {
+    "a large weight": lambda: mg.from_torch(make_large()),
     "any layers": lambda: mg.from_torch(make_general()),
     "any layers of manualgrad.nn": lambda: make_general(0.5),
     "layers of manualgrad.nn": make_ours,
@@ -119,6 +128,15 @@ def test_one_program_computes_what_the_layers_compute(plan_calls, make, batch_si
     for ours_, theirs, right in zip(actual, one_by_one, exact, strict=True):
         scale = right.abs().max()
         assert (ours_ - right).abs().max() <= 4 * (theirs - right).abs().max() + 1e-5 * scale
+
+
+def test_a_large_weight_is_multiplied_by_all_images_at_once():
+    blocks = []
+    for channels in (20, MAX_REREAD_WEIGHTS // (9 * 120) + 1):
+        conv = Conv(channels, 120, (3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros", False, 0.0, POOL)
+        plan = get_plan(NetworkSpec((120, 4, 4), (conv, Flatten(True), Dense(5, 4 * channels))), 2)
+        blocks.append(type(plan.builder.blocks[0]).__name__)
+    assert blocks == ["ConvReLUPoolBlock", "ConvBlock"]
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=list(MODELS))
