@@ -118,7 +118,7 @@ OPERATIONS = [
         lambda x, gain: x.tanh() * gain,
         lambda: {"x": torch.randn(5, 4), "gain": torch.randn(4)},
         named="the incoming gradient is multiplied in place, and the gradient of gain is computed from the product",
-        kinds=("changes the incoming gradient", "only in one layout", "raises", "another operand", "step left out"),
+        kinds=("changes the incoming gradient", "only in one layout", "another operand", "step left out"),
         named_words=(r"in.?place", r"modif", r"changes?\b"),
         located=(r"incoming gradient|gradient of gain|backward",),
     ),

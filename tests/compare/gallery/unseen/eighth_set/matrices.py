@@ -15,12 +15,12 @@ def sinkhorn(x):
     return x
 
 
-def sinkhorn_backward(g, x, *, last=0, sum_dims=DIMS):
+def sinkhorn_backward(g, x, *, skipped=0, sum_dims=DIMS):
     results = []
     for dim in DIMS:
         x = x - x.logsumexp(dim, keepdim=True)
         results.append(x)
-    for log_p, dim, sum_dim in list(zip(results, DIMS, sum_dims, strict=True))[-last:][::-1]:
+    for log_p, dim, sum_dim in list(zip(results, DIMS, sum_dims, strict=True))[skipped:][::-1]:
         g = g - log_p.exp() * (g.sum(dim, keepdim=True) if dim == sum_dim else g.sum(sum_dim, keepdim=True))
     return g
 
@@ -50,7 +50,7 @@ OPERATIONS = [
         (
             Mistake(
                 "rows and columns normalized in turn, last step only",
-                lambda g, x: sinkhorn_backward(g, x, last=1),
+                lambda g, x: sinkhorn_backward(g, x, skipped=4),
                 named="backward goes through the last of five normalizations only",
                 kinds=("missing term", "step left out"),
                 named_words=(r"missing", r"left out", r"constant", r"logsumexp"),
