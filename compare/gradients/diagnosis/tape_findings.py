@@ -1,85 +1,50 @@
 """A gradient that equals native's with one elementary step of its backward changed.
 
-The search comes after all others, so the simplest change of the whole operation is told first.
+The search comes after all others, so a change of one of native's operations as a whole is told first.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
 from compare.gradients.diagnosis.probe import Probe
-from compare.gradients.diagnosis.tape import Ref, Step, StepChange, StepKey, Tape, record_tape
-from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, fits
-from compare.gradients.diagnosis.tape_operations import (
-    FORMS,
-    left_out,
-    operation_words,
-    other_arguments,
-    other_operations,
-    passing,
-)
-from compare.gradients.diagnosis.transformations import transformations
+from compare.gradients.diagnosis.tape import Step, StepChange, Tape, record_tape
+from compare.gradients.diagnosis.tape_changes import Change, Changes
+from compare.gradients.diagnosis.tape_operations import operation_words
 from compare.gradients.diagnosis.wording import format_number
 
 NUM_TAPES = 3  # draws in which a change must explain the gradient
 MAX_COST = 15_000  # steps, in all searches of one case: one to two seconds
-MAX_CANDIDATES = 16  # tensors that are tried in the place of one
-
-
-Value = Callable[[Tape, int], Tensor]  # what stands in the place of the tensor with a number
-Replacement = tuple[str, str, Value]  # with kind and words
-Replacements = Callable[[int], Iterator[Replacement]]
 
 
 def find_tape_findings(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     """The changes of one step that explain the gradient in all draws."""
+    if not _is_proportional(mismatch, probe):
+        return  # no change of a step makes a derivative that ignores the incoming gradient
     search = TapeSearch(mismatch, probe)
     if search.is_traced:
-        yield from search.findings()
-        probe.tape_cost += search.tape.cost
+        try:
+            yield from search.findings()
+        finally:
+            probe.tape_cost += search.tape.cost
+
+
+def _is_proportional(mismatch: Mismatch, probe: Probe) -> bool:
+    """True if twice the incoming gradient gives twice the gradient."""
+    incoming = mismatch.incoming(probe.seed)
+    doubled = probe.compare(mismatch, mismatch.inputs, lambda n, output: 2 * incoming(n, output))
+    return doubled is not None and equal_up_to_rounding(doubled.ours, 2 * mismatch.ours, 16 * mismatch.tolerance)
 
 
 def explains(change: Change, mismatch: Mismatch, probe: Probe) -> bool:
     """True if a change that explains another gradient explains this one too."""
     search = TapeSearch(mismatch, probe)
     return search.is_traced and search.explains(change)
-
-
-@dataclass(frozen=True)
-class Change:
-    """One change of the tape, and what is said of it."""
-
-    kind: str
-    words: str
-    key: StepKey | None = None
-    step: StepChange | None = None
-    operand: tuple[int, Value] | None = None  # position and value of an argument of the step
-    instead: tuple[int, Value] | None = None  # number and value of a tensor of forward
-
-    def gradient(self, tape: Tape) -> Tensor | None:
-        """The gradient on a tape with this change; None if the change does not fit it."""
-        step, instead = self.step, {}
-        try:
-            if self.instead is not None:
-                number, value = self.instead
-                instead = {number: value(tape, number)}
-            if self.operand is not None:
-                position, value = self.operand
-                number = tape.backward[tape.positions[self.key]].arguments[position].number
-                replaced = value(tape, number).clone()
-                step = lambda s, flat: s.call([*flat[:position], replaced, *flat[position + 1 :]])  # noqa: E731
-        except Exception:  # the change does not fit the tensor: then it is no explanation
-            return None
-        return tape.replay(self.key, step, instead)
 
 
 class TapeSearch:
@@ -108,21 +73,23 @@ class TapeSearch:
         if self.is_traced:
             self.tape: Tape = self.draws[0][1]
             self.tests = [(*_sample(m), m, tape) for m, tape in self.draws]
-            self.producers = {
-                number: step
-                for step in self.tape.forward
-                for number in step.results
-                if number is not None and Ref(number) not in step.arguments
-            }
-            self.inside = {number: s for s in self.tape.backward for number in s.results if number is not None}
+            self.changes = Changes(self.tape)
+            # One number from the same inputs in each draw is always a multiple of another one.
+            others = [
+                m
+                for m, _ in self.draws[1:]
+                if any(not torch.equal(m.inputs[name], value) for name, value in mismatch.inputs.items())
+            ]
+            self.is_determined = mismatch.oracle.numel() > 1 or bool(others)
 
     def findings(self) -> Iterator[Finding]:
-        yield from self._explaining(self._operations())
+        """The changes that explain the gradient; those that are made most often come first."""
+        yield from self._explaining(self.changes.operations())
         yield from self._weights()
-        yield from self._explaining(self._other_arguments())
-        yield from self._explaining(self._changed_operands())
-        yield from self._explaining(self._results())
-        yield from self._explaining(self._other_operands())
+        yield from self._explaining(self.changes.other_arguments())
+        yield from self._explaining(self.changes.changed_operands())
+        yield from self._explaining(self.changes.results())
+        yield from self._explaining(self.changes.other_operands())
 
     def _explaining(self, changes: Iterator[Change]) -> Iterator[Finding]:
         for change in changes:
@@ -146,124 +113,16 @@ class TapeSearch:
                 return False
         return True
 
-    def name(self, value: Any) -> str:
-        """Words for a tensor of the tape."""
-        number = value.number if isinstance(value, Ref) else value
-        if number in self.tape.names:
-            return self.tape.names[number]
-        step = self.producers.get(number)
-        while step is not None and step.name in FORMS and step.arguments and isinstance(step.arguments[0], Ref):
-            source = step.arguments[0].number
-            if source in self.tape.names:
-                return self.tape.names[source]
-            step = self.producers.get(source)
-        if step is not None:
-            return step.words
-        step = self.inside.get(number)
-        return (
-            "a constant"
-            if step is None
-            else f"the result of {operation_words(step, lambda v: 'another')} in backward"
-        )
-
-    def _steps(self) -> Iterator[tuple[Step, str]]:
-        for n in self.tape.needed:
-            step = self.tape.backward[n]
-            yield step, f"in the derivative of {step.words}, "
-
-    def _operations(self) -> Iterator[Change]:
-        """One operation of backward left out, or another one in its place."""
-        for step, where in self._steps():
-            words = operation_words(step, self.name)
-            for position in left_out(step, self.tape):
-                yield Change("step left out", f"{where}{words} is left out", step.key, passing(position))
-            for kind, said, change in other_operations(step):
-                yield Change(kind, where + said, step.key, change)
-
-    def _other_arguments(self) -> Iterator[Change]:
-        for step, where in self._steps():
-            for said, change in other_arguments(step, _dims(step, self.tape)):
-                yield Change("another operand", where + said, step.key, change)
-
-    def _changed_operands(self) -> Iterator[Change]:
-        return self._with_operands(self._changed)
-
-    def _other_operands(self) -> Iterator[Change]:
-        return self._with_operands(self._others)
-
-    def _with_operands(self, replacements: Replacements) -> Iterator[Change]:
-        """Something else in the place of an operand, in one use; then of a tensor of forward in all uses."""
-        uses: Counter[int] = Counter()
-        for step, where in self._steps():
-            for position, argument in enumerate(step.arguments):
-                if isinstance(argument, Ref):
-                    uses[argument.number] += 1
-                    for kind, words, value in replacements(argument.number):
-                        yield Change(kind, where + words, step.key, operand=(position, value))
-        for number, count in uses.items():
-            if count > 1 and number not in self.inside:
-                for kind, words, value in replacements(number):
-                    yield Change(kind, f"in backward, {words}", instead=(number, value))
-
-    def _changed(self, number: int) -> Iterator[Replacement]:
-        """The operand changed by itself, or forward's operation that computes it."""
-        tensor, name = self.tape.values[number], self.name(number)
-        producer = self.producers.get(number)
-        if producer is not None and producer.name not in FORMS:
-            changes: list[tuple[str, str, StepChange]] = []
-            for position in left_out(producer, self.tape):
-                source = self.name(producer.arguments[position])
-                words = f"{operation_words(producer, self.name)} is left out ({source} is used instead of {name})"
-                changes.append(("step left out", words, passing(position)))
-            changes += [(kind, f"{words}, in {name}", change) for kind, words, change in other_operations(producer)]
-            changes += [
-                ("another operand", f"{words}, in {name}", change)
-                for words, change in other_arguments(producer, tensor.dim())
-            ]
-            for kind, words, change in changes:
-                yield kind, words, lambda tape, k, c=change: _produced(tape, producer, c, k)
-        for kind, words, function in changed_operand(tensor, name):
-            yield kind, words, lambda tape, k, f=function: f(tape.values[k])
-
-    def _others(self, number: int) -> Iterator[Replacement]:
-        """Another tensor in the place of the operand, or as a factor of it."""
-        tensor, name = self.tape.values[number], self.name(number)
-        for other in self._candidates(number):
-            for words, join in combinations(name, self.name(other)):
-                if tensor.is_floating_point() or "instead" in words:
-                    yield (
-                        "another operand", words,
-                        lambda tape, k, j=join, o=other: j(tape.values[k], tape.values[o]),
-                    )  # fmt: skip
-
-    def _candidates(self, number: int) -> list[int]:
-        """Numbers of the tensors that may stand in the place of one: inputs, results of forward, then of backward."""
-        tensor = self.tape.values[number]
-        found = [
-            k for k, other in enumerate(self.tape.values)
-            if k != number and fits(tensor, other)
-        ]  # fmt: skip
-        return sorted(found, key=lambda k: k in self.inside)[:MAX_CANDIDATES]
-
-    def _results(self) -> Iterator[Change]:
-        """The result of a step transposed, flipped, shifted, averaged or summed."""
-        for step, where in self._steps():
-            numbers = [number for number in step.results if number is not None]
-            if len(numbers) != 1 or step.name.endswith("_") or step.name in ("detach", "alias"):
-                continue
-            words = f"the result of {operation_words(step, self.name)}"
-            for t in transformations(self.tape.values[numbers[0]].shape):
-                yield Change(
-                    t.kind, f"{where}{words} is {t.description}", step.key,
-                    lambda s, flat, t=t: [t.apply(s.call(flat)[0]).contiguous()],
-                )  # fmt: skip
-
     def _weights(self) -> Iterator[Finding]:
         """One step's result counts too much, too little, or not at all."""
-        for step, where in self._steps():
+        for step, where in self.changes.steps():
             if self._is_spent():
                 return
-            if step.name.endswith("_") or len([r for r in step.results if r is not None]) != 1:
+            if (
+                not self.is_determined
+                or step.name.endswith("_")
+                or len([r for r in step.results if r is not None]) != 1
+            ):
                 continue
             change = Change("", "", step.key, lambda s, flat: [torch.zeros_like(s.call(flat)[0])])
             weight = None
@@ -279,7 +138,9 @@ class TapeSearch:
                 if not mismatch.equals(mismatch.oracle + (weight - 1) * part):
                     break
             else:
-                yield self._weight_finding(weight, step, f"{where}the term of {operation_words(step, self.name)}")
+                yield self._weight_finding(
+                    weight, step, f"{where}the term of {operation_words(step, self.changes.name)}"
+                )
 
     def _weight_finding(self, weight: float, step: Step, term: str) -> Finding:
         kind, said = "factor of one term", f"is {format_number(weight)} times as large as it should be"
@@ -299,16 +160,3 @@ def _sample(mismatch: Mismatch) -> tuple[int, float, float]:
     place = int((mismatch.ours - mismatch.oracle).abs().nan_to_num(0.0).argmax())
     limit = max(4 * mismatch.tolerance, 1e-6 * float(mismatch.ours.abs().nan_to_num(0.0).max()))
     return place, float(mismatch.ours.flatten()[place]), limit
-
-
-def _dims(step: Step, tape: Tape) -> int:
-    return max((tape.values[a.number].dim() for a in step.arguments if isinstance(a, Ref)), default=0)
-
-
-def _produced(tape: Tape, producer: Step, change: StepChange, number: int) -> Tensor:
-    """The tensor that a step of forward computes with a change."""
-    results = change(producer, tape.flat(producer))
-    value = results[producer.results.index(number)]
-    if value.shape != tape.values[number].shape:
-        raise ValueError("the shapes differ")
-    return value

@@ -113,8 +113,18 @@ def other_operations(step: Step) -> Iterator[tuple[str, str, StepChange]]:
             "flipped", f"the running sum ({bare}) {words}",
             lambda s, flat: [s.call([flat[0].flip(flat[1]), *flat[1:]])[0].flip(flat[1])],
         )  # fmt: skip
+    if bare == "constant_pad_nd":
+        words = "the padding is at the other end"
+        yield "shifted", words, lambda s, flat: s.call(_exchanged_ends(flat))
     if bare in ("sum", "mean"):
         yield from _other_sums(step)
+
+
+def _exchanged_ends(flat: list[Any]) -> list[Any]:
+    """The arguments of constant_pad_nd with the paddings before and after a dimension exchanged."""
+    count = (len(flat) - 1) // 2 * 2
+    pads = [flat[1 + (n ^ 1)] for n in range(count)]
+    return [flat[0], *pads, *flat[1 + count :]]
 
 
 def _overwriting(step: Step, flat: list[Any]) -> list[Any]:
