@@ -47,7 +47,7 @@ def explains(change: Any, mismatch: Mismatch, probe: Probe) -> bool:
 
 
 def find_shared_cause(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
-    """What was found about a gradient that backward computes earlier, if that explains this one too."""
+    """The finding about a gradient that backward computes earlier, if it explains this one too."""
     for (kind, statement), change in list(probe.explanations.items()):
         if explains(change, mismatch, probe):
             yield Finding(kind, mismatch.quantity, statement)
@@ -72,18 +72,18 @@ def _distances(probe: Probe) -> dict[str, int]:
     outputs = result if isinstance(result, (tuple, list)) else (result,)
     level = [o.grad_fn for o in outputs if isinstance(o, Tensor) and o.grad_fn is not None]
     names = {id(value): gradient_name(name) for name, value in leaves.items()}
-    found: dict[str, int] = {}
-    seen: set[Any] = set()
+    depths: dict[str, int] = {}
+    visited: set[Any] = set()
     distance = 0
     while level:
         for node in level:
             quantity = names.get(id(getattr(node, "variable", None)))
             if quantity is not None:
-                found.setdefault(quantity, distance)
-        seen.update(level)
-        level = list(dict.fromkeys(n for node in level for n, _ in node.next_functions if n and n not in seen))
+                depths.setdefault(quantity, distance)
+        visited.update(level)
+        level = list(dict.fromkeys(n for node in level for n, _ in node.next_functions if n and n not in visited))
         distance += 1
-    return found
+    return depths
 
 
 def _has_change(finding: Finding, probe: Probe, before: Finding) -> bool:

@@ -226,7 +226,7 @@ def record_tape(mismatch: Mismatch, probe: Probe) -> Tape | None:
 
 def _tell_operations(mode: _Recorder, calls: InterceptCalls) -> None:
     """Have each node of the graph say, before it runs, of which of native's operations it is."""
-    seen: set[Any] = set()
+    visited: set[Any] = set()
     total, number = Counter(call.name for call in calls.calls), Counter[str]()
     for call in calls.calls:
         nodes = [call.attached.grad_fn] if call.attached is not None else []
@@ -235,9 +235,9 @@ def _tell_operations(mode: _Recorder, calls: InterceptCalls) -> None:
         words += f" (call {number[call.name]} there)" if total[call.name] > 1 else ""
         while nodes:
             node = nodes.pop()
-            if node is None or node in seen:
+            if node is None or node in visited:
                 continue
-            seen.add(node)
+            visited.add(node)
             if node.name() != "torch::autograd::AccumulateGrad":
 
                 def tell(_: Any, words: str = words) -> None:

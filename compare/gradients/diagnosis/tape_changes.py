@@ -100,7 +100,12 @@ class Changes:
         for step, where in self.steps():
             words = operation_words(step, self.name)
             for position in left_out(step, self.tape):
-                yield Change("step left out", f"{where}{words} is left out", step.key, passing(position))
+                kind, said = "step left out", f"{where}{words} is left out"
+                if step.name.startswith("add") and all(number in self.inside for number in step.numbers):
+                    kind = "missing term"
+                    said = f"one of two terms is missing that are added after the derivative of {step.words}: "
+                    said += "where a tensor is used twice, the gradient of one use alone is taken"
+                yield Change(kind, said, step.key, passing(position))
             for kind, said, change in other_operations(step):
                 yield Change(kind, where + said, step.key, change)
 
@@ -178,11 +183,11 @@ class Changes:
     def _candidates(self, number: int) -> list[int]:
         """Numbers of the tensors that may stand in the place of one: inputs, results of forward, then of backward."""
         tensor = self.tape.values[number]
-        found = [
+        fitting = [
             k for k, other in enumerate(self.tape.values)
             if k != number and fits(tensor, other)
         ]  # fmt: skip
-        return sorted(found, key=lambda k: k in self.inside)[:MAX_CANDIDATES]
+        return sorted(fitting, key=lambda k: k in self.inside)[:MAX_CANDIDATES]
 
     def results(self) -> Iterator[Change]:
         """The result of a step transposed, flipped, shifted, averaged or summed."""

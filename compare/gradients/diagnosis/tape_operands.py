@@ -62,7 +62,7 @@ def fits(tensor: Tensor, other: Tensor) -> bool:
 
 
 def combinations(name: str, other: str) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
-    """What may be done with a second tensor: it stands in the place of the first, is a factor or a divisor of it."""
+    """The uses of a second tensor: in the place of the first, as a factor or as a divisor of it."""
     yield f"{other} is used instead of {name}", lambda t, o: o.to(t.dtype).reshape(t.shape).clone()
     yield f"{name} is multiplied by {other}, and should not be", lambda t, o: t * o.reshape(t.shape)
     yield f"{name} is divided by {other}, and should not be", lambda t, o: t / o.reshape(t.shape)
