@@ -44,6 +44,10 @@ set_forward_mode_enabled: Callable[[bool], AbstractContextManager[Any]] = forwar
 has_global_hooks: Callable[[], bool] = nn.modules.module._has_any_global_hook
 
 
+# True inside of any torch.autocast. Without it a call would ask by the name of a device, which takes longer.
+is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
+
+
 def is_forward_mode_active() -> bool:
     """Return True inside of ``forward_ad.dual_level``. Without it shortcuts that have no jvp would drop tangents."""
     return forward_ad._current_level >= 0
@@ -84,6 +88,17 @@ is_functorch_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorc
 # True for a batch of gradients in torch.autograd.grad(is_grads_batched=True). Without it kernels would be given such
 # a batch, a wrapper without memory.
 is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+
+# The keys by which PyTorch dispatches a tensor, as a set whose raw_repr() is an integer: device, layout, wrappers of
+# all kinds. Without it the check of a tensor would be a call for each of them.
+dispatch_keys: Callable[[Tensor], Any] = torch._C._dispatch_keys
+
+# That integer of a plain strided tensor on the CPU, neither negated nor made in inference mode. Without it a kernel's
+# check would look at every tensor as closely as at one with other keys.
+_KEYS = torch._C.DispatchKey
+ORDINARY_CPU_KEYS: int = (
+    torch._C.DispatchKeySet(_KEYS.CPU).add(_KEYS.AutogradCPU).add(_KEYS.ADInplaceOrView).add(_KEYS.AutocastCPU)
+).raw_repr()
 
 # True for a tensor of zeros that has no memory, as forward mode makes. Without it a kernel would read address 0.
 is_zero_tensor: Callable[[Tensor], bool] = Tensor._is_zerotensor

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from manualgrad import explanation
 from manualgrad._torch_compat import assume_constant_result
-from manualgrad.tensor_checks import active_mode, is_plain_tensor
+from manualgrad.tensor_checks import active_eager_mode, active_mode, is_plain_tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -161,10 +161,10 @@ def _run_kernel(name: str, args: tuple[Any, ...]) -> tuple[Any, str]:
     device = "cpu" if x.is_cpu else x.device.type  # is_cpu takes a fifth of the time
     if torch.compiler.is_compiling():
         return _run_operator(name, device, args)
-    kernel = find_kernel(name, device)
+    kernel = _kernels.get((name, device)) or find_kernel(name, device)
     if kernel is None:
         return None, _why_no_kernels.get(device) or NO_KERNEL
-    if reason := active_mode() or kernel.unsupported(*args):
+    if reason := active_eager_mode() or kernel.unsupported(*args):
         return None, reason
     module = kernel.backend.current_module()
     if module is None:

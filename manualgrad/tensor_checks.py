@@ -14,6 +14,7 @@ from manualgrad._torch_compat import (
 )
 
 HOST_DEVICES = ("cpu",)  # tests take the CPU for a GPU
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def is_plain_tensor(x: Tensor) -> bool:
@@ -26,12 +27,7 @@ def is_plain_tensor(x: Tensor) -> bool:
 
 def has_values(x: Tensor) -> bool:
     """Return True if ``x`` is of PyTorch's own type, and no wrapper or meta tensor, outside of tracers."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and not x.is_meta
-        and not is_functorch_wrapped(x)
-        and not is_legacy_batched(x)
-    )
+    return type(x) in PLAIN_TYPES and not x.is_meta and not is_functorch_wrapped(x) and not is_legacy_batched(x)
 
 
 def can_read_values(x: Tensor) -> bool:
@@ -47,6 +43,11 @@ def active_mode() -> str:
     These work on operators and would miss a kernel, which is none; and ``torch.func`` wraps every new tensor."""
     if torch.compiler.is_compiling():
         return "torch.compile or torch.export traces the call"
+    return active_eager_mode()
+
+
+def active_eager_mode() -> str:
+    """Do the same as :func:`active_mode` where the call is not compiled."""
     if dispatch_mode_count():
         return "a TorchDispatchMode is active"
     if jit_tracing_state():

@@ -1,5 +1,7 @@
 """Train with several seeds, and print each test accuracy, their mean, and the seconds of training.
 
+The first lines say what the seconds include and what they do not.
+
 python scripts/seeds.py 5 --data-dir DIR        # seeds 0 to 4; the other arguments are passed to train.py
 """
 
@@ -12,13 +14,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-TRAIN = Path(__file__).parents[1] / "train.py"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from manualgrad.training.command import CLOCK_NOTE  # noqa: E402
+
+TRAIN = ROOT / "train.py"
 
 
 def main() -> int:
     if len(sys.argv) < 2 or not sys.argv[1].isdigit() or sys.argv[1] == "0":
         print(__doc__, file=sys.stderr)
         return 2
+    print(CLOCK_NOTE, flush=True)
     accuracies, seconds = [], []
     for seed in range(int(sys.argv[1])):
         with tempfile.TemporaryDirectory() as out:

@@ -24,6 +24,11 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests of forks run first: PyTorch refuses a backward in a fork once this process has compiled a model."""
+    items.sort(key=lambda item: "backward_in_a_fork" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     """Device to test on: the CPU, and CUDA if there is a GPU."""

@@ -86,6 +86,14 @@ def test_the_names_of_torch_compat_are_private():
     assert len(names) > 20
 
 
+def test_the_keys_of_an_ordinary_tensor_are_those_of_no_other():
+    x = torch.ones(2, 2)
+    for ordinary in (x, nn.Parameter(x), x.double(), x.T, x.clone().requires_grad_() * 1):
+        assert _torch_compat.dispatch_keys(ordinary).raw_repr() == _torch_compat.ORDINARY_CPU_KEYS
+    for other in (x.to("meta"), x.to_sparse(), torch.view_as_complex(x).conj().imag):
+        assert _torch_compat.dispatch_keys(other).raw_repr() != _torch_compat.ORDINARY_CPU_KEYS
+
+
 def test_a_function_is_marked_for_the_compiler_as_torch_marks_it():
     def marked() -> bool:
         return True

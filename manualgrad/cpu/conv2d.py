@@ -7,44 +7,70 @@ why the kernel does not compute its arguments, "" if it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from manualgrad._torch_compat import ORDINARY_CPU_KEYS, dispatch_keys
 from manualgrad.cpu import conv2d_programs as programs
 from manualgrad.cpu import depthwise, memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.tensor_checks import is_in_contiguous_format, storage_covers, unsupported_tensors
+from manualgrad.cpu.pointwise import is_pointwise, pointwise_forward, pointwise_grad_input, pointwise_grad_weight
+from manualgrad.cpu.tensor_checks import (
+    TOO_SMALL,
+    is_in_contiguous_format,
+    span_in_memory,
+    unsupported_tensor,
+    unsupported_tensors,
+)
+from manualgrad.tensor_checks import PLAIN_TYPES
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    channels, group_channels, *_ = w_shape = w.shape
-    fits = _is_input(geometry, x.shape, group_channels) and _is_weight(geometry, w_shape)
-    return _unsupported(fits and (b is None or b.shape == (channels,)), x, w, b)
+    return _unsupported(_fits_forward, geometry, *((x, w) if b is None else (x, w, b)))
 
 
 def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
     """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_forward(module, x, w, b, geometry)
+    return _forward(module, x, w, b, geometry, False)
+
+
+def unsupported_conv_relu_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
+    if is_depthwise(geometry, w.shape[0], w.shape[1]):
+        return "the kernels for small groups have no ReLU"
+    return unsupported_conv2d_forward(x, w, b, geometry)
+
+
+def conv_relu_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
+    """R(C(x, w) + b): (N, C_out, H_out, W_out), in the memory format of the geometry."""
+    return _forward(module, x, w, b, geometry, True)
+
+
+def _forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, has_relu: bool) -> Tensor:
+    if is_pointwise(module, geometry, x, w.shape[0], not geometry.channels_last):
+        out = pointwise_forward(x, w, b, geometry)
+        return out.clamp_(min=0) if has_relu else out  # eq. (9)
     w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
     program = programs.forward_program(
         module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
-        (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(),
+        (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(), has_relu,
     )  # fmt: skip
-    x, out = _images(x, program), _new_result(program)
+    reads, writes = program.contiguous
+    x, out = x if reads else _images(x, program), _new_result(program, writes)
     if x.shape[0]:
         program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
-    return _in_format_of(geometry, program, out)
+    return out if geometry.channels_last or writes else _clone_contiguous(out)
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    w_shape = w.shape
-    return _unsupported(_is_output(geometry, g.shape, w_shape[0]) and _is_weight(geometry, w_shape), g, w)
+    return _unsupported(_fits_grad_input, geometry, g, w)
 
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
@@ -52,29 +78,30 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     multiplies weights of windows at the border with zeros, which the formula does not."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_grad_input(module, g, w, geometry)
+    if is_pointwise(module, geometry, g, w.shape[1], not geometry.channels_last):
+        return pointwise_grad_input(g, w, geometry)
     w = w.resolve_neg()
     program = programs.grad_input_program(
         module.instructions, g.shape, w.shape, w.stride(), geometry,
         (is_in_contiguous_format(g), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
-    g, grad_x = _images(g, program), _new_result(program)
-    if g.shape[0]:
-        workspace = program.run(g.data_ptr(), w.data_ptr(), 0, grad_x.data_ptr())
-        if not program.has_finite_weights(workspace):
-            return None
-    return _in_format_of(geometry, program, grad_x)
+    reads, writes = program.contiguous
+    g, grad_x = g if reads else _images(g, program), _new_result(program, writes)
+    if g.shape[0] and not program.run_and_check(g.data_ptr(), w.data_ptr(), grad_x.data_ptr()):
+        return None
+    return grad_x if geometry.channels_last or writes else _clone_contiguous(grad_x)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    (batch, channels, *_), (x_batch, x_channels, *_) = g_shape, x_shape = g.shape, x.shape
-    fits = _is_input(geometry, x_shape, x_channels // geometry.groups) and _is_output(geometry, g_shape, channels)
-    return _unsupported(fits and batch == x_batch, g, x)
+    return _unsupported(_fits_grad_weight, geometry, g, x)
 
 
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
     if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
         return depthwise.depthwise_grad_weight(module, g, x, geometry)
+    if is_pointwise(module, geometry, x, g.shape[1], is_in_contiguous_format(g)):
+        return pointwise_grad_weight(g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     if not x.shape[0]:
@@ -83,19 +110,104 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
         module.instructions, x.shape, w_shape, grad_w.stride(), geometry,
         (is_in_contiguous_format(x), is_in_contiguous_format(g)), torch.get_num_threads(),
     )  # fmt: skip
-    x, g = _images(x, program), g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
+    x = x if program.contiguous[0] else _images(x, program)
+    g = g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
     program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr())
     return grad_w
 
 
-def _unsupported(fits: bool, *tensors: Tensor | None) -> str:
-    if reason := unsupported_tensors(*tensors):
-        return reason
-    if not torch.compiler.is_compiling():
-        for x in tensors:
-            if x is not None and not storage_covers(x):
-                return "the storage of a tensor is too small"
-    return "" if fits else "the geometry is not that of the tensors"
+def unsupported_conv2d_backward(g: Tensor, x: Tensor, w: Tensor, _: bool, geometry: Any) -> str:
+    return _unsupported(_fits_backward, geometry, g, x, w)
+
+
+def conv2d_backward(
+    module: KernelModule, g: Tensor, x: Tensor, w: Tensor, needs_bias: bool, geometry: Any
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """X(g, w), W(g, x) and the gradient of the bias, or None for it. None at all as in :func:`conv2d_grad_input`."""
+    if (
+        geometry.windows.stride != (1, 1)
+        or is_depthwise(geometry, w.shape[0], w.shape[1])
+        or is_pointwise(module, geometry, g, w.shape[1], not geometry.channels_last)
+    ):
+        # with a stride one workspace for both would be much larger, since the input's gradient has several grids
+        of_input = conv2d_grad_input(module, g, w, geometry)
+        if of_input is None:
+            return None
+        return of_input, conv2d_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
+    w, channels_last = w.resolve_neg(), geometry.channels_last
+    grad_w = memory.new_channels_last(*w.shape) if channels_last else memory.new(*w.shape)
+    program = programs.backward_program(
+        module.instructions, x.shape, w.shape, w.stride(), grad_w.stride(), geometry,
+        (is_in_contiguous_format(g), is_in_contiguous_format(x), not channels_last), torch.get_num_threads(),
+    )  # fmt: skip
+    g_read = g if program.contiguous[0] else to_contiguous(g, torch.channels_last)
+    x = x if program.contiguous[1] else _images(x, program)
+    grad_x = _new_result(program, program.contiguous[2])
+    if not g.shape[0]:
+        grad_w.zero_()
+    elif not program.run_and_check(
+        g_read.data_ptr(), x.data_ptr(), w.data_ptr(), grad_x.data_ptr(), grad_w.data_ptr()
+    ):
+        return None
+    if not (channels_last or program.contiguous[2]):
+        grad_x = _clone_contiguous(grad_x)
+    return grad_x, grad_w, _grad_bias(g, needs_bias)
+
+
+def _grad_bias(g: Tensor, is_needed: bool) -> Tensor | None:
+    return g.sum((0, 2, 3)) if is_needed else None
+
+
+def _unsupported(fits: Callable[..., bool], geometry: Any, *tensors: Tensor) -> str:
+    """Return the reason why kernels do not support the tensors, or ``fits`` of their shapes is False; else ""."""
+    if torch.compiler.is_compiling():
+        reason = unsupported_tensors(*tensors)
+        return reason or ("" if fits(geometry, *[x.shape for x in tensors]) else MISFIT)
+    for x in tensors:
+        is_ordinary = type(x) in PLAIN_TYPES and dispatch_keys(x).raw_repr() == ORDINARY_CPU_KEYS
+        if not (is_ordinary and x.dtype is torch.float32) and (reason := unsupported_tensor(x)):
+            return reason
+    spans = _spans(fits, geometry, *[(x.shape, x.stride()) for x in tensors])
+    if spans is None:
+        return MISFIT
+    for x, span in zip(tensors, spans, strict=True):
+        if span and x.untyped_storage().nbytes() < (x.storage_offset() + span) * FLOAT_BYTES:
+            return TOO_SMALL
+    return ""
+
+
+MISFIT = "the geometry is not that of the tensors"
+FLOAT_BYTES = 4
+
+
+@lru_cache(maxsize=1024)
+def _spans(
+    fits: Callable[..., bool], geometry: Any, *formats: tuple[Sequence[int], Sequence[int]]
+) -> tuple[int, ...] | None:
+    """Elements from the first to the last in memory of tensors with these shapes and strides, if the shapes fit."""
+    if not fits(geometry, *[shape for shape, _ in formats]):
+        return None
+    return tuple(span_in_memory(shape, strides) for shape, strides in formats)
+
+
+def _fits_forward(
+    geometry: Any, x_shape: Sequence[int], w_shape: Sequence[int], b_shape: Sequence[int] | None = None
+) -> bool:
+    fits = _is_input(geometry, x_shape, w_shape[1]) and _is_weight(geometry, w_shape)
+    return fits and (b_shape is None or tuple(b_shape) == (w_shape[0],))
+
+
+def _fits_grad_input(geometry: Any, g_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
+    return _is_output(geometry, g_shape, w_shape[0]) and _is_weight(geometry, w_shape)
+
+
+def _fits_grad_weight(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int]) -> bool:
+    fits = _is_input(geometry, x_shape, x_shape[1] // geometry.groups) and _is_output(geometry, g_shape, g_shape[1])
+    return fits and g_shape[0] == x_shape[0]
+
+
+def _fits_backward(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
+    return _fits_grad_input(geometry, g_shape, w_shape) and _fits_grad_weight(geometry, g_shape, x_shape)
 
 
 def _is_input(geometry: Any, shape: Sequence[int], group_channels: int) -> bool:
@@ -112,13 +224,10 @@ def _is_output(geometry: Any, shape: Sequence[int], channels: int) -> bool:
 
 
 def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:
-    """Return the images x as ``program`` reads them."""
-    margin = program.margin
-    if program.contiguous[0]:
-        return x
-    if not any(margin):
+    """Return the images x as ``program`` reads them, unless it reads contiguous ones."""
+    if not program.has_margin:
         return to_contiguous(x, torch.channels_last)
-    (left, right, slack), (batch, channels, height, width) = margin, x.shape
+    (left, right, slack), (batch, channels, height, width) = program.margin, x.shape
     shape = batch, height, width + left + right, channels
     numel = math.prod(shape)
     padded = memory.new(numel + slack, zeros=True)[:numel].view(shape).permute(0, 3, 1, 2)
@@ -126,14 +235,12 @@ def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:
     return padded
 
 
-def _new_result(program: programs.ConvProgram) -> Tensor:
-    if program.contiguous[1]:
+def _new_result(program: programs.ConvProgram, contiguous: bool) -> Tensor:
+    if contiguous:
         return memory.new(*program.result_shape)
     return memory.new_channels_last(*program.result_shape, zeros=program.is_partial)
 
 
-def _in_format_of(geometry: Any, program: programs.ConvProgram, x: Tensor) -> Tensor:
-    if geometry.channels_last or program.contiguous[1]:
-        return x
+def _clone_contiguous(x: Tensor) -> Tensor:
     # clone, since contiguous() keeps strides that are out of order in dimensions of size 1
     return x.clone(memory_format=torch.contiguous_format)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -46,25 +46,27 @@ class ConvProgram:
     result_shape: tuple[int, int, int, int]
     is_partial: bool = False
     margin: tuple[int, int, int] = (0, 0, 0)
-    contiguous: tuple[bool, bool] = (False, False)
+    contiguous: tuple[bool, ...] = (False, False)
 
-    def run(self, *addresses: int) -> Tensor:
-        """Run the program on tensors at ``addresses``, in the order of its names, and return its workspace."""
-        workspace = self.layout.allocate()
-        self.program.run((*addresses, workspace.data_ptr()))
-        return workspace
+    @cached_property
+    def has_margin(self) -> bool:
+        return any(self.margin)
 
-    def has_finite_weights(self, workspace: Tensor) -> bool:
-        """Return True if all weights that were packed are finite."""
-        return not any(map(math.isnan, self.layout.read_floats(workspace, "nonfinite")))
+    def run(self, *addresses: int) -> None:
+        """Run the program on tensors at ``addresses``, in the order of its names."""
+        self.program.run_in_workspace(self.layout, addresses)
+
+    def run_and_check(self, *addresses: int) -> bool:
+        """Run the program, and return True if all weights that were packed are finite."""
+        return not any(map(math.isnan, self.program.run_in_workspace(self.layout, addresses, "nonfinite")))
 
 
 @lru_cache(maxsize=512)
 def forward_program(
     instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], has_bias: bool,
-    geometry: Any, contiguous: tuple[bool, bool], threads: int,
+    geometry: Any, contiguous: tuple[bool, bool], threads: int, has_relu: bool = False,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (1) with (17) for x, a weight with ``strides``, the bias and the result."""
+    """Program of (1) with (17) for x, a weight with ``strides``, the bias and the result; R of it if ``has_relu``."""
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
@@ -72,8 +74,10 @@ def forward_program(
     places = [(grid, 0, (grid.rows * grid.columns * pixel, grid.columns * pixel, pixel))]
     result_shape = grid.batch, w_shape[0], grid.rows, grid.columns
     shapes = _transposed_shapes((x_shape, result_shape), (contiguous[0] and not any(margin), contiguous[1]))
-    parts = _conv_program(instructions, places, groups, channels, order, has_bias, shapes, threads)
-    return ConvProgram(*parts, result_shape, False, (*margin, 0), _are_transposed(shapes))
+    names = ("x", "x, channels last"), ("out", "out, channels last")
+    parts = _conv_regions(instructions, places, groups, channels, order, has_bias, shapes, names, threads, has_relu)
+    made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
+    return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes))
 
 
 @lru_cache(maxsize=512)
@@ -81,7 +85,19 @@ def grad_input_program(
     instructions: str, g_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
     contiguous: tuple[bool, bool], threads: int,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (2) for g, a weight with ``strides``, an address that is not used, and the result."""
+    """Program of (2) for g, a weight with ``strides``, and the result."""
+    parts, result_shape, is_partial, transposed = _grad_input_regions(
+        instructions, g_shape, w_shape, strides, geometry, contiguous, threads
+    )
+    made = parts.program(instructions, threads, ("g", "weight", "grad_x"))
+    return ConvProgram(*made, result_shape, is_partial, contiguous=transposed)
+
+
+def _grad_input_regions(
+    instructions: str, g_shape: tuple[int, ...], w_shape: tuple[int, ...], strides: tuple[int, ...], geometry: Any,
+    contiguous: tuple[bool, bool], threads: int,
+) -> tuple[_Regions, tuple[int, int, int, int], bool, tuple[bool, bool]]:  # fmt: skip
+    """Regions of (2), the shape of the result, True if they leave out some of it, and which images are contiguous."""
     groups, channels = geometry.groups, w_shape[1]
     order = WeightOrder(4 * g_shape[1] // groups * strides[0], 4 * strides[1], 0, 4 * strides[0])
     (s1, s2), (height, width) = geometry.windows.stride, geometry.input_size
@@ -96,17 +112,35 @@ def grad_input_program(
         (g_shape[0], channels * groups, height, width),
     )
     shapes = _transposed_shapes((g_shape, result_shape), (contiguous[0], contiguous[1] and not is_partial))
-    parts = _conv_program(instructions, places, groups, channels, order, False, shapes, threads)
-    return ConvProgram(*parts, result_shape, is_partial, contiguous=_are_transposed(shapes))
+    names = ("g", "g, channels last"), ("grad_x", "x, channels last")
+    parts = _conv_regions(instructions, places, groups, channels, order, False, shapes, names, threads)
+    return parts, result_shape, is_partial, _are_transposed(shapes)
 
 
-def _conv_program(
+@dataclass(frozen=True)
+class _Regions:
+    """Regions, the sizes of the buffers in their workspace, and the tensors whose addresses are in them."""
+
+    regions: list[ParallelRegion]
+    sizes: dict[str, int]
+    constants: tuple[Tensor, ...]
+
+    def program(
+        self, instructions: str, threads: int, names: tuple[str, ...]
+    ) -> tuple[Program, WorkspaceLayout, tuple[Tensor, ...]]:
+        module, layout = instruction_set.load_group(instructions, CONV2D), WorkspaceLayout(**self.sizes)
+        num_threads = min(threads, max(region.num_tasks for region in self.regions))
+        return Program(module, num_threads, self.regions, names, layout), layout, self.constants
+
+
+def _conv_regions(
     instructions: str, places: Any, groups: int, channels: int, order: WeightOrder, has_bias: bool, shapes: Any,
-    threads: int,
-) -> tuple[Program, WorkspaceLayout, tuple[Tensor, ...]]:  # fmt: skip
+    names: Any, threads: int, has_relu: bool = False,
+) -> _Regions:  # fmt: skip
     """Pack the weights of each grid, then compute the grids, of which each has an offset in ``out``, and strides.
 
-    ``shapes`` of x and ``out`` are given for those of them that are transposed."""
+    ``names`` are those of x and ``out``, each with that of its copy; their ``shapes`` are given for those that are
+    copied."""
     module = instruction_set.load_group(instructions, CONV2D)
     threads = _num_threads(
         threads, sum(grid.windows * len(grid.taps) * grid.run for grid, _, _ in places) * groups * channels
@@ -114,10 +148,7 @@ def _conv_program(
     packs, convolutions, constants = [], [], list[Tensor]()
     pack_tasks, pack_share = split_work(groups * -(-channels // module.lanes), threads)
     sizes = {"nonfinite": 4 * len(places) * pack_tasks}
-    x, out = (
-        BufferRef(f"{name}, channels last" if shape else name)
-        for name, shape in zip(("x", "out"), shapes, strict=True)
-    )
+    x, out = (BufferRef(copy if shape else name) for (name, copy), shape in zip(names, shapes, strict=True))
     for n, (grid, offset, out_strides) in enumerate(places):
         calls = GridCalls(module.lanes, grid, order, groups, channels)
         constants += calls.constants
@@ -136,19 +167,16 @@ def _conv_program(
         packs.append(pack)
         call = calls.conv2d(
             module.call, (window_share, window_parts, panel_share), chunk, out_strides, x=x, packed=packed,
-            out=out + offset, table=table, sums=sums,
+            out=out + offset, table=table, sums=sums, has_relu=has_relu,
         )  # fmt: skip
         convolutions.append(ParallelRegion(tasks, [call]))
     sizes |= {ref.name: 4 * math.prod(shape) for ref, shape in zip((x, out), shapes, strict=True) if shape}
-    layout = WorkspaceLayout(**sizes)
     regions = [ParallelRegion(pack_tasks, packs), *convolutions]
     if shapes[0]:
-        regions.insert(0, to_channels_last(module, BufferRef("x"), x, shapes[0], threads))
+        regions.insert(0, to_channels_last(module, BufferRef(names[0][0]), x, shapes[0], threads))
     if shapes[1]:
-        regions.append(to_contiguous(module, out, BufferRef("out"), shapes[1], threads))
-    num_threads = min(threads, max(region.num_tasks for region in regions))
-    program = Program(module, num_threads, regions, ("x", "weight", "bias", "out"), layout)
-    return program, layout, tuple(constants)
+        regions.append(to_contiguous(module, out, BufferRef(names[1][0]), shapes[1], threads))
+    return _Regions(regions, sizes, tuple(constants))
 
 
 def _transposed_shapes(shapes: Any, contiguous: tuple[bool, bool]) -> tuple[Any, Any]:
@@ -188,6 +216,45 @@ def grad_weight_program(
     geometry: Any, contiguous: tuple[bool, bool], threads: int,
 ) -> ConvProgram:  # fmt: skip
     """Program of (3) for x, g and the result with ``strides``."""
+    parts, margin, transposed = _grad_weight_regions(
+        instructions, x_shape, w_shape, strides, geometry, contiguous, threads
+    )
+    made = parts.program(instructions, threads, ("x", "g", "grad_weight"))
+    return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed)
+
+
+@lru_cache(maxsize=512)
+def backward_program(
+    instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
+    grad_strides: tuple[int, ...], geometry: Any, contiguous: tuple[bool, bool, bool], threads: int,
+) -> ConvProgram:  # fmt: skip
+    """Program of (2) and (3) for g, x, a weight with ``strides``, the gradient of x, and that of w with its strides.
+
+    ``contiguous`` tells the formats of g, x and the gradient of x."""
+    g_shape = x_shape[0], w_shape[0], *geometry.windows.output_size(*geometry.input_size)
+    of_weight, margin, (reads_x, reads_g) = _grad_weight_regions(
+        instructions, x_shape, w_shape, grad_strides, geometry, (contiguous[1], contiguous[0]), threads
+    )
+    of_input, result_shape, is_partial, (_, writes) = _grad_input_regions(
+        instructions, g_shape, w_shape, strides, geometry, (contiguous[0], contiguous[2]), threads
+    )
+    # both begin with a copy of g if it is contiguous: the second one is left out. They share their buffers: those of
+    # the weight's gradient are named as those of the other one
+    sizes = {
+        name: max(part.sizes.get(name, 0) for part in (of_weight, of_input))
+        for name in of_weight.sizes | of_input.sizes
+    }
+    regions, constants = of_weight.regions + of_input.regions[reads_g:], of_weight.constants + of_input.constants
+    parts = _Regions(regions, sizes, constants)
+    made = parts.program(instructions, threads, ("g", "x", "weight", "grad_x", "grad_weight"))
+    return ConvProgram(*made, result_shape, is_partial, margin, (reads_g, reads_x, writes))
+
+
+def _grad_weight_regions(
+    instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
+    geometry: Any, contiguous: tuple[bool, bool], threads: int,
+) -> tuple[_Regions, tuple[int, int, int], tuple[bool, bool]]:  # fmt: skip
+    """Regions of (3), the margin of x, and which of x and g are contiguous."""
     module = instruction_set.load_group(instructions, CONV2D)
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
@@ -197,9 +264,9 @@ def grad_weight_program(
     tasks, share = split_work(calls.units, threads)
     chunk = grid.chunk(max(1, grid.windows))
     sizes = {
-        "table": tasks * calls.table_bytes(chunk),
-        "sums": calls.units * calls.unit_bytes,
-        "grads": tasks * calls.panel_bytes(chunk),
+        "table 0": tasks * calls.table_bytes(chunk),
+        "packed 0": calls.units * calls.unit_bytes,
+        "sums 0": tasks * calls.panel_bytes(chunk),
     }
     slack, regions = calls.slack, []
     g_shape = grid.batch, w_shape[0], grid.rows, grid.columns
@@ -212,12 +279,7 @@ def grad_weight_program(
             regions.append(to_channels_last(module, BufferRef(name), sources[-1], shape, threads))
     call = calls.grad_weight(
         module.call, share, chunk, x=sources[0], grad_out=sources[1], grad_weight=BufferRef("grad_weight"),
-        table=BufferRef("table"), sums=BufferRef("sums"), packed_grads=BufferRef("grads"),
+        table=BufferRef("table 0"), sums=BufferRef("packed 0"), packed_grads=BufferRef("sums 0"),
     )  # fmt: skip
-    layout = WorkspaceLayout(**sizes)
     regions.append(ParallelRegion(tasks, [call]))
-    num_threads = min(threads, max(region.num_tasks for region in regions))
-    program = Program(module, num_threads, regions, ("x", "g", "grad_weight"), layout)
-    return ConvProgram(
-        program, layout, calls.constants, w_shape, margin=(*margin, slack), contiguous=_are_transposed(shapes)
-    )
+    return _Regions(regions, sizes, calls.constants), (*margin, slack), _are_transposed(shapes)

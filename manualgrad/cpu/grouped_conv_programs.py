@@ -51,8 +51,7 @@ class GroupedConvProgram:
 
     def run(self, *addresses: int) -> None:
         """Run the program on tensors at ``addresses``, in the order of its names."""
-        workspace = self.layout.allocate()
-        self.program.run((*addresses, workspace.data_ptr()))
+        self.program.run_in_workspace(self.layout, addresses)
 
 
 class _GroupedWeight:

@@ -42,7 +42,7 @@ class Unavailable(Exception):
     """The kernels cannot run on this machine; the message says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelModule:
     """The compiled kernels of one instruction set.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 CACHE_LINE_BYTES = 64
+SHARED_BYTES = 1 << 18  # of workspaces that calls use one after the other: what fits into the nearest caches
 _CPU = torch.device("cpu")  # whatever the default device is
 
 
@@ -29,7 +30,7 @@ def new_channels_last(batch: int, channels: int, height: int, width: int, zeros:
 
 def new_like(t: Tensor) -> Tensor:
     """Return a tensor with the shape, strides and dtype of ``t``, which has no gaps in memory; not initialised."""
-    return torch.empty_like(t, requires_grad=False)
+    return torch.empty_like(t)
 
 
 def buffer_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
@@ -46,3 +47,25 @@ def buffer_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:
 def new_workspace(nbytes: int, _offsets: Sequence[int], _sizes: Sequence[int]) -> Tensor:
     """Return a workspace for buffers laid out by :func:`buffer_offsets`, (nbytes,) uint8, not initialised."""
     return new(nbytes, dtype=torch.uint8)
+
+
+_idle_workspaces: list[Tensor] = []
+
+
+def take_workspace(nbytes: int, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Return a workspace of at least ``nbytes`` for one call, which ends with :func:`give_back_workspace`.
+
+    Small workspaces are kept for the next call, one for each thread that was inside of a call at the same time: an
+    allocation takes as long as a small kernel."""
+    if nbytes > SHARED_BYTES:
+        return new_workspace(nbytes, offsets, sizes)
+    try:
+        return _idle_workspaces.pop()
+    except IndexError:
+        return new(SHARED_BYTES, dtype=torch.uint8)
+
+
+def give_back_workspace(workspace: Tensor, nbytes: int) -> None:
+    """Keep a workspace that :func:`take_workspace` returned for the next call."""
+    if nbytes <= SHARED_BYTES:
+        _idle_workspaces.append(workspace)

@@ -7,15 +7,23 @@ program makes one call, and its kernels share one workspace with a buffer for ea
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Sequence
+from functools import cache
+from struct import Struct
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from manualgrad.cpu import memory, team
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.signature import BufferRef
+
+
+@cache
+def _float_array(length: int) -> type[ctypes.Array[ctypes.c_float]]:
+    """A ctypes type; cached, since creating it takes longer than a small kernel."""
+    return ctypes.c_float * length
 
 
 class WorkspaceLayout:
@@ -25,11 +33,11 @@ class WorkspaceLayout:
         self.sizes = sizes
         offsets, self.nbytes = memory.buffer_offsets(tuple(sizes.values()))
         self.offsets = dict(zip(sizes, offsets, strict=True))
-        self._buffers = tuple(offsets), tuple(sizes.values())
+        self.buffers = tuple(offsets), tuple(sizes.values())
 
     def allocate(self) -> Tensor:
         """Return a workspace, (nbytes,) uint8."""
-        return memory.new_workspace(self.nbytes, *self._buffers)
+        return memory.new_workspace(self.nbytes, *self.buffers)
 
     def buffer(
         self, workspace: Tensor, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
@@ -40,7 +48,7 @@ class WorkspaceLayout:
 
     def read_floats(self, workspace: Tensor, name: str) -> list[float]:
         """Return the numbers of the float32 buffer ``name``, sooner than by a view of it."""
-        floats = ctypes.c_float * (self.sizes[name] // 4)
+        floats = _float_array(self.sizes[name] // 4)
         return floats.from_address(workspace.data_ptr() + self.offsets[name])[:]
 
     def addresses(self, workspace: Tensor) -> list[int]:
@@ -59,20 +67,38 @@ class Program:
         self, module: KernelModule, num_threads: int, regions: Sequence[team.ParallelRegion], names: Sequence[str],
         workspace: WorkspaceLayout | None = None,
     ) -> None:  # fmt: skip
-        # the index of each buffer's address and an offset; index 0 has address 0, for plain integers
-        places = {name: (n, 0) for n, name in enumerate(names, start=1)}
+        places = {name: (n, 0) for n, name in enumerate(names)}  # the index of a buffer's address, and an offset
         if workspace is not None:
-            places |= {name: (1 + len(names), offset) for name, offset in workspace.offsets.items()}
-        offsets, indices = [], []
-        for word in team.encode_regions(regions):
-            index, offset = places[word.name] if isinstance(word, BufferRef) else (0, 0)
-            indices.append(index)
-            offsets.append(offset + (word.offset if isinstance(word, BufferRef) else word))
+            places |= {name: (len(names), offset) for name, offset in workspace.offsets.items()}
         self.module, self.num_threads = module, num_threads
-        self._offsets, self._indices = np.array(offsets, dtype=np.int64), np.array(indices)
+        # bytes and addresses in turn: the bytes are copied as they are, and run fills in the addresses
+        constants, self._slots = [bytearray()], list[tuple[int, int]]()
+        for word in team.encode_regions(regions):
+            if isinstance(word, BufferRef):
+                index, offset = places[word.name]
+                self._slots.append((index, offset + word.offset))
+                constants.append(bytearray())
+            else:
+                constants[-1] += word.to_bytes(8, sys.byteorder, signed=True)
+        self._parts: list[bytes | int] = [bytes(constants[0])]
+        for integers in constants[1:]:
+            self._parts += [0, bytes(integers)]
+        self._run_alone = team.program_function(module)
+        self._pack = Struct("=" + "q".join(f"{len(integers)}s" for integers in constants)).pack
 
     def run(self, addresses: Sequence[int]) -> None:
         """Run all regions, on one thread if the process has no team."""
-        block = self._offsets + np.array((0, *addresses), dtype=np.int64)[self._indices]
-        num_threads = 1 if team.single_thread_reason() else self.num_threads
-        team.run_program(self.module, num_threads, block.tobytes())
+        parts = self._parts.copy()
+        parts[1::2] = [addresses[index] + offset for index, offset in self._slots]
+        if self.num_threads == 1:
+            self._run_alone(team.NO_TEAM + self._pack(*parts))
+        else:
+            team.run_program(self.module, 1 if team.single_thread_reason() else self.num_threads, self._pack(*parts))
+
+    def run_in_workspace(self, layout: WorkspaceLayout, addresses: tuple[int, ...], read: str = "") -> list[float]:
+        """Run all regions with a workspace, whose address comes last; return the numbers of its buffer ``read``."""
+        workspace = memory.take_workspace(layout.nbytes, *layout.buffers)
+        self.run((*addresses, workspace.data_ptr()))
+        numbers = layout.read_floats(workspace, read) if read else []
+        memory.give_back_workspace(workspace, layout.nbytes)
+        return numbers

@@ -70,12 +70,16 @@ KERNELS = (
         "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, NONFINITE
     ),
     FormulaKernel("conv2d_forward_nchw", CPU, conv2d.unsupported_conv2d_forward, conv2d.conv2d_forward),
+    FormulaKernel("conv_relu_forward", CPU, conv2d.unsupported_conv_relu_forward, conv2d.conv_relu_forward),
     FormulaKernel(
         "conv2d_grad_input_nchw",
         CPU,
         conv2d.unsupported_conv2d_grad_input,
         conv2d.conv2d_grad_input,
         NONFINITE_WEIGHT,
+    ),
+    FormulaKernel(
+        "conv2d_backward", CPU, conv2d.unsupported_conv2d_backward, conv2d.conv2d_backward, NONFINITE_WEIGHT
     ),
     FormulaKernel("conv2d_grad_weight_oihw", CPU, conv2d.unsupported_conv2d_grad_weight, conv2d.conv2d_grad_weight),
     FormulaKernel(

@@ -8,13 +8,17 @@ checks of ``unsupported_...``.
 from __future__ import annotations
 
 import ctypes
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from manualgrad.cpu import memory, team
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor, unsupported_tensors
+from manualgrad.cpu.program import Program
+from manualgrad.cpu.signature import BufferRef
+from manualgrad.cpu.team import ParallelRegion
+from manualgrad.cpu.tensor_checks import unsupported_tensor
 
 MAX_NUMEL = 1 << 13  # logits up to which a scalar loop is faster than PyTorch's vectorised operators
 NUMEL_PER_THREAD = 1 << 15  # as in PyTorch
@@ -159,29 +163,35 @@ def unsupported_relu_backward(grad_out: Tensor, z: Tensor, _: float) -> str:
     """Check that the tensors have one shape, and that z is contiguous or channels_last."""
     if grad_out.shape != z.shape:
         return "the tensors do not have one shape"
-    if reason := unsupported_tensors(grad_out, z):
+    if reason := unsupported_tensor(grad_out, covered=True) or unsupported_tensor(z, covered=True):
         return reason
-    if _dense_format(z) is None:
-        return "z is neither contiguous nor channels_last"
-    return "" if storage_covers(grad_out) and storage_covers(z) else "the storage of a tensor is too small"
+    return "" if _dense_format(z) is not None else "z is neither contiguous nor channels_last"
 
 
 def _dense_format(t: Tensor) -> torch.memory_format | None:
     """Return the memory format in which ``t`` has no gaps, None if there is none."""
-    formats = (torch.contiguous_format, torch.channels_last)[: 2 if t.dim() == 4 else 1]
-    return None if t.is_neg() else next((f for f in formats if t.is_contiguous(memory_format=f)), None)
+    if t.is_neg():
+        return None
+    if t.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last if t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last) else None
 
 
 def relu_backward(module: KernelModule, grad_out: Tensor, z: Tensor, subgradient: float) -> Tensor:
     """Gradient of ReLU with respect to ``z``, in the memory format of ``z``; ``grad_out`` may have any strides."""
-    numel = z.numel()
     memory_format = _dense_format(z)
     assert memory_format is not None, "unsupported_relu_backward was not called"
     grad_out, grad_z = grad_out.resolve_neg().contiguous(memory_format=memory_format), memory.new_like(z)
-    num_tasks = max(1, min(torch.get_num_threads(), numel // NUMEL_PER_THREAD))
-    team.run(
-        module, "relu_backward", num_tasks, grad_out=grad_out.data_ptr(), z=z.data_ptr(), grad_z=grad_z.data_ptr(),
-        numel=numel, share=-(-numel // num_tasks), has_subgradient=bool(subgradient != 0),
-        subgradient=float(subgradient),
-    )  # fmt: skip
+    program = _relu_backward_program(module, z.numel(), float(subgradient), torch.get_num_threads())
+    program.run((grad_out.data_ptr(), z.data_ptr(), grad_z.data_ptr()))
     return grad_z
+
+
+@lru_cache(maxsize=256)
+def _relu_backward_program(module: KernelModule, numel: int, subgradient: float, threads: int) -> Program:
+    num_tasks = max(1, min(threads, numel // NUMEL_PER_THREAD))
+    call = module.call(
+        "relu_backward", grad_out=BufferRef("grad_out"), z=BufferRef("z"), grad_z=BufferRef("grad_z"),
+        numel=numel, share=-(-numel // num_tasks), has_subgradient=subgradient != 0, subgradient=subgradient,
+    )  # fmt: skip
+    return Program(module, num_tasks, [ParallelRegion(num_tasks, [call])], ("grad_out", "z", "grad_z"))

@@ -22,7 +22,7 @@ from manualgrad.cpu.signature import Address, KernelCall, Word
 
 REGION_HEADER, CALL_HEADER = 3, 2  # integers before the calls of a region, and before the arguments of a call
 
-_NO_TEAM = bytes(24)  # in place of the addresses of OpenMP's functions
+NO_TEAM = bytes(24)  # in place of the addresses of OpenMP's functions
 _forked = False
 
 
@@ -64,6 +64,11 @@ def _int64_struct(count: int) -> struct.Struct:
 def _program_function(address: int) -> Callable[[bytes], None]:
     """Python callable for the function at ``address``; cached, since creating it takes longer than a small kernel."""
     return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(address)
+
+
+def program_function(module: KernelModule) -> Callable[[bytes], None]:
+    """The function that runs a program, :data:`NO_TEAM` and its block, on this thread alone."""
+    return _program_function(module.addresses["run_program"])
 
 
 def single_thread_reason() -> str | None:
@@ -112,7 +117,7 @@ def run_program(module: KernelModule, num_threads: int, block: bytes) -> None:
     address = module.addresses["run_program"]
     library = _openmp() if num_threads > 1 else None
     if library is None:
-        _program_function(address)(_NO_TEAM + block)
+        _program_function(address)(NO_TEAM + block)
     else:
         library.GOMP_parallel(address, _team_functions(library) + block, num_threads, 0)
 

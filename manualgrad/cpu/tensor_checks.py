@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from manualgrad._torch_compat import is_zero_tensor
-from manualgrad.tensor_checks import has_values, in_plain_eager_mode
+from manualgrad._torch_compat import ORDINARY_CPU_KEYS, dispatch_keys, is_zero_tensor
+from manualgrad.tensor_checks import PLAIN_TYPES, has_values, in_plain_eager_mode
 
 
 def supports_tensors(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
@@ -25,22 +28,29 @@ def unsupported_tensors(*tensors: Tensor | None, dtype: torch.dtype = torch.floa
     return ""
 
 
-def unsupported_tensor(x: Tensor, dtype: torch.dtype = torch.float32, *, contiguous: bool = False) -> str:
+def unsupported_tensor(
+    x: Tensor, dtype: torch.dtype = torch.float32, *, contiguous: bool = False, covered: bool = False
+) -> str:
     """Return the reason why kernels do not support ``x``, "" if they do.
 
     Kernels read plain strided tensors of ``dtype`` on the CPU; those that need ``contiguous`` ones read all elements
-    from first to last, so the storage has to cover them."""
+    from first to last, so the storage has to cover them, as with ``covered`` for any strides."""
     if x.dtype is not dtype:
         return _WRONG_DTYPE[dtype]
-    if not x.is_cpu or x.layout is not torch.strided:
-        return "a tensor is not strided, or not on the CPU"
-    if not has_values(x) or is_zero_tensor(x):
-        return "a tensor has no memory of its own: a subclass, or a wrapper"
+    if type(x) not in PLAIN_TYPES or dispatch_keys(x).raw_repr() != ORDINARY_CPU_KEYS:
+        if not x.is_cpu or x.layout is not torch.strided:
+            return "a tensor is not strided, or not on the CPU"
+        if not has_values(x) or is_zero_tensor(x):
+            return "a tensor has no memory of its own: a subclass, or a wrapper"
     if contiguous:
         if not x.is_contiguous() or x.is_neg():
             return "a tensor is not contiguous"
         if x.untyped_storage().nbytes() < (x.storage_offset() + x.numel()) * dtype.itemsize:
-            return "the storage of a tensor is too small"
+            return TOO_SMALL
+    if covered:
+        span = span_in_memory(x.shape, x.stride())
+        if span and x.untyped_storage().nbytes() < (x.storage_offset() + span) * dtype.itemsize:
+            return TOO_SMALL
     return ""
 
 
@@ -48,6 +58,7 @@ def _unsupported_traced(x: Tensor, dtype: torch.dtype) -> str:
     return "" if x.dtype is dtype and x.device.type == "cpu" else f"{_WRONG_DTYPE[dtype]}, or not on the CPU"
 
 
+TOO_SMALL = "the storage of a tensor is too small"
 _WRONG_DTYPE = {
     torch.float32: "a tensor is not float32",
     torch.int64: "labels are not int64",
@@ -67,10 +78,11 @@ def is_in_contiguous_format(x: Tensor) -> bool:
 
 def storage_covers(x: Tensor) -> bool:
     """Return True if the storage of ``x`` covers all its elements; ``resize_`` can make a storage smaller."""
-    numel = x.numel()
-    if numel == 0:
-        return True
-    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-        return x.untyped_storage().nbytes() >= (x.storage_offset() + numel) * x.itemsize
-    last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.untyped_storage().nbytes() >= (last + 1) * x.itemsize
+    span = span_in_memory(x.shape, x.stride())
+    return span == 0 or x.untyped_storage().nbytes() >= (x.storage_offset() + span) * x.itemsize
+
+
+@lru_cache(maxsize=1024)
+def span_in_memory(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Number of elements from the first to the last in memory, 0 if there is none."""
+    return 0 if 0 in shape else 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cuda import conv2d_depthwise as depthwise
-from manualgrad.cuda.conv2d_operands import INT32_NUMEL, needs_wide_offsets, pack
+from manualgrad.cuda.conv2d_operands import INT32_NUMEL, needs_wide_offsets, pack, span
 from manualgrad.cuda.conv2d_precision import precision_of
 from manualgrad.cuda.conv2d_tiles import gather_tile, next_power_of_2, num_multiprocessors
 from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
@@ -53,15 +53,17 @@ def _unsupported_output(g: Tensor, geometry: Any) -> str:
     (first, second), groups = geometry.windows.stride, geometry.groups
     if g.shape[2:] != geometry.windows.output_size(*geometry.input_size):
         return "the geometry is not that of the gradient"
-    return "" if max(first * second * 4, groups) <= MAX_GRID else "stride or groups are too large"
+    if g.shape[1] > MAX_GRID and groups > 1:
+        return "there are too many channels in groups"
+    return "" if first * second * 4 <= MAX_GRID else "the stride is too large"
 
 
 def _unsupported_weight(w: Tensor, geometry: Any) -> str:
     if w.shape[2:] != geometry.windows.kernel_size:
         return "the geometry is not that of the weight"
-    if geometry.groups > MAX_GRID:
-        return "there are too many groups"
-    return "" if 4 * w.numel() < INT32_NUMEL else "the weight is too large"
+    if w.shape[0] > MAX_GRID and geometry.groups > 1:
+        return "there are too many channels in groups"
+    return "" if 4 * max(w.numel(), span(w)) < INT32_NUMEL else "the weight is too large"
 
 
 def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:

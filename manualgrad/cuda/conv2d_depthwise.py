@@ -64,8 +64,9 @@ def grad_weight(launch: Launcher, grad_w: Tensor, g: Tensor, x: Tensor, geometry
     result = new_parts(grad_w, parts)
     launch(
         kernels.conv2d_depthwise_grad_weight, (tiles, parts, tap_blocks), result, g, x, positions, chunk,
-        *x.shape[2:], *g.shape[2:], *g.stride(), *x.stride(), channels, WIDE=needs_wide_offsets(g, x),
-        PARTS=parts, TAPS=taps_each, **tile, **_constants(geometry, channels),
+        *x.shape[2:], *g.shape[2:], *g.stride(), *x.stride(), channels,
+        WIDE=needs_wide_offsets(g, x, positions=positions), PARTS=parts, TAPS=taps_each, **tile,
+        **_constants(geometry, channels),
     )  # fmt: skip
     sum_parts(launch, (grad_w, result), (None, None), parts, geometry)
     return grad_w

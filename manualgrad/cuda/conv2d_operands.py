@@ -14,7 +14,8 @@ from manualgrad.cuda.launch import Launcher
 
 # Images with up to this many channels are read in place in either memory format: each number is addressed by itself.
 FEW_CHANNELS = 4
-INT32_NUMEL = 2**31  # from this many numbers on offsets take 64 bits
+# From this many numbers on offsets take 64 bits. Programs round numbers of positions up, by less than 2^16.
+INT32_NUMEL = 2**31 - 2**16
 PACK_TILE = {"BC": 32, "BP": 64}
 
 
@@ -47,9 +48,11 @@ def span(x: Tensor) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
-def needs_wide_offsets(*tensors: Tensor) -> bool:
-    """Return True if offsets in one of the tensors do not fit into 32 bits."""
-    return any(span(x) >= INT32_NUMEL for x in tensors)
+def needs_wide_offsets(*tensors: Tensor, positions: int = 0) -> bool:
+    """Return True if offsets in one of the tensors, or the number of ``positions``, do not fit into 32 bits.
+
+    An expanded tensor may have more positions than numbers."""
+    return positions >= INT32_NUMEL or any(span(x) >= INT32_NUMEL for x in tensors)
 
 
 def images_in_place(x: Tensor, any_channel_step: bool) -> Images | None:

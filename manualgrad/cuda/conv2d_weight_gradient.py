@@ -65,7 +65,8 @@ def _by_position(
         kernels.conv2d_grad_weight, (tiles, parts, geometry.groups), parts_w, parts_b, gradients.tensor,
         images.tensor, positions, chunk, height, width, out_height, out_width, gradients.batch_step,
         images.batch_step, G_PIXEL=gradients.pixel_step, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
-        PARTS=parts, WIDE=needs_wide_offsets(gradients.tensor, images.tensor), **constants,
+        PARTS=parts, WIDE=needs_wide_offsets(gradients.tensor, images.tensor, positions=positions),
+        **constants,
     )  # fmt: skip
     sum_parts(launch, (grad_w, parts_w), (grad_b, parts_b), parts, geometry)
 

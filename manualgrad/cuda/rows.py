@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad.cuda.tensor_checks import needs_64_bits
+from manualgrad.cuda.tensor_checks import MAX_OFFSET, needs_64_bits
 
 TILE = 2048  # numbers of a tile
 MAX_BLOCK = 4096  # classes of a tile, which has one row then
@@ -48,5 +48,5 @@ def tiles(rows: Tensor, *others: Tensor) -> tuple[int, dict[str, Any]]:
     block = max(2, min(1 << (classes - 1).bit_length(), limit))
     row_block = max(1, min(TILE // block, 1 << (a * b - 1).bit_length()))
     return -(-(a * b) // row_block), {
-        "ROW_BLOCK": row_block, "BLOCK": block, "WIDE": needs_64_bits(rows, *others),
+        "ROW_BLOCK": row_block, "BLOCK": block, "WIDE": needs_64_bits(rows, *others) or a * b >= MAX_OFFSET,
     }  # fmt: skip

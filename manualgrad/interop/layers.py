@@ -6,11 +6,13 @@ conventions of the formula sheet (docs/equations.md) instead.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from manualgrad._torch_compat import reversed_padding
 from manualgrad.interop import operations
-from manualgrad.network import kinds
+from manualgrad.network import kinds, layer_pairs
 from manualgrad.network.layers import Flatten as FlattenLayer
 from manualgrad.network.layers import ReLU as ReLULayer
 from manualgrad.ops.targets import Reduction
@@ -25,12 +27,15 @@ class Conv2d(NotScriptable, nn.Conv2d):
     dilation: tuple[int, int]
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.padding_mode == "zeros":
-            return operations.conv2d(
-                input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-            )
-        padded = operations.pad2d(input, reversed_padding(self), self.padding_mode)
-        return operations.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return _convolve(operations.conv2d, self, input)
+
+
+def _convolve(operation: Callable[..., Tensor], layer: Conv2d, input: Tensor) -> Tensor:
+    """Pad ``input`` as ``layer`` does, and call ``operation`` with its parameters and options."""
+    padding: tuple[int, int] | str | int = layer.padding
+    if layer.padding_mode != "zeros":
+        input, padding = operations.pad2d(input, reversed_padding(layer), layer.padding_mode), 0
+    return operation(input, layer.weight, layer.bias, layer.stride, padding, layer.dilation, layer.groups)
 
 
 class Linear(NotScriptable, nn.Linear):
@@ -98,6 +103,8 @@ kinds.register(
     ("start_dim", "end_dim"),
 )
 kinds.register(Linear, kinds.describe_dense, has_parameters=True)
+
+layer_pairs.register(Conv2d, ReLU, lambda conv, x: _convolve(operations.conv2d_relu, conv, x))
 
 # Native layer: our subclass of it.
 COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from manualgrad import functional
+from manualgrad.ops import conv_relu
 from manualgrad.ops.relu_in_place import relu_in_place
 from manualgrad.ops.targets import Reduction
 from manualgrad.ops.tracers import traceable, untraced
@@ -41,10 +42,19 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """``F.conv2d``: the correlation, which does not flip the kernel."""
-    channels_last = is_channels_last(input) or is_channels_last(weight)
     return functional.conv2d(
-        input, weight, bias, stride, padding, dilation, groups, flip_kernel=False, channels_last=channels_last
-    )
+        input, weight, bias, stride, padding, dilation, groups, flip_kernel=False,
+        channels_last=_is_result_channels_last(input, weight),
+    )  # fmt: skip
+
+
+def conv2d_relu(input: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+    """:func:`relu` of :func:`conv2d`, whose ``options`` are those from ``stride`` to ``groups``."""
+    return conv_relu.conv2d_relu(input, weight, bias, *options, False, _is_result_channels_last(input, weight))
+
+
+def _is_result_channels_last(input: Tensor, weight: Tensor) -> bool:
+    return is_channels_last(input) or is_channels_last(weight)
 
 
 @traceable

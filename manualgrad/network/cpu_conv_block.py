@@ -27,6 +27,7 @@ from manualgrad.network.layers import Conv
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry
 
+SUM_WINDOWS = 4096  # rows of a sum of the bias's gradient, whose sums are added next: long sums round more
 _ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
 
 
@@ -106,6 +107,7 @@ class ConvBlock:
             "table_weight": split.num_threads * self.calls.table_bytes(chunk),
             "sums_weight": self.calls.units * self.calls.unit_bytes,
             "grads": split.num_threads * self.calls.panel_bytes(chunk),
+            "bias_parts": 4 * self.conv_size[2] * -(-self._conv_numel // (self.conv_size[2] * SUM_WINDOWS)),
         }
         if self.pooling:
             buffers["grad_y"] = 4 * self._conv_numel
@@ -243,12 +245,23 @@ class ConvBlock:
             grad_weight=at.own("dw"), table=at.own("table_weight"), sums=at.own("sums_weight"),
             packed_grads=at.own("grads"),
         )  # fmt: skip
-        height, width, channels = self.conv_size
-        bias = self._call(
-            "gemm_strided", lhs=ctypes.addressof(_ONE), row_stride=0, inner_stride=0, rhs=grad_z, out=at.own("db"),
-            rows=1, share=1, inner_size=self.batch_size * height * width, columns=channels,
+        windows, channels = self._conv_numel // self.conv_size[2], self.conv_size[2]
+        if windows <= SUM_WINDOWS:
+            return [weight, self._sum_rows(grad_z, at.own("db"), windows)]  # eq. (18), (21)
+        parts = at.own("bias_parts")
+        starts = range(0, windows, SUM_WINDOWS)
+        sums = [
+            self._sum_rows(grad_z + 4 * channels * start, parts + 4 * channels * n, min(SUM_WINDOWS, windows - start))
+            for n, start in enumerate(starts)
+        ]
+        return [weight, *sums, self._sum_rows(parts, at.own("db"), len(starts))]  # eq. (18), (21)
+
+    def _sum_rows(self, rows: BufferRef, out: BufferRef, count: int) -> KernelCall:
+        """Add ``count`` rows of the convolution's channels."""
+        return self._call(
+            "gemm_strided", lhs=ctypes.addressof(_ONE), row_stride=0, inner_stride=0, rhs=rows, out=out, rows=1,
+            share=1, inner_size=count, columns=self.conv_size[2],
         )  # fmt: skip
-        return [weight, bias]  # eq. (18), (21)
 
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = to_contiguous(x, torch.channels_last)

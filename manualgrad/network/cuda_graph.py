@@ -54,10 +54,13 @@ def capture(run: Callable[[Launcher], None], device: torch.device) -> Graph:
         recorded = RecordedGraph()
         run(recorded)
         return recorded
-    graph = torch.cuda.CUDAGraph()
-    # thread_local: other threads, such as NCCL's watchdog, may use the device meanwhile
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        run(_launcher())
+    with torch.cuda.device(device):
+        graph = torch.cuda.CUDAGraph()
+        # By default all captures have a stream of the first one's device. "thread_local" lets other threads, such as
+        # NCCL's watchdog, use the device meanwhile.
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            run(_launcher())
     return graph
 
 
@@ -71,6 +74,14 @@ def warm_up(run: Callable[[Launcher], None], device: torch.device) -> None:
         with torch.cuda.stream(side_stream):
             run(_launcher())
         torch.cuda.current_stream().wait_stream(side_stream)
+
+
+def aligned_copy(x: Tensor) -> Tensor:
+    """A copy of ``x``, contiguous, at an address that is as far from a multiple of 16 bytes as that of ``x``.
+
+    Triton compiles a kernel once more for addresses that are no multiple: it must not do that in a capture."""
+    offset = x.data_ptr() % 16 // x.element_size()
+    return x.new_empty(x.numel() + offset)[offset:].view(x.shape).copy_(x)
 
 
 class CapturedStep:
@@ -91,7 +102,7 @@ class CapturedStep:
         self._factor = x.new_zeros(())
         with torch.no_grad():
             self._step = plan.new_step(self._x, self._labels, self.parameters, self._factor, update=update)
-            copies = dict(zip(plan.parameter_names, [p.clone() for p in self.parameters], strict=True))
+            copies = dict(zip(plan.parameter_names, map(aligned_copy, self.parameters), strict=True))
         warm_up(replace(self._step, values={**self._step.values, **copies}).run, x.device)  # updates the copies
         self._graph = capture(self._step.run, x.device)
 

@@ -16,7 +16,7 @@ from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import NetworkSpec
 from manualgrad.network.plan_builder import PlanBuilder, Region
 
-MAX_NUMEL = 2**31  # kernels have 32-bit offsets
+MAX_NUMEL = 2**31 - 2**16  # kernels have 32-bit offsets, and round numbers of rows up
 
 
 class CUDAPlanBuilder(PlanBuilder):

@@ -18,6 +18,9 @@ g (N, H_out, W_out, C_out). The Functions have PyTorch's, and convert between th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,7 +38,12 @@ from manualgrad.ops.conv2d_gemm import (
     swap_batch_rows,
     weight_to_gemm,
 )
-from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
+from manualgrad.ops.conv2d_geometry import (
+    Conv2dGeometry,
+    known_conv2d_geometry,
+    make_conv2d_geometry,
+    remember_conv2d_geometry,
+)
 from manualgrad.ops.layout import (
     as_contiguous,
     as_non_view,
@@ -157,6 +165,25 @@ def conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Conv2dGeometry) 
     return (conv2d_grad_weight_oihw(g, x, geometry), grad_bias(g)) if both is None else both
 
 
+def conv2d_backward(
+    g: Tensor, x: Tensor | None, w: Tensor | None, needs_grad: Sequence[bool], geometry: Conv2dGeometry
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """X(g, w), W(g, x) and the gradient of the bias, of those of x, w and the bias that need one.
+
+    By one kernel where the device has one. x may be None if w needs no gradient, and w if x needs none."""
+    needs_x, needs_w, needs_b = needs_grad[:3]
+    if x is not None and w is not None and needs_x and needs_w:
+        grads: tuple[Tensor, Tensor, Tensor | None] | None = by_kernel("conv2d_backward", g, x, w, needs_b, geometry)
+        if grads is not None:
+            return grads
+    grad_x = conv2d_grad_input_nchw(g, w, geometry) if w is not None and needs_x else None
+    if x is None or not needs_w:
+        return grad_x, None, grad_bias(g) if needs_b else None
+    if needs_b:
+        return grad_x, *conv2d_grad_weight_and_bias(g, x, geometry)
+    return grad_x, conv2d_grad_weight_oihw(g, x, geometry), None
+
+
 # ------------------------------------------------------------- Functions: one for each row of the table above
 
 conv2d_apply: Apply = bilinear(
@@ -165,7 +192,7 @@ conv2d_apply: Apply = bilinear(
     grad_first=lambda g, w, geometry: conv2d_grad_input_apply(g, w, geometry),
     grad_second=lambda g, x, geometry: conv2d_grad_weight_apply(g, x, geometry),
     has_bias=True,
-    grad_second_and_bias=conv2d_grad_weight_and_bias,
+    all_grads=conv2d_backward,
 )
 conv2d_grad_input_apply: Apply = bilinear(
     "Conv2dGradInputFunction",
@@ -217,13 +244,25 @@ def conv2d(
         TypeError: a tensor is not real floating point, or dtypes differ.
         ValueError: shapes, devices or numbers do not fit, or the kernel is larger than the padded input.
     """
-    checks.require_images("conv2d", input)
-    checks.require_tensor("conv2d", "weight", weight)
-    input, weight, bias = cast_to_autocast_dtype(input, weight, bias)
-    checks.require_floating("conv2d", input=input, weight=weight, bias=bias)
-    geometry = make_conv2d_geometry(
-        input, weight, bias, stride, padding, dilation, groups, flip_kernel, channels_last
+    return apply_conv2d(
+        conv2d_apply, input, weight, bias, (stride, padding, dilation, groups, flip_kernel, channels_last)
     )
+
+
+def apply_conv2d(
+    apply: Apply, input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]
+) -> Tensor:
+    """Check the arguments of :func:`conv2d`, and call ``apply`` with the tensors and their geometry.
+
+    ``options`` are those of the geometry: from ``stride`` to ``channels_last``."""
+    geometry = known_conv2d_geometry(input, weight, bias, options)
+    if geometry is None:
+        checks.require_images("conv2d", input)
+        checks.require_tensor("conv2d", "weight", weight)
+        input, weight, bias = cast_to_autocast_dtype(input, weight, bias)
+        checks.require_floating("conv2d", input=input, weight=weight, bias=bias)
+        geometry = make_conv2d_geometry(input, weight, bias, *options)
+        remember_conv2d_geometry(input, weight, bias, options, geometry)
     if input.dim() == 3:
-        return conv2d_apply(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
-    return conv2d_apply(input, weight, bias, geometry)
+        return apply(input.unsqueeze(0), weight, bias, geometry).squeeze(0)
+    return apply(input, weight, bias, geometry)

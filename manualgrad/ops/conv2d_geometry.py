@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
+from manualgrad._torch_compat import is_any_autocast_enabled
 from manualgrad.ops import checks
 from manualgrad.ops.tracers import untraced
-from manualgrad.ops.value_cache import cached_by_value
+from manualgrad.ops.value_cache import MAX_CACHED, cached_by_value, have_exact_types
 from manualgrad.ops.windows import Windows
+from manualgrad.tensor_checks import PLAIN_TYPES, active_mode
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,47 @@ class Conv2dGeometry:
     groups: int = 1
     flip_kernel: bool = True
     channels_last: bool = True
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.windows, self.input_size, self.groups, self.flip_kernel, self.channels_last))
+
+    def __hash__(self) -> int:
+        return self._hash  # caches look it up several times in each call
+
+
+_known: dict[tuple[Any, ...], tuple[Conv2dGeometry, tuple[Any, ...]]] = {}
+
+
+def known_conv2d_geometry(
+    input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]
+) -> Conv2dGeometry | None:
+    """Return the geometry of arguments that :func:`remember_conv2d_geometry` has, in plain eager mode; else None.
+
+    The arguments that are no tensors are ``options``. They are immutable and are compared by identity, since 1, 1.0
+    and True are equal."""
+    is_plain = type(input) in PLAIN_TYPES and type(weight) in PLAIN_TYPES
+    if not is_plain or not (bias is None or type(bias) in PLAIN_TYPES) or active_mode() or is_any_autocast_enabled():
+        return None
+    known = _known.get(_key(input, weight, bias, options))
+    return None if known is None else known[0]
+
+
+def remember_conv2d_geometry(
+    input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], geometry: Conv2dGeometry
+) -> None:
+    """Keep ``geometry`` for :func:`known_conv2d_geometry`. The arguments have passed all checks."""
+    if not active_mode() and not is_any_autocast_enabled() and have_exact_types(options):
+        if len(_known) >= MAX_CACHED:
+            _known.clear()
+        _known[_key(input, weight, bias, options)] = geometry, options  # kept, so that no other object gets their id
+
+
+def _key(input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    of_bias = None if bias is None else (bias.shape, bias.dtype, bias.device)
+    return (
+        input.shape, input.dtype, input.device, weight.shape, weight.dtype, weight.device, of_bias, *map(id, options)
+    )  # fmt: skip
 
 
 @untraced

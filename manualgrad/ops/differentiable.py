@@ -61,9 +61,11 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
         function.__name__, (function,), {"jvp": Function.jvp, "__doc__": function.__doc__}
     )
 
+    setup_context: Callable[..., None] = function.setup_context
+
     def forward_with_context(ctx: Any, *args: Any) -> Any:
         output = forward(*args)
-        function.setup_context(ctx, args, output)
+        setup_context(ctx, args, output)
         return output
 
     eager: type[Function] = type(
@@ -77,11 +79,15 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     )
 
     def apply(*args: Any) -> Any:
-        if autograd_inactive() or jit_tracing_state():
-            return forward(*args)
         if torch.compiler.is_compiling():
             return reverse_only.apply(*args)
-        return (function if is_functorch_active() else eager).apply(*args)
+        if jit_tracing_state():
+            return forward(*args)
+        if is_functorch_active():
+            return function.apply(*args)
+        if (torch.is_grad_enabled() and not torch.is_inference_mode_enabled()) or is_forward_mode_active():
+            return eager.apply(*args)
+        return forward(*args)
 
     apply.__name__ = apply.__qualname__ = function.__name__
     apply.__doc__ = function.__doc__
@@ -106,9 +112,11 @@ def save_for_derivatives(ctx: Any, *tensors: Tensor | None, needed: Sequence[boo
     Forward mode reads the tensors at once and frees them. Tensors that backward does not need are not kept alive.
     Under vmap both sets must be the same, since functorch records the batch dimensions of one set only.
     """
-    ctx.save_for_forward(*tensors)
-    if isinstance(ctx, BackwardContext):
-        tensors = tuple(tensor if keep else None for tensor, keep in zip(tensors, needed, strict=True))
+    is_backward = isinstance(ctx, BackwardContext)
+    if not is_backward or is_forward_mode_active():  # torch.func.jvp is such a mode too
+        ctx.save_for_forward(*tensors)
+    if is_backward:
+        tensors = tuple([tensor if keep else None for tensor, keep in zip(tensors, needed, strict=True)])
     ctx.save_for_backward(*tensors)
 
 

@@ -30,7 +30,7 @@ Apply = Callable[..., Tensor]
 
 def bilinear(
     name: str, formula: Apply, *, grad_first: Apply, grad_second: Apply, has_bias: bool = False,
-    grad_second_and_bias: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    all_grads: Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]] | None = None,
 ) -> Apply:  # fmt: skip
     """Return ``formula``, a bilinear map, as the Function ``name``.
 
@@ -40,8 +40,9 @@ def bilinear(
             ``options`` are no tensors.
         grad_first: ``grad_first(g, b, *options)``, the gradient of a for the gradient g of the result.
         grad_second: ``grad_second(g, a, *options)``, the gradient of b. Both must be differentiable themselves.
-        grad_second_and_bias: ``grad_second_and_bias(g, a, *options)``, the gradients of b and of the bias, if there
-            is a faster way to both at once. It is called where nothing differentiates it.
+        all_grads: ``all_grads(g, a, b, needs_grad, *options)``, the gradients of a, b and the bias, if there is a
+            faster way to them at once, None for those that ``needs_grad`` leaves out. a may be None if b needs no
+            gradient, and b if a needs none. It is called where nothing differentiates it.
     """
 
     num_tensors = 3 if has_bias else 2
@@ -54,16 +55,17 @@ def bilinear(
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
             ctx.options, ctx.shape = inputs[num_tensors:], output.shape
-            save_for_derivatives(ctx, *inputs[:2], needed=(ctx.needs_input_grad[1], ctx.needs_input_grad[0]))
+            needs_grad = ctx.needs_input_grad
+            save_for_derivatives(ctx, inputs[0], inputs[1], needed=(needs_grad[1], needs_grad[0]))
 
         @staticmethod
         def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
             a, b = ctx.saved_tensors
             needs_grad, options = ctx.needs_input_grad, ctx.options
-            grad_a = grad_first(g, b, *options) if needs_grad[0] else None
             no_grads = (None,) * len(options)
-            if grad_second_and_bias is not None and needs_grad[1] and needs_grad[2] and autograd_inactive():
-                return grad_a, *grad_second_and_bias(g, a, *options), *no_grads
+            if all_grads is not None and autograd_inactive():
+                return *all_grads(g, a, b, needs_grad, *options), *no_grads
+            grad_a = grad_first(g, b, *options) if needs_grad[0] else None
             grad_b = grad_second(g, a, *options) if needs_grad[1] else None
             if not has_bias:
                 return grad_a, grad_b, *no_grads

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.forward_ad import unpack_dual
 
+from manualgrad._torch_compat import is_forward_mode_active
 from manualgrad.ops import checks
 from manualgrad.ops.differentiable import differentiable
 from manualgrad.ops.relu import relu_apply, relu_backward_apply
@@ -58,7 +59,7 @@ def relu_in_place(input: Tensor) -> Tensor:
         RuntimeError: a leaf that requires a gradient, as in PyTorch.
     """
     checks.require_real("relu", input)
-    if is_plain_tensor(input) and _tangent_of(input) is None:
+    if is_plain_tensor(input) and not (is_forward_mode_active() and _tangent_of(input) is not None):
         return relu_in_place_apply(input)
     return input.copy_(relu_apply(input.clone(), 0))
 

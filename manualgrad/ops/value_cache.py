@@ -29,13 +29,14 @@ def cached_by_value(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> R:
         values = (*args, *kwargs.values()) if kwargs else args
-        is_cacheable = in_plain_eager_mode() and _have_exact_types(values)
+        is_cacheable = in_plain_eager_mode() and have_exact_types(values)
         return (cached if is_cacheable else cast("Callable[..., R]", function))(*args, **kwargs)
 
     return cast("Callable[P, R]", call)
 
 
-def _have_exact_types(values: tuple[Any, ...]) -> bool:
+def have_exact_types(values: tuple[Any, ...]) -> bool:
+    """Return True if all values are numbers, strings, None, or tuples of ints."""
     for value in values:
         kind = type(value)
         if kind is tuple or kind is torch.Size:

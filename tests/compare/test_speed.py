@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import manualgrad as mg
 from compare.sections import Picture, Table
-from compare.speed import benchmark, memory, timer
+from compare.speed import benchmark, compiled_benchmark, memory, timer
 from compare.speed import contenders as speed_contenders
 from compare.speed import operations as speed_operations
 from compare.speed import section as speed_section
@@ -25,6 +25,7 @@ from compare.speed import worker as speed_worker
 from compare.speed.contenders import NATIVE, OURS, RECURSION, Network
 from compare.speed.correctness import describe_mismatches, relative_error, rounding_tolerance
 from compare.speed.interleaving import Spread, fastest, interleave, ratios_by_round
+from compare.speed.measurements import OURS_TUNED
 from compare.speed.results import make_rows
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from manualgrad.training import allocator
@@ -77,6 +78,7 @@ class InProcessWorker(speed_worker.Worker):
 def in_process_worker(monkeypatch: pytest.MonkeyPatch) -> type[InProcessWorker]:
     monkeypatch.setattr(InProcessWorker, "calls", [], raising=False)
     monkeypatch.setattr(benchmark, "Worker", InProcessWorker)
+    monkeypatch.setattr(compiled_benchmark, "Worker", InProcessWorker)
     monkeypatch.setattr(benchmark, "OPERATIONS_BATCH", 2)
     monkeypatch.setattr(allocator, "tune", lambda: allocator.Tuning(True, "not tuned in tests"))
     return InProcessWorker
@@ -490,7 +492,7 @@ class Bar:
 def test_a_whole_comparison_and_its_section(
     in_process_worker: type[InProcessWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "_compiler", lambda: None)
+    monkeypatch.setattr(compiled_benchmark, "find_compiler", lambda: None)
     bar = Bar()
     result = benchmark.compare_speed(
         networks=[SMALL], curve=(1, 3), rounds=2, seconds_per_measurement=1e-6, progress=bar
@@ -503,7 +505,7 @@ def test_a_whole_comparison_and_its_section(
     networks = [row for row in result.rows if row.kind == "network"]
     assert {row.batch for row in networks} == {1, 2, 3}
     in_own_process = [row.contender for row in networks if row.allocator == "default"]
-    assert in_own_process == [OURS, benchmark.OURS_TUNED, RECURSION, CONTIGUOUS, CHANNELS_LAST]
+    assert in_own_process == [OURS, OURS_TUNED, RECURSION, CONTIGUOUS, CHANNELS_LAST]
     for row in result.rows:
         phases = [phase for phase in row.seconds if phase != "step"]
         assert phases == (["all at once"] if row.contender == RECURSION else phases)
@@ -544,7 +546,7 @@ def test_compilation_that_does_not_fit_is_not_measured_with_its_reason(
         networks=[SMALL], curve=(), operations=False, rounds=1, seconds_per_measurement=1e-6, shipped=False,
         compile_seconds=0,
     )  # fmt: skip
-    if benchmark._compiler():
+    if compiled_benchmark.find_compiler():
         assert result.not_measured == (
             (f"torch.compile, network {SMALL}", "the 0 s for compiling and measuring were used up before"),
         )

@@ -175,6 +175,7 @@ def run_convolution(draw: random.Random) -> None:
     g = guarded_copy(out, draw.random() < 0.5)
     assert by_kernel("conv2d_grad_input_nchw", g, w, geometry) is not None, "a kernel was not used"
     assert by_kernel("conv2d_grad_weight_oihw", g, x, geometry) is not None, "a kernel was not used"
+    assert by_kernel("conv2d_backward", g, x, w, b is not None, geometry) is not None, "a kernel was not used"
 
 
 def run_conv_pool(draw: random.Random) -> None:
@@ -376,6 +377,7 @@ def main() -> None:
     memory.new, memory.new_like = guarded_tensor, lambda t: guarded_tensor(*t.shape)
     memory.new_channels_last = guarded_channels_last
     memory.buffer_offsets, memory.new_workspace = guarded_offsets, guarded_workspace
+    memory.SHARED_BYTES = 0  # each workspace is a new one
     torch.manual_seed(options.seed)
     counts = run_in_threads(options.python_threads, options.calls, options.seed)
     print(

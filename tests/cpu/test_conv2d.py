@@ -59,6 +59,12 @@ def assert_kernels_equal_formulas(
         assert torch.equal(result, expected), name
         if name != "conv2d_grad_weight_oihw":  # a parameter's gradient gets the parameter's strides from autograd
             assert result.stride() == expected.stride() or not result.numel(), name
+    grad_x, grad_w, grad_b = by_kernel("conv2d_backward", g, x, w, b is not None, geometry)
+    expected_x = FORMULAS["conv2d_grad_input_nchw"](g, w, geometry)
+    expected_w = FORMULAS["conv2d_grad_weight_oihw"](g, x, geometry)
+    assert torch.equal(grad_x, expected_x) and torch.equal(grad_w, expected_w)
+    assert grad_x.stride() == expected_x.stride() or not grad_x.numel()
+    assert grad_b is None if b is None else torch.equal(grad_b, g.sum((0, 2, 3)))
 
 
 BLOCKS = ((2, 40, 9, 9), (20, 40, 4, 4), {"padding": 2})  # several blocks of taps

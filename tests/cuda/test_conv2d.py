@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -432,12 +433,50 @@ def test_the_flags_of_native_convolutions_say_whether_tf32_is_used() -> None:
         backends.fp32_precision, backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision = before
 
 
+class PrecisionLauncher(Launcher):
+    """Notes the precisions of products and runs nothing."""
+
+    def __init__(self) -> None:
+        self.precisions = set[str]()
+
+    def __call__(self, *args: Any, **constants: Any) -> None:
+        if "BM" in constants:
+            self.precisions.add(constants["PRECISION"])
+
+
+def test_the_most_specific_flag_that_is_set_gives_the_precision_of_all_three_products() -> None:
+    """PyTorch's rule: the operation's flag, then that of the backend, then the general one; "none" is not set."""
+    backends = torch.backends
+    flags = backends.cudnn.conv, backends.cudnn, backends
+    before = [flag.fp32_precision for flag in flags]
+    x, w, b, geometry = operands(LAYERS["few channels, taps and channels on one axis"], "cpu")
+    g = torch.randn(2, 6, 4, 5)
+    try:
+        for settings in itertools.product(("none", "ieee", "tf32"), repeat=3):
+            for flag, precision in reversed([*zip(flags, settings, strict=True)]):
+                flag.fp32_precision = precision
+            launcher = PrecisionLauncher()
+            host.conv2d_forward(launcher, x, w, b, geometry)
+            host.conv2d_grad_input(launcher, g, w, geometry)
+            host.conv2d_grad_weight_and_bias(launcher, g, x, geometry)
+            first = next((precision for precision in settings if precision != "none"), "none")
+            assert launcher.precisions == {"tf32" if first == "tf32" else "3xtf32"}, settings
+    finally:
+        for flag, precision in reversed([*zip(flags, before, strict=True)]):
+            flag.fp32_precision = precision
+
+
 def test_unsupported_calls_name_the_reason() -> None:
     x, w, b, geometry = operands(LAYERS["one channel, two parts"], "cpu")
     assert host.unsupported_conv2d_forward(x.double(), w.double(), None, geometry) == "a tensor is float64"
     assert host.unsupported_conv2d_forward(x[..., 1:], w, b, geometry) == "the geometry is not that of the images"
+    many = torch.empty(2**16, 1, 1, 1)
+    groups = make_conv2d_geometry(torch.empty(1, 2**15, 1, 1), many, None, 1, 0, 1, 2**15, True)
+    assert host.unsupported_conv2d_forward(torch.empty(1, 2**15, 1, 1), many, None, groups).startswith(
+        "there are too"
+    )
     steps = make_conv2d_geometry(x, w, b, 256, 0, 1, 1, True)
-    assert host.unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "stride or groups are too large"
+    assert host.unsupported_conv2d_grad_input(x[..., :1, :1], w, steps) == "the stride is too large"
 
 
 def test_tiles_are_those_that_were_measured() -> None:

@@ -68,7 +68,7 @@ def label_cross_entropy_forward(
     sum_y = tl.where(is_class, sum_y, tl.where(is_counted, nan, 0.0))
     tl.store(stats + row, largest, mask=row_exists)
     tl.store(stats + ROWS + row, tl.div_rn(1.0, total), mask=row_exists)
-    tl.store(stats + 2 * ROWS + row, sum_y, mask=row_exists)
+    tl.store(stats + ROWS + ROWS + row, sum_y, mask=row_exists)
     if REDUCTION == "none":
         tl.store(losses + row, loss.to(losses.dtype.element_ty), mask=row_exists)
     elif ONE_PROGRAM:
@@ -90,7 +90,7 @@ def label_cross_entropy_backward(
     is_class = row_exists & (label != ignore_index) & (label >= 0) & (label < CLASSES)
     largest = tl.load(stats + row, mask=row_exists, other=0.0)
     inverse = tl.load(stats + ROWS + row, mask=row_exists, other=0.0)
-    sum_y = tl.load(stats + 2 * ROWS + row, mask=row_exists, other=0.0)
+    sum_y = tl.load(stats + ROWS + ROWS + row, mask=row_exists, other=0.0)
     z_c = load_tile(z, (row // B) * za + (row % B) * zb, zc, row_exists, c, class_exists, 0.0)
     s = exp_nonpositive(z_c - largest[:, None]) * inverse[:, None]
     if weight is None:

@@ -1,0 +1,76 @@
+"""Promise: launches and captures are made on the device of their tensors, whatever the current one is.
+
+Without GPUs, objects with the attributes that are looked at stand for devices and tensors."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from manualgrad.cuda import launch
+from manualgrad.network import cuda_graph
+from manualgrad.network.cuda_graph import aligned_copy
+
+
+class FakeCuda:
+    """Stands for ``torch.cuda`` with two devices."""
+
+    def __init__(self) -> None:
+        self.current, self.log = 0, list[Any]()
+
+    def current_device(self) -> int:
+        return self.current
+
+    @contextmanager
+    def device(self, device: torch.device):
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+    def Stream(self, device: torch.device) -> str:
+        return f"a stream of {device}"
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(device=self.current)
+
+    @contextmanager
+    def graph(self, graph: Any, *, stream: str, capture_error_mode: str):
+        self.log.append((graph.device, stream, capture_error_mode))
+        yield
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> FakeCuda:
+    fake = FakeCuda()
+    for module in (launch, cuda_graph):
+        monkeypatch.setattr(module, "torch", SimpleNamespace(cuda=fake, device=torch.device))
+    return fake
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(cuda, index) -> None:
+    kernel = {(2,): lambda *args, **constants: cuda.log.append((cuda.current, args[1:], constants))}
+    x = SimpleNamespace(is_cuda=True, device=SimpleNamespace(index=index))
+    launch.Launcher()(kernel, (2,), x, 3, BLOCK=4)
+    assert cuda.log == [(index, (3,), {"BLOCK": 4})] and cuda.current == 0
+
+
+def test_a_graph_is_captured_on_a_stream_of_the_device(cuda, monkeypatch) -> None:
+    """``torch.cuda.graph`` has one stream for all captures otherwise: of the device that the first one was for."""
+    monkeypatch.setattr(cuda_graph, "_launcher", lambda: "launcher")
+    for index in (0, 1):
+        ran: list[Any] = []
+        cuda_graph.capture(ran.append, torch.device("cuda", index))
+        assert ran == ["launcher"] and cuda.log[-1] == (index, f"a stream of cuda:{index}", "thread_local")
+
+
+@pytest.mark.parametrize("offset", range(5))
+def test_copies_for_the_warm_up_are_aligned_as_the_parameters(offset) -> None:
+    parameter = torch.arange(11.0)[offset : offset + 6].view(2, 3)
+    copy = aligned_copy(parameter)
+    assert torch.equal(copy, parameter) and copy.is_contiguous()
+    assert copy.data_ptr() % 16 == parameter.data_ptr() % 16 and copy.data_ptr() != parameter.data_ptr()
