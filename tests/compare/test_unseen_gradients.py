@@ -1,4 +1,4 @@
-"""Promise: the right Functions of ``gallery/unseen/seventh_set`` are right in float64, and the wrong ones are wrong.
+"""Promise: the right Functions of the last unseen sets are right in float64, and the wrong ones are wrong.
 
 The check is autograd's gradient of native, without the diagnosis.
 A Function is asked for all gradients, then for each alone.
@@ -17,7 +17,7 @@ from compare import Case
 from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import right_cases, wrong_functions
 
-SET = "seventh_set"
+SETS = ("seventh_set", "eighth_set")
 ROUNDING = 1e-12  # of the largest element; the sums have fewer than 100 terms of similar size
 DISTINCT = 1e-9  # the least error of a wrong gradient: one computed in float32
 
@@ -46,13 +46,15 @@ def errors(case: Case, seed: int) -> Iterator[float]:
             yield float("inf") if got is None else float((got - right).abs().max() / right.abs().max())
 
 
-@pytest.mark.parametrize("case", right_cases(SET), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [case for each in SETS for case in right_cases(each)], ids=lambda case: case.name)
 def test_a_right_function_has_the_gradients_of_native(case: Case):
     for seed in range(3):
         assert max(errors(case, seed)) <= ROUNDING
 
 
-@pytest.mark.parametrize("wrong", wrong_functions(SET), ids=lambda wrong: wrong.case.name)
+@pytest.mark.parametrize(
+    "wrong", [wrong for each in SETS for wrong in wrong_functions(each)], ids=lambda wrong: wrong.case.name
+)
 def test_a_wrong_function_has_a_wrong_gradient(wrong: WrongFunction):
     if "raises" in wrong.kinds:
         with pytest.raises(RuntimeError, match="invalid gradient"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,8 +72,9 @@ def _dims(call: Call) -> Dims | None:
 
 def _others(x: Tensor, dims: Dims) -> Iterator[tuple[Dims, str]]:
     """Other dimensions than ``dims`` that a sum may be over, and words for them."""
-    several = [tuple(d for d in range(x.dim()) if d not in dims), tuple(range(x.dim()))]
-    for other in dict.fromkeys([*((d,) for d in range(x.dim())), *several]):
+    every = range(x.dim())
+    several = [tuple(d for d in every if d not in dims), tuple(every), *itertools.combinations(every, 2)]
+    for other in dict.fromkeys([*((d,) for d in every), *several]):
         if other and other != dims:
             yield other, f"{_words(x, other)} instead of {_words(x, dims)}"
 

@@ -17,7 +17,7 @@ from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_oracle import NativeOracle
-from compare.gradients.diagnosis.one_cause import share_causes
+from compare.gradients.diagnosis.one_cause import in_backward_order, share_causes
 from compare.gradients.diagnosis.patterns import first_pattern
 from compare.gradients.diagnosis.variant_findings import (
     dtype_finding,
@@ -44,11 +44,13 @@ def diagnose(
         rows: the rows of all quantities in all variants.
         side_effects: kind of finding for each modified argument and each result that is not repeatable.
     """
-    quantities = dict.fromkeys(mismatch.quantity for mismatch in mismatches)
+    quantities = list(dict.fromkeys(mismatch.quantity for mismatch in mismatches))
+    several = len([q for q in quantities if not q.startswith(OUTPUT)]) > 1
+    order = in_backward_order(quantities, native.probe(mismatches[0].variant)) if several else quantities
     findings = [
-        _diagnose_quantity([m for m in mismatches if m.quantity == quantity], rows, native) for quantity in quantities
+        _diagnose_quantity([m for m in mismatches if m.quantity == quantity], rows, native) for quantity in order
     ]
-    findings.sort(key=lambda f: not f.quantity.startswith(OUTPUT))
+    findings.sort(key=lambda f: (not f.quantity.startswith(OUTPUT), quantities.index(f.quantity)))
     findings = _without_consequences(findings)
     for variant, probe in native.probes.items():
         wrong = {m.quantity: m for m in mismatches if m.variant == variant and not m.message and not m.is_output}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import linecache
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +19,14 @@ from torch.utils._pytree import tree_flatten
 from compare.gradients.diagnosis.decompositions import DECOMPOSITIONS
 
 MAX_CALLS = 400
+ELEMENTS_OF_A_CALL = 5000  # a call that computes so many takes twice as long as a small one
+PRODUCTS = {"matmul", "mm", "bmm", "linear", "einsum", "addmm", "baddbmm", "bilinear"}
 MAX_TEXT = 60  # characters of a line of code in a statement
 OPERATORS = {
     "add": "+", "sub": "-", "rsub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "**", "neg": "-",
     "indexing": "[", "permute": ".", "where": "where", "T": ".T", "mT": ".mT",
 }  # fmt: skip
+WATCHING_FILES = {__file__, str(Path(__file__).with_name("tape.py"))}  # their frames are not native's
 COMPOSITE = "composite"  # ends the site of a composite function as a whole
 # Attributes and methods whose result is no new value.
 IGNORED = {
@@ -69,6 +74,15 @@ class Call:
         flat, _ = tree_flatten((self.args, self.kwargs))
         return [(n, value) for n, value in enumerate(flat) if isinstance(value, Tensor) and value.is_floating_point()]
 
+    @property
+    def cost(self) -> int:
+        """1 for a small call; more by the number of elements, or of products, that it computes."""
+        sizes = sorted((t.numel() for _, t in self.tensors), reverse=True)[:2]
+        work = max([self.result.numel(), *sizes])
+        if len(sizes) == 2 and (self.operation in PRODUCTS or self.operation.startswith("conv")):
+            work = max(work, math.isqrt(self.result.numel() * sizes[0] * sizes[1]) // 4)  # M·N·K of a matrix product
+        return 1 + work // ELEMENTS_OF_A_CALL
+
 
 # change(call, compute) returns the result to use instead. ``compute(flat arguments)`` calls the function.
 Change = Callable[[Call, Any], Tensor]
@@ -78,10 +92,16 @@ class InterceptCalls(TorchFunctionMode):
     """Record every call, and let ``change`` replace results. Composite functions are taken apart."""
 
     def __init__(
-        self, change: Change | None = None, records: Mapping[Any, list[Tensor]] | None = None, whole: Any = None
+        self,
+        change: Change | None = None,
+        records: Mapping[Any, list[Tensor]] | None = None,
+        whole: Any = None,
+        *,
+        takes_apart: bool = True,
     ) -> None:
         """Begin a run; ``whole`` is the site of a composite function that is not taken apart."""
         super().__init__()
+        self.takes_apart = takes_apart
         self.change, self.records, self.calls = change, records or {}, []
         self.whole, self.composites, self.indices = whole, [], []
         self._counts: Counter[Any] = Counter()
@@ -99,13 +119,13 @@ class InterceptCalls(TorchFunctionMode):
             name = getattr(function.__self__, "__name__", name)
         if name in IGNORED or len(self.calls) > MAX_CALLS:
             return function(*args, **kwargs)
-        simple = DECOMPOSITIONS.get(name)
-        site = (*self._nested, _site())
+        simple = DECOMPOSITIONS.get(name) if self.takes_apart else None
+        site = (*self._nested, find_site())
         if simple is not None and (*site, COMPOSITE) != self.whole:
             value = self._decomposed(simple, function, args, kwargs, site)
             if value is not None:
                 composite = (*site, COMPOSITE)
-                words = _describe(name, site, self._inside)
+                words = describe(name, site, self._inside)
                 number = -1 - len(self.composites)  # apart from those of simple calls
                 call = Call(number, composite, function, words, args, kwargs, value.detach(), attached=value)
                 self.composites.append(call)
@@ -115,13 +135,13 @@ class InterceptCalls(TorchFunctionMode):
             return result
         if not result.is_floating_point():
             if result.dtype in (torch.int64, torch.int32):  # indices, such as those of the largest elements
-                call = Call(-1, site, function, _describe(name, site, self._inside), args, kwargs, result)
+                call = Call(-1, site, function, describe(name, site, self._inside), args, kwargs, result)
                 self.indices.append(call)
                 return result if self.change is None else self.change(call, result)
             return result
         call = Call(
             len(self.calls), (*site, COMPOSITE) if simple is not None else site, function,
-            _describe(name, site, self._inside), args, kwargs, result.detach(), self._counts[site], self.records,
+            describe(name, site, self._inside), args, kwargs, result.detach(), self._counts[site], self.records,
             result,
         )  # fmt: skip
         self._counts[site] += 1
@@ -169,10 +189,10 @@ def operation_name(function: Callable[..., Any]) -> str:
     return name
 
 
-def _site() -> tuple[Any, int, int]:
+def find_site() -> tuple[Any, int, int]:
     """Code, instruction and line of the first frame outside of PyTorch and this file; none if native is builtin."""
     frame = sys._getframe(2)
-    while frame is not None and (frame.f_code.co_filename == __file__ or "/torch/" in frame.f_code.co_filename):
+    while frame is not None and (frame.f_code.co_filename in WATCHING_FILES or "/torch/" in frame.f_code.co_filename):
         frame = None if frame.f_code is call_native.__code__ else frame.f_back
     return (frame.f_code, frame.f_lasti, frame.f_lineno) if frame is not None else (None, 0, 0)
 
@@ -182,7 +202,7 @@ def call_native(native: Callable[..., Any], inputs: Iterable[Tensor]) -> Any:
     return native(*inputs)
 
 
-def _describe(name: str, site: tuple[Any, ...], inside: str) -> str:
+def describe(name: str, site: tuple[Any, ...], inside: str) -> str:
     """The operation and the line of native's code that calls it."""
     code, _, line = site[0]
     name = f"{name} in {inside}" if inside else name

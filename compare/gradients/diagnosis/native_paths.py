@@ -22,7 +22,7 @@ from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
-MAX_CALLS = 40_000  # of native's operations, in all runs of changed native for one case: a second or two
+MAX_CALLS = 40_000  # of native's operations, for one case: a second or two; large ones count several times
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -58,6 +58,7 @@ class NativePaths:
         self.recording = changed.record(mismatch, probe)
         self.calls, self.composites = self.recording.calls, self.recording.composites
         self.records = self.recording.records
+        self.cost = sum(call.cost for call in self.calls)  # of one run
         self.second = probe.mismatch(mismatch, 1)
         self.second_recording = changed.Recording() if self.second is None else changed.record(self.second, probe)
         self.second_records = self.second_recording.records
@@ -97,7 +98,7 @@ class NativePaths:
     def gradient(self, change: NativeChange) -> Tensor | None:
         if self.is_spent():
             return None
-        self.probe.native_calls += len(self.calls)
+        self.probe.native_calls += self.cost
         return gradient_of_changed(self.mismatch, self.probe, change, self.records)
 
     def is_spent(self) -> bool:
@@ -130,7 +131,7 @@ class NativePaths:
             return 1.0
         if self.is_spent():
             return None
-        self.probe.native_calls += 1
+        self.probe.native_calls += path.call.cost
         part = self.recording.derivative(path.call, change)
         if part is None:
             return None

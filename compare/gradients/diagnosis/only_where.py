@@ -17,7 +17,7 @@ from compare.gradients.diagnosis.missing_terms import candidate_terms, product
 from compare.gradients.diagnosis.native_calls import record_calls, results_by_name
 from compare.gradients.diagnosis.probe import NUM_DRAWS, Probe
 from compare.gradients.diagnosis.two_factors import find_two_factors
-from compare.gradients.diagnosis.wording import format_number
+from compare.gradients.diagnosis.wording import format_number, index_name
 from compare.gradients.run_variant import OUTPUT
 
 MIN_SURPLUS = 3  # elements that should be 0
@@ -49,6 +49,9 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     if separated is None:
         return
     condition, is_index = separated
+    for d, size in enumerate(shape):
+        if is_index and condition == f"{index_name(mismatch.oracle, d)} is 0 or {size - 1}":
+            condition += " (the first and the last)"
     ratio = describe_ratio(
         torch.cat([m.ours[m.wrong] for m in draws]), torch.cat([m.oracle[m.wrong] for m in draws]), mismatch, probe
     )

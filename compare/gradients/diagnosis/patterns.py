@@ -22,6 +22,7 @@ from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.missing_terms import find_missing_term
 from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.native_paths import NativePaths
+from compare.gradients.diagnosis.one_cause import find_shared_cause
 from compare.gradients.diagnosis.only_where import find_condition
 from compare.gradients.diagnosis.path_findings import find_scaled_path_findings
 from compare.gradients.diagnosis.second_question import (
@@ -32,6 +33,7 @@ from compare.gradients.diagnosis.second_question import (
     with_examples,
 )
 from compare.gradients.diagnosis.special_values import find_special_values
+from compare.gradients.diagnosis.tape_findings import find_tape_findings
 from compare.gradients.diagnosis.whole_tensor import find_factor, find_shifted, find_whole_tensor_patterns
 from compare.gradients.diagnosis.without_numbers import finding_without_numbers
 
@@ -109,12 +111,14 @@ def _searches(
     symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
     search = NativePaths(mismatch, probe) if native.function is not None else None
     for finding in chain(
+        with_examples(find_shared_cause(mismatch, probe), mismatch),
         confirmed(lambda m: find_missing_output(m, rerun_on(m), seed), mismatch, probe),
         ask_again(mismatch, probe, search),
         confirmed(find_shifted, mismatch, probe),
         equal_to_right,
         _contributions(mismatch, native),
         with_examples(find_scaled_path_findings(search), mismatch) if search is not None else (),
+        with_examples(find_tape_findings(mismatch, probe), mismatch) if search is not None else (),
         ask_jacobian(mismatch, probe, of_pairs=True),
         ask_jacobian(mismatch, probe, of_pairs=False),
         find_overwritten_contributions(mismatch, rerun_native, seed) if native.function is not None else (),

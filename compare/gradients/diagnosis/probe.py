@@ -30,6 +30,7 @@ class Probe:
         jacobians: those that were asked for, by quantity and draw.
         is_output_wrong: True if an output is wrong, which may be why a gradient is.
         native_calls: operations of native that were called in runs of changed native.
+        tape_cost: steps that were run in searches on tapes of native's backward.
     """
 
     case: Case
@@ -41,16 +42,17 @@ class Probe:
     explanations: dict[tuple[str, str], Any] = field(default_factory=dict)
     jacobians: dict[Any, Any] = field(default_factory=dict)
     native_calls: int = 0
+    tape_cost: float = 0.0
     _draws: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
     _mismatches: dict[Any, Mismatch | None] = field(default_factory=dict)
 
     @cached_property
     def num_operations(self) -> int:
-        """Number of operations in a run of native; 1 without native."""
+        """Number of operations in a run of native, those of large tensors counted several times; 1 without native."""
         inputs = self.draw(0)
         if self.case.native is None or inputs is None:
             return 1
-        return len(record_calls(self.case.native, inputs)) or MAX_CALLS
+        return sum(call.cost for call in record_calls(self.case.native, inputs)) or MAX_CALLS
 
     def run_ours(self, inputs: dict[str, Tensor], incoming: Incoming | None = None) -> RunResult:
         """Run ours in the variant."""

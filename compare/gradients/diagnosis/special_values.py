@@ -54,6 +54,8 @@ def _find_input_values(mismatch: Mismatch) -> Iterator[Finding]:
         right = special & ~wrong & ((mismatch.ours != 0) | (mismatch.oracle != 0))
         if len(values) > MAX_VALUES or min(counts, default=0) < 2 or right.any() or special.all():
             continue
+        if len(x.unique()) == 2 and not constant_factor(mismatch, ""):
+            continue  # the input is a mask: that says where, not what
         where = f"{name} is {_one_of(values)}"
         evidence = f"all {int(wrong.sum())} wrong elements are among the {int(special.sum())} of {x.numel()} where "
         evidence += where + constant_factor(mismatch, f"; the {mismatch.noun} there is ") + _example(mismatch)

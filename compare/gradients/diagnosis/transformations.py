@@ -99,7 +99,7 @@ def moves(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformation]:
             words = "flipped (last element first)" if len(shape) == 1 else f"flipped ({words} in reverse order)"
             yield Transformation("flipped", words, lambda t, group=group: t.flip(group))
     for d in dims:
-        for s in (1, -1, 2, -2, *_half_shifts(shape[d])):
+        for s in dict.fromkeys((1, -1, 2, -2, 3, -3, *_half_shifts(shape[d]))):
             if shape[d] > abs(s):
                 words = f"rotated by {s:+d} along its {names[d]} (torch.roll)"
                 yield Transformation("shifted", words, lambda t, d=d, s=s: t.roll(s, d))

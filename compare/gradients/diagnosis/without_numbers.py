@@ -50,6 +50,7 @@ def finding_without_numbers(mismatch: Mismatch, native: NativeOracle) -> Finding
                 kind, statement = "summed over the batch", "is summed or averaged over dimension 0"
             elif unsummed:
                 kind, statement = "not summed over the batch", f"is not summed over dimension {unsummed[0]}"
+                statement += f": its shape is {tuple(ours.shape)} instead of {tuple(oracle.shape)}"
             elif oracle.dim() > 1 and close(ours, oracle.mT):
                 kind, statement = "transposed", "is transposed"
         return Finding(kind, quantity, statement, evidence)

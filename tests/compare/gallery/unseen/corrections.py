@@ -215,4 +215,25 @@ CORRECTIONS = (
         False,
         "'missing' matched by chance: that the second output is ignored is not said",
     ),
+    Correction(
+        "means of neighbours, degree of the source",
+        r"a factor that belongs to the output's row is taken at the input's row",
+        "named",
+        True,
+        "the factor is 1 over the degree, the output's row the target, the input's the source",
+    ),
+    Correction(
+        "selective scan, step left out of the rate's gradient",
+        r"second argument \(rate\) of mul in line \d+, the factor the result of indexing .* is missing",
+        "named",
+        True,
+        "the line indexes step: that is the factor",
+    ),
+    Correction(
+        "depthwise convolution with a stride, stride in backward",
+        r"through unfold in line \d+, 1 is used instead of 2",
+        "named",
+        True,
+        "2 is the stride",
+    ),
 )

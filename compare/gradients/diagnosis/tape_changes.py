@@ -1,0 +1,217 @@
+"""Changes of one step of a tape that a hand-written backward may have, and what is said of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from compare.gradients.diagnosis.tape import Ref, Step, StepChange, StepKey, Tape
+from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, fits
+from compare.gradients.diagnosis.tape_operations import (
+    FORMS,
+    left_out,
+    operation_words,
+    other_arguments,
+    other_operations,
+    passing,
+)
+from compare.gradients.diagnosis.transformations import transformations
+
+MAX_CANDIDATES = 16  # tensors that are tried in the place of one
+
+Value = Callable[[Tape, int], Tensor]  # what stands in the place of the tensor with a number
+Replacement = tuple[str, str, Value]  # with kind and words
+Replacements = Callable[[int], Iterator[Replacement]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the tape, and what is said of it."""
+
+    kind: str
+    words: str
+    key: StepKey | None = None
+    step: StepChange | None = None
+    operand: tuple[int, Value] | None = None  # position and value of an argument of the step
+    instead: tuple[int, Value] | None = None  # number and value of a tensor of forward
+
+    def gradient(self, tape: Tape) -> Tensor | None:
+        """The gradient on a tape with this change; None if the change does not fit it."""
+        step, instead = self.step, {}
+        try:
+            if self.instead is not None:
+                number, value = self.instead
+                instead = {number: value(tape, number)}
+            if self.operand is not None:
+                position, value = self.operand
+                number = tape.backward[tape.positions[self.key]].arguments[position].number
+                replaced = value(tape, number).clone()
+                step = lambda s, flat: s.call([*flat[:position], replaced, *flat[position + 1 :]])  # noqa: E731
+        except Exception:  # the change does not fit the tensor: then it is no explanation
+            return None
+        return tape.replay(self.key, step, instead)
+
+
+class Changes:
+    """Every change that is tried on a tape."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self.producers = {
+            number: step
+            for step in tape.forward
+            for number in step.results
+            if number is not None and Ref(number) not in step.arguments
+        }
+        self.inside = {number: step for step in tape.backward for number in step.results if number is not None}
+
+    def name(self, value: Any) -> str:
+        """Words for a tensor of the tape."""
+        number = value.number if isinstance(value, Ref) else value
+        if number in self.tape.names:
+            return self.tape.names[number]
+        step = self.producers.get(number)
+        while step is not None and step.name in FORMS and step.arguments and isinstance(step.arguments[0], Ref):
+            source = step.arguments[0].number
+            if source in self.tape.names:
+                return self.tape.names[source]
+            step = self.producers.get(source)
+        if step is not None:
+            return step.words
+        step = self.inside.get(number)
+        return (
+            "a constant"
+            if step is None
+            else f"the result of {operation_words(step, lambda v: 'another')} in backward"
+        )
+
+    def steps(self) -> Iterator[tuple[Step, str]]:
+        """The steps that the gradient depends on, and words that say where each is."""
+        for n in self.tape.needed:
+            step = self.tape.backward[n]
+            yield step, f"in the derivative of {step.words}, "
+
+    def operations(self) -> Iterator[Change]:
+        """One operation of backward left out, or another one in its place."""
+        for step, where in self.steps():
+            words = operation_words(step, self.name)
+            for position in left_out(step, self.tape):
+                kind, said = "step left out", f"{where}{words} is left out"
+                if step.name.startswith("add") and all(number in self.inside for number in step.numbers):
+                    kind = "missing term"
+                    said = f"one of two terms is missing that are added after the derivative of {step.words}: "
+                    said += "where a tensor is used twice, the gradient of one use alone is taken"
+                yield Change(kind, said, step.key, passing(position))
+            for kind, said, change in other_operations(step):
+                yield Change(kind, where + said, step.key, change)
+
+    def other_arguments(self) -> Iterator[Change]:
+        """Another number, dimension or truth value in a step."""
+        for step, where in self.steps():
+            for said, change in other_arguments(step, _dims(step, self.tape)):
+                yield Change("another operand", where + said, step.key, change)
+
+    def changed_operands(self) -> Iterator[Change]:
+        """An operand changed by itself."""
+        return self._with_operands(self._changed)
+
+    def other_operands(self) -> Iterator[Change]:
+        """Another tensor in the place of an operand."""
+        return self._with_operands(self._others)
+
+    def _with_operands(self, replacements: Replacements) -> Iterator[Change]:
+        """Something else in the place of an operand, in one use; then of a tensor of forward in all uses."""
+        uses: Counter[int] = Counter()
+        for step, where in self.steps():
+            for position, argument in enumerate(step.arguments):
+                if isinstance(argument, Ref):
+                    uses[argument.number] += 1
+                    for kind, words, value in replacements(argument.number):
+                        yield Change(kind, where + words, step.key, operand=(position, value))
+        for number, count in uses.items():
+            if count > 1 and number not in self.inside:
+                for kind, words, value in replacements(number):
+                    yield Change(kind, f"in backward, {words}", instead=(number, value))
+
+    def _computed_by(self, number: int) -> tuple[Step | None, list[Step]]:
+        """The step of forward that computes a tensor, and those after it that change its form alone."""
+        forms: list[Step] = []
+        step = self.producers.get(number)
+        while step is not None and step.name in FORMS:
+            source = step.arguments[0] if step.arguments else None
+            if not isinstance(source, Ref) or step.name.endswith("_"):
+                return None, []
+            forms.insert(0, step)
+            step = self.producers.get(source.number)
+        return step, forms
+
+    def _changed(self, number: int) -> Iterator[Replacement]:
+        """The operand changed by itself, or forward's operation that computes it."""
+        tensor, name = self.tape.values[number], self.name(number)
+        producer, forms = self._computed_by(number)
+        if producer is not None:
+            changes: list[tuple[str, str, StepChange]] = []
+            for position in left_out(producer, self.tape):
+                source = self.name(producer.arguments[position])
+                words = f"{operation_words(producer, self.name)} is left out ({source} is used instead of {name})"
+                changes.append(("step left out", words, passing(position)))
+            changes += [(kind, f"{words}, in {name}", change) for kind, words, change in other_operations(producer)]
+            changes += [
+                ("another operand", f"{words}, in {name}", change)
+                for words, change in other_arguments(producer, tensor.dim())
+            ]
+            for kind, words, change in changes:
+                yield kind, words, lambda tape, k, c=change: _produced(tape, producer, c, forms, k)
+        for kind, words, function in changed_operand(tensor, name):
+            yield kind, words, lambda tape, k, f=function: f(tape.values[k])
+
+    def _others(self, number: int) -> Iterator[Replacement]:
+        """Another tensor in the place of the operand, or as a factor of it."""
+        tensor, name = self.tape.values[number], self.name(number)
+        for other in self._candidates(number):
+            for words, join in combinations(name, self.name(other)):
+                if tensor.is_floating_point() or "instead" in words:
+                    yield (
+                        "another operand", words,
+                        lambda tape, k, j=join, o=other: j(tape.values[k], tape.values[o]),
+                    )  # fmt: skip
+
+    def _candidates(self, number: int) -> list[int]:
+        """Numbers of the tensors that may stand in the place of one: inputs, results of forward, then of backward."""
+        tensor = self.tape.values[number]
+        fitting = [
+            k for k, other in enumerate(self.tape.values)
+            if k != number and fits(tensor, other)
+        ]  # fmt: skip
+        return sorted(fitting, key=lambda k: k in self.inside)[:MAX_CANDIDATES]
+
+    def results(self) -> Iterator[Change]:
+        """The result of a step transposed, flipped, shifted, averaged or summed."""
+        for step, where in self.steps():
+            numbers = [number for number in step.results if number is not None]
+            if len(numbers) != 1 or step.name.endswith("_") or step.name in ("detach", "alias"):
+                continue
+            words = f"the result of {operation_words(step, self.name)}"
+            for t in transformations(self.tape.values[numbers[0]].shape):
+                yield Change(
+                    t.kind, f"{where}{words} is {t.description}", step.key,
+                    lambda s, flat, t=t: [t.apply(s.call(flat)[0]).contiguous()],
+                )  # fmt: skip
+
+
+def _dims(step: Step, tape: Tape) -> int:
+    return max((tape.values[a.number].dim() for a in step.arguments if isinstance(a, Ref)), default=0)
+
+
+def _produced(tape: Tape, producer: Step, change: StepChange, forms: list[Step], number: int) -> Tensor:
+    """The tensor with a number where the step of forward that computes it is changed."""
+    (value,) = change(producer, tape.flat(producer))
+    for form in forms:
+        (value,) = form.call([value, *tape.flat(form)[1:]])
+    if value.shape != tape.values[number].shape:
+        raise ValueError("the shapes differ")
+    return value

@@ -1,0 +1,179 @@
+"""Changes of one elementary operation on a tape: left out, another one, other dimensions, another number."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compare.gradients.diagnosis.substitutes import other_numbers
+from compare.gradients.diagnosis.tape import Ref, Step, StepChange, Tape
+
+aten = torch.ops.aten
+# Operations that give the same elements in another form: they are never left out.
+FORMS = {
+    "view", "_unsafe_view", "reshape", "expand", "clone", "detach", "alias", "_to_copy", "new_zeros", "zeros_like",
+    "as_strided", "contiguous", "squeeze", "unsqueeze", "copy_", "copy", "full", "zeros", "empty_like", "new_empty",
+    "slice", "select", "view_as_real", "view_as_complex", "split", "unbind", "empty", "scalar_tensor", "full_like",
+    "ones_like", "fill_", "arange", "lift_fresh", "zero_", "slice_scatter", "select_scatter", "diagonal",
+}  # fmt: skip
+OTHERS: dict[str, dict[str, Any]] = {
+    "ge": {"Scalar": aten.gt.Scalar, "Tensor": aten.gt.Tensor},
+    "gt": {"Scalar": aten.ge.Scalar, "Tensor": aten.ge.Tensor},
+    "le": {"Scalar": aten.lt.Scalar, "Tensor": aten.lt.Tensor},
+    "lt": {"Scalar": aten.le.Scalar, "Tensor": aten.le.Tensor},
+}
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp, "log": torch.log, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal, "abs": torch.abs, "sign": torch.sign, "neg": torch.neg,
+    "sigmoid": torch.sigmoid, "digamma": torch.digamma, "lgamma": torch.lgamma, "erf": torch.erf, "sgn": torch.sgn,
+    "sinh": torch.sinh, "cosh": torch.cosh, "square": torch.square, "relu": torch.relu, "conj": torch.conj,
+    "_conj": torch.conj, "i0": torch.special.i0, "special_i1": torch.special.i1, "acos": torch.acos,
+    "atan": torch.atan, "asin": torch.asin, "log1p": torch.log1p, "expm1": torch.expm1,
+}  # fmt: skip
+SHOWN_NUMBERS = {"mul": "by {}", "div": "by {}", "add": "of {}", "sub": "of {}", "pow": "by {}"}
+NOUNS = {
+    "mul": "the multiplication", "div": "the division", "add": "the addition", "sub": "the subtraction",
+    "neg": "the sign", "tril": "the lower triangle (tril)", "triu": "the upper triangle (triu)", "pow": "the power",
+    "transpose": "the transpose", "t": "the transpose", "where": "the mask (where)", "flip": "the flip",
+    "masked_fill": "the mask (masked_fill)", "cumsum": "the running sum (cumsum)", "sum": "the sum",
+}  # fmt: skip
+
+
+def operation_words(step: Step, name: Callable[[Any], str]) -> str:
+    """ "the multiplication by w", "exp"."""
+    bare = step.name.rstrip("_").lstrip("_")
+    noun = NOUNS.get(bare, bare)
+    if bare not in SHOWN_NUMBERS or len(step.arguments) < 2:
+        return noun
+    other = step.arguments[1]
+    words = name(other) if isinstance(other, Ref) else str(other)
+    return f"{noun} {SHOWN_NUMBERS[bare].format(words)}"
+
+
+def left_out(step: Step, tape: Tape) -> list[int]:
+    """Positions of the arguments that may stand in the place of the result: those of its shape and dtype."""
+    numbers = [number for number in step.results if number is not None]
+    if step.name in FORMS or len(numbers) != 1:
+        return []
+    result = tape.values[numbers[0]]
+    own = [(n, tape.values[a.number]) for n, a in enumerate(step.arguments) if isinstance(a, Ref)]
+    return [n for n, value in own if value.shape == result.shape and value.dtype == result.dtype]
+
+
+def passing(position: int) -> StepChange:
+    """An argument in the place of the result."""
+    return lambda step, flat: [flat[position] if step.name.endswith("_") else flat[position].clone()]
+
+
+def other_operations(step: Step) -> Iterator[tuple[str, str, StepChange]]:
+    """Kind, words, and the change, of another operation in the place of this one."""
+    bare, overload = step.name, str(step.function).rsplit(".", 1)[-1]
+    if bare in OTHERS and overload in OTHERS[bare]:
+        other = OTHERS[bare][overload]
+        words = f"the comparison {other.overloadpacket.__name__} stands in place of {bare}"
+        yield "another operand", words, lambda s, flat: [other(*flat)]
+    if bare in UNARY:
+        for name, function in UNARY.items():
+            if name != bare:
+                words = f"{name} is used instead of {bare}"
+                yield "another operand", words, lambda s, flat, f=function: [f(flat[0])]
+    if bare in ("sign", "sgn", "abs"):
+        for value, words in ((1.0, "1"), (-1.0, "-1")):
+            yield (
+                "only at ties", f"the sign is {words} instead of 0 where its argument is 0",
+                lambda s, flat, v=value: [torch.where(flat[0] == 0, v, s.call(flat)[0])],
+            )  # fmt: skip
+    if bare in ("scatter", "scatter_add"):
+        words = "the elements are gathered by the indices, as in forward, instead of put back to their places"
+        yield "not transposed", words, lambda s, flat: [flat[3].gather(flat[1], flat[2])]
+    if bare == "gather":
+        words = "the elements are scattered by the indices instead of gathered"
+        yield "not transposed", words, lambda s, flat: [torch.zeros_like(flat[0]).scatter_add(*flat[1:3], flat[0])]
+    if bare in (
+        "index_put",
+        "index_put_",
+        "_unsafe_index_put",
+        "scatter_add",
+        "index_add",
+        "embedding_dense_backward",
+    ):
+        words = (
+            "where an index occurs several times, the last contribution overwrites the others instead of being added"
+        )
+        yield "missing term", words, _overwriting
+    if bare in ("cumsum", "logcumsumexp"):
+        words = "is the sum of the elements before each one, without its own"
+        yield "missing term", f"the running sum ({bare}) {words}", lambda s, flat: [s.call(flat)[0] - flat[0]]
+        words = "runs from the first element instead of from the last, or the other way round"
+        yield (
+            "flipped", f"the running sum ({bare}) {words}",
+            lambda s, flat: [s.call([flat[0].flip(flat[1]), *flat[1:]])[0].flip(flat[1])],
+        )  # fmt: skip
+    if bare == "constant_pad_nd":
+        words = "the padding is at the other end"
+        yield "shifted", words, lambda s, flat: s.call(_exchanged_ends(flat))
+    if bare in ("sum", "mean"):
+        yield from _other_sums(step)
+
+
+def _exchanged_ends(flat: list[Any]) -> list[Any]:
+    """The arguments of constant_pad_nd with the paddings before and after a dimension exchanged."""
+    count = (len(flat) - 1) // 2 * 2
+    pads = [flat[1 + (n ^ 1)] for n in range(count)]
+    return [flat[0], *pads, *flat[1 + count :]]
+
+
+def _overwriting(step: Step, flat: list[Any]) -> list[Any]:
+    if step.name == "scatter_add":
+        return [flat[0].scatter(*flat[1:])]
+    if step.name == "index_add":
+        return [flat[0].index_copy(*flat[1:4])]
+    if step.name == "embedding_dense_backward":
+        size = torch.zeros_like(step.call(flat)[0])
+        return [size.index_put((flat[1].flatten(),), flat[0].reshape(-1, flat[0].shape[-1]))]
+    return step.call([False if v is True else v for v in flat])
+
+
+def _other_sums(step: Step) -> Iterator[tuple[str, str, StepChange]]:
+    bare = step.name
+    other = "mean" if bare == "sum" else "sum"
+    yield "wrong sum", f"a {other} is taken instead of a {bare}", lambda s, flat: [_mean_or_sum(s, flat)]
+    dims = [a for a in step.arguments[1:] if isinstance(a, int) and not isinstance(a, bool)]
+    if not dims:
+        return
+    for count in (1, 2, 3):
+        for group in itertools.combinations(range(4), count):
+            words = f"the {bare} is over dimension{'s' if count > 1 else ''} {' and '.join(map(str, group))}"
+            words += f" instead of {' and '.join(map(str, dims))}"
+            yield "wrong sum", words, lambda s, flat, d=group: [_over(s, flat, d)]
+
+
+def _mean_or_sum(step: Step, flat: list[Any]) -> Tensor:
+    result = step.call(flat)[0]
+    count = flat[0].numel() / result.numel()
+    return result / count if step.name == "sum" else result * count
+
+
+def _over(step: Step, flat: list[Any], dims: tuple[int, ...]) -> Tensor:
+    x, expected = flat[0], step.call(flat)[0]
+    if max(dims) >= x.dim() or all(x.shape[d] == 1 for d in dims):
+        raise ValueError("no such dimension")
+    value = x.sum(dims, keepdim=True) if step.name == "sum" else x.mean(dims, keepdim=True)
+    if expected.dim() == x.dim():
+        return value.expand_as(expected) if expected.shape != value.shape and expected.numel() > 1 else value
+    return x.sum(dims) if step.name == "sum" else x.mean(dims)
+
+
+def other_arguments(step: Step, dims: int) -> Iterator[tuple[str, StepChange]]:
+    """Another number, dimension or truth value in the place of one."""
+    if step.name in FORMS and step.name not in ("squeeze", "unsqueeze"):
+        return
+    for n, value in enumerate(step.arguments):
+        if isinstance(value, (bool, int, float)):
+            for instead in other_numbers(value, dims):
+                words = f"{instead} is used instead of {value} in {step.name.strip('_')}"
+                yield words, lambda s, flat, n=n, v=instead: s.call([*flat[:n], v, *flat[n + 1 :]])

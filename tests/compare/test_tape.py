@@ -1,0 +1,53 @@
+"""Promise: a backward that differs from native's in one elementary step is named by that step and its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from compare import Case, compare
+from tests.compare.gallery.unseen.operation import Formulas
+
+
+def log_gamma(a: Tensor) -> Tensor:
+    return a * a - torch.lgamma(a)
+
+
+def weighted(x: Tensor) -> Tensor:
+    places = torch.arange(5) - torch.arange(5)[:, None]
+    return (x[:, :, None] * places.abs().to(x.dtype)).logsumexp(1)
+
+
+def signed_backward(g: Tensor, x: Tensor) -> Tensor:
+    """The distance is used with its sign after the softmax."""
+    places = (torch.arange(5) - torch.arange(5)[:, None]).to(x.dtype)
+    softmax = (x[:, :, None] * places.abs()).softmax(1)
+    return (softmax * g[:, None] * places).sum(2)
+
+
+CASES = [
+    (
+        log_gamma,
+        lambda: {"a": torch.rand(3, 4) + 1},
+        lambda g, a: g * (2 * a - torch.log(a)),
+        "log is used instead of digamma",
+    ),
+    (weighted, lambda: {"x": torch.randn(3, 5)}, signed_backward, "abs is left out"),
+]
+
+
+def case(
+    native: Callable[..., Tensor], inputs: Callable[[], dict[str, Tensor]], backward: Callable[..., Tensor]
+) -> Case:
+    return Formulas(native.__name__, native, inputs, backward, ()).case(native.__name__, backward)
+
+
+@pytest.mark.parametrize(("native", "inputs", "backward", "words"), CASES, ids=[each[0].__name__ for each in CASES])
+def test_one_changed_step_is_named(native, inputs, backward, words):
+    (finding,) = compare(case(native, inputs, backward)).findings
+    assert words in finding.statement, finding
+    assert "in line" in finding.statement, finding
+    assert "got" in finding.evidence and "expected" in finding.evidence, finding
