@@ -39,11 +39,7 @@ QUICK = {
 
 # Mistakes of the measured sets that the diagnosis does not name.
 UNNAMED = {
-    "attention with slopes, signed distance",
-    "weighted bags, repeated indices",
     "softmax of groups, sum of all",
-    "Cholesky factor, diagonal not halved",
-    "symmetric eigenvalues, vectors transposed",
     "weight over its singular value, w not transposed",
     "bilinear resizing, no clamp at the border",
     "bilinear resizing, weights in half precision",
@@ -55,9 +51,7 @@ UNNAMED = {
     "overlap of boxes, boxes that do not meet",
     "local response norm, constant of the divisor",
     "total variation, equal neighbours",
-    "trapezoidal rule, weight of the ends",
     "sums that start anew, one step too early",
-    "autocorrelation, second use",
     "inverse real Fourier transform, not doubled",
     "phase, not conjugated",
     "weighted sums over edges, end for source",
@@ -65,7 +59,7 @@ UNNAMED = {
 }
 
 # Mistakes that it takes for others.
-WRONGLY_NAMED = {"attention with a sink, probabilities without it"}
+WRONGLY_NAMED = {"attention with a sink, probabilities without it", "Cholesky factor, diagonal not halved"}
 
 
 def set_of(module: ModuleType) -> str:
