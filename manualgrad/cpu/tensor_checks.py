@@ -47,11 +47,7 @@ def unsupported_tensor(
             return "a tensor is not contiguous"
         if x.untyped_storage().nbytes() < (x.storage_offset() + x.numel()) * dtype.itemsize:
             return TOO_SMALL
-    if covered:
-        span = span_in_memory(x.shape, x.stride())
-        if span and x.untyped_storage().nbytes() < (x.storage_offset() + span) * dtype.itemsize:
-            return TOO_SMALL
-    return ""
+    return TOO_SMALL if covered and not storage_covers(x) else ""
 
 
 def _unsupported_traced(x: Tensor, dtype: torch.dtype) -> str:
