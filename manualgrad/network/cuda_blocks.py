@@ -16,7 +16,7 @@ from manualgrad.cuda.kernels import (
 from manualgrad.network.cuda_conv_block import ConvBlock
 from manualgrad.network.cuda_dense_block import DenseBlock
 from manualgrad.network.cuda_launches import CUDAProgram, Launch
-from manualgrad.network.cuda_tiles import tiles_for
+from manualgrad.network.cuda_tiles import Tiles, tiles_for
 from manualgrad.network.device import Activation, Split
 from manualgrad.network.flatten_block import FlattenBlock
 from manualgrad.network.layers import Conv, Flatten, Layer
@@ -28,10 +28,12 @@ MODULES = (
 
 
 class CUDADevice:
-    """Triton's kernels for one batch size."""
+    """Triton's kernels for one batch size, with ``tiles`` in every layer if they are given."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size, self.tiles_for, self.tiles = batch_size, tiles_for, tiles_for(batch_size)
+    def __init__(self, batch_size: int, tiles: Tiles | None = None) -> None:
+        self.batch_size = batch_size
+        self.tiles_for = tiles_for if tiles is None else lambda _: tiles
+        self.tiles = self.tiles_for(batch_size)
 
     def block(self, layer: Layer, x: Activation, batch_size: int) -> Any:
         if isinstance(layer, Conv):

@@ -18,6 +18,7 @@ from manualgrad.cuda.launch import Launcher
 from manualgrad.cuda.tensor_checks import unsupported_tensors
 from manualgrad.network.cuda_launches import CUDAProgram, Launch, Workspace
 from manualgrad.network.cuda_plan_builder import CUDAPlanBuilder
+from manualgrad.network.cuda_tiles import Tiles
 from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import Conv, Flatten, NetworkSpec
 from manualgrad.network.plan_builder import Region
@@ -47,11 +48,14 @@ class CUDAPlan:
 
     No method returns None because of a number: kernels compute every product, so infinities and NaN spread as in the
     formulas. A label that is no class has loss and gradient NaN, since to raise would take a synchronisation.
+
+    Args:
+        tiles: those of every layer; by default the ones that were measured for the batch size.
     """
 
-    def __init__(self, network: NetworkSpec, batch_size: int) -> None:
+    def __init__(self, network: NetworkSpec, batch_size: int, tiles: Tiles | None = None) -> None:
         self.network, self.batch_size = network, batch_size
-        builder = self.builder = CUDAPlanBuilder(network, batch_size)
+        builder = self.builder = CUDAPlanBuilder(network, batch_size, tiles)
         self.input_shape = torch.Size((batch_size, *network.image_shape))
         self.parameter_names = builder.parameter_names
         self.parameter_shapes = list(map(torch.Size, builder.parameter_shapes))

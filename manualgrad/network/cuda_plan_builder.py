@@ -12,6 +12,7 @@ from manualgrad.network.cuda_conv_block import ConvBlock
 from manualgrad.network.cuda_dense_block import DenseBlock
 from manualgrad.network.cuda_head import IGNORE_INDEX, make_head
 from manualgrad.network.cuda_launches import Launch, N
+from manualgrad.network.cuda_tiles import Tiles
 from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import NetworkSpec
 from manualgrad.network.plan_builder import PlanBuilder, Region
@@ -29,8 +30,8 @@ class CUDAPlanBuilder(PlanBuilder):
         Unsupported: the device has no kernel for one of the layers, or a buffer is too large for 32-bit offsets.
     """
 
-    def __init__(self, network: NetworkSpec, batch_size: int) -> None:
-        self.device = CUDADevice(batch_size)
+    def __init__(self, network: NetworkSpec, batch_size: int, tiles: Tiles | None = None) -> None:
+        self.device = CUDADevice(batch_size, tiles)
         super().__init__(self.device, network, batch_size, threads=1)
         self._connect()
         self.head = make_head(self.device, self.places, self.blocks)

@@ -1,6 +1,7 @@
 """Tiles of the CUDA kernels of a network: how much of each layer a program computes, by the batch size.
 
 They were measured on an H100 for ``DocumentCNN()``, in CUDA graphs, at 64, 512 and 4,096 images.
+``python -m scripts.cuda_tiles 64 512 4096`` looks for faster ones on the GPU that is there.
 """
 
 from __future__ import annotations
