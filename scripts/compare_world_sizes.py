@@ -14,12 +14,13 @@ import multiprocessing
 import os
 import socket
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch._dynamo  # an optimizer imports it, which takes seconds: here it is once, before the processes are forked
 
-from manualgrad import DocumentCNN, data
+from manualgrad import DocumentCNN, data, kernels
 from manualgrad.training import run_state
 from manualgrad.training.checkpoints import serialize
 from manualgrad.training.distributed import init_distributed
@@ -35,6 +36,8 @@ TOLERANCE = 1e-12  # float64 sums in another order; a shard with a wrong weight 
 
 
 def main() -> int:
+    kernels.available()  # compiled or loaded once, for all processes
+    read_dataset()
     differs = False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -88,6 +91,11 @@ def initial_model() -> DocumentCNN:
     return DocumentCNN(dtype=torch.float64)
 
 
+@cache
+def read_dataset() -> data.Dataset:
+    return data.bundled_sample().limited(EPOCHS.num_images)
+
+
 def train_rank(engine: str, rank: int, world_size: int, port: str, folder: Path, until: int, resume: bool) -> None:
     """Train as one rank, in a process with the environment that torchrun sets."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
@@ -96,9 +104,8 @@ def train_rank(engine: str, rank: int, world_size: int, port: str, folder: Path,
     with init_distributed(cuda=False) as distributed:
         model = initial_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
-        dataset = data.bundled_sample().limited(EPOCHS.num_images)
         run = TrainingRun(
-            model, optimizer, make_lr_scheduler("one-cycle", optimizer, EPOCHS.num_steps), dataset,
+            model, optimizer, make_lr_scheduler("one-cycle", optimizer, EPOCHS.num_steps), read_dataset(),
             epochs=EPOCHS, seed=0, average_last=AVERAGE_LAST, engine=engine, distributed=distributed,
         )  # fmt: skip
         if resume:

@@ -20,9 +20,12 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
-from manualgrad import data
+import torch._dynamo  # noqa: F401  # an optimizer imports it, which takes seconds: here it is once, before forks
+
+from manualgrad import data, kernels
 from manualgrad.files import UNFINISHED_SUFFIX
 from manualgrad.training import command, plots
 from manualgrad.training.argument_types import bounded
@@ -41,6 +44,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
     options = parser.parse_args()
     generator, outcomes = random.Random(options.seed), Counter()
+    kernels.available()  # compiled or loaded once, for all forks
+    read_sample()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         begin = time.perf_counter()
@@ -70,10 +75,17 @@ def main() -> int:
 
 
 def start(out: Path, engine: str) -> multiprocessing.Process:
-    """Start train.py in a fork of this process, which has imported all modules and computed nothing."""
+    """Start train.py in a fork of this process, which has imported, compiled and read what every run needs."""
     process = multiprocessing.get_context("fork").Process(target=run, args=(out, engine))
     process.start()
     return process
+
+
+@cache
+def read_sample() -> data.Dataset:
+    """The bundled sample with 100 test images."""
+    sample = data.bundled_sample()
+    return dataclasses.replace(sample, test=sample.test.first(100))
 
 
 def run(out: Path, engine: str) -> None:
@@ -82,9 +94,7 @@ def run(out: Path, engine: str) -> None:
     log = os.open(out / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sample = data.bundled_sample()
-    sample = dataclasses.replace(sample, test=sample.test.first(100))
-    data.load = lambda *_, **__: sample
+    data.load = lambda *_, **__: read_sample()
     for function in ("training_curves", "confusion_matrix", "kernel_images", "misclassified_images", "save_png"):
         setattr(plots, function, lambda *_: None)
     arguments = [*OPTIONS, "--engine", engine, "--optimizer", OPTIMIZER[engine], "--out", str(out)]

@@ -1,4 +1,7 @@
-"""torchvision's classification models: their names, a native and a converted model, a random batch, the loss."""
+"""torchvision's classification models: their names, a native and a converted model, a random batch, the loss.
+
+torchvision is imported where it is needed: its import takes longer than a comparison of one case.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import manualgrad as mg
@@ -54,7 +56,11 @@ def parse_model_names(arguments: Sequence[str]) -> list[str]:
     Raises:
         CaseError: an argument has another prefix, or torchvision has no such model; the message lists similar names.
     """
-    known = torchvision.models.list_models(module=torchvision.models)
+    if not arguments:
+        return []
+    from torchvision import models
+
+    known = models.list_models(module=models)
     names = []
     for argument in arguments:
         source, colon, name = argument.rpartition(":")
@@ -73,10 +79,12 @@ def parse_model_names(arguments: Sequence[str]) -> list[str]:
 
 def make_native_model(name: str, seed: int, options: ModelOptions) -> nn.Module:
     """Build torchvision's model with random weights, in training mode, on the options' device."""
+    from torchvision import models
+
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # about the weight initialization of the two inceptions
-        return torchvision.models.get_model(name, weights=None).train().to(options.device)
+        return models.get_model(name, weights=None).train().to(options.device)
 
 
 def convert_model(native: nn.Module, options: ModelOptions) -> tuple[nn.Module, mg.interop.Report]:

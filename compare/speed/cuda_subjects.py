@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 import manualgrad as mg
 from compare.models import torchvision_models
@@ -56,6 +55,8 @@ def model_subject(name: str, options: ModelOptions) -> Subject:
     Dropout is off on both sides: it would draw other numbers for each contender."""
 
     def make(side: str, layout: str, compiled: bool) -> Step:
+        from torchvision.ops import StochasticDepth  # imported here, because torchvision takes seconds to import
+
         model = torchvision_models.make_native_model(name, 0, options).to(memory_format=LAYOUTS[layout])
         for module in model.modules():
             if isinstance(module, nn.Dropout | StochasticDepth):
