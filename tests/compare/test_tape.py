@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from compare import Case, compare
+from compare.gradients.diagnosis.tape import Ref, Step
+from compare.gradients.diagnosis.tape_operations import other_arguments
 from tests.compare.gallery.unseen.operation import Formulas
 
 
@@ -37,6 +39,14 @@ CASES = [
     ),
     (weighted, lambda: {"x": torch.randn(3, 5)}, signed_backward, "abs is left out"),
 ]
+
+
+def test_options_of_an_operation_that_checks_none_are_not_changed():
+    """PyTorch's batch norm in evaluation mode, but without statistics, ends the process."""
+    arguments = [Ref(0), None, None, None, None, True, 0.1, 1e-5]
+    step = Step(torch.ops.aten.native_batch_norm.default, arguments, None, [1, 2, 3], "batch_norm")
+    words = [words for words, _ in other_arguments(step, 3)]
+    assert words and all("instead of 0.1 " in text or "instead of 1e-05 " in text for text in words), words
 
 
 def case(

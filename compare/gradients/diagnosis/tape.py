@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_calls import InterceptCalls, call_native, describe, find_site
 from compare.gradients.diagnosis.probe import Probe
+from compare.torch_compat import FORMULAS_OF_OPERATIONS
 
 MAX_STEPS = 400
 COST_OF_A_REPLAY = 3
@@ -138,11 +138,15 @@ class Tape:
                 for number, value in zip(step.results, results, strict=True):
                     if number is not None:
                         env[number] = value
-                        self.cost += 1 + value.numel() / ELEMENTS_OF_A_STEP
+                        self.add_cost(value)
         except Exception:  # the change does not fit the arguments: then it is no explanation
             return None
         result = env.get(self.result, self.values[self.result])
         return result.detach().clone() if isinstance(result, Tensor) else None
+
+    def add_cost(self, value: Tensor) -> None:
+        """Count one more tensor that was computed."""
+        self.cost += 1 + value.numel() / ELEMENTS_OF_A_STEP
 
     def has_same_steps_as(self, other: Tape) -> bool:
         """True if a change of one tape can be made on the other."""
@@ -150,7 +154,8 @@ class Tape:
             [(s.function, s.results, [a for a in s.arguments if isinstance(a, Ref)]) for s in tape.backward]
             for tape in (self, other)
         )
-        return mine == others and self.result == other.result and len(self.forward) == len(other.forward)
+        same_forward = [step.name for step in self.forward] == [step.name for step in other.forward]
+        return mine == others and self.result == other.result and same_forward
 
 
 class _Recorder(TorchDispatchMode):
@@ -175,7 +180,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        simple = decomposition_table.get(function) if self.words is not None and "backward" in str(function) else None
+        is_derivative = self.words is not None and "backward" in str(function)
+        simple = FORMULAS_OF_OPERATIONS.get(function) if is_derivative else None
         if simple is not None:
             with self:
                 result = simple(*args, **kwargs)

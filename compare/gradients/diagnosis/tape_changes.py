@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, StepKey, Tape
+from compare.gradients.diagnosis.tape_forward import forward_changes, recomputed
 from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, fits
 from compare.gradients.diagnosis.tape_operations import (
     FORMS,
@@ -18,6 +19,7 @@ from compare.gradients.diagnosis.tape_operations import (
     other_arguments,
     other_operations,
     passing,
+    removes_diagonal,
 )
 from compare.gradients.diagnosis.transformations import transformations
 
@@ -38,6 +40,7 @@ class Change:
     step: StepChange | None = None
     operand: tuple[int, Value] | None = None  # position and value of an argument of the step
     instead: tuple[int, Value] | None = None  # number and value of a tensor of forward
+    forward: tuple[int, StepChange] | None = None  # place and change of a step of forward
 
     def gradient(self, tape: Tape) -> Tensor | None:
         """The gradient on a tape with this change; None if the change does not fit it."""
@@ -46,6 +49,8 @@ class Change:
             if self.instead is not None:
                 number, value = self.instead
                 instead = {number: value(tape, number)}
+            if self.forward is not None:
+                instead = recomputed(tape, *self.forward)
             if self.operand is not None:
                 position, value = self.operand
                 number = tape.backward[tape.positions[self.key]].arguments[position].number
@@ -99,6 +104,7 @@ class Changes:
         """One operation of backward left out, or another one in its place."""
         for step, where in self.steps():
             words = operation_words(step, self.name)
+            words = "the removal of the diagonal (tril, triu)" if removes_diagonal(step, self.tape) else words
             for position in left_out(step, self.tape):
                 kind, said = "step left out", f"{where}{words} is left out"
                 if step.name.startswith("add") and all(number in self.inside for number in step.numbers):
@@ -108,6 +114,11 @@ class Changes:
                 yield Change(kind, said, step.key, passing(position))
             for kind, said, change in other_operations(step):
                 yield Change(kind, where + said, step.key, change)
+
+    def recomputed_values(self) -> Iterator[Change]:
+        """A step of forward changed for backward alone, with all that is computed from its result."""
+        for place, kind, words, change in forward_changes(self.tape, self.name):
+            yield Change(kind, f"backward uses the values that forward has if {words}", forward=(place, change))
 
     def other_arguments(self) -> Iterator[Change]:
         """Another number, dimension or truth value in a step."""

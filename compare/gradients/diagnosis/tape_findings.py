@@ -88,6 +88,7 @@ class TapeSearch:
         yield from self._weights()
         yield from self._explaining(self.changes.other_arguments())
         yield from self._explaining(self.changes.changed_operands())
+        yield from self._explaining(self.changes.recomputed_values())
         yield from self._explaining(self.changes.results())
         yield from self._explaining(self.changes.other_operands())
 

@@ -34,6 +34,8 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "_conj": torch.conj, "i0": torch.special.i0, "special_i1": torch.special.i1, "acos": torch.acos,
     "atan": torch.atan, "asin": torch.asin, "log1p": torch.log1p, "expm1": torch.expm1,
 }  # fmt: skip
+# Operations that read memory out of bounds, and may end the process, for sizes and options that do not fit.
+UNCHECKED = ("native_", "_native_", "_fft_c2r", "as_strided", "_embedding_bag")
 SHOWN_NUMBERS = {"mul": "by {}", "div": "by {}", "add": "of {}", "sub": "of {}", "pow": "by {}"}
 NOUNS = {
     "mul": "the multiplication", "div": "the division", "add": "the addition", "sub": "the subtraction",
@@ -62,6 +64,15 @@ def left_out(step: Step, tape: Tape) -> list[int]:
     result = tape.values[numbers[0]]
     own = [(n, tape.values[a.number]) for n, a in enumerate(step.arguments) if isinstance(a, Ref)]
     return [n for n, value in own if value.shape == result.shape and value.dtype == result.dtype]
+
+
+def removes_diagonal(step: Step, tape: Tape) -> bool:
+    """True if the step is a triangle of a matrix whose other triangle is 0, without the diagonal."""
+    if step.name.strip("_") not in ("tril", "triu") or not isinstance(step.arguments[0], Ref):
+        return False
+    numbers = [number for number in step.results if number is not None]
+    difference = tape.values[step.arguments[0].number] - tape.values[numbers[0]]
+    return torch.equal(difference, torch.diag_embed(difference.diagonal(dim1=-2, dim2=-1))) and bool(difference.any())
 
 
 def passing(position: int) -> StepChange:
@@ -172,8 +183,9 @@ def other_arguments(step: Step, dims: int) -> Iterator[tuple[str, StepChange]]:
     """Another number, dimension or truth value in the place of one."""
     if step.name in FORMS and step.name not in ("squeeze", "unsqueeze"):
         return
+    numbers = float if step.name.startswith(UNCHECKED) else (bool, int, float)
     for n, value in enumerate(step.arguments):
-        if isinstance(value, (bool, int, float)):
+        if isinstance(value, numbers):
             for instead in other_numbers(value, dims):
                 words = f"{instead} is used instead of {value} in {step.name.strip('_')}"
                 yield words, lambda s, flat, n=n, v=instead: s.call([*flat[:n], v, *flat[n + 1 :]])
