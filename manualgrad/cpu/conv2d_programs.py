@@ -18,7 +18,7 @@ from manualgrad.cpu.conv2d_calls import GridCalls, WeightOrder
 from manualgrad.cpu.conv2d_grids import TILE_ROWS, forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
-from manualgrad.cpu.jit import CONV2D
+from manualgrad.cpu.kernel_groups import CONV2D
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.team import ParallelRegion

@@ -25,7 +25,7 @@ from manualgrad.cpu.grouped_conv_runs import (
     weight_tables,
 )
 from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
-from manualgrad.cpu.jit import GROUPED_CONV
+from manualgrad.cpu.kernel_groups import GROUPED_CONV
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.team import ParallelRegion

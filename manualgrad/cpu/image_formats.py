@@ -9,7 +9,8 @@ from torch import Tensor
 
 from manualgrad.cpu import instruction_set, memory, team
 from manualgrad.cpu.conv_pool_sizes import split_work
-from manualgrad.cpu.jit import TRANSPOSE, KernelModule
+from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.kernel_groups import TRANSPOSE
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.team import ParallelRegion
 from manualgrad.cpu.tensor_checks import is_in_contiguous_format

@@ -1,9 +1,9 @@
 """Compilation of the kernels for this machine's processor.
 
 ``instruction_sets`` checks the processor first, since LLVM ends the process if it compiles for instructions that the
-processor lacks. ``require_executable_memory`` checks what the system permits. Object code is cached under the
-kernels' LLVM instructions, the instruction set and llvmlite's version: after an edit to a kernel or to ``ir/`` no old
-object code is used.
+processor lacks. ``require_executable_memory`` checks what the system permits. Object code is cached under a hash of
+the Python code that emits the kernels (``emitter_key.py``), the instruction set and llvmlite's version: after an edit
+to a kernel or to ``ir/`` no old object code is used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from manualgrad.cpu.kernel_groups import NETWORK, group_kernels
 from manualgrad.cpu.object_cache import cached_object_code
 from manualgrad.cpu.signature import Address, Kernel, KernelCall, Signature
 
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 
 LANES = {"avx512": 16, "avx2": 8}  # floats in a vector
-_TARGET_CPU = {"avx512": "x86-64-v4", "avx2": "x86-64-v3"}  # LLVM's names
-# Groups of kernels, each compiled when it is first used: a network of layers that need no general convolution does
-# not wait for that.
-NETWORK, CONV2D, TRANSPOSE = "network", "conv2d", "transpose"
-GROUPED_CONV = "grouped_conv_"  # followed by the channels of a group
 _AVX2 = ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe", "popcnt", "sse4.2", "xsave")
 REQUIRED_FEATURES = {"avx512": (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"), "avx2": _AVX2}
 # Names in llvmlite.binding that another version may lack.
@@ -117,109 +113,10 @@ def require_executable_memory() -> None:
         raise Unavailable(f"this process must not make memory executable ({reason}), which compiled kernels need")
 
 
-def emit_llvm_ir(lanes: int, group: str = NETWORK) -> str:
-    """Return the kernels of a group as LLVM assembly, for vectors of ``lanes`` floats."""
-    return _emit_llvm_ir(lanes, _kernels(group))
-
-
-def _emit_llvm_ir(lanes: int, kernels: Mapping[str, Kernel]) -> str:
-    from llvmlite import ir
-
-    from manualgrad.cpu.ir.vectors import Emitter
-
-    module = ir.Module("manualgrad")
-    module.triple = "x86_64-unknown-linux-gnu"
-    for name, kernel in kernels.items():
-        kernel.emit(Emitter(module, name, lanes))
-    return str(module)
-
-
-def _kernels(group: str = NETWORK) -> dict[str, Kernel]:
-    """The kernels of a group by name."""
-    if group.startswith(GROUPED_CONV):
-        kernels = _grouped_conv_kernels(int(group.removeprefix(GROUPED_CONV)))
-    elif group == TRANSPOSE:
-        kernels = _transpose_kernels()
-    else:
-        kernels = _conv2d_kernels() if group == CONV2D else _network_kernels()
-    return {kernel.name: kernel for kernel in kernels}
-
-
-def _conv2d_kernels() -> tuple[Kernel, ...]:
-    from manualgrad.cpu.kernels.conv2d import conv2d
-    from manualgrad.cpu.kernels.conv2d_grad_weight import conv2d_grad_weight
-    from manualgrad.cpu.kernels.pack_panels import pack_panels
-    from manualgrad.cpu.kernels.run_program import run_program
-    from manualgrad.cpu.kernels.transpose import transpose
-
-    return conv2d, conv2d_grad_weight, pack_panels, transpose, run_program
-
-
-def _transpose_kernels() -> tuple[Kernel, ...]:
-    from manualgrad.cpu.kernels.run_program import run_program
-    from manualgrad.cpu.kernels.transpose import transpose
-
-    return transpose, run_program
-
-
-def _grouped_conv_kernels(group_size: int) -> tuple[Kernel, ...]:
-    from manualgrad.cpu.kernels.grouped_conv import grouped_conv
-    from manualgrad.cpu.kernels.grouped_conv_grad_weight import grouped_conv_grad_weight
-    from manualgrad.cpu.kernels.pack_grouped import pack_grouped_weight, sum_grouped_grads
-    from manualgrad.cpu.kernels.run_program import run_program
-    from manualgrad.cpu.kernels.transpose import transpose
-
-    makers = pack_grouped_weight, grouped_conv, grouped_conv_grad_weight, sum_grouped_grads
-    return (*(make(group_size) for make in makers), transpose, run_program)
-
-
-def _network_kernels() -> tuple[Kernel, ...]:
-    from manualgrad.cpu.kernels.conv_pool_backward import conv_pool_backward
-    from manualgrad.cpu.kernels.conv_pool_forward import conv_pool_forward
-    from manualgrad.cpu.kernels.gather_images import gather_images
-    from manualgrad.cpu.kernels.gemm import gemm_nt, gemm_strided
-    from manualgrad.cpu.kernels.label_cross_entropy import label_losses, label_losses_grad
-    from manualgrad.cpu.kernels.max_pool2d import max_pool2d_backward, max_pool2d_forward
-    from manualgrad.cpu.kernels.one_hot_targets import one_hot_targets
-    from manualgrad.cpu.kernels.pack_weight import pack_weight, unpack_reduce_grads
-    from manualgrad.cpu.kernels.place_images import place_images
-    from manualgrad.cpu.kernels.relu import relu_backward, relu_forward
-    from manualgrad.cpu.kernels.run_program import run_program
-    from manualgrad.cpu.kernels.sgd_update import sgd_update
-    from manualgrad.cpu.kernels.softmax_cross_entropy import softmax_cross_entropy, sum_losses
-    from manualgrad.cpu.kernels.softmax_rows import softmax_rows, softmax_rows_grad
-    from manualgrad.cpu.kernels.top1_stats import top1_stats
-
-    return (
-        conv_pool_forward,
-        conv_pool_backward,
-        pack_weight,
-        unpack_reduce_grads,
-        softmax_cross_entropy,
-        sum_losses,
-        label_losses,
-        label_losses_grad,
-        softmax_rows,
-        softmax_rows_grad,
-        one_hot_targets,
-        relu_forward,
-        relu_backward,
-        max_pool2d_forward,
-        max_pool2d_backward,
-        gemm_nt,
-        gemm_strided,
-        gather_images,
-        place_images,
-        top1_stats,
-        sgd_update,
-        run_program,
-    )
-
-
 @cache
 def load_module(instructions: str, group: str = NETWORK) -> KernelModule:
     """Compile the kernels of a group, or read them from the cache, for one of :func:`instruction_sets`."""
-    return load_kernels(instructions, _kernels(group))
+    return load_kernels(instructions, group_kernels(group))
 
 
 def load_kernels(instructions: str, kernels: Mapping[str, Kernel]) -> KernelModule:
@@ -227,32 +124,19 @@ def load_kernels(instructions: str, kernels: Mapping[str, Kernel]) -> KernelModu
     import llvmlite
     import llvmlite.binding as llvm
 
+    from manualgrad.cpu import compilation
+    from manualgrad.cpu.emitter_key import emitter_key
+
     assert instructions in instruction_sets()
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
-    machine = target.create_target_machine(cpu=_TARGET_CPU[instructions], opt=2, jit=True)
-    lanes = LANES[instructions]
+    lanes, machine = LANES[instructions], compilation.target_machine(instructions)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    text = _emit_llvm_ir(lanes, kernels)
-    key = "\n".join((instructions, llvmlite.__version__, text))
-    object_code, cache_problem = cached_object_code(key, lambda: _compile(text, machine))
+    emitters = emitter_key(kernels.values(), compilation) or compilation.emit_llvm_ir(lanes, kernels)
+    key = "\n".join((instructions, llvmlite.__version__, emitters))
+    object_code, cache_problem = cached_object_code(
+        key, lambda: compilation.compile_kernels(machine, compilation.emit_llvm_ir(lanes, kernels))
+    )
     engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
     engine.finalize_object()
     addresses = {name: engine.get_function_address(name) for name in kernels}
     signatures = {name: kernel.signature for name, kernel in kernels.items()}
     return KernelModule(instructions, lanes, addresses, signatures, cache_problem, engine)
-
-
-def _compile(text: str, machine: llvm.TargetMachine) -> bytes:
-    import llvmlite.binding as llvm
-
-    module = llvm.parse_assembly(text)
-    module.verify()
-    options = llvm.PipelineTuningOptions(speed_level=2)
-    # the kernels are written unrolled and vectorised
-    options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-    object_code: bytes = machine.emit_object(module)
-    return object_code

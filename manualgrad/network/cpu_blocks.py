@@ -22,7 +22,8 @@ from torch import Tensor
 from manualgrad.cpu import conv_pool_sizes as sizes
 from manualgrad.cpu import instruction_set
 from manualgrad.cpu.conv_pool_sizes import split_work
-from manualgrad.cpu.jit import CONV2D, KernelModule
+from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.kernel_groups import CONV2D
 from manualgrad.cpu.program import Program
 from manualgrad.cpu.signature import BufferRef, KernelCall
 from manualgrad.cpu.team import ParallelRegion

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manualgrad import DocumentCNN, kernels
-from manualgrad.cpu import conv2d_grids, conv2d_programs, image_formats, instruction_set, jit
+from manualgrad.cpu import conv2d_grids, conv2d_programs, image_formats, instruction_set, jit, kernel_groups
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import conv2d as formulas
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
@@ -203,7 +203,7 @@ def test_a_network_without_a_general_convolution_compiles_no_kernel_for_it(monke
     monkeypatch.setattr(instruction_set, "load_module", lambda *names: loaded.append(names) or load_module(*names))
     conv2d_programs.forward_program.cache_clear()
     DocumentCNN()(torch.randn(2, 1, 28, 28)).sum().backward()
-    assert not any(jit.CONV2D in names for names in loaded)
+    assert not any(kernel_groups.CONV2D in names for names in loaded)
     x, w = torch.randn(1, 2, 6, 5), torch.randn(3, 2, 3, 3)
     formulas.conv2d_forward_nchw(x, w, None, make_conv2d_geometry(x, w, None, 1, 1, 1, 1, False))
-    assert (kernels.available().instructions, jit.CONV2D) in loaded
+    assert (kernels.available().instructions, kernel_groups.CONV2D) in loaded

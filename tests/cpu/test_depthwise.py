@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manualgrad import conv2d, kernels
-from manualgrad.cpu import instruction_set, jit
+from manualgrad.cpu import instruction_set, jit, kernel_groups
 from manualgrad.cpu.grouped_conv_runs import GROUP_SIZES
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import conv2d as formulas
@@ -186,4 +186,4 @@ def test_kernels_are_compiled_when_a_call_needs_them(monkeypatch):
     load_group = instruction_set.load_group
     monkeypatch.setattr(instruction_set, "load_group", lambda *args: loaded.append(args[1]) or load_group(*args))
     conv2d(torch.randn(1, 22, 9, 21), torch.randn(22, 1, 2, 2), groups=22)
-    assert loaded == [f"{jit.GROUPED_CONV}1"]
+    assert loaded == [f"{kernel_groups.GROUPED_CONV}1"]

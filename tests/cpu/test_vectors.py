@@ -26,7 +26,7 @@ def run(request, monkeypatch, tmp_path):
     monkeypatch.setenv("MANUALGRAD_CACHE_DIR", str(tmp_path))
 
     def compile_and_run(body, num_tasks=1, **arguments):
-        monkeypatch.setattr(jit, "_kernels", lambda group: {"body": body, "run_program": run_program})
+        monkeypatch.setattr(jit, "group_kernels", lambda group: {"body": body, "run_program": run_program})
         module = jit.load_module.__wrapped__(request.param)
         addresses = {name: a.data_ptr() for name, a in arguments.items() if isinstance(a, torch.Tensor)}
         team.run(module, "body", num_tasks, **(arguments | addresses))
