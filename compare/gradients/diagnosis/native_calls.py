@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten
 
@@ -26,7 +26,8 @@ OPERATORS = {
     "add": "+", "sub": "-", "rsub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "**", "neg": "-",
     "indexing": "[", "permute": ".", "where": "where", "T": ".T", "mT": ".mT",
 }  # fmt: skip
-WATCHING_FILES = {__file__, str(Path(__file__).with_name("tape.py"))}  # their frames are not native's
+# Files whose frames are not native's.
+WATCHING_FILES = {__file__, str(Path(__file__).with_name("tape.py")), str(Path(__file__).parents[2] / "case.py")}
 COMPOSITE = "composite"  # ends the site of a composite function as a whole
 # Attributes and methods whose result is no new value.
 IGNORED = {
@@ -36,13 +37,27 @@ IGNORED = {
 }  # fmt: skip
 
 
+class Site(NamedTuple):
+    """Place of a call in native's code.
+
+    Attributes:
+        code, instruction, line: of the first frame outside of PyTorch and this package; None and 0 without one.
+        module: path and class of a module of PyTorch that is called there, such as "2 (ReLU)"; "" without one.
+    """
+
+    code: Any
+    instruction: int
+    line: int
+    module: str
+
+
 @dataclass(frozen=True)
 class Call:
     """One call.
 
     Attributes:
         number: place among all calls.
-        site: place in the code; calls in a loop share it.
+        site: places in the code, of composite functions and of the call in them; calls in a loop share it.
         function: PyTorch's function.
         name: in words, with the line of code: "the result of exp (line 7)".
         args, kwargs: arguments.
@@ -189,12 +204,31 @@ def operation_name(function: Callable[..., Any]) -> str:
     return name
 
 
-def find_site() -> tuple[Any, int, int]:
-    """Code, instruction and line of the first frame outside of PyTorch and this file; none if native is builtin."""
+def find_site() -> Site:
+    """Place in native's code of the call that runs: see :class:`Site`. It is empty if native is builtin."""
     frame = sys._getframe(2)
+    modules = []
     while frame is not None and (frame.f_code.co_filename in WATCHING_FILES or "/torch/" in frame.f_code.co_filename):
+        modules += _module_of(frame)
         frame = None if frame.f_code is call_native.__code__ else frame.f_back
-    return (frame.f_code, frame.f_lasti, frame.f_lineno) if frame is not None else (None, 0, 0)
+    site = (None, 0, 0) if frame is None else (frame.f_code, frame.f_lasti, frame.f_lineno)
+    leaf = modules[0] if modules else None
+    while leaf is not None and frame is not None and frame.f_code is not call_native.__code__:
+        modules += _module_of(frame)
+        frame = frame.f_back
+    return Site(*site, "" if leaf is None else _path(leaf, modules[-1]))
+
+
+def _module_of(frame: Any) -> list[nn.Module]:
+    """The module whose forward runs in a frame."""
+    own = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
+    return [own] if isinstance(own, nn.Module) else []
+
+
+def _path(module: nn.Module, root: nn.Module) -> str:
+    """ "2 (ReLU)": where a module is in another one; "" if it is that one."""
+    path = next((path for path, own in root.named_modules() if own is module), "")
+    return f"{path} ({type(module).__name__})" if path else ""
 
 
 def call_native(native: Callable[..., Any], inputs: Iterable[Tensor]) -> Any:
@@ -204,8 +238,9 @@ def call_native(native: Callable[..., Any], inputs: Iterable[Tensor]) -> Any:
 
 def describe(name: str, site: tuple[Any, ...], inside: str) -> str:
     """The operation and the line of native's code that calls it."""
-    code, _, line = site[0]
+    code, line, module = site[0].code, site[0].line, site[0].module
     name = f"{name} in {inside}" if inside else name
+    name += f" in module {module}" if module else ""
     if code is None:
         return f"the result of {name}"
     text = " ".join(linecache.getline(code.co_filename, line).split())

@@ -5,6 +5,7 @@ The search comes after all others, so a change of one of native's operations as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -131,7 +132,7 @@ class TapeSearch:
                 without = change.gradient(tape)
                 part = None if without is None else mismatch.oracle - without
                 square = 0.0 if part is None else float((part * part).sum())
-                if part is None or not square:
+                if part is None or not 0 < square < math.inf:  # nor NaN
                     break
                 if weight is None:
                     weight = 1 + float(((mismatch.ours - mismatch.oracle) * part).sum()) / square
