@@ -37,7 +37,8 @@ ALLOWED = {
     "network": {"_torch_compat", "cpu", "cuda", "explanation", "nn", "ops", "tensor_checks"},
     "models": {"_torch_compat", "functional", "network", "nn", "ops"},
     "sequential": {"_torch_compat", "network"},
-    "backprop": {"_torch_compat", "models", "nn", "ops"},
+    "backprop_layers": {"ops"},
+    "backprop": {"_torch_compat", "backprop_layers", "models", "nn", "ops"},
     "interop": {"_torch_compat", "functional", "models", "network", "nn", "ops", "sequential"},
     "data": set(),
     "training": {

@@ -17,24 +17,21 @@ from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from manualgrad.interop.calls import Calls
 from manualgrad.interop.known_values import (
-    ATTRIBUTE_FUNCTIONS,
     UNKNOWN,
     Owner,
     content_of,
-    defaults_of,
-    functions_in,
     is_model_code,
     is_namespace,
     may_call,
     next_method,
-    static_attribute,
     variable_of,
 )
 from manualgrad.interop.layers import COUNTERPARTS
+from manualgrad.interop.name_values import LOCAL, SELF, NameValues
 from manualgrad.interop.native_calls import (
     FUNCTIONS,
     METHOD_NAMES,
@@ -64,7 +61,6 @@ RUNTIME = {
 REPLACEMENT_OF, REPLACEMENT_OF_METHOD, REPLACEMENT_OF_LAYER = RUNTIME
 OPERATIONS = "manualgrad.interop.operations"
 NAMES = {name.rpartition(".")[2] for name, _ in FUNCTIONS.values()} | {"max_pool2d_with_indices"}
-SELF, LOCAL = object(), object()  # the values of ``self`` and of a local variable
 
 
 def rewrite(function: FunctionType, owner: Owner | None = None) -> tuple[FunctionType | None, Calls]:
@@ -135,10 +131,8 @@ class _Rewriter(ast.NodeTransformer):
 
     def __init__(self, function: FunctionType, owner: Owner | None, calls: Calls) -> None:
         self.function, self.owner, self.calls = function, owner, calls
-        codes = list(nested_codes(function.__code__))
-        self.local_names = {name for code in codes for name in (*code.co_varnames, *code.co_cellvars)}
-        self.own_name = function.__code__.co_varnames[0] if owner and function.__code__.co_argcount else None
-        self.defaults = defaults_of(function)
+        self.names = NameValues(function, owner)
+        self.value_of = self.names.value_of
         self.is_changed, self.used_names = False, set[str]()
 
     def rewrite(self, node: Any) -> Any:
@@ -179,7 +173,7 @@ class _Rewriter(ast.NodeTransformer):
         elif isinstance(function, ast.Attribute) and value is UNKNOWN and self._may_be_tensor_method(node, function):
             node.func = self._replace_method(node, function)
         else:
-            held = self._functions_held(function)
+            held = self.names.functions_held(function)
             for item in held:
                 self._list_held(item)
             if held or value is LOCAL or not isinstance(function, (ast.Name, ast.Attribute)):
@@ -188,41 +182,14 @@ class _Rewriter(ast.NodeTransformer):
                 node.func = self.visit(function)
         return node
 
-    def _functions_held(self, node: ast.expr) -> list[Any]:
-        """Functions that an expression may be: those of a default, a table, an object or a module inside this one."""
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # a table's method, such as get
-            node = node.func.value
-        item = node.value if isinstance(node, ast.Subscript) else node
-        if isinstance(item, ast.Name) and self.value_of(item) is LOCAL:
-            return self._functions_of_variable(item)
-        while isinstance(item, (ast.Name, ast.Attribute, ast.Subscript)):
-            held = functions_in(self.value_of(item))
-            if isinstance(item, ast.Attribute) and not held and self.value_of(item.value) is not SELF:
-                held = list(ATTRIBUTE_FUNCTIONS.get(item.attr, ()))  # of another module
-            if held:
-                return held
-            item = item.value if not isinstance(item, ast.Name) else ast.Constant(None)
-        return []
-
-    def _functions_of_variable(self, node: ast.Name) -> list[Any]:
-        """Functions that a local variable may be: a default value, or held by any table that the function names."""
-        tables: list[Any] = [*self.owner.functions.values()] if self.owner else []
-        tables = [value for value in tables if isinstance(value, tuple)]
-        names = {
-            name for code in nested_codes(self.function.__code__) for name in (*code.co_names, *code.co_freevars)
-        }
-        values = (variable_of(self.function, name) for name in names)
-        tables += [value for value in values if isinstance(value, (dict, list, tuple))]
-        return list(dict.fromkeys(functions_in([self.defaults.get(node.id), *tables])))
-
     def visit_Name(self, node: ast.Name) -> ast.AST:
         return self._check_value(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         name = self._super_method(node)
-        if name and self.own_name:
+        if name and self.names.own_name:
             self.is_changed = True
-            return ast.copy_location(ast.Attribute(ast.Name(self.own_name, ast.Load()), name, ast.Load()), node)
+            return ast.copy_location(ast.Attribute(ast.Name(self.names.own_name, ast.Load()), name, ast.Load()), node)
         self._check_value(node)
         node.value = self.visit(node.value)
         return node
@@ -309,21 +276,6 @@ class _Rewriter(ast.NodeTransformer):
         name = f"_manualgrad_{index}_{node.attr}"
         self.calls.super_methods[name] = new
         return name
-
-    def value_of(self, node: ast.expr) -> Any:
-        """The value of a name or of attributes of a name, as far as it is known before the call."""
-        if isinstance(node, ast.Name):
-            if node.id in self.local_names:
-                return SELF if node.id == self.own_name else LOCAL
-            return variable_of(self.function, node.id)
-        if not isinstance(node, ast.Attribute):
-            return UNKNOWN
-        base = self.value_of(node.value)
-        if base is SELF and self.owner:
-            return self.owner.attribute(node.attr)
-        if any(base is unknown for unknown in (UNKNOWN, SELF, LOCAL)) or isinstance(base, Tensor):
-            return UNKNOWN
-        return static_attribute(base, node.attr)
 
 
 def _name_as_written(node: ast.Call, name: str) -> str:

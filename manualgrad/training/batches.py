@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,3 +47,29 @@ def minibatches(
             tensor.index_select(0, group_indices) for tensor in (dataset.train.images, dataset.train.labels)
         )
         yield from zip(torch.split(normalize(images, dataset, dtype), sizes), torch.split(labels, sizes), strict=True)
+
+
+class ShardBatches:
+    """This rank's shards of the batches of an epoch. Successive batches are gathered together.
+
+    Args:
+        indices, batch_size, dtype, shard: as for :func:`minibatches`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        indices: Tensor,
+        batch_size: int,
+        dtype: torch.dtype,
+        shard: Callable[[Tensor], Tensor],
+    ) -> None:
+        self._from = partial(minibatches, dataset, indices, batch_size, dtype=dtype, shard=shard)
+        self._iterator, self._next = self._from(), 0
+
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return images and labels of the batch ``index``, from 0."""
+        if index != self._next:
+            self._iterator = self._from(first=index)
+        self._next = index + 1
+        return next(self._iterator)

@@ -56,6 +56,14 @@ class DistributedContext:
         """Return this rank's shard along dimension 0. The lengths of all shards differ by at most 1."""
         return tensor.tensor_split(self.world_size)[self.rank]
 
+    def gather_shards(self, shard: Tensor, length: int) -> Tensor:
+        """Concatenate the shards of all ranks, as :meth:`shard` makes them of a tensor of ``length`` numbers."""
+        if self.world_size == 1:
+            return shard
+        whole = shard.new_zeros(length)
+        self.shard(whole).copy_(shard)
+        return self.all_reduce_sum(whole)
+
     def wrap_ddp(self, model: nn.Module) -> nn.Module:
         """Return ``model`` in DistributedDataParallel, whose backward averages gradients over all ranks.
 

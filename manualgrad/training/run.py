@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from manualgrad.data import Dataset
 from manualgrad.models import DocumentCNN
 from manualgrad.network.descent import StepStats
 from manualgrad.training import nonfinite
-from manualgrad.training.batches import minibatches, normalize
+from manualgrad.training.batches import ShardBatches, minibatches, normalize
 from manualgrad.training.cli_exit import EXIT_FAILURE, CliExit
 from manualgrad.training.device_steps import DeviceSteps, make_device_steps
 from manualgrad.training.distributed import SINGLE_PROCESS, DistributedContext
@@ -147,7 +146,9 @@ class TrainingRun:
         """Draw the image indices of this epoch, and prepare the batches of its remaining steps."""
         self.order_state = self.order_generator.get_state()  # a resumed run draws the same indices again
         self.epoch_indices = self.sampler.sample(self.epochs.sizes[self.epoch - 1], self.order_generator)
-        self._prepare_batches()
+        self.batches = ShardBatches(
+            self.dataset, self.epoch_indices, self.epochs.batch_size, self.dtype, self.distributed.shard
+        )
         self.fused_step: FusedStep | None = None
         if isinstance(self.device_steps, DeviceSteps):
             self.device_steps.begin_epoch(self)
@@ -155,14 +156,6 @@ class TrainingRun:
             self.fused_step = FusedStep(
                 self.model, self.optimizer, self.dataset, self.epochs.batch_size, self.epoch_indices
             )
-
-    def _prepare_batches(self) -> None:
-        """Start the iterator over this rank's shards of the remaining batches of this epoch."""
-        self.batches: Iterator[tuple[Tensor, Tensor]] = minibatches(
-            self.dataset, self.epoch_indices, self.epochs.batch_size,
-            dtype=self.dtype, first=self.step_in_epoch, shard=self.distributed.shard,
-        )  # fmt: skip
-        self._next_batch_step = self.step  # value of self.step for which the iterator yields the next batch
 
     def run_warmup_step(self) -> None:
         """Compute the gradients of the first images and discard them, so that no timed step includes compilation."""
@@ -229,33 +222,21 @@ class TrainingRun:
 
     def _optimizer_step(self, batch_size: int) -> StepStats:
         """Compute the gradients of the next batch and step the optimizer. ``batch_size`` is that of all ranks."""
-        if self._next_batch_step != self.step:
-            self._prepare_batches()
-        x, labels = next(self.batches)
-        self._next_batch_step += 1
+        x, labels = self.batches.batch(self.step_in_epoch)
         loss, probabilities = self.compute_gradients(x, labels, batch_size)
         num_correct = (probabilities.argmax(1) == labels).sum()
         if self.distributed.world_size > 1:
             loss, num_correct = self.distributed.all_reduce_sum(torch.stack((loss.double(), num_correct.double())))
+        label_probs = probabilities[:0, 0]
         if self.epochs.has_subsets:
-            label_probs = self._gather_label_probs(probabilities, labels, batch_size)
-        else:
-            label_probs = probabilities[:0, 0]
+            own_label_probs = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
+            label_probs = self.distributed.gather_shards(own_label_probs, batch_size)
         stats = StepStats(loss.item(), int(num_correct), label_probs)
         if not math.isfinite(stats.cost):
             place = f"at step {self.step_in_epoch + 1} of epoch {self.epoch}"
             raise self._nonfinite_error(f"the loss is {stats.cost} {place}", x)
         self.optimizer.step()
         return stats
-
-    def _gather_label_probs(self, probabilities: Tensor, labels: Tensor, batch_size: int) -> Tensor:
-        """Probability of each label in the batch of all ranks, (batch_size,)."""
-        label_probs = probabilities.gather(1, labels.unsqueeze(1)).squeeze(1)
-        if self.distributed.world_size > 1:
-            all_label_probs = label_probs.new_zeros(batch_size)
-            self.distributed.shard(all_label_probs).copy_(label_probs)
-            label_probs = self.distributed.all_reduce_sum(all_label_probs)
-        return label_probs
 
     def compute_gradients(self, x: Tensor, labels: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """Set every parameter's ``grad`` to the gradient of the mean loss over the batch of all ranks.

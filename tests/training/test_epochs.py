@@ -115,7 +115,7 @@ def test_the_sampled_images_have_the_lowest_label_probabilities_when_they_were_u
         run.train_step()
     run.begin_epoch()
     torch.testing.assert_close(run.sampler.label_probs, expected, rtol=1e-4, atol=1e-6)  # float32 rounding
-    _, labels = next(run.batches)
+    _, labels = run.batches.batch(run.step_in_epoch)
     hardest = expected.argsort()[:16]
     assert sorted(labels.tolist()) == sorted(run.dataset.train.labels[hardest].tolist())
     assert labels.numel() == 16
