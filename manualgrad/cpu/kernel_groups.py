@@ -10,11 +10,15 @@ from manualgrad.cpu.signature import Kernel
 
 NETWORK, CONV2D, TRANSPOSE = "network", "conv2d", "transpose"
 GROUPED_CONV = "grouped_conv_"  # followed by the channels of a group
+# Followed by the columns of a window, "x" and their stride.
+MAX_POOL_CHANNELS, MAX_POOL_ROWS = "max_pool2d_channels_", "max_pool2d_rows_"
 
 
 def group_kernels(group: str = NETWORK) -> dict[str, Kernel]:
     """The kernels of a group by name."""
-    if group.startswith(GROUPED_CONV):
+    if group.startswith((MAX_POOL_CHANNELS, MAX_POOL_ROWS)):
+        kernels = _max_pool2d_kernels(*group.rsplit("_", 1))
+    elif group.startswith(GROUPED_CONV):
         kernels = _grouped_conv_kernels(int(group.removeprefix(GROUPED_CONV)))
     elif group == TRANSPOSE:
         kernels = _transpose_kernels()
@@ -49,6 +53,18 @@ def _grouped_conv_kernels(group_size: int) -> tuple[Kernel, ...]:
 
     makers = pack_grouped_weight, grouped_conv, grouped_conv_grad_weight, sum_grouped_grads
     return (*(make(group_size) for make in makers), transpose, run_program)
+
+
+def _max_pool2d_kernels(layout: str, sizes: str) -> tuple[Kernel, ...]:
+    from manualgrad.cpu.kernels.max_pool2d_channels import max_pool2d_channels_backward, max_pool2d_channels_forward
+    from manualgrad.cpu.kernels.max_pool2d_rows import max_pool2d_rows_backward, max_pool2d_rows_forward
+    from manualgrad.cpu.kernels.run_program import run_program
+
+    columns, stride = map(int, sizes.split("x"))
+    makers = (max_pool2d_channels_forward, max_pool2d_channels_backward)
+    if f"{layout}_" == MAX_POOL_ROWS:
+        makers = (max_pool2d_rows_forward, max_pool2d_rows_backward)
+    return (*(make(columns, stride) for make in makers), run_program)
 
 
 def _network_kernels() -> tuple[Kernel, ...]:

@@ -6,6 +6,7 @@ reason why the kernel does not compute its arguments, "" if it does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import memory, team
+from manualgrad.cpu import instruction_set, memory, team
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import channels_last_copy, contiguous_copy
 from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.kernel_groups import MAX_POOL_CHANNELS, MAX_POOL_ROWS
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensors
 
 NUMEL_PER_THREAD = 1 << 14  # numbers of the larger image that outweigh the start of a thread
+MAX_COLUMNS, MAX_STRIDE, MAX_ROWS_STRIDE = 5, 3, 2  # of windows whose columns lie one behind the other in a kernel
 
 
 def unsupported_max_pool2d_forward(x: Tensor, geometry: Any) -> str:
@@ -34,13 +37,21 @@ def unsupported_max_pool2d_forward(x: Tensor, geometry: Any) -> str:
 def max_pool2d_forward(module: KernelModule, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
     """P(x) and the pooling index of each maximum: (N, H, W, C) to two (N, H_out, W_out, C), float32 and uint8.
 
-    P(x) is in the memory format of the geometry, the pooling index is channels_last."""
+    P(x) is in the memory format of the geometry. The pooling index is channels_last, or contiguous if x is too."""
+    images = x.permute(0, 3, 1, 2)
+    if _runs_along_rows(geometry, images):
+        out = memory.new(*images.shape[:2], *geometry.output_size)
+        pool_index = memory.new(*out.shape, dtype=torch.uint8)
+        addresses = {"x": images.data_ptr(), "out": out.data_ptr(), "pool_index": pool_index.data_ptr()}
+        _run(module, "max_pool2d_rows_forward", images.shape, geometry, 0, addresses)
+        return out.permute(0, 2, 3, 1), pool_index.permute(0, 2, 3, 1)
     if not x.is_contiguous() or x.is_neg():
-        x = channels_last_copy(module, x.permute(0, 3, 1, 2))
+        x = channels_last_copy(module, images)
     out = memory.new(x.shape[0], *geometry.output_size, x.shape[3])
     pool_index = memory.new(*out.shape, dtype=torch.uint8)
     addresses = {"x": x.data_ptr(), "out": out.data_ptr(), "pool_index": pool_index.data_ptr()}
-    _run(module, "max_pool2d_forward", x, geometry, 0, addresses)
+    kernel = "max_pool2d_channels_forward" if _has_few_columns(geometry) else "max_pool2d_forward"
+    _run(module, kernel, images.shape, geometry, 0, addresses)
     return out if geometry.channels_last else contiguous_copy(module, out).permute(0, 2, 3, 1), pool_index
 
 
@@ -58,11 +69,33 @@ def unsupported_max_pool2d_backward(g: Tensor, pool_index: Tensor, geometry: Any
 
 def max_pool2d_backward(module: KernelModule, g: Tensor, pool_index: Tensor, geometry: Any) -> Tensor:
     """P⁻¹(g): (N, C, H_out, W_out) to (N, C, H, W), in the memory format of the geometry."""
+    shape = torch.Size((*g.shape[:2], *geometry.input_size))
+    if _runs_along_rows(geometry, pool_index):
+        g, grad_x = to_contiguous(g), memory.new(*shape)
+        addresses = {"grad_out": g.data_ptr(), "pool_index": pool_index.data_ptr(), "grad_x": grad_x.data_ptr()}
+        _run(module, "max_pool2d_rows_backward", shape, geometry, 1, addresses)
+        return grad_x
     g, pool_index = channels_last_copy(module, g), to_contiguous(pool_index.permute(0, 2, 3, 1))
     grad_x = memory.new(g.shape[0], *geometry.input_size, g.shape[3])
     addresses = {"grad_out": g.data_ptr(), "pool_index": pool_index.data_ptr(), "grad_x": grad_x.data_ptr()}
-    _run(module, "max_pool2d_backward", grad_x, geometry, 1, addresses)
+    kernel = "max_pool2d_channels_backward" if _has_few_columns(geometry) else "max_pool2d_backward"
+    _run(module, kernel, shape, geometry, 1, addresses)
     return grad_x.permute(0, 3, 1, 2) if geometry.channels_last else contiguous_copy(module, grad_x)
+
+
+def _has_few_columns(geometry: Any) -> bool:
+    """Return True if the kernels with a window's columns one behind the other support the windows."""
+    rows, columns = geometry.windows.kernel_size
+    if rows * columns > 255 or not 2 <= columns <= MAX_COLUMNS:
+        return False
+    return bool(geometry.windows.stride[1] <= MAX_STRIDE and geometry.windows.dilation[1] == 1)
+
+
+def _runs_along_rows(geometry: Any, images: Tensor) -> bool:
+    """Return True if the kernels along rows support the windows, and ``images`` and results are contiguous."""
+    if geometry.channels_last or geometry.windows.stride[1] > MAX_ROWS_STRIDE or not _has_few_columns(geometry):
+        return False
+    return images.is_contiguous() and not images.is_neg()
 
 
 def _unsupported_storage(*tensors: Tensor) -> str:
@@ -76,29 +109,47 @@ def _unsupported_geometry(geometry: Any) -> str:
 
 
 def _run(
-    module: KernelModule, kernel: str, images: Tensor, geometry: Any, table: int, addresses: dict[str, int]
+    module: KernelModule, kernel: str, shape: Sequence[int], geometry: Any, table: int, addresses: dict[str, int]
 ) -> None:
-    """Run ``kernel`` for all rows of its targets: those of the maxima with table 0, of ``images`` with table 1."""
-    batch, *_, channels = images.shape
-    num_tasks, arguments, _ = _arguments(geometry, batch, channels, table, torch.get_num_threads())
+    """Run ``kernel`` for all rows of its targets: of the maxima with table 0, of the images, ``shape``, with 1."""
+    num_tasks, arguments, group, _ = _arguments(kernel, geometry, shape, table, torch.get_num_threads())
+    if group:
+        module = instruction_set.load_group(module.instructions, group)
     team.run(module, kernel, num_tasks, **arguments, **addresses)
 
 
 @lru_cache(maxsize=256)
 def _arguments(
-    geometry: Any, batch: int, channels: int, table: int, threads: int
-) -> tuple[int, dict[str, int], tuple[Tensor, Tensor]]:
-    """Number of tasks, arguments that are no addresses of images, and the tables whose addresses are among them."""
-    (height, width), (out_height, out_width) = geometry.input_size, geometry.output_size
+    kernel: str, geometry: Any, shape: Sequence[int], table: int, threads: int
+) -> tuple[int, dict[str, int], str, tuple[Tensor, ...]]:
+    """Number of tasks, arguments that are no addresses of images, the kernel's group, "" for that of the module, and
+    the tables whose addresses are among the arguments."""
+    batch, channels, height, width = shape
+    out_height, out_width = geometry.output_size
     row_sources, column_sources = source_tables(geometry, table)
-    target_rows, numel = batch * (height if table else out_height), batch * height * width * channels
-    num_tasks, share = split_work(target_rows, max(1, min(threads, numel // NUMEL_PER_THREAD)))
+    is_along_rows = kernel.startswith(MAX_POOL_ROWS)
+    target_rows = batch * (height if table else out_height) * (channels if is_along_rows else 1)
+    num_tasks, share = split_work(target_rows, max(1, min(threads, math.prod(shape) // NUMEL_PER_THREAD)))
     arguments = {
-        "row_sources": row_sources.data_ptr(), "column_sources": column_sources.data_ptr(),
-        "target_rows": target_rows, "share": share, "height": height, "width": width, "out_height": out_height,
-        "out_width": out_width, "channels": channels,
+        "row_sources": row_sources.data_ptr(), "target_rows": target_rows, "share": share, "height": height,
+        "width": width, "out_height": out_height, "out_width": out_width,
     }  # fmt: skip
-    return num_tasks, arguments, (row_sources, column_sources)
+    if not kernel.startswith((MAX_POOL_CHANNELS, MAX_POOL_ROWS)):
+        arguments |= {"channels": channels, "column_sources": column_sources.data_ptr()}
+        return num_tasks, arguments, "", (row_sources, column_sources)
+    arguments["padding"] = geometry.windows.padding[2]
+    sizes = f"{geometry.windows.kernel_size[1]}x{geometry.windows.stride[1]}"
+    if is_along_rows:
+        return num_tasks, arguments, MAX_POOL_ROWS + sizes, (row_sources,)
+    outside = _outside(channels, table)
+    arguments |= {"channels": channels, "outside": outside.data_ptr()}
+    return num_tasks, arguments, MAX_POOL_CHANNELS + sizes, (row_sources, outside)
+
+
+def _outside(channels: int, table: int) -> Tensor:
+    """A pixel outside of the images for table 0, −∞, and a window outside of the results for table 1, 255."""
+    pixel = memory.new(channels, dtype=torch.uint8 if table else torch.float32)
+    return pixel.fill_(255 if table else -torch.inf)
 
 
 def source_tables(geometry: Any, table: int) -> tuple[Tensor, Tensor]:

@@ -202,16 +202,17 @@ def run_conv_pool(draw: random.Random) -> None:
 
 def run_pooling(draw: random.Random) -> None:
     """Run max-pooling forward and backward; a window may be larger than the image."""
-    kernel, stride, dilation = ((draw.randint(1, n), draw.randint(1, n)) for n in (5, 4, 3))
+    kernel, stride, dilation = ((draw.randint(1, n), draw.randint(1, n)) for n in (6, 4, 2))
     padding, ceil_mode = (draw.randint(0, kernel[0] // 2), draw.randint(0, kernel[1] // 2)), draw.random() < 0.5
     span = [d * (k - 1) + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    size = [max(1, n) + draw.randint(0, 9) for n in span]
+    size = [max(1, n) + draw.randint(0, extra) for n, extra in zip(span, (9, 40), strict=True)]
     channels = draw.choice([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 70, 130])
     x = guarded_copy(torch.randn(draw.choice([0, 1, 2, 5]), channels, *size), draw.random() < 0.5)
-    geometry = make_max_pool2d_geometry(tuple(x.shape), kernel, stride, padding, dilation, ceil_mode)
+    channels_last = draw.random() < 0.5  # the memory format of results: contiguous ones have kernels of their own
+    geometry = make_max_pool2d_geometry(tuple(x.shape), kernel, stride, padding, dilation, ceil_mode, channels_last)
     results = by_kernel("max_pool2d_forward", x.permute(0, 2, 3, 1), geometry)
     assert results is not None, "a kernel was not used"
-    g, pool_index = (guarded_copy(t.permute(0, 3, 1, 2), channels_last=True) for t in results)
+    g, pool_index = (guarded_copy(t.permute(0, 3, 1, 2), channels_last=draw.random() < 0.5) for t in results)
     if draw.random() < 0.3:
         pool_index = torch.randint(256, pool_index.shape, dtype=torch.uint8)  # values that forward never returns
     assert by_kernel("max_pool2d_backward", g, pool_index, geometry) is not None, "a kernel was not used"

@@ -28,12 +28,12 @@ def _restore():
 
 @st.composite
 def poolings(draw) -> tuple[tuple[int, ...], dict]:
-    pairs = [st.tuples(st.integers(1, n), st.integers(1, n)) for n in (4, 4, 3)]
+    pairs = [st.tuples(st.integers(1, n), st.integers(1, n)) for n in (5, 4, 2)]
     kernel, stride, dilation = (draw(pair) for pair in pairs)
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     size = [
-        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 7))
-        for k, d, p in zip(kernel, dilation, padding, strict=True)
+        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, extra))
+        for k, d, p, extra in zip(kernel, dilation, padding, (7, 30), strict=True)
     ]
     channels = draw(st.sampled_from([1, 3, 4, 6, 8, 11, 16, 20, 32, 33, 64, 71]))
     windows = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
@@ -75,6 +75,7 @@ def check(shape: tuple[int, ...], geometry: MaxPool2dGeometry, special: bool, la
 
 
 OVERLAPPING = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": True}
+SAME = {"kernel_size": (3, 5), "stride": 1, "padding": (1, 2), "dilation": 1, "ceil_mode": False}
 OUTSIDE = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 5, "ceil_mode": False}  # no pixel in the window
 
 
@@ -84,6 +85,9 @@ OUTSIDE = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 5, "ceil_mod
 )  # fmt: skip
 @example(((2, 40, 4, 4), OUTSIDE), True, (True, True), True, 1, "avx2", 0)
 @example(((3, 64, 23, 17), OVERLAPPING), True, (True, True), True, 3, "avx2", 0)  # enough numbers for 3 threads
+@example(((3, 64, 23, 37), OVERLAPPING), True, (False, False), False, 3, "avx2", 0)
+@example(((2, 3, 8, 5), OVERLAPPING), True, (False, False), False, 1, "avx2", 0)  # rows shorter than a vector
+@example(((2, 4, 6, 40), SAME), True, (False, False), False, 1, "avx2", 0)  # every window has a column of its own
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_kernel_equals_formula(pooling, special, layouts, channels_last, threads, instructions, seed):
     shape, options = pooling

@@ -91,7 +91,7 @@ def max_pool2d_backward(emit: Emitter, a: Arguments) -> None:
             emit.store(totals[v].get(), a.grad_x + offset * 4 + v * emit.vector_bytes)
 
 
-class _Tile:
+class Tile:
     """``vectors`` vectors of ``lanes`` channels each, or of one number each if it is 1, beginning at ``channel``."""
 
     def __init__(self, emit: Emitter, channel: Value, vectors: int, lanes: int) -> None:
@@ -105,31 +105,33 @@ class _Tile:
 
 def _targets(
     emit: Emitter, a: Arguments, height: Value, width: Value
-) -> Iterator[tuple[Value, Value, Arguments, Arguments, _Tile]]:
+) -> Iterator[tuple[Value, Value, Arguments, Arguments, Tile]]:
     """Loop over this task's targets: image, number of the first float, sources by row and column, and channels."""
     with emit.loop(*task_range(emit, a, a.target_rows)) as row:
-        rows = _sources(emit, a.row_sources, row % height)
+        rows = read_sources(emit, a.row_sources, row % height)
         with emit.loop(0, width) as column:
-            columns = _sources(emit, a.column_sources, column)
-            for tile in _channel_tiles(emit, a.channels):
+            columns = read_sources(emit, a.column_sources, column)
+            for tile in channel_tiles(emit, a.channels, VECTORS_PER_TILE):
                 yield row // height, (row * width + column) * a.channels + tile.channel, rows, columns, tile
 
 
-def _channel_tiles(emit: Emitter, channels: Value) -> Iterator[_Tile]:
-    wide, zero = VECTORS_PER_TILE * emit.lanes, emit.constant(INT64, 0)
-    whole = channels - channels % wide
-    with emit.loop(0, whole, wide) as channel:
-        yield _Tile(emit, channel, VECTORS_PER_TILE, emit.lanes)
+def channel_tiles(emit: Emitter, channels: Value, *sizes: int) -> Iterator[Tile]:
+    """Cover ``channels`` with tiles of ``sizes`` vectors, the largest first, and smaller ones."""
+    whole = zero = emit.constant(INT64, 0)
+    for vectors in sizes:
+        start, whole = whole, channels - channels % (vectors * emit.lanes)
+        with emit.loop(start, whole, vectors * emit.lanes) as channel:
+            yield Tile(emit, channel, vectors, emit.lanes)
     is_left = channels > whole
     for lanes in (emit.lanes, NARROW, 1):
         is_chosen = is_left & (channels > lanes - 1)
         is_left = is_left & (channels < lanes)
         with emit.loop(whole, emit.select(is_chosen, channels, zero), lanes) as channel:
             last = channels - lanes
-            yield _Tile(emit, emit.select(channel < last, channel, last), 1, lanes)
+            yield Tile(emit, emit.select(channel < last, channel, last), 1, lanes)
 
 
-def _sources(emit: Emitter, table: Value, target: Value) -> Arguments:
+def read_sources(emit: Emitter, table: Value, target: Value) -> Arguments:
     """Read a target's entry: the addresses of its first source and of the end, and the place of the first."""
     start, stop, first_place = (emit.load(table + target * 24 + 8 * n, INT64) for n in range(3))
     return Arguments(table=table, start=start, stop=stop, first_place=first_place)
