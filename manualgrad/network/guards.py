@@ -1,8 +1,8 @@
 """The conditions under which the layers of a model may run as one plan, all of them.
 
 A plan computes what the layers would. Each guard below names the test that shows why it is needed; tests without a
-file are in ``tests/network/test_plan.py``. Where a guard fails, the model runs layer by layer, and the string that
-the guard returns is the reason.
+file are in ``tests/network/test_plan_guards.py``. Where a guard fails, the model runs layer by layer, and the string
+that the guard returns is the reason.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameter
     plan = get_plan(network, x.shape[0])
     if isinstance(plan, str):
         return plan
-    # test_integer_results_equal_the_formulas_exactly: any strides of x are right
+    # tests/network/test_plan.py::test_integer_results_equal_the_formulas_exactly: any strides of x are right
     # test_input_gradients_and_transforms_run_layer_by_layer: other dtypes
     # tests/network/test_descent.py::test_changes_take_effect_at_the_next_step: a transposed weight
     if not plan.supports(x, parameters):

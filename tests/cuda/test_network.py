@@ -16,7 +16,7 @@ from manualgrad.cuda.launch import CUDA
 from manualgrad.network import cuda_blocks, cuda_plan, cuda_tiles, guards
 from manualgrad.network.planners import PLANNERS
 from tests.cuda.conftest import CountingLauncher
-from tests.network.test_plan import gradients, make_model
+from tests.network.plan_models import gradients, make_model
 
 # Fewer and larger programs than a GPU needs: the interpreter takes its time for each.
 COARSE = replace(

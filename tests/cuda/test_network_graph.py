@@ -10,7 +10,7 @@ import torch
 from manualgrad import DocumentCNN, backprop
 from manualgrad.network.cuda_graph import capture_step
 from tests.cuda.test_network import FUSED_STEP, TINY, on, tiles  # noqa: F401
-from tests.network.test_plan import make_model
+from tests.network.plan_models import make_model
 
 
 def test_a_replay_has_the_bits_of_an_eager_step(tiles, kernel_device, launches):  # noqa: F811

@@ -74,7 +74,7 @@ def test_every_misprint_is_a_footnote_and_has_a_link():
 def test_the_second_derivatives_are_there_and_proven_by_sympy(subject):
     text = section(f"Second derivatives of {subject}")
     assert text.count("$$") >= 4
-    assert any(file.endswith("test_symbolic.py") for _, file in LINK.findall(text))
+    assert any("/test_symbolic" in file for _, file in LINK.findall(text))
 
 
 def test_every_formula_renders_without_a_network():
@@ -123,7 +123,7 @@ def test_every_equation_has_a_proof_that_exists_and_runs(n):
 
 @pytest.mark.parametrize("n", [2, 3, 7, 8, 10, 12, 15, 18, 19, 20, 21])
 def test_derivatives_are_proven_by_sympy_too(n):
-    assert "tests/ops/test_symbolic.py" in [file for _, file in LINK.findall(part(n, "Proof"))]
+    assert any("/test_symbolic" in file for _, file in LINK.findall(part(n, "Proof")))
 
 
 def test_every_link_of_the_page_leads_somewhere():
