@@ -93,24 +93,6 @@ class Emitter:
     def store(self, value: Value, address: Value) -> None:
         self.builder.store(value.raw, address.raw, align=_alignment(value.raw.type))
 
-    def stream(self, vector: Value, address: Value) -> None:
-        """Store a vector of floats past the caches if ``address`` is a multiple of its size in bytes, else as
-        :meth:`store` does; :meth:`end_streams` ends such stores."""
-        nbytes = 4 * vector.raw.type.count
-        is_aligned = self._value(self.builder.ptrtoint(address.raw, INT64)) & (nbytes - 1) == 0
-        with self.if_then(is_aligned):
-            # without the fences, which no processor sees, LLVM would merge this store with that of the other branch
-            self.builder.fence("seq_cst", "singlethread")
-            instruction = self.builder.store(vector.raw, address.raw, align=nbytes)
-            instruction.set_metadata("nontemporal", self.module.add_metadata([constant(INT32, 1)]))
-            self.builder.fence("seq_cst", "singlethread")
-        with self.if_then(is_aligned == 0):
-            self.store(vector, address)
-
-    def end_streams(self) -> None:
-        """Make what was stored by :meth:`stream` visible to other threads before anything that follows."""
-        self.builder.fence("seq_cst")
-
     def masked_load(self, address: Value, mask: Value | None, fill: Number) -> Value:
         """Load a vector of floats where ``mask`` is true; other lanes are ``fill``, and their memory is not read.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 
+from manualgrad.cpu.ir.streams import end_streams, stream
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value, Variable
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -129,7 +130,7 @@ def max_pool2d_channels_backward(columns: int, stride: int, padding: int) -> Ker
                             for v, total in enumerate(of_pixel):
                                 address = a.grad_x + offset * 4 + v * emit.vector_bytes
                                 store_pixels(emit, total.get(), address, a.streams)
-        emit.end_streams()
+        end_streams(emit)
 
     return max_pool2d_channels_backward
 
@@ -158,7 +159,7 @@ def store_pixels(emit: Emitter, vector: Value, address: Value, streams: Value) -
         emit.store(vector, address)
         return
     with emit.if_then(streams > 0):
-        emit.stream(vector, address)
+        stream(emit, vector, address)
     with emit.if_then(streams == 0):
         emit.store(vector, address)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from llvmlite import ir
 
+from manualgrad.cpu.ir.streams import end_streams
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value, Variable, constant
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -181,7 +182,7 @@ def max_pool2d_rows_backward(columns: int, stride: int, padding: int) -> Kernel:
                         with emit.if_then((cell + m).ult(a.out_width)):
                             _add_grads(emit, a, window + m, start_place, taps, totals, tile)
                 _store_pixels(emit, a, row * a.width, cell * stride, [total.get() for total in totals], tile)
-        emit.end_streams()
+        end_streams(emit)
 
     return max_pool2d_rows_backward
 
