@@ -139,6 +139,8 @@ def _arguments(
         arguments |= {"channels": channels, "column_sources": column_sources.data_ptr()}
         return num_tasks, arguments, "", (row_sources, column_sources)
     windows = geometry.windows
+    if not table:
+        arguments["next_bytes"] = 4 * windows.stride[0] * width * (1 if is_along_rows else channels)
     if table:
         # A vector that computed some gradients a second time would read again what was stored past the caches. There
         # is none if its lanes, 8 along rows and up to 16 along channels, divide what it covers.

@@ -22,6 +22,7 @@ from manualgrad.cpu.kernels.max_pool2d import Tile, channel_tiles, read_sources
 from manualgrad.cpu.signature import BOOL, INT, POINTER, Kernel, kernel
 
 VECTORS_PER_TILE = 4, 2
+CACHE_LINE_BYTES = 64
 
 
 def max_pool2d_channels_forward(columns: int, stride: int, padding: int) -> Kernel:
@@ -40,6 +41,7 @@ def max_pool2d_channels_forward(columns: int, stride: int, padding: int) -> Kern
         out_height=INT,
         out_width=INT,
         channels=INT,
+        next_bytes=INT,  # from a row of windows to the next one, in x
     )
     def max_pool2d_channels_forward(emit: Emitter, a: Arguments) -> None:
         """Compute the maxima of this task's rows of windows, and their pooling indices."""
@@ -64,6 +66,9 @@ def max_pool2d_channels_forward(columns: int, stride: int, padding: int) -> Kern
                             index = tile.splat(emit.trunc(place + q, INT32))
                             for v in range(tile.vectors):
                                 value = emit.load(address + v * emit.vector_bytes, tile.floats)
+                                # other columns are those of the next window
+                                if q < stride and v * emit.vector_bytes % CACHE_LINE_BYTES == 0:
+                                    emit.prefetch(address + a.next_bytes + v * emit.vector_bytes)
                                 take_maximum(emit, value, index, maxima[v], indices[v])
                     offset = (row * a.out_width + j) * a.channels + tile.channel
                     for v in range(tile.vectors):

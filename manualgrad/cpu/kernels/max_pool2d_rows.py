@@ -24,7 +24,13 @@ from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value, Variable, const
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import minimum
 from manualgrad.cpu.kernels.max_pool2d import Tile, read_sources
-from manualgrad.cpu.kernels.max_pool2d_channels import add_where, store_pixels, take_maximum, window_columns
+from manualgrad.cpu.kernels.max_pool2d_channels import (
+    CACHE_LINE_BYTES,
+    add_where,
+    store_pixels,
+    take_maximum,
+    window_columns,
+)
 from manualgrad.cpu.signature import BOOL, INT, POINTER, Kernel, kernel
 
 LANES = 8, 4  # of vectors, with AVX-512 too: rows are short
@@ -46,6 +52,7 @@ def max_pool2d_rows_forward(columns: int, stride: int, padding: int) -> Kernel:
         width=INT,
         out_height=INT,
         out_width=INT,
+        next_bytes=INT,  # from a row of windows to the next one, in x
     )
     def max_pool2d_rows_forward(emit: Emitter, a: Arguments) -> None:
         """Compute the maxima of this task's rows of windows, and their pooling indices."""
@@ -100,6 +107,8 @@ def _maxima(
             pixels = [_load_if(emit, is_inside[q], address + 4 * q, image) for q in range(columns)]
         else:
             pixels = list(_window_pixels(emit, tile, columns, stride, address))
+            if tile.lanes * stride * 4 >= CACHE_LINE_BYTES:
+                emit.prefetch(address + a.next_bytes)
         start_place = tile.splat(emit.trunc(place, INT32))
         for q, pixel in enumerate(pixels):
             take_maximum(emit, pixel, start_place + q, maximum, index)
