@@ -10,7 +10,7 @@ from manualgrad.cpu.signature import Kernel
 
 NETWORK, CONV2D, TRANSPOSE = "network", "conv2d", "transpose"
 GROUPED_CONV = "grouped_conv_"  # followed by the channels of a group
-# Followed by the columns of a window, "x" and their stride.
+# Followed by the columns of a window, their stride and padding, with "x" between them.
 MAX_POOL_CHANNELS, MAX_POOL_ROWS = "max_pool2d_channels_", "max_pool2d_rows_"
 
 
@@ -60,11 +60,11 @@ def _max_pool2d_kernels(layout: str, sizes: str) -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.max_pool2d_rows import max_pool2d_rows_backward, max_pool2d_rows_forward
     from manualgrad.cpu.kernels.run_program import run_program
 
-    columns, stride = map(int, sizes.split("x"))
+    columns, stride, padding = map(int, sizes.split("x"))
     makers = (max_pool2d_channels_forward, max_pool2d_channels_backward)
     if f"{layout}_" == MAX_POOL_ROWS:
         makers = (max_pool2d_rows_forward, max_pool2d_rows_backward)
-    return (*(make(columns, stride) for make in makers), run_program)
+    return (*(make(columns, stride, padding) for make in makers), run_program)
 
 
 def _network_kernels() -> tuple[Kernel, ...]:

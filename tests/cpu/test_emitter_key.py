@@ -15,7 +15,15 @@ import torch
 
 from manualgrad import kernels
 from manualgrad.cpu import jit, team
-from manualgrad.cpu.kernel_groups import CONV2D, GROUPED_CONV, NETWORK, TRANSPOSE, group_kernels
+from manualgrad.cpu.kernel_groups import (
+    CONV2D,
+    GROUPED_CONV,
+    MAX_POOL_CHANNELS,
+    MAX_POOL_ROWS,
+    NETWORK,
+    TRANSPOSE,
+    group_kernels,
+)
 from manualgrad.cpu.signature import INT, POINTER, kernel
 
 pytestmark = pytest.mark.skipif(not kernels.available().instructions, reason=str(kernels.available()))
@@ -25,7 +33,8 @@ from manualgrad.cpu.emitter_key import emitter_key  # noqa: E402
 from manualgrad.cpu.ir import values, vectors  # noqa: E402
 from manualgrad.cpu.kernels import conv2d_tile, conv_pool_forward, relu, transpose  # noqa: E402
 
-GROUPS = [NETWORK, CONV2D, TRANSPOSE, *(f"{GROUPED_CONV}{size}" for size in (1, 4))]
+POOLINGS = [f"{group}{sizes}" for group in (MAX_POOL_CHANNELS, MAX_POOL_ROWS) for sizes in ("2x2x0", "3x2x1")]
+GROUPS = [NETWORK, CONV2D, TRANSPOSE, *(f"{GROUPED_CONV}{size}" for size in (1, 4)), *POOLINGS]
 
 
 def key_of(group: str = NETWORK) -> str | None:

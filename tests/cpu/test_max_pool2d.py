@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from manualgrad import kernels, max_pool2d
 from manualgrad.cpu import jit
+from manualgrad.cpu import max_pool2d as kernel_calls
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import max_pool2d as formulas
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry, make_max_pool2d_geometry
@@ -81,20 +82,24 @@ OUTSIDE = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 5, "ceil_mod
 
 @given(
     poolings(), st.booleans(), st.tuples(st.booleans(), st.booleans()), st.booleans(), st.integers(1, 3),
-    st.sampled_from(sorted(jit.LANES)), st.integers(0, 99),
+    st.sampled_from(sorted(jit.LANES)), st.integers(0, 99), st.booleans(),
 )  # fmt: skip
-@example(((2, 40, 4, 4), OUTSIDE), True, (True, True), True, 1, "avx2", 0)
-@example(((3, 64, 23, 17), OVERLAPPING), True, (True, True), True, 3, "avx2", 0)  # enough numbers for 3 threads
-@example(((3, 64, 23, 37), OVERLAPPING), True, (False, False), False, 3, "avx2", 0)
-@example(((2, 3, 8, 5), OVERLAPPING), True, (False, False), False, 1, "avx2", 0)  # rows shorter than a vector
-@example(((2, 4, 6, 40), SAME), True, (False, False), False, 1, "avx2", 0)  # every window has a column of its own
+@example(((2, 40, 4, 4), OUTSIDE), True, (True, True), True, 1, "avx2", 0, True)
+@example(((3, 64, 23, 17), OVERLAPPING), True, (True, True), True, 3, "avx2", 0, True)  # enough numbers for 3 threads
+@example(((3, 64, 23, 37), OVERLAPPING), True, (False, False), False, 3, "avx2", 0, True)
+@example(((2, 3, 8, 5), OVERLAPPING), True, (False, False), False, 1, "avx2", 0, True)  # rows shorter than a vector
+@example(((2, 4, 6, 40), SAME), True, (False, False), False, 1, "avx2", 0, True)  # stride 1
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_kernel_equals_formula(pooling, special, layouts, channels_last, threads, instructions, seed):
+def test_kernel_equals_formula(pooling, special, layouts, channels_last, threads, instructions, seed, streams):
     shape, options = pooling
     kernels.choose(instructions if instructions in jit.instruction_sets() else "auto")
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    check(shape, make_max_pool2d_geometry(shape, **options, channels_last=channels_last), special, layouts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_calls, "STREAM_NUMEL", 0 if streams else kernel_calls.STREAM_NUMEL)
+        kernel_calls._arguments.cache_clear()
+        check(shape, make_max_pool2d_geometry(shape, **options, channels_last=channels_last), special, layouts)
+    kernel_calls._arguments.cache_clear()
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

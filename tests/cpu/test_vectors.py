@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(available().instructions is None, reason=str(ava
 pytest.importorskip("llvmlite")
 from manualgrad.cpu import team  # noqa: E402
 from manualgrad.cpu.ir.exponential import exp_nonpositive  # noqa: E402
+from manualgrad.cpu.ir.streams import end_streams, stream  # noqa: E402
 from manualgrad.cpu.ir.values import FLOAT, INT64  # noqa: E402
 from manualgrad.cpu.ir.vectors import Arguments, Emitter  # noqa: E402
 from manualgrad.cpu.kernels.run_program import run_program  # noqa: E402
@@ -54,6 +55,21 @@ def test_vector_arithmetic_and_comparisons(run):
     fma = (x.double() * y.double() + x.double()).float()  # a product of floats is exact in float64
     expected = [x + y, x - y, x * y, x / y, fma, x < y, x > y, x == y, x.isnan()]
     torch.testing.assert_close(out, torch.stack([e.float() for e in expected]), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("offset", [0, 4])
+def test_stores_past_the_caches_write_at_any_address(run, offset):
+    x, out = torch.randn(run.lanes), torch.zeros(run.lanes + 17)
+    start = -out.data_ptr() % 64 + offset
+
+    @kernel(x=POINTER, out=POINTER, start=INT)
+    def body(emit: Emitter, a: Arguments) -> None:
+        stream(emit, emit.load(a.x, emit.float_vector), a.out + a.start)
+        end_streams(emit)
+
+    run(body, x=x, out=out, start=start)
+    assert torch.equal(out[start // 4 :][: run.lanes], x)
+    assert out.count_nonzero() == run.lanes
 
 
 def test_exp_of_nonpositive_numbers(run):

@@ -2,9 +2,9 @@
 
     P_ijk(x) = max_pq x_(s1·i+p)(s2·j+q)k                                        (4)
 
-The number of a window's columns and the stride s2 are known when the kernels are compiled. So a loop over the rows of
-a window has its columns one behind the other; and s2 neighbouring pixels, a *cell*, read the gradients of their
-windows once. Rows need no such knowledge: a table lists the sources of each.
+The number of a window's columns, the stride s2 and the padding are known when the kernels are compiled. So a loop
+over the rows of a window has its columns one behind the other; and s2 neighbouring pixels, a *cell*, read the
+gradients of their windows once. Rows need no such knowledge: a table lists the sources of each.
 
 Where a window reaches over the left or right border, it reads ``outside`` in place of a pixel: numbers −∞, which are
 no maximum. A cell reads ``outside`` in place of a window: bytes 255, which are no pooling index here.
@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import math
 
+from manualgrad.cpu.ir.streams import end_streams, stream
 from manualgrad.cpu.ir.tiles import task_range
-from manualgrad.cpu.ir.values import INT32, INT64, Value, Variable
+from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value, Variable
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.max_pool2d import Tile, channel_tiles, read_sources
-from manualgrad.cpu.signature import INT, POINTER, Kernel, kernel
+from manualgrad.cpu.signature import BOOL, INT, POINTER, Kernel, kernel
 
 VECTORS_PER_TILE = 4, 2
+CACHE_LINE_BYTES = 64
 
 
-def max_pool2d_channels_forward(columns: int, stride: int) -> Kernel:
+def max_pool2d_channels_forward(columns: int, stride: int, padding: int) -> Kernel:
     """The kernel of maxima for windows of ``columns`` columns."""
 
     @kernel(
@@ -39,7 +41,7 @@ def max_pool2d_channels_forward(columns: int, stride: int) -> Kernel:
         out_height=INT,
         out_width=INT,
         channels=INT,
-        padding=INT,  # columns before the image
+        next_bytes=INT,  # from a row of windows to the next one, in x
     )
     def max_pool2d_channels_forward(emit: Emitter, a: Arguments) -> None:
         """Compute the maxima of this task's rows of windows, and their pooling indices."""
@@ -48,7 +50,7 @@ def max_pool2d_channels_forward(columns: int, stride: int) -> Kernel:
             rows = read_sources(emit, a.row_sources, row % a.out_height)
             image = a.x + row // a.out_height * a.height * a.width * pixel_bytes
             with emit.loop(0, a.out_width) as j:
-                first_column = j * stride - a.padding
+                first_column = j * stride - padding
                 is_inside = [(first_column + q).ult(a.width) for q in range(columns)]
                 columns_before = emit.select(first_column < 0, zero - first_column, zero)
                 has_pixel = rows.start < rows.stop
@@ -64,6 +66,9 @@ def max_pool2d_channels_forward(columns: int, stride: int) -> Kernel:
                             index = tile.splat(emit.trunc(place + q, INT32))
                             for v in range(tile.vectors):
                                 value = emit.load(address + v * emit.vector_bytes, tile.floats)
+                                # other columns are those of the next window
+                                if q < stride and v * emit.vector_bytes % CACHE_LINE_BYTES == 0:
+                                    emit.prefetch(address + a.next_bytes + v * emit.vector_bytes)
                                 take_maximum(emit, value, index, maxima[v], indices[v])
                     offset = (row * a.out_width + j) * a.channels + tile.channel
                     for v in range(tile.vectors):
@@ -80,7 +85,7 @@ def take_maximum(emit: Emitter, value: Value, index: Value, maximum: Variable, p
     pool_index.set(emit.select(is_new, index, pool_index.get()))
 
 
-def max_pool2d_channels_backward(columns: int, stride: int) -> Kernel:
+def max_pool2d_channels_backward(columns: int, stride: int, padding: int) -> Kernel:
     """The kernel of the pixels' gradients for windows of ``columns`` columns."""
 
     @kernel(
@@ -96,23 +101,22 @@ def max_pool2d_channels_backward(columns: int, stride: int) -> Kernel:
         out_height=INT,
         out_width=INT,
         channels=INT,
-        padding=INT,  # columns before the image
+        streams=BOOL,  # store past the caches
     )
     def max_pool2d_channels_backward(emit: Emitter, a: Arguments) -> None:
         """Compute the gradients of this task's rows of pixels, each the sum of its windows in the formula's order."""
-        windows = window_columns(columns, stride)
+        windows = window_columns(columns, stride, padding)
         with emit.loop(*task_range(emit, a, a.target_rows)) as row:
             rows, image = read_sources(emit, a.row_sources, row % a.height), row // a.height
-            with emit.loop(0, (a.width + a.padding + (stride - 1)) // stride) as cell:
-                first_column = cell * stride - a.padding
-                is_window = [(cell - m).ult(a.out_width) for m in windows]
+            with emit.loop(0, (a.width + (stride - 1)) // stride) as cell:
+                is_window = {m: (cell + m).ult(a.out_width) for m in windows}
                 for tile in channel_tiles(emit, a.channels, *VECTORS_PER_TILE):
                     totals = _cell_totals(emit, tile, stride)
                     with emit.loop(rows.start, rows.stop, 16) as source:
                         window_row, place = (emit.load(a.row_sources + source + 8 * n, INT64) for n in range(2))
                         first = (image * a.out_height + window_row) * a.out_width + cell
                         for m, taps in windows.items():
-                            window = (first - m) * a.channels
+                            window = (first + m) * a.channels
                             index = emit.select(is_window[m], a.pool_index + window, a.outside) + tile.channel
                             grad = emit.select(is_window[m], a.grad_out + window * 4, a.grad_out) + tile.channel * 4
                             for v in range(tile.vectors):
@@ -125,11 +129,13 @@ def max_pool2d_channels_backward(columns: int, stride: int) -> Kernel:
                                         totals[pixel][v],
                                     )  # fmt: skip
                     for pixel, of_pixel in enumerate(totals):
-                        column = first_column + pixel
+                        column = cell * stride + pixel
                         offset = (row * a.width + column) * a.channels + tile.channel
                         with emit.if_then(column.ult(a.width)):
                             for v, total in enumerate(of_pixel):
-                                emit.store(total.get(), a.grad_x + offset * 4 + v * emit.vector_bytes)
+                                address = a.grad_x + offset * 4 + v * emit.vector_bytes
+                                store_pixels(emit, total.get(), address, a.streams)
+        end_streams(emit)
 
     return max_pool2d_channels_backward
 
@@ -139,14 +145,28 @@ def _cell_totals(emit: Emitter, tile: Tile, pixels: int) -> list[list[Variable]]
     return [[emit.variable(zero) for _ in range(tile.vectors)] for _ in range(pixels)]
 
 
-def window_columns(columns: int, stride: int) -> dict[int, list[tuple[int, int]]]:
+def window_columns(columns: int, stride: int, padding: int) -> dict[int, list[tuple[int, int]]]:
     """The windows of a cell of ``stride`` pixels: for each the pixels that it has, and their columns in the window.
 
-    The cell's number minus a key is the number of the window."""
+    A key and the cell's number are the number of the window; they are in the order of a pixel's columns."""
     windows: dict[int, list[tuple[int, int]]] = {}
     for q in range(columns):
-        windows.setdefault(q // stride, []).append((q % stride, q))
-    return windows
+        pixel = (q - padding) % stride
+        windows.setdefault((pixel + padding - q) // stride, []).append((pixel, q))
+    return dict(sorted(windows.items(), reverse=True))
+
+
+def store_pixels(emit: Emitter, vector: Value, address: Value, streams: Value) -> None:
+    """Store a vector of gradients, or a single one, past the caches if ``streams`` is true.
+
+    Memory that is not in the caches is read before it is written, unless what is written passes them."""
+    if vector.raw.type == FLOAT:
+        emit.store(vector, address)
+        return
+    with emit.if_then(streams > 0):
+        stream(emit, vector, address)
+    with emit.if_then(streams == 0):
+        emit.store(vector, address)
 
 
 def add_where(emit: Emitter, condition: Value, value: Value, total: Variable) -> None:

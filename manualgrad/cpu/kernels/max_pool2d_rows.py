@@ -2,10 +2,10 @@
 
     P_ijk(x) = max_pq x_(s1·i+p)(s2·j+q)k                                        (4)
 
-The number of a window's columns and the stride s2, 1 or 2, are known when the kernels are compiled. Forward, a vector
-has neighbouring windows. With stride 2 their pixels are every second float of two vectors, which one shuffle picks;
-the lanes of 8 windows are in the order ``LANE_ORDER`` until they are stored. Backward, a vector has neighbouring
-cells of s2 pixels, as in ``max_pool2d_channels.py``: pixel n of each cell in vector n, until they are stored.
+The number of a window's columns, the stride s2, 1 or 2, and the padding are known when the kernels are compiled.
+Forward, a vector has neighbouring windows. With stride 2 their pixels are every second float of two vectors, which
+one shuffle picks; the lanes of 8 windows are in the order ``LANE_ORDER`` until the store. Backward, a vector has
+neighbouring cells of s2 pixels, as in ``max_pool2d_channels.py``: pixel n of each cell in vector n, until the store.
 
 The last vector of a row ends with it, and may compute some windows a second time. Windows and cells at the left and
 right border are computed one by one, and so are all in a row shorter than a vector.
@@ -18,20 +18,27 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from llvmlite import ir
 
+from manualgrad.cpu.ir.streams import end_streams
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value, Variable, constant
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import minimum
 from manualgrad.cpu.kernels.max_pool2d import Tile, read_sources
-from manualgrad.cpu.kernels.max_pool2d_channels import add_where, take_maximum, window_columns
-from manualgrad.cpu.signature import INT, POINTER, Kernel, kernel
+from manualgrad.cpu.kernels.max_pool2d_channels import (
+    CACHE_LINE_BYTES,
+    add_where,
+    store_pixels,
+    take_maximum,
+    window_columns,
+)
+from manualgrad.cpu.signature import BOOL, INT, POINTER, Kernel, kernel
 
 LANES = 8, 4  # of vectors, with AVX-512 too: rows are short
 EVEN = {8: (0, 2, 8, 10, 4, 6, 12, 14), 4: (0, 2, 4, 6)}  # shuffles of two vectors, within each 16 bytes
 LANE_ORDER = {8: (0, 1, 4, 5, 2, 3, 6, 7), 4: (0, 1, 2, 3)}  # of EVEN; its own inverse
 
 
-def max_pool2d_rows_forward(columns: int, stride: int) -> Kernel:
+def max_pool2d_rows_forward(columns: int, stride: int, padding: int) -> Kernel:
     """The kernel of maxima for windows of ``columns`` columns."""
 
     @kernel(
@@ -45,18 +52,18 @@ def max_pool2d_rows_forward(columns: int, stride: int) -> Kernel:
         width=INT,
         out_height=INT,
         out_width=INT,
-        padding=INT,  # columns before the image
+        next_bytes=INT,  # from a row of windows to the next one, in x
     )
     def max_pool2d_rows_forward(emit: Emitter, a: Arguments) -> None:
         """Compute the maxima of this task's rows of windows, and their pooling indices."""
-        first_whole = (a.padding + (stride - 1)) // stride
-        last_start = a.width + a.padding - columns  # of a whole window, less than 0 if there is none
+        first_whole = emit.constant(INT64, -(-padding // stride))
+        last_start = a.width + (padding - columns)  # of a whole window, less than 0 if there is none
         stop_whole = emit.select(last_start < 0, emit.constant(INT64, 0), last_start // stride + 1)
         with emit.loop(*task_range(emit, a, a.target_rows)) as row:
             rows = read_sources(emit, a.row_sources, row % a.out_height)
             image = a.x + row // a.out_height * a.height * a.width * 4
             for j, tile in _row_tiles(emit, first_whole, stop_whole, a.out_width):
-                first_column = j * stride - a.padding
+                first_column = j * stride - padding
                 maxima, index = _maxima(emit, a, rows, image, first_column, tile, columns, stride)
                 offset = row * a.out_width + j
                 emit.store(maxima, a.out + offset * 4)
@@ -100,6 +107,8 @@ def _maxima(
             pixels = [_load_if(emit, is_inside[q], address + 4 * q, image) for q in range(columns)]
         else:
             pixels = list(_window_pixels(emit, tile, columns, stride, address))
+            if tile.lanes * stride * 4 >= CACHE_LINE_BYTES:
+                emit.prefetch(address + a.next_bytes)
         start_place = tile.splat(emit.trunc(place, INT32))
         for q, pixel in enumerate(pixels):
             take_maximum(emit, pixel, start_place + q, maximum, index)
@@ -144,7 +153,7 @@ def _shuffle(emit: Emitter, a: Value, b: Value, order: Mapping[int, Sequence[int
     return Value(emit.builder, emit.builder.shuffle_vector(a.raw, b.raw, mask))
 
 
-def max_pool2d_rows_backward(columns: int, stride: int) -> Kernel:
+def max_pool2d_rows_backward(columns: int, stride: int, padding: int) -> Kernel:
     """The kernel of the pixels' gradients for windows of ``columns`` columns."""
 
     @kernel(
@@ -158,32 +167,31 @@ def max_pool2d_rows_backward(columns: int, stride: int) -> Kernel:
         width=INT,
         out_height=INT,
         out_width=INT,
-        padding=INT,  # columns before the image
+        streams=BOOL,  # store past the caches
     )
     def max_pool2d_rows_backward(emit: Emitter, a: Arguments) -> None:
         """Compute the gradients of this task's rows of pixels, each the sum of its windows in the formula's order."""
-        before = max(window_columns(columns, stride))
-        first_pixels = (a.padding + (stride - 1)) // stride
-        first_whole = emit.select(first_pixels > before, first_pixels, emit.constant(INT64, before))
-        stop_whole = minimum(emit, a.out_width, (a.width + a.padding) // stride)
+        windows = window_columns(columns, stride, padding)
+        first_whole = emit.constant(INT64, max(0, -min(windows)))
+        stop_whole = minimum(emit, a.out_width - max(windows), a.width // stride)
         with emit.loop(*task_range(emit, a, a.target_rows)) as row:
             rows = read_sources(emit, a.row_sources, row % a.height)
             first_window = row // a.height * a.out_height * a.out_width
-            cells = (a.width + a.padding + (stride - 1)) // stride
+            cells = (a.width + (stride - 1)) // stride
             for cell, tile in _row_tiles(emit, first_whole, stop_whole, cells):
                 totals = [emit.variable(emit.constant(tile.floats, 0)) for _ in range(stride)]
                 with emit.loop(rows.start, rows.stop, 16) as source:
                     window_row, place = (emit.load(a.row_sources + source + 8 * n, INT64) for n in range(2))
                     start_place = tile.splat(emit.trunc(place, INT32))
                     window = first_window + window_row * a.out_width + cell
-                    for m, taps in window_columns(columns, stride).items():
+                    for m, taps in windows.items():
                         if tile.lanes > 1:
-                            _add_grads(emit, a, window - m, start_place, taps, totals, tile)
+                            _add_grads(emit, a, window + m, start_place, taps, totals, tile)
                             continue
-                        with emit.if_then((cell - m).ult(a.out_width)):
-                            _add_grads(emit, a, window - m, start_place, taps, totals, tile)
-                column = cell * stride - a.padding
-                _store_pixels(emit, a, row * a.width, column, [total.get() for total in totals], tile)
+                        with emit.if_then((cell + m).ult(a.out_width)):
+                            _add_grads(emit, a, window + m, start_place, taps, totals, tile)
+                _store_pixels(emit, a, row * a.width, cell * stride, [total.get() for total in totals], tile)
+        end_streams(emit)
 
     return max_pool2d_rows_backward
 
@@ -213,4 +221,4 @@ def _store_pixels(
         interleaved = [[lane for n in order for lane in (n, n + tile.lanes)] for order in orders]
         vectors = [_shuffle(emit, pixels[0], pixels[1], {tile.lanes: lanes}) for lanes in interleaved]
     for n, vector in enumerate(vectors):
-        emit.store(vector, a.grad_x + (row_start + column + tile.lanes * n) * 4)
+        store_pixels(emit, vector, a.grad_x + (row_start + column + tile.lanes * n) * 4, a.streams)
