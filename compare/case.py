@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.func import functional_call
 
 from compare.case_errors import CaseError, definition_of, errors_name_the_case
@@ -40,6 +41,9 @@ class Case:
             a kink has the jump there as its tolerance; every other element is judged as strictly as without kinks.
         whole_numbers: True to compare also on inputs rounded to whole numbers, which have exact zeros and ties. They
             are left out without a native function, since finite differences have no value there.
+
+    Raises:
+        CaseError: an argument is of another type, or the class of a Function stands where its ``apply`` belongs.
     """
 
     name: str
@@ -50,6 +54,25 @@ class Case:
     census: Callable[..., Mapping[str, int]] | None = None
     kinks: bool = False
     whole_numbers: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise CaseError(f"Case: expected a string as the name, got {_type_name(self.name)}")
+        functions = {"ours": self.ours, "make_inputs": self.make_inputs}
+        functions |= {} if self.native is None else {"native": self.native}
+        functions |= {} if self.census is None else {"census": self.census}
+        if not isinstance(self.conventions, Mapping):
+            raise CaseError(
+                f"{self.name}: expected a dict of functions as conventions, got {_type_name(self.conventions)}"
+            )
+        for key, function in (functions | {f"convention {key!r}": f for key, f in self.conventions.items()}).items():
+            if isinstance(function, type) and issubclass(function, Function):
+                raise CaseError(
+                    f"{self.name}: {key} is the class {function.__name__}; pass {function.__name__}.apply"
+                )
+            if not callable(function):
+                hint = "; write lambda: before the inputs" if key == "make_inputs" else ""
+                raise CaseError(f"{self.name}: expected a function as {key}, got {_type_name(function)}{hint}")
 
     @classmethod
     def from_modules(

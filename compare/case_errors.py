@@ -112,6 +112,14 @@ def location_of_frames(frames: Sequence[tuple[str, int]]) -> str:
     return ""
 
 
+def traceback_of_user(error: BaseException) -> TracebackType | None:
+    """The traceback of ``error`` from the first frame in the user's code on; None if there is none."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(OWN):
+        trace = trace.tb_next
+    return trace
+
+
 def definition_of(function: object) -> str:
     """ "FILE, line N" of a function's first line; "" if it is not the user's, or not written in Python."""
     code = getattr(function, "__code__", None)

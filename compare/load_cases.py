@@ -69,6 +69,8 @@ def _import(name: str) -> ModuleType:
     try:
         if name.endswith(".py"):
             return _import_file(name)
+        if name.startswith("."):
+            raise CaseError(f"{name} is no module; expected a module's name as import takes it, or a .py file")
         return importlib.import_module(name)
     except (CaseError, KeyboardInterrupt):
         raise

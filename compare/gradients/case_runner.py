@@ -48,7 +48,9 @@ class CaseRunner:
         self.oracles = Oracles(case, device, seed, (torch.float64, dtypes[0]))
         differentiable = [value for value in self.oracles.inputs.values() if has_gradient(value)]
         if not differentiable:
-            raise CaseError(f"{case.name}: expected a floating-point tensor from make_inputs, got none")
+            dtypes_drawn = sorted({str(value.dtype).removeprefix("torch.") for value in self.oracles.inputs.values()})
+            drawn = f"only {' and '.join(dtypes_drawn)}" if dtypes_drawn else "no input"
+            raise CaseError(f"{case.name}: expected a floating-point tensor from make_inputs, got {drawn}")
         values = self.oracles(self.plain).values
         outputs = [v for name, v in values.items() if name.startswith(OUTPUT) and v is not None]
         if not any(output.numel() for output in outputs):

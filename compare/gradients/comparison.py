@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from compare.case import Case
-from compare.case_errors import errors_name_the_case
+from compare.case import Case, CaseError
+from compare.case_errors import errors_name_the_case, traceback_of_user
 from compare.gradients.call_mistakes import add_call_mistakes
 from compare.gradients.case_runner import CaseRunner, ComparedTensors
 from compare.gradients.diagnosis.diagnose import diagnose
@@ -72,7 +72,8 @@ class Comparison:
             if row.status == REFUSED:
                 refused.setdefault(row.message, []).append(row.variant)
         for message, skipped in refused.items():
-            more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+            others = len(skipped) - 1
+            more = f" and {others} more variant{'s' * (others > 1)}" if others else ""
             sentences.append(f"Not compared in {skipped[0]}{more}: {message}")
         # Half types round so coarsely that many elements are near a kink: that says little about the function.
         for row in self.rows:
@@ -122,7 +123,10 @@ def compare(
     Raises:
         CaseError: ``native`` raises in float64, the case has no floating-point input or output, or the outputs have
             no elements; the message has file and line of the case's code where that raised an exception.
+        TypeError: ``case`` is no :class:`Case`.
     """
+    if not isinstance(case, Case):
+        raise TypeError(f"compare: expected a compare.Case, got {type(case).__name__}")
     with errors_name_the_case(case.name):
         dtypes = tuple(dtypes)
         runner = CaseRunner(case, device, seed, dtypes)
@@ -153,7 +157,14 @@ def assert_matches(case: Case, **options: Any) -> None:
 
     Raises:
         AssertionError: something is wrong; the message lists the findings.
+        CaseError, TypeError: those of :func:`compare`. A traceback shows the case's own code, and not compare's.
     """
-    comparison = compare(case, **options)
+    __tracebackhide__ = True  # pytest shows the test's line as the last one
+    try:
+        comparison = compare(case, **options)
+    except CaseError as error:
+        if error.__cause__ is not None:
+            error.__cause__.with_traceback(traceback_of_user(error.__cause__))
+        raise error.with_traceback(None) from error.__cause__
     if not comparison.ok:
         raise AssertionError(str(comparison))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from scripts.write_your_own_page import PAGE, TEMPLATE, fill_template
+from tests.docs.code_blocks import ROOT
 
 
 def without_processor_dependent_numbers(page: str) -> list[str]:
@@ -24,3 +27,10 @@ def test_every_mistake_on_the_page_is_found():
     for kind in ("missing term", "wrong sum", "only in one layout", "few elements"):
         assert f"[{kind}]" in text
     assert "gradcheck: True" in text
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/comparison.md"])
+def test_a_report_quoted_on_another_page_is_on_this_one(name):
+    reports = re.findall(r"```\n(unit rows: .*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+    assert reports
+    assert all(f"\n{report}```" in PAGE.read_text(encoding="utf-8") for report in reports)
