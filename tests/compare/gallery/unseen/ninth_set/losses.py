@@ -207,7 +207,7 @@ OPERATIONS = [
                 located=(r"gradient of z",),
             ),
         ),
-        options={"whole_numbers": False},
+        options={"whole_numbers": False, "kinks": True},
     ),
     Formulas(
         "nearest codes",
@@ -232,7 +232,7 @@ OPERATIONS = [
                 located=(r"gradient of codebook",),
             ),
         ),
-        options={"whole_numbers": False},
+        options={"whole_numbers": False, "kinks": True},
     ),
     Formulas(
         "balance of experts",
@@ -249,7 +249,7 @@ OPERATIONS = [
                 located=(r"gradient of logits",),
             ),
         ),
-        options={"whole_numbers": False},
+        options={"whole_numbers": False, "kinks": True},
     ),
 ]
 
