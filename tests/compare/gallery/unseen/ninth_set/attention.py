@@ -7,18 +7,18 @@ import torch
 from tests.compare.gallery.unseen.operation import Formulas, Mistake, wrong_and_right_formulas
 
 DECAY, OFFSET = 0.8, 1.0
-SEEN = torch.tensor([[1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 1], [1, 1, 1, 0, 1, 1]])
+MASK = torch.tensor([[1, 1, 0, 1, 1, 0], [1, 0, 1, 1, 1, 1], [0, 1, 1, 1, 0, 1], [1, 1, 1, 0, 1, 1]])
 
 
-def of_sigmoids(q, k, v, seen):
-    return ((q @ k.mT - OFFSET).sigmoid() * seen) @ v
+def of_sigmoids(q, k, v, mask):
+    return ((q @ k.mT - OFFSET).sigmoid() * mask) @ v
 
 
-def of_sigmoids_backward(g, q, k, v, seen, *, centred=False, mask_of_v=True):
+def of_sigmoids_backward(g, q, k, v, mask, *, centred=False, mask_of_v=True):
     p = (q @ k.mT - OFFSET).sigmoid()
-    gp = g @ v.mT * seen
+    gp = g @ v.mT * mask
     grad = p * (gp - (gp * p).sum(1, keepdim=True)) if centred else gp * p * (1 - p)
-    return grad @ k, grad.mT @ q, (p * seen if mask_of_v else p).mT @ g, None
+    return grad @ k, grad.mT @ q, (p * mask if mask_of_v else p).mT @ g, None
 
 
 def decays(steps, dtype):
@@ -41,7 +41,7 @@ OPERATIONS = [
     Formulas(
         "attention of sigmoids",
         of_sigmoids,
-        lambda: {"q": torch.randn(4, 3), "k": torch.randn(6, 3), "v": torch.randn(6, 2), "seen": SEEN},
+        lambda: {"q": torch.randn(4, 3), "k": torch.randn(6, 3), "v": torch.randn(6, 2), "mask": MASK},
         of_sigmoids_backward,
         (
             Mistake(
@@ -63,7 +63,7 @@ OPERATIONS = [
                 lambda g, *inputs: of_sigmoids_backward(g, *inputs, mask_of_v=False),
                 named="the gradient of v uses the weights before the mask",
                 kinds=("step left out", "another operand", "missing term", "only for some values"),
-                named_words=(r"\bseen\b", r"mask", r"\bmul\b.*left out", r"left out"),
+                named_words=(r"mask", r"\bmul\b.*left out", r"left out"),
                 located=(r"gradient of v",),
             ),
         ),
