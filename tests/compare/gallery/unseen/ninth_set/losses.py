@@ -64,6 +64,7 @@ def least_deviation(z):
 def least_deviation_backward(g, z, *, masked=True, correction=1):
     deviation = z.std(0)
     grad = -g * (z - z.mean(0)) / ((len(z) - correction) * deviation * z.shape[1])
+    grad = grad.where(deviation > 0, 0)  # as native, where all rows are equal
     return grad * (deviation < 1) if masked else grad
 
 
