@@ -51,11 +51,11 @@ UNNAMED = {
     "overlap of boxes, boxes that do not meet",
     "local response norm, constant of the divisor",
     "total variation, equal neighbours",
-    "sums that start anew, one step too early",
     "inverse real Fourier transform, not doubled",
     "phase, not conjugated",
     "weighted sums over edges, end for source",
     "soft time warping, gamma in the weights",
+    "Poisson likelihood, formula for rates",
 }
 
 

@@ -23,7 +23,7 @@ from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
-MAX_CALLS = 8_000  # of native's operations, for one case: two to three seconds; large ones count several times
+MAX_CALLS = 20_000  # of native's operations, for one case: four seconds; large ones count several times
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 

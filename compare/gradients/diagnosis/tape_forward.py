@@ -84,6 +84,7 @@ def changed_inputs(tape: Tape) -> Iterator[tuple[str, str, Inputs]]:
     for number in used:
         for kind, words, function in changed_operand(tape.values[number], tape.names[number]):
             if kind != "missing term":
+                words = words.replace("the indices are", f"the indices in {tape.names[number]} are")
                 yield kind, words, lambda tape, n=number, f=function: {n: f(tape.values[n]).clone()}
     for a, b in itertools.combinations(used, 2):
         if fits(tape.values[a], tape.values[b]) and tape.values[a].shape == tape.values[b].shape:

@@ -257,4 +257,11 @@ CORRECTIONS = (
         True,
         "says when the gradient is None: where weight wants none",
     ),
+    Correction(
+        "sums that start anew, one step too early",
+        r"the indices in start are rotated by \+1",
+        "named",
+        True,
+        "start rotated by one step stops the carry one step too early",
+    ),
 )
