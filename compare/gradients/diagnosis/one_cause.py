@@ -147,14 +147,14 @@ class BackwardGraph:
         level = [o.grad_fn for o in outputs if isinstance(o, Tensor) and o.grad_fn is not None]
         names = {id(value): gradient_name(name) for name, value in leaves.items()}
         before: dict[Any, list[Any]] = {}
-        found: dict[str, Any] = {}
+        leaf_nodes: dict[str, Any] = {}
         visited: set[Any] = set()
         distance = 0
         while level:
             for node in level:
                 quantity = names.get(id(getattr(node, "variable", None)))
-                if quantity is not None and quantity not in found:
-                    found[quantity] = node
+                if quantity is not None and quantity not in leaf_nodes:
+                    leaf_nodes[quantity] = node
                     self.distances[quantity] = distance
                 for following, _ in node.next_functions:
                     if following is not None:
@@ -162,7 +162,7 @@ class BackwardGraph:
             visited.update(level)
             level = list(dict.fromkeys(n for node in level for n, _ in node.next_functions if n and n not in visited))
             distance += 1
-        for quantity, node in found.items():
+        for quantity, node in leaf_nodes.items():
             self._own[quantity] = _operations(node, before)
             self._nodes[quantity] = _all_before(node, before)
 
