@@ -3,7 +3,8 @@
 By default the first mistake and the third right Function of each file of ``gallery/unseen/second_half`` are tested,
 the third mistake of each file of ``first_half``, and those in ``QUICK``. The others are slow: ``pytest -m slow``.
 The mistakes of ``MEASURED`` must be found and named, but for those in ``UNNAMED``, which must be called unknown. None
-may be taken for another one.
+may be taken for another one. When the ninth set was tried for the first time, 32 of its 40 mistakes were named, 6
+unknown and 2 taken for others.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import corrected, modules, right_cases, wrong_functions
 
 SETS = ("first_half", "second_half", "third_set", "fourth_set")
-MEASURED = ("fifth_set", "sixth_set", "seventh_set", "eighth_set")
+MEASURED = ("fifth_set", "sixth_set", "seventh_set", "eighth_set", "ninth_set")
 MODULES = [module for each in SETS for module in modules(each)]
 
 # One of each kind of mistake that the sets made the diagnosis name.
@@ -47,15 +48,14 @@ UNNAMED = {
     "distance of sorted samples, order",
     "rows of a learned length, dimension not kept",
     "layer norm over two dimensions, means of one",
-    "log-softmax, formula of softmax",
     "overlap of boxes, boxes that do not meet",
     "local response norm, constant of the divisor",
     "total variation, equal neighbours",
-    "sums that start anew, one step too early",
     "inverse real Fourier transform, not doubled",
     "phase, not conjugated",
     "weighted sums over edges, end for source",
     "soft time warping, gamma in the weights",
+    "Poisson likelihood, formula for rates",
 }
 
 
@@ -119,6 +119,11 @@ def test_every_expected_answer_is_complete(name: str):
     "name",
     [
         "mean of kept steps, divided by all",
+        "bilinear score, weight saved in half precision",
+        pytest.param("bilinear sampling, right column", marks=pytest.mark.slow),
+        pytest.param("attention of sigmoids, derivative of the softmax", marks=pytest.mark.slow),
+        pytest.param("beta density, logarithm of b's gradient", marks=pytest.mark.slow),
+        "tokens and positions, first sequence",
         "attention with a sink, probabilities without it",
         "Cholesky factor, diagonal not halved",
         pytest.param("cell with coupled gates, gradient of the state", marks=pytest.mark.slow),

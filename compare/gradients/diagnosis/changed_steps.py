@@ -30,11 +30,20 @@ def _passed_through(search: NativePaths) -> Iterator[Hypothesis]:
         site, position = path.call.site, path.position
         change = NativeChange(site, position, changed.passed_through)
         yield Hypothesis("missing term", _passed_words(path), change, path)
-        if len(path.call.tensors) > 1:
-            alone = NativeChange(site, position, changed.passed_through, alone=True)
-            yield Hypothesis("missing term", _passed_words(path) + ", and the others get none", alone)
         statement = f"is computed with {path.words} applied again, instead of its transpose"
         yield Hypothesis("not transposed", statement, NativeChange(site, position, changed.transposed_map), path)
+
+
+def find_passed_through_alone(search: NativePaths) -> Iterator[Finding]:
+    """The gradient of an operation's result passed to one argument, and none to the others."""
+    yield from search.findings(
+        Hypothesis(
+            "missing term", _passed_words(path) + ", and the others get none",
+            NativeChange(path.call.site, path.position, changed.passed_through, alone=True),
+        )
+        for path in search.paths
+        if len(path.call.tensors) > 1
+    )  # fmt: skip
 
 
 def _passed_words(path: Path) -> str:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_calls import Call
-from compare.gradients.diagnosis.native_paths import NativePaths
+from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths
 from compare.gradients.diagnosis.wording import dimension_name, join_words
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]  # of the gradient, the argument and the result
@@ -47,6 +47,47 @@ def find_changed_composites(search: NativePaths) -> Iterator[Finding]:
             if search.explains(NativeChange(call.site, position, _derivative(formula))):
                 statement = f"in the derivative of {operation}, {words}"
                 yield Finding(kind, search.mismatch.quantity, statement)
+
+
+def find_foreign_derivatives(search: NativePaths) -> Iterator[Finding]:
+    """The derivative of another function of the same shape, by its formula."""
+    hypotheses = []
+    for path in search.paths:
+        x, operation = tree_flatten((path.call.args, path.call.kwargs))[0][path.position], path.call.operation
+        if len(path.call.tensors) == 1 and x.shape == path.call.result.shape and x.dim():
+            for name, formula in _foreign(x, operation):
+                statement = f"the derivative of {path.words} is taken to be {name}, which is that of another function"
+                change = NativeChange(path.call.site, path.position, _derivative(formula))
+                hypotheses.append(Hypothesis("another operand", statement, change, path))
+    yield from search.findings(hypotheses)
+    for call in search.composites:
+        x = call.args[0] if call.args else None
+        if not isinstance(x, Tensor) or not x.requires_grad or x.shape != call.result.shape or not x.dim():
+            continue
+        position = next(n for n, value in enumerate(tree_flatten((call.args, call.kwargs))[0]) if value is x)
+        operation = call.name.removeprefix("the result of ")
+        for name, formula in _foreign(x, call.operation):
+            if search.explains(NativeChange(call.site, position, _derivative(formula))):
+                statement = f"the derivative of {operation} is taken to be {name}, which is that of another function"
+                yield Finding("another operand", search.mismatch.quantity, statement)
+
+
+def _foreign(x: Tensor, operation: str) -> Iterator[tuple[str, Formula]]:
+    """Derivatives of functions other than ``operation``, in terms of the gradient, the argument and the result."""
+    for d in range(x.dim()):
+        over = dimension_name(x, d)
+        if operation != "softmax":
+            words = f"that of a softmax over {over}, y (g - sum of g y)"
+            yield words, lambda g, x, y, d=d: y * (g - (g * y).sum(d, keepdim=True))
+            words = f"that of a softmax over {over}, with exp of the result for y, y (g - sum of g y)"
+            yield words, lambda g, x, y, d=d: y.exp() * (g - (g * y.exp()).sum(d, keepdim=True))
+        if operation != "log_softmax":
+            words = f"that of a log-softmax over {over}, g - y times the sum of g"
+            yield words, lambda g, x, y, d=d: g - y * g.sum(d, keepdim=True)
+    if operation in ("softmax", "log_softmax", "logsumexp"):
+        yield "g y (1 - y)", lambda g, x, y: g * y * (1 - y)
+        yield "g (1 - y²)", lambda g, x, y: g * (1 - y * y)
+        yield "g - y", lambda g, x, y: g - y
 
 
 def _derivative(formula: Formula) -> Callable[[Call, list[Any], int], Tensor]:

@@ -17,7 +17,7 @@ from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_oracle import NativeOracle
-from compare.gradients.diagnosis.one_cause import in_backward_order, share_causes
+from compare.gradients.diagnosis.one_cause import BackwardGraph, share_causes, tell_consequence
 from compare.gradients.diagnosis.patterns import first_pattern
 from compare.gradients.diagnosis.variant_findings import (
     dtype_finding,
@@ -27,8 +27,10 @@ from compare.gradients.diagnosis.variant_findings import (
 )
 from compare.gradients.diagnosis.wording import join_words
 from compare.gradients.measure import REFUSED, WRONG, Row
-from compare.gradients.run_variant import OUTPUT
+from compare.gradients.run_variant import OUTPUT, gradient_name
 from compare.gradients.variants import SECOND_DRAW, Variant
+
+MAX_SUSPECTS = 4  # operations in one sentence
 
 
 def diagnose(
@@ -46,10 +48,22 @@ def diagnose(
     """
     quantities = list(dict.fromkeys(mismatch.quantity for mismatch in mismatches))
     several = len([q for q in quantities if not q.startswith(OUTPUT)]) > 1
-    order = in_backward_order(quantities, native.probe(mismatches[0].variant)) if several else quantities
-    findings = [
-        _diagnose_quantity([m for m in mismatches if m.quantity == quantity], rows, native) for quantity in order
-    ]
+    right = [gradient_name(name) for name in native.right_inputs]
+    graph = BackwardGraph(native.probe(mismatches[0].variant)) if mismatches and (several or right) else None
+    findings: list[Finding] = []
+    consequences: list[str] = []
+    for quantity in quantities if graph is None else graph.in_order(quantities):
+        unnamed = [f.quantity for f in findings if f.kind == "unknown" and f.quantity not in consequences]
+        earlier = next((q for q in unnamed if graph is not None and graph.is_behind(quantity, q)), None)
+        own = [m for m in mismatches if m.quantity == quantity]
+        if earlier is not None and not any(m.message for m in own):
+            consequences.append(quantity)
+            findings.append(tell_consequence(quantity, earlier))
+        else:
+            finding = _diagnose_quantity(own, rows, native)
+            if graph is not None and finding.kind == "unknown":
+                finding = _with_suspects(finding, graph.suspects(quantity, right), right)
+            findings.append(finding)
     findings.sort(key=lambda f: (not f.quantity.startswith(OUTPUT), quantities.index(f.quantity)))
     findings = _without_consequences(findings)
     for variant, probe in native.probes.items():
@@ -68,6 +82,15 @@ def diagnose(
         }[kind]
         findings.insert(0, Finding(kind, name.removeprefix("the "), statement))
     return findings
+
+
+def _with_suspects(finding: Finding, suspects: list[str], right: list[str]) -> Finding:
+    """The finding with the operations of native in whose derivatives the mistake may be, if they are few."""
+    if not 0 < len(suspects) <= MAX_SUSPECTS:
+        return finding
+    words = f"the mistake is in the derivative of {join_words(suspects).replace(' and ', ' or ')}"
+    words += f", since the {join_words(right)} {'is' if len(right) == 1 else 'are'} right"
+    return replace(finding, evidence=f"{finding.evidence}; {words}")
 
 
 def _without_consequences(findings: list[Finding]) -> list[Finding]:

@@ -62,6 +62,8 @@ def find_element_factors(
             constant = float((candidate * mismatch.ours).sum()) / square if square else 0.0
             if not constant or not mismatch.equals(constant * candidate):
                 continue
+            if abs(constant - 1) > 1e-6 and spread.numel() > 2 and spread.unique().numel() == 2:
+                continue  # any function of a tensor with two values is a number times any other one
             kind = "missing term" if words.startswith("divided") and "missing" in words else "another operand"
             is_one = abs(constant - 1) < 1e-6
             times = "" if is_one else f"{format_number(constant)} times "

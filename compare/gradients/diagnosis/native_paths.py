@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
-MAX_CALLS = 40_000  # of native's operations, for one case: a second or two; large ones count several times
+MAX_CALLS = 20_000  # of native's operations, for one case: four seconds; large ones count several times
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -155,8 +156,22 @@ class NativePaths:
             again = gradient_of_changed(self.second, self.probe, change, self.second_records)
             if again is None or not self.second.equals(again):
                 return False
+        if not self._explains_spread(change):
+            return False
         self.change = change
         return True
+
+    def _explains_spread(self, change: NativeChange) -> bool:
+        spread, recording = self._spread
+        if spread is None:
+            return True
+        got = gradient_of_changed(spread, self.probe, change, recording.records)
+        return got is not None and got.shape == spread.ours.shape and spread.equals(got)
+
+    @cached_property
+    def _spread(self) -> tuple[Mismatch | None, changed.Recording]:
+        spread = self.probe.spread(self.mismatch)
+        return spread, changed.Recording() if spread is None else changed.record(spread, self.probe)
 
     def changes_right_gradient(self, change: NativeChange) -> bool:
         """True if the change makes the gradient of another input wrong, which is right."""

@@ -10,8 +10,12 @@ from torch.utils._pytree import tree_flatten
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.changed_operands import find_changed_operands
-from compare.gradients.diagnosis.changed_steps import find_other_values, find_passed_through
-from compare.gradients.diagnosis.composite_backwards import find_changed_composites
+from compare.gradients.diagnosis.changed_steps import (
+    find_other_values,
+    find_passed_through,
+    find_passed_through_alone,
+)
+from compare.gradients.diagnosis.composite_backwards import find_changed_composites, find_foreign_derivatives
 from compare.gradients.diagnosis.exchanged_operands import find_exchanged_operands
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths
@@ -25,7 +29,7 @@ def find_path_findings(search: NativePaths) -> Iterator[Finding]:
         return
     for find in (
         find_scaled_paths, find_changed_composites, find_pairs_of_paths, find_passed_through, find_other_values,
-        find_changed_operands, find_exchanged_operands, find_transformed_gradients,
+        find_foreign_derivatives, find_changed_operands, find_exchanged_operands, find_transformed_gradients,
     ):  # fmt: skip
         yield from _explained(search, find(search))
 
@@ -33,6 +37,11 @@ def find_path_findings(search: NativePaths) -> Iterator[Finding]:
 def find_scaled_path_findings(search: NativePaths) -> Iterator[Finding]:
     """After :func:`find_path_findings`: changes that explain both draws with a factor besides."""
     yield from _explained(search, search.scaled_findings())
+
+
+def find_late_path_findings(search: NativePaths) -> Iterator[Finding]:
+    """Changes of several derivatives at once, for which a step of the tape may be a simpler explanation."""
+    yield from _explained(search, find_passed_through_alone(search) if search.is_traced else iter(()))
 
 
 def _explained(search: NativePaths, findings: Iterator[Finding]) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.native_paths import NativePaths
 from compare.gradients.diagnosis.one_cause import find_shared_cause
 from compare.gradients.diagnosis.only_where import find_condition
-from compare.gradients.diagnosis.path_findings import find_scaled_path_findings
+from compare.gradients.diagnosis.path_findings import find_late_path_findings, find_scaled_path_findings
 from compare.gradients.diagnosis.second_question import (
     ask_again,
     ask_jacobian,
@@ -72,6 +72,8 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         return
     probe = native.probe(mismatch.variant)
     yield from find_narrower_dtype(mismatch, probe)
+    if native.function is not None and not native.is_output_wrong:
+        yield from with_examples(find_shared_cause(mismatch, probe), mismatch)
     rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
     equal_to_right = []  # the gradient of another input, which is right itself, may be a consequence
     for finding in confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe):
@@ -111,7 +113,6 @@ def _searches(
     symmetric = "; it is right for a symmetric incoming gradient" if is_right_if_symmetric(mismatch, probe) else ""
     search = NativePaths(mismatch, probe) if native.function is not None else None
     for finding in chain(
-        with_examples(find_shared_cause(mismatch, probe), mismatch),
         confirmed(lambda m: find_missing_output(m, rerun_on(m), seed), mismatch, probe),
         ask_again(mismatch, probe, search),
         confirmed(find_shifted, mismatch, probe),
@@ -119,6 +120,7 @@ def _searches(
         _contributions(mismatch, native),
         with_examples(find_scaled_path_findings(search), mismatch) if search is not None else (),
         with_examples(find_tape_findings(mismatch, probe), mismatch) if search is not None else (),
+        with_examples(find_late_path_findings(search), mismatch) if search is not None else (),
         ask_jacobian(mismatch, probe, of_pairs=True),
         ask_jacobian(mismatch, probe, of_pairs=False),
         find_overwritten_contributions(mismatch, rerun_native, seed) if native.function is not None else (),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,8 @@ from compare.gradients.run_variant import RunResult, run_variant
 from compare.gradients.variants import Variant, incoming_gradient, round_inputs
 
 Values = dict[str, Tensor | None]
+SPREAD, SPREAD_DRAW = 3.0, 2
+SPREAD_TOLERANCE = 1e-7  # exp of larger numbers loses digits
 NUM_DRAWS = 4  # of inputs; claims about values are tested on all of them
 
 
@@ -86,6 +88,23 @@ class Probe:
             made = None if inputs is None else self.compare(first, inputs, self.incoming(n), n)
             self._mismatches[key] = made
         return self._mismatches[key]
+
+    def spread(self, first: Mismatch) -> Mismatch | None:
+        """The same quantity where all inputs of both signs are ``SPREAD`` times as large; None if that has no value.
+
+        A mask of ``x > -0.5`` is one of all elements only as long as all x are near 0.
+        """
+        drawn = self.draw(SPREAD_DRAW)
+        if drawn is None:
+            return None
+        inputs = dict(drawn)
+        for name, value in drawn.items():
+            if value.is_floating_point() and bool((value < 0).any() and (value > 0).any()):
+                inputs[name] = SPREAD * value
+        made = self.compare(first, inputs, self.incoming(SPREAD_DRAW), SPREAD_DRAW)
+        if made is None or not bool(made.ours.isfinite().all() and made.oracle.isfinite().all()):
+            return None
+        return replace(made, tolerance=max(made.tolerance, SPREAD_TOLERANCE * largest(made.oracle)))
 
     def compare(self, first: Mismatch, inputs: dict[str, Tensor], incoming: Incoming, n: int = 0) -> Mismatch | None:
         """Ours beside native's for other inputs and incoming gradients; None if there are no two tensors."""

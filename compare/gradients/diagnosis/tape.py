@@ -87,6 +87,7 @@ class Tape:
         forward, backward: steps in order.
         values: every tensor.
         names: words for tensors that no step computed, by number.
+        incoming: numbers of those that are incoming gradients.
         result: number of the gradient.
         needed: steps of backward that the gradient depends on.
         cost: in steps, of all replays.
@@ -96,6 +97,7 @@ class Tape:
     backward: list[Step] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
+    incoming: frozenset[int] = frozenset()
     result: int = -1
     cost: float = 0.0
     needed: list[int] = field(default_factory=list)
@@ -216,6 +218,7 @@ def record_tape(mismatch: Mismatch, probe: Probe) -> Tape | None:
                 result = call_native(probe.case.native, leaves.values())
             outputs = result if isinstance(result, (tuple, list)) else (result,)
             numbered = [(n, o) for n, o in enumerate(outputs) if o.requires_grad]
+        inputs = set(mode.names)
         given = [incoming(n, o.detach()) for n, o in numbered]
         for n, gradient in enumerate(given):
             mode.names[mode.number(gradient)] = "the incoming gradient" + (f" of output {n}" if n else "")
@@ -227,7 +230,8 @@ def record_tape(mismatch: Mismatch, probe: Probe) -> Tape | None:
         return None
     if len(mode.backward) > MAX_STEPS or grad.layout is not torch.strided or not mode.backward:
         return None
-    return Tape(mode.forward, mode.backward, mode.values, mode.names, mode.number(grad))
+    given_numbers = frozenset(mode.names) - inputs
+    return Tape(mode.forward, mode.backward, mode.values, mode.names, given_numbers, mode.number(grad))
 
 
 def _tell_operations(mode: _Recorder, calls: InterceptCalls) -> None:

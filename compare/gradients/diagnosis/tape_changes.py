@@ -10,7 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, StepKey, Tape
-from compare.gradients.diagnosis.tape_forward import forward_changes, recomputed
+from compare.gradients.diagnosis.tape_forward import (
+    Inputs,
+    Places,
+    changed_inputs,
+    forward_changes,
+    recomputed,
+)
 from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, fits
 from compare.gradients.diagnosis.tape_operations import (
     FORMS,
@@ -40,7 +46,8 @@ class Change:
     step: StepChange | None = None
     operand: tuple[int, Value] | None = None  # position and value of an argument of the step
     instead: tuple[int, Value] | None = None  # number and value of a tensor of forward
-    forward: tuple[int, StepChange] | None = None  # place and change of a step of forward
+    forward: tuple[Places, StepChange] | None = None  # places and change of equal steps of forward
+    inputs: Inputs | None = None  # what all of backward has in the place of inputs
 
     def gradient(self, tape: Tape) -> Tensor | None:
         """The gradient on a tape with this change; None if the change does not fit it."""
@@ -51,6 +58,8 @@ class Change:
                 instead = {number: value(tape, number)}
             if self.forward is not None:
                 instead = recomputed(tape, *self.forward)
+            if self.inputs is not None:
+                instead = recomputed(tape, given=self.inputs(tape))
             if self.operand is not None:
                 position, value = self.operand
                 number = tape.backward[tape.positions[self.key]].arguments[position].number
@@ -115,10 +124,39 @@ class Changes:
             for kind, said, change in other_operations(step):
                 yield Change(kind, where + said, step.key, change)
 
+    def skipped_derivatives(self) -> Iterator[Change]:
+        """The gradient of a result passed unchanged to a tensor from which several operations compute that result."""
+        for number, producer in self.inside.items():
+            tensor = self.tape.values[number]
+            for source, between in self._sources(producer).items():
+                other = self.tape.values[source]
+                words = list(dict.fromkeys(step.words for step in between if step.name not in FORMS))[::-1]
+                if other.shape == tensor.shape and other.dtype == tensor.dtype and len(words) > 1:
+                    said = f"the derivatives of {', '.join(words[:-1])} and {words[-1]} are left out"
+                    said += ": the gradient passes through them unchanged"
+                    yield Change("step left out", said, instead=(number, lambda tape, k, n=source: tape.values[n]))
+
+    def changed_inputs(self) -> Iterator[Change]:
+        """Inputs changed for all of backward, as by saving other tensors than forward uses."""
+        for kind, words, inputs in changed_inputs(self.tape):
+            yield Change(kind, f"in all of backward, {words}", inputs=inputs)
+
+    def _sources(self, last: Step) -> dict[int, list[Step]]:
+        """Gradients from which a step's result is computed, and the steps between, the last first."""
+        sources: dict[int, list[Step]] = {}
+        for n in reversed(self.tape.needed):
+            step = self.tape.backward[n]
+            if step is last or any(number in sources for number in step.results):
+                behind = [] if step is last else max((sources[r] for r in step.results if r in sources), key=len)
+                for number in step.numbers:
+                    if number in self.inside or number in self.tape.names:
+                        sources.setdefault(number, [*behind, step])
+        return sources
+
     def recomputed_values(self) -> Iterator[Change]:
         """A step of forward changed for backward alone, with all that is computed from its result."""
-        for place, kind, words, change in forward_changes(self.tape, self.name):
-            yield Change(kind, f"backward uses the values that forward has if {words}", forward=(place, change))
+        for places, kind, words, change in forward_changes(self.tape, self.name):
+            yield Change(kind, f"backward uses the values that forward has if {words}", forward=(places, change))
 
     def other_arguments(self) -> Iterator[Change]:
         """Another number, dimension or truth value in a step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, Tape
+from compare.gradients.diagnosis.tape_operands import changed_operand, fits
 from compare.gradients.diagnosis.tape_operations import (
     FORMS,
     left_out,
@@ -19,23 +21,28 @@ from compare.gradients.diagnosis.tape_operations import (
     passing,
 )
 
-ForwardChange = tuple[int, str, str, StepChange]  # place among the steps of forward, kind, words, change
+Places = tuple[int, ...]  # of equal steps among those of forward: operations with the same arguments
+Inputs = Callable[[Tape], dict[int, Tensor]]
+ForwardChange = tuple[Places, str, str, StepChange]  # with kind and words
 
 
-def recomputed(tape: Tape, place: int, change: StepChange) -> dict[int, Tensor]:
-    """The values of forward that differ after a change of the step at ``place``, by number.
+def recomputed(
+    tape: Tape, places: Places = (), change: StepChange | None = None, given: dict[int, Tensor] | None = None
+) -> dict[int, Tensor]:
+    """The values of forward that differ after a change of the steps at ``places``, or with ``given`` inputs.
 
     Raises:
         ValueError: the change gives other shapes, or is of a tape with in-place operations.
     """
-    values: dict[int, Any] = {}
-    for n, step in enumerate(tape.forward[place:]):
-        if n and values.keys().isdisjoint(step.numbers):
+    values: dict[int, Any] = dict(given or {})
+    for n in range(places[0] if places else 0, len(tape.forward)):
+        step = tape.forward[n]
+        if n not in places and values.keys().isdisjoint(step.numbers):
             continue
         if step.name.endswith("_"):
             raise ValueError("an in-place operation cannot run twice")
         flat = [values.get(a.number, tape.values[a.number]) if isinstance(a, Ref) else a for a in step.arguments]
-        for number, value in zip(step.results, step.call(flat) if n else change(step, flat), strict=True):
+        for number, value in zip(step.results, change(step, flat) if n in places else step.call(flat), strict=True):
             if number is not None:
                 if value.shape != tape.values[number].shape:
                     raise ValueError("the shapes differ")
@@ -47,19 +54,50 @@ def recomputed(tape: Tape, place: int, change: StepChange) -> dict[int, Tensor]:
 def forward_changes(tape: Tape, name: Callable[[Any], str]) -> Iterator[ForwardChange]:
     """Changes of those steps of forward from whose results other values are computed that backward uses."""
     used = {number for n in tape.needed for number in tape.backward[n].numbers}
-    for place, step in enumerate(tape.forward):
-        if step.name in FORMS or not _dependents(tape, place) & used:
+    for places in _equal_steps(tape):
+        step = tape.forward[places[0]]
+        if step.name in FORMS or (len(places) == 1 and not _dependents(tape, places[0]) & used):
             continue
         where = step.words.removeprefix("the result of ")
+        result = step.results[0] if step.results else None
+        if (
+            result is not None
+            and not tape.values[result].is_floating_point()
+            and not tape.values[result].is_complex()
+        ):
+            where = f"the {'mask' if tape.values[result].dtype is torch.bool else 'index'} {where}"
+        where += f" (and in {len(places) - 1} more of these)" if len(places) > 1 else ""
         if step.name == "cat":
-            yield from _without_parts(place, step, where, name)
+            yield from _without_parts(places, step, where, name)
         for position in left_out(step, tape):
-            yield place, "step left out", f"{operation_words(step, name)} is left out of {where}", passing(position)
+            yield places, "step left out", f"{operation_words(step, name)} is left out of {where}", passing(position)
         for kind, words, change in other_operations(step):
-            yield place, kind, f"in {where}, {words}", change
+            yield places, kind, f"in {where}, {words}", change
         dims = max((tape.values[number].dim() for number in step.numbers), default=0)
         for words, change in other_arguments(step, dims):
-            yield place, "another operand", f"in {where}, {words}", change
+            yield places, "another operand", f"in {where}, {words}", change
+
+
+def changed_inputs(tape: Tape) -> Iterator[tuple[str, str, Inputs]]:
+    """Kind, words, and the inputs that backward has in the place of its own: changed copies, or two exchanged."""
+    used = [number for number in tape.names if number not in tape.incoming]
+    for number in used:
+        for kind, words, function in changed_operand(tape.values[number], tape.names[number]):
+            if kind != "missing term":
+                words = words.replace("the indices are", f"the indices in {tape.names[number]} are")
+                yield kind, words, lambda tape, n=number, f=function: {n: f(tape.values[n]).clone()}
+    for a, b in itertools.combinations(used, 2):
+        if fits(tape.values[a], tape.values[b]) and tape.values[a].shape == tape.values[b].shape:
+            words = f"{tape.names[a]} and {tape.names[b]} are exchanged"
+            yield "another operand", words, lambda tape, a=a, b=b: {a: tape.values[b], b: tape.values[a]}
+
+
+def _equal_steps(tape: Tape) -> list[Places]:
+    """Places of the steps, those with the same operation and arguments together."""
+    groups: dict[str, list[int]] = {}
+    for n, step in enumerate(tape.forward):
+        groups.setdefault(f"{step.function} {step.arguments}", []).append(n)
+    return [tuple(places) for places in groups.values()]
 
 
 def _dependents(tape: Tape, place: int) -> set[int]:
@@ -75,13 +113,13 @@ def _dependents(tape: Tape, place: int) -> set[int]:
     return dependents
 
 
-def _without_parts(place: int, step: Step, where: str, name: Callable[[Any], str]) -> Iterator[ForwardChange]:
+def _without_parts(places: Places, step: Step, where: str, name: Callable[[Any], str]) -> Iterator[ForwardChange]:
     """A concatenation without one of its parts."""
     for position, argument in enumerate(step.arguments):
         if isinstance(argument, Ref):
             for instead, words in ((-math.inf, "minus infinity"), (0.0, "0")):
                 said = f"{name(argument)} is left out of {where} ({words} in its place)"
-                yield place, "step left out", said, _filled(position, instead)
+                yield places, "step left out", said, _filled(position, instead)
 
 
 def _filled(position: int, value: float) -> StepChange:

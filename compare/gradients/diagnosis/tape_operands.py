@@ -35,6 +35,10 @@ def changed_operand(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]
             if tensor.is_floating_point():
                 yield "another operand", f"{words.format(name)} is used instead of {name}", function
         yield from _moved(tensor, name)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            words = f"{name} is rounded to {str(dtype).removeprefix('torch.')}"
+            if tensor.is_floating_point():
+                yield "only in one dtype", words, lambda t, d=dtype: t.to(d).to(t.dtype)
 
 
 def _changed_mask(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:

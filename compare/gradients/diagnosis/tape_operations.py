@@ -20,12 +20,17 @@ FORMS = {
     "slice", "select", "view_as_real", "view_as_complex", "split", "unbind", "empty", "scalar_tensor", "full_like",
     "ones_like", "fill_", "arange", "lift_fresh", "zero_", "slice_scatter", "select_scatter", "diagonal",
 }  # fmt: skip
-OTHERS: dict[str, dict[str, Any]] = {
-    "ge": {"Scalar": aten.gt.Scalar, "Tensor": aten.gt.Tensor},
-    "gt": {"Scalar": aten.ge.Scalar, "Tensor": aten.ge.Tensor},
-    "le": {"Scalar": aten.lt.Scalar, "Tensor": aten.lt.Tensor},
-    "lt": {"Scalar": aten.le.Scalar, "Tensor": aten.le.Tensor},
-}
+# Operations with the same arguments that may stand in the place of one.
+OTHERS: dict[str, tuple[str, ...]] = {
+    "ge": ("gt", "lt", "le"), "gt": ("ge", "le", "lt"), "le": ("lt", "gt", "ge"), "lt": ("le", "ge", "gt"),
+    "add": ("sub",), "sub": ("add",), "rsub": ("add",), "mul": ("div",), "div": ("mul",), "amax": ("amin",),
+    "amin": ("amax",), "maximum": ("minimum",), "minimum": ("maximum",), "tril": ("triu",), "triu": ("tril",),
+    "eq": ("ne",), "ne": ("eq",),
+}  # fmt: skip
+SIGNS = {
+    "add": "+", "sub": "-", "rsub": "-", "mul": "*", "div": "/", "ge": ">=", "gt": ">", "le": "<=", "lt": "<",
+    "eq": "==", "ne": "!=",
+}  # fmt: skip
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp, "log": torch.log, "sin": torch.sin, "cos": torch.cos, "tanh": torch.tanh, "sqrt": torch.sqrt,
     "rsqrt": torch.rsqrt, "reciprocal": torch.reciprocal, "abs": torch.abs, "sign": torch.sign, "neg": torch.neg,
@@ -82,11 +87,13 @@ def passing(position: int) -> StepChange:
 
 def other_operations(step: Step) -> Iterator[tuple[str, str, StepChange]]:
     """Kind, words, and the change, of another operation in the place of this one."""
-    bare, overload = step.name, str(step.function).rsplit(".", 1)[-1]
-    if bare in OTHERS and overload in OTHERS[bare]:
-        other = OTHERS[bare][overload]
-        words = f"the comparison {other.overloadpacket.__name__} stands in place of {bare}"
-        yield "another operand", words, lambda s, flat: [other(*flat)]
+    bare = step.name
+    for other in OTHERS.get(bare, ()):
+        words = f"{SIGNS.get(other, other)} is used instead of {SIGNS.get(bare, bare)}"
+        yield "another operand", words, lambda s, flat, other=other: [getattr(aten, other)(*flat)]
+    if bare == "where" and len(step.arguments) == 3:
+        words = "the two values of where are exchanged (or its condition is inverted)"
+        yield "another operand", words, lambda s, flat: s.call([flat[0], flat[2], flat[1]])
     if bare in UNARY:
         for name, function in UNARY.items():
             if name != bare:

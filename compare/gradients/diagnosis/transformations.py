@@ -103,6 +103,7 @@ def moves(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformation]:
             if shape[d] > abs(s):
                 words = f"rotated by {s:+d} along its {names[d]} (torch.roll)"
                 yield Transformation("shifted", words, lambda t, d=d, s=s: t.roll(s, d))
+            if shape[d] > abs(s) + 1:  # two or more elements are left
                 words = f"shifted by {s:+d} along its {names[d]}, with zeros at the end that is left free"
                 yield Transformation("shifted", words, lambda t, d=d, s=s: shift(t, d, s))
         if shape[d] > 2:

@@ -236,4 +236,32 @@ CORRECTIONS = (
         True,
         "2 is the stride",
     ),
+    Correction(
+        "log-softmax, formula of softmax",
+        r"is taken to be that of a softmax",
+        "named",
+        True,
+        "says what the mistake is",
+    ),
+    Correction(
+        "angle of a vector, gradients exchanged",
+        r"equals the gradient of x",
+        "named",
+        True,
+        "each gradient is said to be the other one",
+    ),
+    Correction(
+        "layer with a bias, wrong index of needs_input_grad",
+        r"None where only x and bias want one",
+        "named",
+        True,
+        "says when the gradient is None: where weight wants none",
+    ),
+    Correction(
+        "sums that start anew, one step too early",
+        r"the indices in start are rotated by \+1",
+        "named",
+        True,
+        "start rotated by one step stops the carry one step too early",
+    ),
 )

@@ -1,8 +1,8 @@
 """Score of the diagnosis on the unseen Functions.
 
 ``python -m tests.compare.gallery.unseen.score first_half`` prints the findings for each wrong Function, and two
-judgements: is the mistake named, and is it located. Other words than those expected may be right too, so
-read the statements.
+judgements: is the mistake named, and is it located; then the seconds of wrong and right Functions. Other
+words than those expected may be right too, so read the statements.
 """
 
 from __future__ import annotations
@@ -88,9 +88,11 @@ def main(half: str) -> None:
     counts: Counter[str] = Counter()
     kinds: dict[str, Counter[str]] = {}
     wrongs, rights = wrong_functions(half), right_cases(half)
+    seconds: dict[str, list[float]] = {"wrong": [], "right": []}
     for wrong in wrongs:
         start = time.process_time()
         result = compare(wrong.case)
+        seconds["wrong"].append(time.process_time() - start)
         automatic, (judgement, reason) = judge(wrong, result), corrected(wrong, result)
         counts[f"automatic: {automatic.named}"] += 1
         counts["automatic: located"] += automatic.located
@@ -100,7 +102,7 @@ def main(half: str) -> None:
         for kind in {finding.kind for finding in result.findings}:
             kinds.setdefault(kind, Counter()).update([judgement.named])
         place = "located" if judgement.located else "not located"
-        print(f"\n{wrong.case.name}: {judgement.named}, {place} ({time.process_time() - start:.1f} s)")
+        print(f"\n{wrong.case.name}: {judgement.named}, {place} ({seconds['wrong'][-1]:.1f} s)")
         if reason:
             print(f"  corrected from {automatic.named}, {'' if automatic.located else 'not '}located: {reason}")
         print(f"  is: {wrong.named}")
@@ -109,13 +111,20 @@ def main(half: str) -> None:
             print(*(f"      {line}" for line in str(finding.evidence or "").splitlines()), sep="\n")
     print()
     for case in rights:
-        if findings := compare(case).findings:
+        start = time.process_time()
+        findings = compare(case).findings
+        seconds["right"].append(time.process_time() - start)
+        if findings:
             counts["right ones accused"] += 1
             print(f"ACCUSED {case.name}: {findings}")
     print(f"\n{half}: {len(wrongs)} wrong, {len(rights)} right")
     print(f"  found wrong {counts['found wrong']}, right ones accused {counts['right ones accused']}")
     for key in ("named", "located", "unknown", "wrongly named"):
         print(f"  {key:15} {counts[key]:3}   before corrections {counts[f'automatic: {key}']:3}")
+    for group, values in seconds.items():
+        values.sort()
+        places = (("median", len(values) // 2), ("90 %", len(values) * 9 // 10), ("worst", len(values) - 1))
+        print(f"  seconds, {group}: " + ", ".join(f"{word} {values[n]:.1f}" for word, n in places))
     for kind, judgements in sorted(kinds.items()):
         print(f"  {kind:45} {dict(judgements)}")
 
