@@ -44,8 +44,8 @@ def angles(x, frequency):
     return torch.arange(x.shape[1], dtype=x.dtype)[:, None] * frequency
 
 
-def rotate(even, odd, angle):
-    return even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()
+def rotate(first, second, angle):
+    return first * angle.cos() - second * angle.sin(), first * angle.sin() + second * angle.cos()
 
 
 def rotated(x, frequency):
@@ -54,8 +54,8 @@ def rotated(x, frequency):
 
 def rotated_backward(g, x, frequency, *, halves=False):
     angle = angles(x, frequency)
-    even, odd = rotate(x[..., 0::2], x[..., 1::2], angle)
-    grad_angle = g[..., 1::2] * even - g[..., 0::2] * odd
+    first, second = rotate(x[..., 0::2], x[..., 1::2], angle)
+    grad_angle = g[..., 1::2] * first - g[..., 0::2] * second
     grad_frequency = (grad_angle * torch.arange(x.shape[1], dtype=x.dtype)[:, None]).sum((0, 1))
     if halves:
         return torch.cat(rotate(*g.chunk(2, -1), -angle), -1), grad_frequency
@@ -71,11 +71,10 @@ def retention(q, k, v):
     return (q @ k.mT * decays(q)) @ v
 
 
-def retention_backward(g, q, k, v, *, decayed=True, key_scale=1.0):
+def retention_backward(g, q, k, v, *, later=False, key_scale=1.0):
     factors = decays(q)
-    along = g @ v.mT
-    along = along * factors if decayed else along.tril() / q.shape[1] ** 0.5
-    return along @ k, along.mT @ q * key_scale, (q @ k.mT * factors).mT @ g
+    along = g @ v.mT * factors
+    return along @ k, along.mT @ q * key_scale, (q @ k.mT).mT * (factors if later else factors.mT) @ g
 
 
 OPERATIONS = [
@@ -106,7 +105,12 @@ OPERATIONS = [
                 lambda g, *inputs: slots_backward(g, *inputs, dim=0),
                 named="the sum in the derivative of the softmax runs over the keys instead of the slots",
                 kinds=("wrong sum", "another operand", "summed over the batch"),
-                named_words=(r"\bsum", r"dim(ension)? ?[01]\b", r"softmax", r"across|between (rows|examples)"),
+                named_words=(
+                    r"\bsum(med|s)?\b.*(over|dim|across)",
+                    r"dim(ension)? ?[01]\b",
+                    r"softmax",
+                    r"between (rows|examples)",
+                ),
                 located=(r"gradient of q|\bq and k\b", r"\bk\b"),
             ),
         ),
@@ -134,12 +138,17 @@ OPERATIONS = [
         retention_backward,
         (
             Mistake(
-                "retention, decay left out",
-                lambda g, *inputs: retention_backward(g, *inputs, decayed=False),
-                named="the gradients of q and k use the causal mask without the powers of the decay 0.8",
-                kinds=("step left out", "another operand", "factor of one term"),
-                named_words=(r"\bmul\b", r"left out", r"decay|\bpow", r"\b(0\.8|1\.25)\b"),
-                located=(r"gradient of q|\bq and k\b", r"\bk\b"),
+                "retention, decay in the other direction",
+                lambda g, *inputs: retention_backward(g, *inputs, later=True),
+                named="the gradient of v multiplies by the matrix of decays instead of its transpose",
+                kinds=("transposed", "not transposed", "another operand", "missing term"),
+                named_words=(
+                    r"transpos",
+                    r"exchang",
+                    r"decay|\btril\b",
+                    r"other (steps|places)|(earlier|later) (steps|rows)",
+                ),
+                located=(r"gradient of v",),
             ),
             Mistake(
                 "retention, scale of the keys",

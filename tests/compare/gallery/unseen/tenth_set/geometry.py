@@ -61,14 +61,6 @@ OPERATIONS = [
         lambda g, p, q: (hamilton(g, conjugate(q)), hamilton(conjugate(p), g)),
         (
             Mistake(
-                "product of quaternions, not conjugated",
-                lambda g, p, q: (hamilton(g, q), hamilton(conjugate(p), g)),
-                named="the gradient of p is the product of g with q instead of its conjugate",
-                kinds=("not transposed", "transposed", "conjugated", "another operand", "factor of one term"),
-                named_words=(r"conj", r"transpos", r"\bsign\b|[-−]1\b|negat", r"-q\b"),
-                located=(r"gradient of p",),
-            ),
-            Mistake(
                 "product of quaternions, order of the factors",
                 lambda g, p, q: (hamilton(g, conjugate(q)), hamilton(g, conjugate(p))),
                 named="the gradient of q has the factors in the other order: g times the conjugate of p",

@@ -1,4 +1,4 @@
-"""Losses: angular margin, logarithmic depth, class centres, clipped policy ratio, angles around a mean."""
+"""Losses: powers of probabilities, logarithmic depth, class centres, clipped policy ratio, angles around a mean."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import torch
 
 from tests.compare.gallery.unseen.operation import Formulas, Mistake, wrong_and_right_formulas
 
-MARGIN, SCALE = 0.5, 4.0
+POWER = 0.7
 VARIANCE_SHARE = 0.6
 CLIP = 0.2
 LABELS = torch.tensor([2, 0, 3, 1, 2, 2])
 
 
-def is_label(cosine, labels):
-    return labels[:, None] == torch.arange(cosine.shape[1])
+def power_loss(logits, labels):
+    return (1 - logits.softmax(1).gather(1, labels[:, None])[:, 0] ** POWER) / POWER
 
 
-def margins(cosine, labels):
-    return SCALE * torch.where(is_label(cosine, labels), (cosine.acos() + MARGIN).cos(), cosine)
-
-
-def margins_backward(g, cosine, labels):
-    angle = cosine.acos()
-    slope = (angle + MARGIN).sin() / angle.sin()
-    return SCALE * g * torch.where(is_label(cosine, labels), slope, torch.ones_like(slope)), None
+def power_loss_backward(g, logits, labels, *, powered=True):
+    p = logits.softmax(1)
+    of_label = p.gather(1, labels[:, None])
+    one_hot = torch.zeros_like(p).scatter(1, labels[:, None], 1)
+    return g[:, None] * (of_label**POWER if powered else 1) * (p - one_hot), None
 
 
 def depth(a, b):
@@ -58,7 +55,7 @@ def clipped_policy_backward(g, log_p, old_log_p, advantage, *, smaller=True):
     ratio = (log_p - old_log_p).exp()
     bounded = ratio.clamp(1 - CLIP, 1 + CLIP)
     share = 0.5 + 0.5 * (bounded * advantage - ratio * advantage).sign()  # of the unclipped product; 1/2 if equal
-    inside = ratio == bounded
+    inside = (ratio > 1 - CLIP) & (ratio < 1 + CLIP)
     grad = -g * ratio * advantage * (share + (1 - share) * inside if smaller else inside)
     return grad, -grad, -g * (share * ratio + (1 - share) * bounded)
 
@@ -75,21 +72,26 @@ def around_mean_backward(g, x, mean, concentration, *, order_1=torch.special.i1)
 
 OPERATIONS = [
     Formulas(
-        "angular margin",
-        margins,
-        lambda: {"cosine": 1.8 * torch.rand(6, 4) - 0.9, "labels": LABELS},
-        margins_backward,
+        "power of probabilities",
+        power_loss,
+        lambda: {"logits": torch.randn(6, 4), "labels": LABELS},
+        power_loss_backward,
         (
             Mistake(
-                "angular margin, as if it were a constant",
-                lambda g, cosine, labels: (SCALE * g, None),
-                named="the derivative at the label is 4, as without the margin, not 4 sin(angle + 0.5) / sin(angle)",
-                kinds=("only at some indices", "only for some values", "step left out", "factor by element"),
-                named_words=(r"\blabels?\b", r"\badd\b", r"\bacos\b|\bcos\b", r"\bwhere\b"),
-                located=(r"gradient of cosine", r"\blabels?\b|add|cos\b|where"),
+                "power of probabilities, formula of cross-entropy",
+                lambda g, logits, labels: power_loss_backward(g, logits, labels, powered=False),
+                named="the gradient is that of cross-entropy: it lacks the label's probability to the power of 0.7",
+                kinds=("factor by element", "step left out", "another operand"),
+                named_words=(
+                    r"factor of its own",
+                    r"\bpow",
+                    r"cross.entropy|\blog",
+                    r"another derivative",
+                    r"\b0\.7\b",
+                ),
+                located=(r"gradient of logits",),
             ),
         ),
-        options={"whole_numbers": False},
     ),
     Formulas(
         "logarithmic depth",

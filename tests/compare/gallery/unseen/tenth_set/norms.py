@@ -1,4 +1,4 @@
-"""Normalizations: the statistics of another sequence, batch norm of images."""
+"""Normalizations: the statistics of another sequence, batch norm of images, the likelihood of scaled channels."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def of_images_backward(g, x, gain, bias, *, count=None):
     return (scaled - of_mean - y * of_deviation) / deviation, (g * y).sum(OF_CHANNELS), g.sum(OF_CHANNELS)
 
 
+def channel_likelihood(x, scale, bias):
+    y = scale[:, None] * (x + bias[:, None])
+    return (y * y).sum((1, 2)) / 2 - x.shape[2] * scale.abs().log().sum()
+
+
+def channel_likelihood_backward(g, x, scale, bias, *, steps=None):
+    shifted = x + bias[:, None]
+    grad_y = g[:, None, None] * scale[:, None] * shifted
+    grad_x = grad_y * scale[:, None]
+    grad_scale = (grad_y * shifted).sum((0, 2)) - g.sum() * (x.shape[2] if steps is None else steps) / scale
+    return grad_x, grad_scale, grad_x.sum((0, 2))
+
+
 OPERATIONS = [
     Formulas(
         "statistics of another sequence",
@@ -74,8 +87,25 @@ OPERATIONS = [
                 lambda g, x, gain, bias: of_images_backward(g, x, gain, bias, count=len(x)),
                 named="the sums over images and pixels are divided by the 3 images instead of the 30 elements",
                 kinds=("factor of one term", "wrong sum", "another operand"),
-                named_words=(r"\b(10|30|3|0\.1)\b.*(times|factor|divid|size|mean|term)", r"\bmean\b", r"\b10\b"),
+                named_words=(r"\b(10|30)(\.0+)?\b|\b0\.1\b|1/10", r"(sum|mean).*(too few|dim)"),
                 located=(r"gradient of x",),
+            ),
+        ),
+        options={"whole_numbers": False},
+    ),
+    Formulas(
+        "likelihood of scaled channels",
+        channel_likelihood,
+        lambda: {"x": torch.randn(2, 4, 5), "scale": 0.5 + torch.rand(4), "bias": torch.randn(4)},
+        channel_likelihood_backward,
+        (
+            Mistake(
+                "likelihood of scaled channels, log-determinant of one step",
+                lambda g, *inputs: channel_likelihood_backward(g, *inputs, steps=1),
+                named="the term of the log-determinant lacks the factor 5, the number of steps",
+                kinds=("factor of one term",),
+                named_words=(r"\b0\.2\b", r"1/5", r"\b5\b.*(term|size|steps)", r"(term|size|dimension).*\b5\b"),
+                located=(r"gradient of scale",),
             ),
         ),
         options={"whole_numbers": False},
