@@ -21,6 +21,7 @@ from tests.compare.gallery.unseen.score import corrected, modules, right_cases, 
 
 SETS = ("first_half", "second_half", "third_set", "fourth_set")
 MEASURED = ("fifth_set", "sixth_set", "seventh_set", "eighth_set", "ninth_set")
+NOT_YET_MEASURED = ("tenth_set",)  # its answers are written, and the diagnosis was not tried on it
 MODULES = [module for each in SETS for module in modules(each)]
 
 # One of each kind of mistake that the sets made the diagnosis name.
@@ -103,7 +104,7 @@ def test_the_sets_have_different_functions():
         assert [wrong.case.name for wrong in wrong_functions(half)] == [case.name for case in right_cases(half)]
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", MEASURED + NOT_YET_MEASURED)
 def test_every_expected_answer_is_complete(name: str):
     wrongs = wrong_functions(name)
     assert len({wrong.case.name for wrong in wrongs}) == len(wrongs) == 40

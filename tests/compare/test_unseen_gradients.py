@@ -17,7 +17,7 @@ from compare import Case
 from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import right_cases, wrong_functions
 
-SETS = ("seventh_set", "eighth_set", "ninth_set")
+SETS = ("seventh_set", "eighth_set", "ninth_set", "tenth_set")
 ROUNDING = 1e-12  # of the largest element; the sums have fewer than 100 terms of similar size
 DISTINCT = 1e-9  # the least error of a wrong gradient: one computed in float32
 
