@@ -1,16 +1,15 @@
 """Comparison of one model over several seeds, and the limits that its gradients must keep.
 
-The float32 limit is on the ratio of two medians over the seeds: the median error of ours and that of native. Flips in
-ours and in native are independent events. If one side flips in a seed and the other does not, the ratio of that seed
-is in the hundreds or the hundredths, so a median of ratios would show which side was lucky. A side's own median shows
-what that side usually does. The median of ratios is reported beside it. Flips hide a small fault, so rounding alone
-has a limit of its own.
+In float32 a flip moves a gradient more than all rounding does. So two things have a limit: the error from rounding
+alone, as a ratio of the medians over the seeds, and the number of flips. Errors with flips are shown and have no
+limit: with one flip in a seed or none, the ratio of two medians is chance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 from statistics import median
 from typing import Any
 
@@ -28,7 +27,8 @@ from compare.models.training_step import StepBenchmark, benchmark_training_step
 from compare.random_state import random_devices
 
 FLOAT64_LIMIT = 1e-9  # distance over the norm of the whole gradient: rounding is 1e-14, a wrong formula 1e-3 or more
-FLOAT32_LIMIT = 2.0  # ratio to native's error: the same sums in another order are as good
+FLOAT32_LIMIT = 2.0  # ratio to native's error, and to its flips: the same sums in another order are as good
+MIN_PROBABILITY = 0.01  # of as many flips, if ours flips FLOAT32_LIMIT times as often as native
 NEGLIGIBLE_NORM = (
     1e-9  # fraction of the whole norm: such a gradient, as a bias's before a batch norm, is 0 but for rounding
 )
@@ -72,6 +72,25 @@ class LimitCheck:
 
 
 @dataclass(frozen=True)
+class FlipCheck(LimitCheck):
+    """Flips over all seeds, ``ours`` and ``native``, whose rates may have the ratio ``limit``.
+
+    At that ratio, ours has a binomial number of the flips on both sides, with probability limit / (limit + 1)."""
+
+    @property
+    def is_within_limit(self) -> bool:
+        assert self.native is not None
+        ours, n, p = round(self.ours), round(self.ours + self.native), self.limit / (self.limit + 1)
+        return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(ours, n + 1)) >= MIN_PROBABILITY
+
+    def __str__(self) -> str:
+        return (
+            f"{self.measure}: {self.ours:.0f} of ours and {self.native:.0f} of native; so many have a probability "
+            f"below {MIN_PROBABILITY:.0%} even if ours flips {self.limit:g} times as often"
+        )
+
+
+@dataclass(frozen=True)
 class ModelComparison:
     """Result of comparing one model.
 
@@ -93,16 +112,15 @@ class ModelComparison:
 
     @property
     def limit_checks(self) -> list[LimitCheck]:
-        """Checks of the whole gradient: float64, float32 with flips, float32 rounding only."""
+        """Checks of the whole gradient in float64, in float32 from rounding only, and of the flips."""
         float64_error = max((errors.float64_error for errors in self.seeds), key=_nan_last)
-        checks = [LimitCheck("float64", float64_error, None, None, FLOAT64_LIMIT)]
-        for measure, attribute in (("float32, with flips", "total"), ("float32, rounding only", "total_rounding")):
-            ours, native = (
-                [getattr(errors, attribute) for errors in self.float32_errors(side)] for side in ("ours", "native")
-            )
-            median_of_ratios = median(_ratio(a, b) for a, b in zip(ours, native, strict=True))
-            checks.append(LimitCheck(measure, median(ours), median(native), median_of_ratios, FLOAT32_LIMIT))
-        return checks
+        ours, native = ([e.total_rounding for e in self.float32_errors(side)] for side in ("ours", "native"))
+        of_ratios = median(_ratio(a, b) for a, b in zip(ours, native, strict=True))
+        return [
+            LimitCheck("float64", float64_error, None, None, FLOAT64_LIMIT),
+            LimitCheck("float32, rounding only", median(ours), median(native), of_ratios, FLOAT32_LIMIT),
+            FlipCheck("flips", self.num_flips("ours"), self.num_flips("native"), None, FLOAT32_LIMIT),
+        ]
 
     @property
     def failures(self) -> list[str]:

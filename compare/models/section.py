@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from compare.models.comparison import FLOAT32_LIMIT, FLOAT64_LIMIT, NEGLIGIBLE_NORM, ModelComparison
+from compare.models.comparison import FLOAT32_LIMIT, FLOAT64_LIMIT, MIN_PROBABILITY, NEGLIGIBLE_NORM, ModelComparison
 from compare.models.plots import error_by_depth
 from compare.sections import Cell, Picture, Section, Table
 from compare.speed.memory import JSON_KEYS as MEMORY_JSON_KEYS
@@ -39,9 +39,10 @@ def section(results: Sequence[ModelComparison]) -> Section:
         "flip. One flip moves a gradient more than all rounding errors do. The error from rounding only is measured "
         "against a float64 run that is forced to the same signs and pooling indices.",
         f"Limits: in float64 ours may differ from native by {FLOAT64_LIMIT:g} of the norm. In float32 the median "
-        f"error of ours over the seeds may be {FLOAT32_LIMIT:g} times native's, both with flips and from rounding "
-        "only. Flips of ours and of native are independent events, and in one seed only one side may have any; so "
-        "the median of the seeds' ratios is shown, but not judged.",
+        f"error of ours from rounding only may be {FLOAT32_LIMIT:g} times native's, and ours may flip "
+        f"{FLOAT32_LIMIT:g} times as often as native: a number of flips exceeds the limit if it has a probability "
+        f"below {MIN_PROBABILITY:.0%} at that rate. Errors with flips have no limit: in one seed only one side may "
+        "have any.",
         *map(_conversion, results),
     ]
     parts: list[Table | Picture] = [_limit_checks(results), _steps(results), _seeds(results)]
@@ -68,8 +69,8 @@ def _limit_checks(results: Sequence[ModelComparison]) -> Table:
             rows.append((result.name, check.measure, check.ours, check.native, check.ratio, check.median_of_ratios,
                          check.limit, check.is_within_limit))  # fmt: skip
     columns = ("model", "error", "ours", "native", "ours / native", "median of ratios", "limit", "within limit")
-    note = "float64: the largest difference of ours from native. float32: medians over the seeds."
-    return Table("Errors of the whole gradient", columns, rows, note, failed)
+    note = "float64: the largest difference of ours from native. float32: medians over the seeds. Flips: all seeds."
+    return Table("Errors of the whole gradient, and flips", columns, rows, note, failed)
 
 
 def _steps(results: Sequence[ModelComparison]) -> Table:
