@@ -49,8 +49,9 @@ platform.libc_ver = lambda *_: ("", "")
 sys.platform, platform.machine = "win32", lambda: "AMD64"
 
 import manualgrad as mg
+LLVM = tuple("manualgrad.cpu." + name for name in ("ir.", "kernels.", "compilation", "emitter_key"))  # in its terms
 for module in pkgutil.walk_packages(mg.__path__, "manualgrad."):
-    if not module.name.startswith(("manualgrad.cpu.ir.", "manualgrad.cpu.kernels.")):  # written in LLVM's terms
+    if not module.name.startswith(LLVM):
         importlib.import_module(module.name)
 
 from manualgrad import kernels

@@ -284,7 +284,7 @@ def test_frozen_weight_stays_and_shared_weight_has_both_gradients(dataset, engin
     run.model.conv0.requires_grad_(False)
     before = run.model.conv0.weight.clone()
     run.model.dense4 = run.model.dense3
-    x, labels = next(run.batches)
+    x, labels = run.batches.batch(0)
     run.compute_gradients(x, labels, len(labels))
     assert run.model.conv0.weight.grad is None and torch.equal(run.model.conv0.weight, before)
     model = run.model.double()
