@@ -76,13 +76,17 @@ class Comparison:
             more = f" and {others} more variant{'s' * (others > 1)}" if others else ""
             sentences.append(f"Not compared in {skipped[0]}{more}: {message}")
         # Half types round so coarsely that many elements are near a kink: that says little about the function.
-        for row in self.rows:
-            plain = Variant(row.variant.dtype, device=row.variant.device)
-            if row.at_kinks and row.variant == plain and row.variant.dtype in (torch.float64, torch.float32):
-                sentences.append(
-                    f"{row.quantity}, {row.variant}: {row.at_kinks:,} of {row.size:,} elements are at a kink, where "
-                    "rounding decides; their tolerance is the jump there."
-                )
+        at_kinks = [
+            f"{row.at_kinks:,} of {row.size:,} of {row.quantity} in {row.variant}"
+            for row in self.rows
+            if row.at_kinks and row.variant.dtype in (torch.float64, torch.float32)
+            and row.variant == Variant(row.variant.dtype, device=row.variant.device)
+        ]  # fmt: skip
+        if at_kinks:
+            sentences.append(
+                "Elements at a kink, where rounding decides, have the jump there as their tolerance: "
+                f"{', '.join(at_kinks)}."
+            )
         return sentences
 
     def __str__(self) -> str:

@@ -381,6 +381,19 @@ def test_a_wrong_gradient_is_found_in_a_loop_over_different_shapes():
     assert {finding.quantity for finding in compare.compare(case).findings} == {"gradient of x"}
 
 
+def test_elements_at_kinks_are_told_once():
+    near_zero = torch.tensor([0.5, -1.0, 2.0])
+
+    def native(x, scale):
+        return ((x - near_zero.to(x)).relu() * scale).sum()
+
+    inputs = {"x": near_zero + torch.tensor([3e-8, 1.0, -1.0]), "scale": torch.ones(())}
+    comparison = compare.compare(compare.Case("hinge", native, native, lambda: inputs, kinks=True))
+    (sentence,) = comparison.unchecked()
+    assert sentence.startswith("Elements at a kink, where rounding decides")
+    assert "1 of 3 of gradient of x in float32, 1 of 1 of gradient of scale in float32" in sentence
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
