@@ -14,6 +14,7 @@ from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths, Path
+from compare.gradients.diagnosis.option_words import changed_option, option_names
 from compare.gradients.diagnosis.substitutes import other_indices, other_numbers, recorded, with_number, with_tensor
 from compare.gradients.diagnosis.transformations import transformations
 
@@ -38,14 +39,16 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
             wrong = "the wrong operand: " if kind == "another operand" else ""
             statement = f"in the derivative through {path.words}, {wrong}{words}"
             yield kind, statement, NativeChange(site, position, changed.at_operand(other, lookup))
+    options = option_names(path.call.args, path.call.kwargs)
     for number, value in enumerate(flat):
         if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype is not torch.bool:
             for words, lookup in other_indices(value):
                 change = NativeChange(site, position, with_tensor(number, lookup))
                 yield "permuted", f"in the derivative through {path.words}, {words}", change
         for instead in other_numbers(value, path.call.result.dim()):
-            statement = f"in the derivative through {path.words}, {instead} is used instead of {value}"
-            yield "another operand", statement, NativeChange(site, position, with_number(number, instead))
+            kind, words = changed_option(options.get(number, ""), value, instead, path.call.operation)
+            statement = f"in the derivative through {path.words}, {words}"
+            yield kind, statement, NativeChange(site, position, with_number(number, instead))
 
     if path.call.operation in changed.SLOPES:
         for key in search.candidates(path.call.result):

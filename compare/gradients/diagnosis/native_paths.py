@@ -45,6 +45,7 @@ class Path:
     call: Call
     position: int
     words: str
+    argument: str  # "first argument (x)"; "" if there is no other
     part: Tensor | None = None  # of the gradient, through this argument
     names: dict[int, str] = field(default_factory=dict)
 
@@ -81,20 +82,24 @@ class NativePaths:
             for position, tensor in call.tensors:
                 if not tensor.requires_grad or (call.site, position) in paths:
                     continue
-                paths[call.site, position] = Path(call, position, self._words(call, position, flat))
+                paths[call.site, position] = Path(call, position, *self._words(call, position, flat))
         return list(paths.values())[::-1][: 2 * MAX_SITES]  # of equal explanations, that nearest to the output
 
-    def _words(self, call: Call, position: int, flat: list[Any]) -> str:
-        """The argument and the operation: "the first argument (x) of mul in line 4, `y = x * w`"."""
+    def _words(self, call: Call, position: int, flat: list[Any]) -> tuple[str, str]:
+        """The argument and the operation, then the argument: "the first argument (x) of mul in line 4, `y = x * w`".
+
+        The argument is "" if there is no other.
+        """
         operation = call.name.removeprefix("the result of ")
         positions = [n for n, _ in call.tensors]
         if len(positions) == 1:
-            return operation
+            return operation, ""
         name = self.names.get(id(flat[position]))
         if name and " in line" in operation:
             name = name.removesuffix(operation[operation.find(" in line") :])  # the same line is not told twice
         ordinal = ORDINALS[min(positions.index(position), len(ORDINALS) - 1)]
-        return f"the {ordinal} argument{f' ({name})' if name else ''} of {operation}"
+        argument = f"{ordinal} argument{f' ({name})' if name else ''}"
+        return f"the {argument} of {operation}", argument
 
     def gradient(self, change: NativeChange) -> Tensor | None:
         if self.is_spent():
