@@ -46,7 +46,7 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
                 change = NativeChange(site, position, with_tensor(number, lookup))
                 yield "permuted", f"in the derivative through {path.words}, {words}", change
         for instead in other_numbers(value, path.call.result.dim()):
-            kind, words = changed_option(options.get(number, ""), value, instead, path.call.operation)
+            kind, words = changed_option(options.get(number, ""), value, instead, "")
             statement = f"in the derivative through {path.words}, {words}"
             yield kind, statement, NativeChange(site, position, with_number(number, instead))
 

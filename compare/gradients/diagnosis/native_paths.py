@@ -24,6 +24,7 @@ from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
 MAX_CALLS = 20_000  # of native's operations, for one case: four seconds; large ones count several times
+COST_OF_A_PART = 2  # operations that take as long as the backward of one part of a gradient, beside the call
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -137,7 +138,7 @@ class NativePaths:
             return 1.0
         if self.is_spent():
             return None
-        self.probe.native_calls += path.call.cost
+        self.probe.native_calls += COST_OF_A_PART + path.call.cost
         part = self.recording.derivative(path.call, change)
         if part is None:
             return None

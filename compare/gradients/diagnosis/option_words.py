@@ -29,21 +29,22 @@ def changed_option(option: str, value: Any, instead: Any, operation: str) -> tup
 
     Args:
         option: name of the argument; "" if it is unknown.
-        operation: name of the operation, or its name and line.
+        operation: its name; "" if the sentence has it already.
     """
+    where = f" in {operation}" if operation else ""
     if isinstance(value, bool) and option in TRANSPOSES:
         if value:
             return (
                 "not transposed",
-                f"the matrix is not transposed in {operation} ({option} is False instead of True)",
+                f"the matrix is not transposed{where} ({option} is False instead of True)",
             )
-        return "transposed", f"the matrix is transposed in {operation}, and should not be ({option} is True)"
+        return "transposed", f"the matrix is transposed{where}, and should not be ({option} is True)"
     if isinstance(value, bool) and option in USED:
         used, right = USED[option][:: 1 if instead else -1]
-        return "another operand", f"{used} is used instead of {right} in {operation} ({option} is {instead})"
+        return "another operand", f"{used} is used instead of {right}{where} ({option} is {instead})"
     if isinstance(value, bool) and option:
-        return "another operand", f"{option} is {instead} instead of {value} in {operation}"
-    return "another operand", f"{show(instead)} is used instead of {show(value)} in {operation}"
+        return "another operand", f"{option} is {instead} instead of {value}{where}"
+    return "another operand", f"{show(instead)} is used instead of {show(value)}{where}"
 
 
 def option_names(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, str]:
