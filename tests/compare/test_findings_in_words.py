@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,10 +33,27 @@ def scaled_mean_backward(g: Tensor, x: Tensor) -> Tensor:
     return (g - g.sum(1, keepdim=True) - y * (g * y).sum(1, keepdim=True)) / deviation
 
 
+def neighbours(a: Tensor) -> Tensor:
+    return torch.stack([a[t].sin() * a[t + 1] for t in range(4)])
+
+
+def neighbours_backward(g: Tensor, a: Tensor) -> Tensor:
+    """The derivative of the sine is multiplied by the same row instead of the next one."""
+    grad = torch.zeros_like(a)
+    for t in range(4):
+        grad[t] += g[t] * a[t].cos() * a[t]
+        grad[t + 1] += g[t] * a[t].sin()
+    return grad
+
+
+INSTEAD = (
+    "`a[t]` is used instead of `a[t + 1]`" if sys.version_info >= (3, 11) else "is used instead of another one there"
+)
 CASES: list[tuple[Any, ...]] = [
     (shrunk, lambda: {"z": torch.randn(4, 3, dtype=torch.complex64)},
      lambda g, z: g * (1 - z.abs().mean() / z.abs()), "missing term", "derivative of abs in line"),
     (scaled_mean, lambda: {"x": torch.randn(4, 7)}, scaled_mean_backward, "factor of one term", "are both 7 times"),
+    (neighbours, lambda: {"a": torch.randn(5, 3)}, neighbours_backward, "another operand", INSTEAD),
 ]  # fmt: skip
 
 

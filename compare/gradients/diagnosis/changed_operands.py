@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths, Path
 from compare.gradients.diagnosis.option_words import changed_option, option_names
+from compare.gradients.diagnosis.source_text import source_text
 from compare.gradients.diagnosis.substitutes import other_indices, other_numbers, recorded, with_number, with_tensor
 from compare.gradients.diagnosis.transformations import transformations
 
@@ -83,9 +85,10 @@ def _values(
         for t in transformations(tensor.shape):
             if t.kind in ("transposed", "flipped", "shifted"):
                 yield t.kind, f"{name} is {t.description}", lambda c, t=t: t.apply(own(c)).contiguous()
+    own_site = _site_of(search, call, tensor, name)
     for key in search.candidates(tensor):
         words = key[1] if key[0] == "input" else search.site_name(key)
-        if words == name:
+        if words == name and own_site in (key, None):
             offsets: tuple[int, ...] = (-1, 1) if len(search.records[key]) > 1 else ()
         else:
             offsets = (0, -1, 1) if len(search.records[key]) > 1 else (0,)
@@ -98,7 +101,27 @@ def _values(
                 step = "first" if steps == [0] else "last"
                 yield "missing term", f"the contribution of the {step} step of the loop is missing", lookup
                 continue
-            yield "another operand", f"{words}{when} is used instead of {name}", lookup
+            yield "another operand", _told_apart(key, when, words, own_site, name), lookup
+
+
+def _site_of(search: NativePaths, call: Call, tensor: Tensor, name: str) -> Any:
+    """Site of the call of this name whose result the tensor is; None without one."""
+    own = (c for c in search.calls[: call.number] if c.name == name and c.result.data_ptr() == tensor.data_ptr())
+    return next((c.site for c in own), None)
+
+
+def _told_apart(key: Any, when: str, words: str, own: Any, name: str) -> str:
+    """ "b is used instead of a", with the source text of both if they have the same words."""
+    if words + when == name != words:
+        return f"{name} is used instead of that of another step"
+    if words != name:
+        return f"{words}{when} is used instead of {name}"
+    texts = [] if own is None or key[0] == "input" else [source_text(site[0]) for site in (key, own)]
+    same = " (of this step)" if when and key == own else ""
+    if texts and all(texts):
+        line = name.removeprefix("the result of ")
+        return f"`{texts[0]}`{when} is used instead of `{texts[1]}`{same}, in {line}"
+    return f"{words}{when} is used instead of {'that of this step' if same else 'another one there'}"
 
 
 def _changed_steps(
