@@ -43,6 +43,11 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
             if OUTPUT not in reported:
                 reported.add(OUTPUT)
                 message = f"{type(ours.error).__name__}: {ours.error}"
+                if _expects_no_none(runner, variant, incoming):
+                    statement = f"an exception is raised if {description.removesuffix(' alone')} alone is used: "
+                    statement += "the incoming gradient of an output that nothing uses is None (not materialized)"
+                    yield Finding("raises", "backward", statement, message)
+                    continue
                 yield Finding(KIND, "backward", f"an exception is raised for {description}", message)
             continue
         native = expected
@@ -70,6 +75,20 @@ def find_nonlinearity(runner: CaseRunner, variant: Variant, tolerances: dict[str
                 index = tuple(torch.nonzero(wrong)[0].tolist())
                 evidence = f"at {list(index)}: got {float(got[index]):.6g}, expected {float(wanted[index]):.6g}"
                 yield Finding(KIND, quantity, f"is wrong for {description}", evidence)
+
+
+def _expects_no_none(runner: CaseRunner, variant: Variant, incoming: Incoming) -> bool:
+    """True if backward raises for None, and does not for zeros in its place."""
+    has_none = False
+
+    def with_zeros(n: int, output: Tensor) -> Tensor:
+        nonlocal has_none
+        gradient = incoming(n, output)
+        has_none |= gradient is None
+        return torch.zeros_like(output) if gradient is None else gradient
+
+    run = run_variant(runner.case.ours, runner.oracles(variant).inputs, variant, runner.seed, with_zeros)
+    return has_none and run.error is None
 
 
 def _expected(

@@ -45,7 +45,7 @@ def test_options_of_an_operation_that_checks_none_are_not_changed():
     """PyTorch's batch norm in evaluation mode, but without statistics, ends the process."""
     arguments = [Ref(0), None, None, None, None, True, 0.1, 1e-5]
     step = Step(torch.ops.aten.native_batch_norm.default, arguments, None, [1, 2, 3], "batch_norm")
-    words = [words for words, _ in other_arguments(step, 3)]
+    words = [words for _, words, _ in other_arguments(step, 3)]
     assert words and all("instead of 0.1 " in text or "instead of 1e-05 " in text for text in words), words
 
 

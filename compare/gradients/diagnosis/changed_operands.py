@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths, Path
+from compare.gradients.diagnosis.option_words import changed_option, option_names
+from compare.gradients.diagnosis.source_text import source_text
 from compare.gradients.diagnosis.substitutes import other_indices, other_numbers, recorded, with_number, with_tensor
 from compare.gradients.diagnosis.transformations import transformations
 
@@ -38,14 +41,16 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
             wrong = "the wrong operand: " if kind == "another operand" else ""
             statement = f"in the derivative through {path.words}, {wrong}{words}"
             yield kind, statement, NativeChange(site, position, changed.at_operand(other, lookup))
+    options = option_names(path.call.args, path.call.kwargs)
     for number, value in enumerate(flat):
         if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype is not torch.bool:
             for words, lookup in other_indices(value):
                 change = NativeChange(site, position, with_tensor(number, lookup))
                 yield "permuted", f"in the derivative through {path.words}, {words}", change
         for instead in other_numbers(value, path.call.result.dim()):
-            statement = f"in the derivative through {path.words}, {instead} is used instead of {value}"
-            yield "another operand", statement, NativeChange(site, position, with_number(number, instead))
+            kind, words = changed_option(options.get(number, ""), value, instead, "")
+            statement = f"in the derivative through {path.words}, {words}"
+            yield kind, statement, NativeChange(site, position, with_number(number, instead))
 
     if path.call.operation in changed.SLOPES:
         for key in search.candidates(path.call.result):
@@ -80,9 +85,10 @@ def _values(
         for t in transformations(tensor.shape):
             if t.kind in ("transposed", "flipped", "shifted"):
                 yield t.kind, f"{name} is {t.description}", lambda c, t=t: t.apply(own(c)).contiguous()
+    own_site = _site_of(search, call, tensor, name)
     for key in search.candidates(tensor):
         words = key[1] if key[0] == "input" else search.site_name(key)
-        if words == name:
+        if words == name and own_site in (key, None):
             offsets: tuple[int, ...] = (-1, 1) if len(search.records[key]) > 1 else ()
         else:
             offsets = (0, -1, 1) if len(search.records[key]) > 1 else (0,)
@@ -95,7 +101,27 @@ def _values(
                 step = "first" if steps == [0] else "last"
                 yield "missing term", f"the contribution of the {step} step of the loop is missing", lookup
                 continue
-            yield "another operand", f"{words}{when} is used instead of {name}", lookup
+            yield "another operand", _told_apart(key, when, words, own_site, name), lookup
+
+
+def _site_of(search: NativePaths, call: Call, tensor: Tensor, name: str) -> Any:
+    """Site of the call of this name whose result the tensor is; None without one."""
+    own = (c for c in search.calls[: call.number] if c.name == name and c.result.data_ptr() == tensor.data_ptr())
+    return next((c.site for c in own), None)
+
+
+def _told_apart(key: Any, when: str, words: str, own: Any, name: str) -> str:
+    """ "b is used instead of a", with the source text of both if they have the same words."""
+    if words + when == name != words:
+        return f"{name} is used instead of that of another step"
+    if words != name:
+        return f"{words}{when} is used instead of {name}"
+    texts = [] if own is None or key[0] == "input" else [source_text(site[0]) for site in (key, own)]
+    same = " (of this step)" if when and key == own else ""
+    if texts and all(texts):
+        line = name.removeprefix("the result of ")
+        return f"`{texts[0]}`{when} is used instead of `{texts[1]}`{same}, in {line}"
+    return f"{words}{when} is used instead of {'that of this step' if same else 'another one there'}"
 
 
 def _changed_steps(

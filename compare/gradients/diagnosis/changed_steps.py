@@ -11,6 +11,7 @@ from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_paths import MAX_SITES, Hypothesis, NativePaths, Path
+from compare.gradients.diagnosis.option_words import option_names, show
 from compare.gradients.diagnosis.substitutes import argument_of, called_with, everywhere, other_indices, other_numbers
 
 MAX_INDICES = 8  # calls that return integers
@@ -38,7 +39,7 @@ def find_passed_through_alone(search: NativePaths) -> Iterator[Finding]:
     """The gradient of an operation's result passed to one argument, and none to the others."""
     yield from search.findings(
         Hypothesis(
-            "missing term", _passed_words(path) + ", and the others get none",
+            "missing term", _passed_words(path) + "; the other arguments get no gradient",
             NativeChange(path.call.site, path.position, changed.passed_through, alone=True),
         )
         for path in search.paths
@@ -50,6 +51,10 @@ def _passed_words(path: Path) -> str:
     if path.call.operation in MASKS:
         mask = f"the mask of {path.words} is ignored in backward"
         return f"{mask}: the gradient of all elements passes through it, also of those that it excludes"
+    if path.argument:
+        operation = path.call.name.removeprefix("the result of ")
+        passes = f"the gradient passes through it unchanged, to its {path.argument}"
+        return f"the derivative of {operation} is left out: {passes}"
     return f"the derivative of {path.words} is left out: the gradient passes through it unchanged"
 
 
@@ -70,13 +75,14 @@ def find_other_values(search: NativePaths) -> Iterator[Finding]:
                 statement = f"equals the gradient of the function without {operation}{name}"
                 yield Finding("step left out", search.mismatch.quantity, statement)
         flat, _ = tree_flatten((call.args, call.kwargs))
+        options = option_names(call.args, call.kwargs)
         for number, value in enumerate(flat):
             for instead in other_numbers(value, call.result.dim()):
                 change = NativeChange(call.site, number, changed.omitted, called_with(number, instead))
                 if search.explains(change):
-                    statement = (
-                        f"equals the gradient of the function with {instead} instead of {value} in {operation}"
-                    )
+                    option = f"{options[number]} = " if number in options and isinstance(value, (str, bool)) else ""
+                    statement = f"equals the gradient of the function with {option}{show(instead)}"
+                    statement += f" instead of {show(value)} in {operation}"
                     yield Finding("another operand", search.mismatch.quantity, statement)
     yield from _find_shared_numbers(search)
     for call in search.recording.indices[:MAX_INDICES]:
@@ -102,6 +108,6 @@ def _find_shared_numbers(search: NativePaths) -> Iterator[Finding]:
         for instead in other_numbers(value, shared[first]):
             change = NativeChange(first, 0, changed.omitted, everywhere(value, instead), also=frozenset(others))
             if search.explains(change):
-                statement = f"equals the gradient of the function with {instead} instead of {value}"
+                statement = f"equals the gradient of the function with {show(instead)} instead of {show(value)}"
                 statement += f" in all {len(shared)} places of {operation}"
                 yield Finding("another operand", search.mismatch.quantity, statement)

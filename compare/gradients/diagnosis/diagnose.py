@@ -89,7 +89,8 @@ def _with_suspects(finding: Finding, suspects: list[str], right: list[str]) -> F
     if not 0 < len(suspects) <= MAX_SUSPECTS:
         return finding
     words = f"the mistake is in the derivative of {join_words(suspects).replace(' and ', ' or ')}"
-    words += f", since the {join_words(right)} {'is' if len(right) == 1 else 'are'} right"
+    names = join_words([name.removeprefix("gradient of ") for name in right])
+    words += f", since the gradient of {names} is right" if len(right) == 1 else f", since those of {names} are right"
     return replace(finding, evidence=f"{finding.evidence}; {words}")
 
 

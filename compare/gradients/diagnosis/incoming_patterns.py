@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
-from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.probe import MAX_EVALUATIONS, Probe
 from compare.gradients.diagnosis.transformations import transformations
 from compare.gradients.run_variant import OUTPUT
 
@@ -40,7 +40,10 @@ def find_transformed(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     output = mismatch.run.values.get(OUTPUT)
     if output is None or not output.is_floating_point():
         return
-    for t in list(transformations(output.shape))[:MAX_MAPS]:
+    maps = list(transformations(output.shape))[:MAX_MAPS]
+    if len(maps) > probe.affordable_runs(MAX_EVALUATIONS // 4):
+        return  # the Jacobian tells more
+    for t in maps:
         if mismatch.equals(_gradient(mismatch, probe, t.apply)):
             statement = f"equals the gradient computed with the incoming gradient {t.description}"
             yield Finding(t.kind, mismatch.quantity, statement)

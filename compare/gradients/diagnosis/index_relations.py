@@ -11,6 +11,11 @@ from torch import Tensor
 from compare.gradients.diagnosis.jacobian import Jacobian
 from compare.gradients.diagnosis.wording import MAX_LISTED, format_number, index_name
 
+MIN_SIGNS = 3
+TRIANGLE = (
+    ": as where a triangular matrix or mask (tril, triu) is not transposed, or where a running sum goes the other way"
+)
+
 
 def describe_entries(jacobian: Jacobian, *, of_pairs: bool) -> Iterator[tuple[str, str, str]]:
     """(kind, statement, evidence): the simplest relation that holds exactly for the wrong entries.
@@ -36,13 +41,50 @@ def describe_entries(jacobian: Jacobian, *, of_pairs: bool) -> Iterator[tuple[st
         if words is not None:
             phrases.append((kind, f"{verb} where {words}"))
     if len(phrases) == len(parts):
+        kind, mirrored = phrases[0][0], ""
+        if missing.any() and surplus.any() and not other.any() and _are_mirrored(*(words for _, words in phrases)):
+            kind, mirrored = "transposed", TRIANGLE
         statement = "the derivative of output[k] by input[i] is " + ", and ".join(words for _, words in phrases)
-        yield phrases[0][0], statement, _worst(jacobian)
+        yield kind, statement + mirrored, _worst(jacobian)
         return
     words = _relation_of(relations, wrong, informative & ~wrong)
     if words is not None:
         verb, kind = _what(jacobian, wrong)
         yield kind, f"the derivative of output[k] by input[i] is {verb} where {words}", _worst(jacobian)
+
+
+def describe_signs(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
+    """(kind, statement, evidence): entries that are right but for the sign of some, by an index of each side."""
+    wrong, limit = jacobian.wrong, jacobian.limit
+    informative = jacobian.expected.abs() > limit
+    if not bool(((jacobian.ours + jacobian.expected).abs()[wrong] <= limit).all()) or int(wrong.sum()) < MIN_SIGNS:
+        return
+    out, inp, outputs, inputs, k, i, shape = _grids(jacobian)
+    for a in range(len(out)):
+        for b in range(len(inp)):
+            pairs = (k[a] * inp[b] + i[b]).expand(shape)
+            values = pairs[wrong].unique()
+            if len(values) > MAX_LISTED or torch.isin(pairs[informative & ~wrong], values).any():
+                continue
+            listed = [(int(v) // inp[b], int(v) % inp[b]) for v in values]
+            words = (
+                f"the derivative of output[k] by input[i] has the wrong sign where the output's {_bare(outputs, a)}"
+            )
+            words += f" and the input's {_bare(inputs, b)} are {', '.join(f'{m} and {n}' for m, n in listed)}"
+            if {(n, m) for m, n in listed} == set(listed):
+                words += ": as where the factors of a product that does not commute are in the other order"
+            yield "factor of one term", words, _worst(jacobian)
+            return
+
+
+def _are_mirrored(first: str, second: str) -> bool:
+    """True if entries are missing on one side of the diagonal, and surplus on the other."""
+    relations = [words.split(" where ", 1)[1] for words in (first, second)]
+    exchanged = relations[0].replace(" is after ", " is before ")
+    return (
+        exchanged == relations[1] != relations[0]
+        or exchanged == relations[0] == relations[1].replace(" is after ", " is before ") != relations[1]
+    )
 
 
 def _relation_of(relations: list[tuple[str, Tensor]], mask: Tensor, others: Tensor) -> str | None:
@@ -185,7 +227,12 @@ def describe_order(sources: Tensor, targets: Tensor, shape: torch.Size) -> str |
             words.append(f"{name} j has that of {name} ({amount} - j) mod {size}")
         else:
             mapping = {int(a): int(b) for a, b in zip(t[d], s[d], strict=True)}
-            if all(mapping[int(a)] == int(b) for a, b in zip(t[d], s[d], strict=True)) and len(mapping) <= 16:
+            if len(s[d].unique()) == 1:
+                said = f"every {name} has that of {name} {int(s[d][0])}"
+                words.append(f"{said}, as where a shift or place that depends on the {name} is ignored")
+            elif multiple := next((n for n in range(2, size) if all(a * n == b for a, b in mapping.items())), 0):
+                words.append(f"{name} j has that of another {name}, {multiple} j")
+            elif all(mapping[int(a)] == int(b) for a, b in zip(t[d], s[d], strict=True)) and len(mapping) <= 16:
                 order = ", ".join(f"{a}: {b}" for a, b in sorted(mapping.items()))
                 words.append(f"{name} has that of another {name} ({order})")
             else:

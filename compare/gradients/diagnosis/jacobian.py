@@ -84,6 +84,10 @@ def _jacobian(mismatch: Mismatch, probe: Probe, number: int, output: Tensor) -> 
     allowed = min(
         MAX_ROWS, max(1, MAX_ENTRIES // max(1, columns)), max(MIN_ROWS, MAX_OPERATIONS // probe.num_operations)
     )
+    affordable = probe.affordable_runs() // 2  # a second draw confirms what the first one tells
+    if affordable < min(total, MIN_ROWS):
+        return None
+    allowed = int(min(allowed, affordable))
     rows = torch.arange(total)
     if total > allowed:
         generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.index_relations import describe_entries, describe_order
+from compare.gradients.diagnosis.index_relations import describe_entries, describe_order, describe_signs
 from compare.gradients.diagnosis.jacobian import Jacobian
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.misplaced_entries import describe_factors, describe_misplaced
@@ -46,6 +46,7 @@ def _patterns(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
     for statement in describe_factors(jacobian):
         yield "factor by element", statement, _example(jacobian, jacobian.wrong)
     yield from describe_entries(jacobian, of_pairs=True)
+    yield from describe_signs(jacobian)
 
 
 def _example(jacobian: Jacobian, mask: Tensor) -> str:

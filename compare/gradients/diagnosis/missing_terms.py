@@ -9,6 +9,7 @@ softmax's backward.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -85,6 +86,7 @@ def _factor_shapes(tensor: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Ten
     groups = [(d,) for d in dims if tensor.dim() > 1]
     if tensor.dim() > 2:
         groups += [tuple(d for d in dims if d != 1), tuple(d for d in dims if d != 0), tuple(dims)[-2:]]
+    groups.sort(key=lambda group: -math.prod(tensor.shape[d] for d in group))  # those with the fewest factors first
     for group in dict.fromkeys(groups):
         others = [d for d in dims if d not in group]
         names = [dimension_name(tensor, d) for d in others]

@@ -24,6 +24,7 @@ from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
 MAX_CALLS = 20_000  # of native's operations, for one case: four seconds; large ones count several times
+COST_OF_A_PART = 2  # operations that take as long as the backward of one part of a gradient, beside the call
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
@@ -45,6 +46,7 @@ class Path:
     call: Call
     position: int
     words: str
+    argument: str  # "first argument (x)"; "" if there is no other
     part: Tensor | None = None  # of the gradient, through this argument
     names: dict[int, str] = field(default_factory=dict)
 
@@ -81,20 +83,24 @@ class NativePaths:
             for position, tensor in call.tensors:
                 if not tensor.requires_grad or (call.site, position) in paths:
                     continue
-                paths[call.site, position] = Path(call, position, self._words(call, position, flat))
+                paths[call.site, position] = Path(call, position, *self._words(call, position, flat))
         return list(paths.values())[::-1][: 2 * MAX_SITES]  # of equal explanations, that nearest to the output
 
-    def _words(self, call: Call, position: int, flat: list[Any]) -> str:
-        """The argument and the operation: "the first argument (x) of mul in line 4, `y = x * w`"."""
+    def _words(self, call: Call, position: int, flat: list[Any]) -> tuple[str, str]:
+        """The argument and the operation, then the argument: "the first argument (x) of mul in line 4, `y = x * w`".
+
+        The argument is "" if there is no other.
+        """
         operation = call.name.removeprefix("the result of ")
         positions = [n for n, _ in call.tensors]
         if len(positions) == 1:
-            return operation
+            return operation, ""
         name = self.names.get(id(flat[position]))
         if name and " in line" in operation:
             name = name.removesuffix(operation[operation.find(" in line") :])  # the same line is not told twice
         ordinal = ORDINALS[min(positions.index(position), len(ORDINALS) - 1)]
-        return f"the {ordinal} argument{f' ({name})' if name else ''} of {operation}"
+        argument = f"{ordinal} argument{f' ({name})' if name else ''}"
+        return f"the {argument} of {operation}", argument
 
     def gradient(self, change: NativeChange) -> Tensor | None:
         if self.is_spent():
@@ -132,7 +138,7 @@ class NativePaths:
             return 1.0
         if self.is_spent():
             return None
-        self.probe.native_calls += path.call.cost
+        self.probe.native_calls += COST_OF_A_PART + path.call.cost
         part = self.recording.derivative(path.call, change)
         if part is None:
             return None

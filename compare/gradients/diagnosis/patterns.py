@@ -9,6 +9,7 @@ from itertools import chain
 import torch
 
 from compare.gradients.diagnosis import locations
+from compare.gradients.diagnosis.complex_constants import find_constant
 from compare.gradients.diagnosis.conjugates import find_conjugated
 from compare.gradients.diagnosis.contributions import (
     find_missing_contributions,
@@ -34,7 +35,12 @@ from compare.gradients.diagnosis.second_question import (
 )
 from compare.gradients.diagnosis.special_values import find_special_values
 from compare.gradients.diagnosis.tape_findings import find_tape_findings
-from compare.gradients.diagnosis.whole_tensor import find_factor, find_shifted, find_whole_tensor_patterns
+from compare.gradients.diagnosis.whole_tensor import (
+    find_factor,
+    find_shifted,
+    find_symmetric_part,
+    find_whole_tensor_patterns,
+)
 from compare.gradients.diagnosis.without_numbers import finding_without_numbers
 
 
@@ -53,6 +59,9 @@ def first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
         finding = Finding("unknown", mismatch.quantity, statement, evidence)
     if mismatch.is_output:
         return Finding("wrong output", mismatch.quantity, finding.statement, finding.evidence)
+    caps = [j.cap for matrices in native.probe(mismatch.variant).jacobians.values() for j in matrices if j.cap]
+    if finding.kind == "unknown" and caps and caps[0] not in finding.evidence:
+        finding = replace(finding, evidence=f"{finding.evidence}; {caps[0]}")
     return finding
 
 
@@ -64,6 +73,8 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     if mismatch.has_complex_numbers:  # the other patterns are about real numbers
         yield from find_factor(mismatch)
         yield from find_conjugated(mismatch, rerun_native, seed)
+        if native.function is not None and not mismatch.is_output and not native.is_output_wrong:
+            yield from with_examples(find_constant(mismatch, native.probe(mismatch.variant)), mismatch)
         return
     if mismatch.is_output:
         yield from find_whole_tensor_patterns(mismatch, rerun_native, seed)
@@ -121,6 +132,7 @@ def _searches(
         with_examples(find_scaled_path_findings(search), mismatch) if search is not None else (),
         with_examples(find_tape_findings(mismatch, probe), mismatch) if search is not None else (),
         with_examples(find_late_path_findings(search), mismatch) if search is not None else (),
+        confirmed(find_symmetric_part, mismatch, probe),
         ask_jacobian(mismatch, probe, of_pairs=True),
         ask_jacobian(mismatch, probe, of_pairs=False),
         find_overwritten_contributions(mismatch, rerun_native, seed) if native.function is not None else (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,13 +12,15 @@ from torch import Tensor
 from compare.case import Case, CaseError
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch, RerunNative
 from compare.gradients.diagnosis.native_calls import MAX_CALLS, record_calls
-from compare.gradients.numbers import as_real
+from compare.gradients.numbers import as_real, has_gradient
 from compare.gradients.run_variant import RunResult, run_variant
 from compare.gradients.variants import Variant, incoming_gradient, round_inputs
 
 Values = dict[str, Tensor | None]
 SPREAD, SPREAD_DRAW = 3.0, 2
 SPREAD_TOLERANCE = 1e-7  # exp of larger numbers loses digits
+EVALUATIONS_OF_AN_ELEMENT = 10
+MAX_EVALUATIONS = 30_000  # for finite differences, in the searches of one case: some seconds
 NUM_DRAWS = 4  # of inputs; claims about values are tested on all of them
 
 
@@ -33,6 +36,7 @@ class Probe:
         is_output_wrong: True if an output is wrong, which may be why a gradient is.
         native_calls: operations of native that were called in runs of changed native.
         tape_cost: steps that were run in searches on tapes of native's backward.
+        evaluations: of the function for finite differences, where there is no native.
     """
 
     case: Case
@@ -45,6 +49,7 @@ class Probe:
     jacobians: dict[Any, Any] = field(default_factory=dict)
     native_calls: int = 0
     tape_cost: float = 0.0
+    evaluations: int = 0
     _draws: dict[int, dict[str, Tensor] | None] = field(default_factory=dict)
     _mismatches: dict[Any, Mismatch | None] = field(default_factory=dict)
 
@@ -56,12 +61,26 @@ class Probe:
             return 1
         return sum(call.cost for call in record_calls(self.case.native, inputs)) or MAX_CALLS
 
+    @cached_property
+    def evaluations_of_a_run(self) -> int:
+        """Number of evaluations for the finite differences of one incoming gradient, about; 0 with native."""
+        inputs = self.draw(0)
+        if self.case.native is not None or inputs is None:
+            return 0
+        return EVALUATIONS_OF_AN_ELEMENT * sum(value.numel() for value in inputs.values() if has_gradient(value))
+
+    def affordable_runs(self, evaluations: int = MAX_EVALUATIONS) -> float:
+        """Number of runs of native up to a limit. A limit in seconds would make results differ."""
+        left = max(0, evaluations - self.evaluations)
+        return left // self.evaluations_of_a_run if self.evaluations_of_a_run else math.inf
+
     def run_ours(self, inputs: dict[str, Tensor], incoming: Incoming | None = None) -> RunResult:
         """Run ours in the variant."""
         return run_variant(self.case.ours, inputs, self.variant, self.seed, incoming, finds_changes=False)
 
     def run_native(self, inputs: dict[str, Tensor], incoming: Incoming) -> Values | None:
         """Run native in float64; None if it raises."""
+        self.evaluations += self.evaluations_of_a_run
         try:
             return self.rerun_native(incoming, inputs)
         except CaseError:  # native has no value there, so nothing can be asked there

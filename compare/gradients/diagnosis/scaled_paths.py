@@ -74,6 +74,14 @@ def find_pairs_of_paths(search: NativePaths) -> Iterator[Finding]:
         if solution is None:
             continue
         weights = [1 + float(w) for w in solution.flatten()]
+        same = abs(weights[0] - weights[1]) <= 1e-6 * abs(weights[0]) and abs(weights[0] - 1) > 1e-6
+        name = name_factor(weights[0], search.mismatch) if same else ""
+        if name and search.mismatch.equals(search.mismatch.oracle + (columns @ solution).reshape(difference.shape)):
+            if search.confirms_weights({0: (a, weights[0]), 1: (b, weights[0])}):
+                statement = f"the parts of the derivative through {a.words} and through {b.words} are both"
+                statement += f" {format_number(weights[0])} times as large as they should be ({name})"
+                findings.append((3, Finding("factor of one term", search.mismatch.quantity, statement)))
+            continue
         if any(min(abs(w - simple) for simple in verbs) > 1e-6 for w in weights):
             continue
         first, second = (round(w) for w in weights)

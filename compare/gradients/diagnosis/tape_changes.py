@@ -161,8 +161,8 @@ class Changes:
     def other_arguments(self) -> Iterator[Change]:
         """Another number, dimension or truth value in a step."""
         for step, where in self.steps():
-            for said, change in other_arguments(step, _dims(step, self.tape)):
-                yield Change("another operand", where + said, step.key, change)
+            for kind, said, change in other_arguments(step, _dims(step, self.tape)):
+                yield Change(kind, where + said, step.key, change)
 
     def changed_operands(self) -> Iterator[Change]:
         """An operand changed by itself."""
@@ -210,8 +210,8 @@ class Changes:
                 changes.append(("step left out", words, passing(position)))
             changes += [(kind, f"{words}, in {name}", change) for kind, words, change in other_operations(producer)]
             changes += [
-                ("another operand", f"{words}, in {name}", change)
-                for words, change in other_arguments(producer, tensor.dim())
+                (kind, f"{words}, in {name}", change)
+                for kind, words, change in other_arguments(producer, tensor.dim())
             ]
             for kind, words, change in changes:
                 yield kind, words, lambda tape, k, c=change: _produced(tape, producer, c, forms, k)

@@ -74,8 +74,8 @@ def forward_changes(tape: Tape, name: Callable[[Any], str]) -> Iterator[ForwardC
         for kind, words, change in other_operations(step):
             yield places, kind, f"in {where}, {words}", change
         dims = max((tape.values[number].dim() for number in step.numbers), default=0)
-        for words, change in other_arguments(step, dims):
-            yield places, "another operand", f"in {where}, {words}", change
+        for kind, words, change in other_arguments(step, dims):
+            yield places, kind, f"in {where}, {words}", change
 
 
 def changed_inputs(tape: Tape) -> Iterator[tuple[str, str, Inputs]]:

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_unflatten
 
+from compare.gradients.diagnosis.option_words import changed_option, schema_names
 from compare.gradients.diagnosis.substitutes import other_numbers
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, Tape
 
@@ -37,6 +39,8 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid, "digamma": torch.digamma, "lgamma": torch.lgamma, "erf": torch.erf, "sgn": torch.sgn,
     "sinh": torch.sinh, "cosh": torch.cosh, "square": torch.square, "relu": torch.relu, "conj": torch.conj,
     "_conj": torch.conj, "i0": torch.special.i0, "special_i1": torch.special.i1, "acos": torch.acos,
+    "special_i0e": torch.special.i0e, "special_i1e": torch.special.i1e, "erfc": torch.erfc,
+    "special_erfcx": torch.special.erfcx, "special_log_ndtr": torch.special.log_ndtr,
     "atan": torch.atan, "asin": torch.asin, "log1p": torch.log1p, "expm1": torch.expm1,
 }  # fmt: skip
 # Operations that read memory out of bounds, and may end the process, for sizes and options that do not fit.
@@ -97,7 +101,7 @@ def other_operations(step: Step) -> Iterator[tuple[str, str, StepChange]]:
     if bare in UNARY:
         for name, function in UNARY.items():
             if name != bare:
-                words = f"{name} is used instead of {bare}"
+                words = f"{name.removeprefix('special_')} is used instead of {bare.removeprefix('special_')}"
                 yield "another operand", words, lambda s, flat, f=function: [f(flat[0])]
     if bare in ("sign", "sgn", "abs"):
         for value, words in ((1.0, "1"), (-1.0, "-1")):
@@ -186,13 +190,14 @@ def _over(step: Step, flat: list[Any], dims: tuple[int, ...]) -> Tensor:
     return x.sum(dims) if step.name == "sum" else x.mean(dims)
 
 
-def other_arguments(step: Step, dims: int) -> Iterator[tuple[str, StepChange]]:
-    """Another number, dimension or truth value in the place of one."""
+def other_arguments(step: Step, dims: int) -> Iterator[tuple[str, str, StepChange]]:
+    """Kind, words, and the change, of another number, dimension or truth value in the place of one."""
     if step.name in FORMS and step.name not in ("squeeze", "unsqueeze"):
         return
     numbers = float if step.name.startswith(UNCHECKED) else (bool, int, float)
+    names = {} if step.spec is None else schema_names(step.function, *tree_unflatten(step.arguments, step.spec))
     for n, value in enumerate(step.arguments):
         if isinstance(value, numbers):
             for instead in other_numbers(value, dims):
-                words = f"{instead} is used instead of {value} in {step.name.strip('_')}"
-                yield words, lambda s, flat, n=n, v=instead: s.call([*flat[:n], v, *flat[n + 1 :]])
+                kind, words = changed_option(names.get(n, ""), value, instead, step.name.strip("_"))
+                yield kind, words, lambda s, flat, n=n, v=instead: s.call([*flat[:n], v, *flat[n + 1 :]])

@@ -76,6 +76,16 @@ def find_transposed_or_flipped(mismatch: Mismatch) -> Iterator[Finding]:
             yield Finding(move.kind, mismatch.quantity, f"equals the expected {mismatch.noun} {move.description}")
 
 
+def find_symmetric_part(mismatch: Mismatch) -> Iterator[Finding]:
+    """A gradient that should be symmetric, and whose symmetric part is the expected one."""
+    ours, oracle = mismatch.ours, mismatch.oracle
+    if oracle.dim() < 2 or oracle.shape[-1] != oracle.shape[-2] or oracle.shape[-1] < 3:
+        return
+    if equal_up_to_rounding(oracle, oracle.mT) and mismatch.equals(2 * oracle - ours.mT):
+        statement = "is not symmetric, and should be: (gradient + its transpose) / 2 is right"
+        yield Finding("wrong half", mismatch.quantity, statement)
+
+
 def find_same_in_every_example(mismatch: Mismatch) -> Iterator[Finding]:
     """The same in every example: the sum, the mean, or the gradient of one example."""
     ours, oracle = mismatch.ours, mismatch.oracle

@@ -161,14 +161,14 @@ CORRECTIONS = (
     ),
     Correction(
         "reflected borders",
-        r"with constant instead of reflect in pad",
+        r"with (mode = )?'constant' instead of 'reflect' in pad",
         "named",
         True,
         "the elements in question are those that pad adds",
     ),
     Correction(
         "repeated borders, cropped",
-        r"with constant instead of replicate in pad",
+        r"with (mode = )?'constant' instead of 'replicate' in pad",
         "named",
         True,
         "the gradient of padding with constants is the cropped incoming gradient",
@@ -263,5 +263,12 @@ CORRECTIONS = (
         "named",
         True,
         "start rotated by one step stops the carry one step too early",
+    ),
+    Correction(
+        "rectifier, guided",
+        r"is wrong only where the incoming gradient < 0; it is 0 there",
+        "named",
+        True,
+        "the words 'negative incoming gradients' were expected: 'the incoming gradient < 0' says the same",
     ),
 )
