@@ -20,8 +20,7 @@ from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import corrected, modules, right_cases, wrong_functions
 
 SETS = ("first_half", "second_half", "third_set", "fourth_set")
-MEASURED = ("fifth_set", "sixth_set", "seventh_set", "eighth_set", "ninth_set")
-NOT_YET_MEASURED = ("tenth_set",)  # its answers are written, and the diagnosis was not tried on it
+MEASURED = ("fifth_set", "sixth_set", "seventh_set", "eighth_set", "ninth_set", "tenth_set")
 MODULES = [module for each in SETS for module in modules(each)]
 
 # One of each kind of mistake that the sets made the diagnosis name.
@@ -57,6 +56,7 @@ UNNAMED = {
     "weighted sums over edges, end for source",
     "soft time warping, gamma in the weights",
     "Poisson likelihood, formula for rates",
+    "rotation of neighbouring columns, halves in backward",
 }
 
 
@@ -104,7 +104,7 @@ def test_the_sets_have_different_functions():
         assert [wrong.case.name for wrong in wrong_functions(half)] == [case.name for case in right_cases(half)]
 
 
-@pytest.mark.parametrize("name", MEASURED + NOT_YET_MEASURED)
+@pytest.mark.parametrize("name", MEASURED)
 def test_every_expected_answer_is_complete(name: str):
     wrongs = wrong_functions(name)
     assert len({wrong.case.name for wrong in wrongs}) == len(wrongs) == 40
