@@ -4,7 +4,7 @@ By default the first mistake and the third right Function of each file of ``gall
 the third mistake of each file of ``first_half``, and those in ``QUICK``. The others are slow: ``pytest -m slow``.
 The mistakes of ``MEASURED`` must be found and named, but for those in ``UNNAMED``, which must be called unknown. None
 may be taken for another one. When the ninth set was tried for the first time, 32 of its 40 mistakes were named, 6
-unknown and 2 taken for others.
+unknown and 2 taken for others; of the tenth set 31, 8 and 1.
 """
 
 from __future__ import annotations
