@@ -74,7 +74,8 @@ def find_pairs_of_paths(search: NativePaths) -> Iterator[Finding]:
         if solution is None:
             continue
         weights = [1 + float(w) for w in solution.flatten()]
-        same = abs(weights[0] - weights[1]) <= 1e-6 * abs(weights[0]) and abs(weights[0] - 1) > 1e-6
+        same = abs(weights[0] - weights[1]) <= 1e-6 * abs(weights[0])
+        same = same and min(abs(weights[0] - other) for other in (1, -1)) > 1e-6  # two wrong signs are a transpose
         name = name_factor(weights[0], search.mismatch) if same else ""
         if name and search.mismatch.equals(search.mismatch.oracle + (columns @ solution).reshape(difference.shape)):
             if search.confirms_weights({0: (a, weights[0]), 1: (b, weights[0])}):
