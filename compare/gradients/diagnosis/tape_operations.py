@@ -43,8 +43,10 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "special_erfcx": torch.special.erfcx, "special_log_ndtr": torch.special.log_ndtr,
     "atan": torch.atan, "asin": torch.asin, "log1p": torch.log1p, "expm1": torch.expm1,
 }  # fmt: skip
-# Operations that read memory out of bounds, and may end the process, for sizes and options that do not fit.
-UNCHECKED = ("native_", "_native_", "_fft_c2r", "as_strided", "_embedding_bag")
+# Operations that read memory out of bounds, and may end the process, for sizes and options that do not fit: private
+# ones leave the checks to the public function that calls them, but for CHECKED.
+UNCHECKED = ("_", "native_", "as_strided")
+CHECKED = {"_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data"}
 SHOWN_NUMBERS = {"mul": "by {}", "div": "by {}", "add": "of {}", "sub": "of {}", "pow": "by {}"}
 NOUNS = {
     "mul": "the multiplication", "div": "the division", "add": "the addition", "sub": "the subtraction",
@@ -194,7 +196,8 @@ def other_arguments(step: Step, dims: int) -> Iterator[tuple[str, str, StepChang
     """Kind, words, and the change, of another number, dimension or truth value in the place of one."""
     if step.name in FORMS and step.name not in ("squeeze", "unsqueeze"):
         return
-    numbers = float if step.name.startswith(UNCHECKED) else (bool, int, float)
+    is_unchecked = step.name.startswith(UNCHECKED) and step.name not in CHECKED
+    numbers = float if is_unchecked else (bool, int, float)
     names = {} if step.spec is None else schema_names(step.function, *tree_unflatten(step.arguments, step.spec))
     for n, value in enumerate(step.arguments):
         if isinstance(value, numbers):
