@@ -49,6 +49,13 @@ def test_options_of_an_operation_that_checks_none_are_not_changed():
     assert words and all("instead of 0.1 " in text or "instead of 1e-05 " in text for text in words), words
 
 
+def test_only_those_private_operations_that_check_their_options_get_others():
+    fft = Step(torch.ops.aten._fft_r2c.default, [Ref(0), -1, 2, True], None, [1], "rfft")
+    softmax = Step(torch.ops.aten._softmax.default, [Ref(0), 1, False], None, [1], "softmax")
+    assert not list(other_arguments(fft, 2))  # a dimension of -2 ended the process
+    assert list(other_arguments(softmax, 2))
+
+
 def case(
     native: Callable[..., Tensor], inputs: Callable[[], dict[str, Tensor]], backward: Callable[..., Tensor]
 ) -> Case:

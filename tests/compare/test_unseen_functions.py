@@ -35,6 +35,7 @@ QUICK = {
     "linear upsampling, nearest",
     "table lookup, weights exchanged",
     "absolute distances, difference for sign",
+    "circular convolution, not wrapped",  # ended the process
 }
 
 
