@@ -61,12 +61,13 @@ def _transformed_gradients(search: NativePaths) -> Iterator[Hypothesis]:
     for path in search.paths:
         site, position = path.call.site, path.position
         flat, _ = tree_flatten((path.call.args, path.call.kwargs))
-        places = [("with the gradient", flat[position].shape, changed.argument_gradient, "after")]
+        places = [("comes out of", flat[position].shape, changed.argument_gradient)]
         if site not in tried:
-            places.append(("with the gradient", path.call.result.shape, changed.with_gradient, "before"))
+            places.append(("goes into", path.call.result.shape, changed.with_gradient))
         tried.add(site)
-        for words, shape, place, when in places:
+        for verb, shape, place in places:
             for t in transformations(shape):
                 change = NativeChange(site, position, place(t.apply))
-                statement = f"equals the gradient {words} {t.description} {when} the derivative of {path.words}"
+                statement = f"in backward, the gradient that {verb} the derivative of {path.words} is {t.description}"
+                statement += ", and in native's it is not"
                 yield Hypothesis(t.kind, statement, change, path)
