@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from math import exp, lgamma, log
 from statistics import median
 from typing import Any
 
@@ -81,7 +81,11 @@ class FlipCheck(LimitCheck):
     def is_within_limit(self) -> bool:
         assert self.native is not None
         ours, n, p = round(self.ours), round(self.ours + self.native), self.limit / (self.limit + 1)
-        return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(ours, n + 1)) >= MIN_PROBABILITY
+        logarithms = (  # of the probabilities of k flips: their factors exceed a float from 1,030 flips on
+            lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) + (n - k) * log(1 - p)
+            for k in range(ours, n + 1)
+        )
+        return sum(map(exp, logarithms)) >= MIN_PROBABILITY
 
     def __str__(self) -> str:
         return (

@@ -181,6 +181,8 @@ def test_a_wrong_gradient_exceeds_the_rounding_limit_among_flips(
     (FlipCheck("flips", 200, 100, None, 2.0), True),
     (FlipCheck("flips", 250, 100, None, 2.0), True),
     (FlipCheck("flips", 300, 100, None, 2.0), False),
+    (FlipCheck("flips", 20_000, 10_000, None, 2.0), True),
+    (FlipCheck("flips", 21_000, 10_000, None, 2.0), False),
 ])  # fmt: skip
 def test_is_within_limit(check: LimitCheck, expected: bool) -> None:
     assert check.is_within_limit == expected

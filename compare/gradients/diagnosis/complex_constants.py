@@ -18,7 +18,7 @@ MAX_SITES = 30
 
 
 def find_constant(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
-    """Real results of native that explain two draws if they have no derivative; the nearest to the output first."""
+    """Results of native that explain two draws if they have no derivative; the nearest to the output first."""
     second = probe.mismatch(mismatch, 1)
     if second is None:
         return
