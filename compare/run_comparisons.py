@@ -17,7 +17,7 @@ from compare.gradients.section import section as format_gradients
 from compare.models import torchvision_models
 from compare.models.comparison import compare_models
 from compare.models.section import section as format_models
-from compare.options import COMPARISONS, DTYPE_NAMES, find_option_conflict, find_write_problem
+from compare.options import COMPARISONS, DTYPE_NAMES, find_option_conflict
 from compare.printable import printable
 from compare.report import as_text, write_report
 from compare.report.headline import headline
@@ -34,6 +34,7 @@ from compare.speed.timer import CudaEventTimer
 from compare.training.section import section as format_training
 from compare.training.side_by_side import compare_training
 from manualgrad import data
+from manualgrad.files import find_write_problem
 
 
 class UsageError(Exception):
@@ -63,7 +64,7 @@ def run_comparisons(options: argparse.Namespace, command: list[str]) -> int:
     case_run = CaseRun.from_options(options)
     model_names = torchvision_models.parse_model_names(options.model)
     if problem := find_write_problem(options.out):
-        raise UsageError(problem)
+        raise UsageError(f"--out {options.out} cannot be written to: {problem}")
     dataset = load_dataset(options) if "training" in requested else None
     make_section: dict[str, Callable[[Any], Section]] = {
         "gradients": lambda bar: (

@@ -24,6 +24,7 @@ from compare.capabilities import (
     describe,
     run_capabilities,
 )
+from compare.capabilities.outcome import NO_NATIVE
 from compare.capabilities.section import section
 from compare.case import Case
 from compare.cases import operation_cases
@@ -90,6 +91,26 @@ def test_native_compared_with_itself_lacks_nothing(name):
     ]
     failed = {row.capability for row in rows if row.native.verdict == FAILS}
     assert failed <= {"saves only what is needed"}, verdicts(rows, "native")  # convolution always saves both operands
+
+
+def test_without_a_native_function_ours_alone_is_shown_and_nothing_is_lacking():
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g
+
+    case = Case("doubled", Doubled.apply, None, lambda: torch.randn(3, 4))
+    results = run_capabilities(case, only=("empty batch", "forward mode", "deterministic"))
+    assert [row.native for row in results] == [NO_NATIVE] * 3
+    assert [row.ours.verdict for row in results] == [FAILS, WORKS, WORKS]
+    assert not any(row.is_lacking for row in results)
+    text = str(section(results))
+    assert "1 case has no native function: ours works in 2 cells there, and no cell is a failure." in text
+    assert "NoneType" not in text
 
 
 def test_modules_with_parameters():

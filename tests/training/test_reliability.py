@@ -286,7 +286,10 @@ def test_an_unwritable_folder_is_an_error_before_the_first_step(common, tmp_path
         (("--out", tmp_path / "file" / "below"), "cannot be written to: Not a directory"),
         (("--out", "/proc/nothing"), "cannot be written to: "),
         (("--out", tmp_path / "other"), "contains a file named checkpoints: expected a folder"),
-        (("--log-dir", tmp_path / "file"), f"--log-dir {tmp_path / 'file'} cannot be written to"),
+        (
+            ("--log-dir", tmp_path / "file"),
+            f"--log-dir {tmp_path / 'file'} cannot be written to: expected a folder, got a file",
+        ),
     ):
         result = train(*common, *change)
         assert result.returncode == 2
