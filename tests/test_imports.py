@@ -46,7 +46,7 @@ ALLOWED = {
         "_torch_compat", "backprop", "command_line", "data", "extras", "files", "functional", "kernels", "models",
         "network",
     },
-    "__init__": {"_startup", "functional", "interop", "models", "nn", "sequential"},
+    "__init__": {"_startup", "functional", "interop", "kernels", "models", "nn", "sequential"},
     "doctor": {"__init__", "command_line", "cpu", "data", "extras", "functional", "kernels", "models"},
     "follow": {"backprop", "command_line", "data", "extras", "files", "functional", "kernels", "models", "nn", "ops"},
     "__main__": {"__init__", "command_line", "doctor", "follow", "training"},

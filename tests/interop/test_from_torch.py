@@ -428,6 +428,8 @@ def test_layers_that_ours_cannot_replace_are_left_and_listed(make: Callable, why
 def test_a_listed_subclass_is_replaced_unless_it_overrides_forward() -> None:
     native = nn.Sequential(SubclassOnly(2, 2, 1))
     assert type(mg.from_torch(native, subclasses={SubclassOnly})[0]) is layers.Conv2d
+    with pytest.raises(TypeError, match=r"got the class SubclassOnly; write \{SubclassOnly\}"):
+        mg.from_torch(native, subclasses=SubclassOnly)
     with pytest.raises(ValueError, match="OwnForward in subclasses has a forward of its own"):
         mg.from_torch(native, subclasses={OwnForward})
     with pytest.raises(ValueError, match=r"must extend a layer that manualgrad has, got .*GELU"):
