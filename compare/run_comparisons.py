@@ -105,16 +105,19 @@ def load_dataset(options: argparse.Namespace) -> data.Dataset:
 
 
 def gradient_section(case_run: CaseRun, bar: Any) -> Section:
+    """Compare the gradients of cases."""
     return format_gradients(*run_cases("gradients", case_run, bar))
 
 
 def model_section(options: argparse.Namespace, names: list[str], bar: Any) -> Section:
+    """Compare the gradients of torchvision's models."""
     size = options.size or (64 if options.quick else 224)
     model_options = torchvision_models.ModelOptions(size, options.batch or 2, options.functional, options.device)
     return format_models(compare_models(names, model_options, range(options.seeds), bar))
 
 
 def training_section(options: argparse.Namespace, dataset: data.Dataset, bar: Any) -> Section:
+    """Train ours and native side by side."""
     settings = {"epochs": options.epochs} if options.epochs else {}
     if options.dtype and len(options.dtype) == 1:
         settings["dtype"] = DTYPE_NAMES[options.dtype[0]]
@@ -128,6 +131,7 @@ def training_section(options: argparse.Namespace, dataset: data.Dataset, bar: An
 
 
 def speed_section(options: argparse.Namespace, model_names: list[str], bar: Any) -> Section:
+    """Measure time and memory, on the CPU or on CUDA."""
     if options.device == "cuda":
         return cuda_speed_section(options, model_names, bar)
     quick = {
@@ -149,6 +153,7 @@ def cuda_speed_section(options: argparse.Namespace, model_names: list[str], bar:
 
 
 def capability_section(case_run: CaseRun, bar: Any) -> Section:
+    """Try other uses of the cases, such as ``vmap``."""
     results, failures = run_cases("capabilities", case_run, bar)
     rows = [row for result in results for row in result]
     # A user's Function may lack capabilities: the report lists them and does not fail. Ours must have native's.

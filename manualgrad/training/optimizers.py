@@ -29,6 +29,7 @@ class GradientDescent(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: no schedule or hook here passes one
+        """Subtract the learning rate times the gradient from each weight that has one."""
         for group in self.param_groups:
             weights = [w for w in group["params"] if w.grad is not None]
             if weights:
