@@ -57,7 +57,7 @@ def _forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geome
     if is_pointwise(module, geometry, x, w.shape[0], not geometry.channels_last):
         out = pointwise_forward(x, w, b, geometry)
         return out.clamp_(min=0) if has_relu else out  # eq. (9)
-    w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
+    w, b = _dense(w), None if b is None else to_contiguous(b)
     program = programs.forward_program(
         module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
         (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(), has_relu,
@@ -80,7 +80,7 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
         return depthwise.depthwise_grad_input(module, g, w, geometry)
     if is_pointwise(module, geometry, g, w.shape[1], not geometry.channels_last):
         return pointwise_grad_input(g, w, geometry)
-    w = w.resolve_neg()
+    w = _dense(w)
     program = programs.grad_input_program(
         module.instructions, g.shape, w.shape, w.stride(), geometry,
         (is_in_contiguous_format(g), not geometry.channels_last), torch.get_num_threads(),
@@ -134,7 +134,7 @@ def conv2d_backward(
         if of_input is None:
             return None
         return of_input, conv2d_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
-    w, channels_last = w.resolve_neg(), geometry.channels_last
+    w, channels_last = _dense(w), geometry.channels_last
     grad_w = memory.new_channels_last(*w.shape) if channels_last else memory.new(*w.shape)
     program = programs.backward_program(
         module.instructions, x.shape, w.shape, w.stride(), grad_w.stride(), geometry,
@@ -221,6 +221,12 @@ def _is_weight(geometry: Any, shape: Sequence[int]) -> bool:
 def _is_output(geometry: Any, shape: Sequence[int], channels: int) -> bool:
     size = geometry.windows.output_size(*geometry.input_size)
     return tuple(shape[1:]) == (channels, *size) and channels % geometry.groups == 0
+
+
+def _dense(w: Tensor) -> Tensor:
+    """Return a weight without gaps in memory, and without a negative bit."""
+    is_dense = w.is_contiguous() or w.is_contiguous(memory_format=torch.channels_last)
+    return w.resolve_neg() if is_dense else to_contiguous(w)
 
 
 def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:

@@ -9,13 +9,14 @@ For each chunk, the gradients of a panel are copied to scratch memory, where the
 A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run. A task computes ``share`` units for
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
 compute numbers of the tile before a second time. If a run has less than TILE_ROWS numbers, the tile has the floats
-behind it too, which are not used; x and ``zeros`` must have TILE_ROWS floats more than their pixels.
+behind it too, which are not used; x and ``zeros`` must have TILE_ROWS floats more than their pixels. The sums are
+stored in the weight gradient by ``unpack_panels``.
 """
 
 from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import task_range
-from manualgrad.cpu.ir.values import FLOAT, INT64, Value
+from manualgrad.cpu.ir.values import Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import (
     TILE_ROWS,
@@ -26,7 +27,7 @@ from manualgrad.cpu.kernels.conv2d_tile import (
     panel_sizes,
     panel_vectors,
 )
-from manualgrad.cpu.kernels.conv2d_windows import TAP_WORDS, WINDOW_ARGUMENTS, fill_table, load_address
+from manualgrad.cpu.kernels.conv2d_windows import WINDOW_ARGUMENTS, fill_table, load_address
 from manualgrad.cpu.signature import INT, POINTER, kernel
 
 BLOCK_WINDOWS = 128
@@ -35,24 +36,17 @@ BLOCK_WINDOWS = 128
 @kernel(
     **WINDOW_ARGUMENTS,
     grad_out=POINTER,  # (windows, groups * channels)
-    grad_weight=POINTER,  # of any strides
     partial_sums=POINTER,  # (units, TILE_ROWS, a panel's floats)
     packed_grads=POINTER,  # scratch memory of each task: (chunk, a panel's floats)
     units=INT,
     share=INT,  # units per task
     groups=INT,
     channels=INT,  # of grad_out, in a group
-    outer=INT,  # a tap's run has outer·inner floats of x: pixels, and channels of each
-    inner=INT,
-    group_bytes=INT,  # strides of grad_weight
-    channel_bytes=INT,
-    outer_bytes=INT,
-    inner_bytes=INT,
+    run=INT,  # floats of x for each tap, in a group
 )
 def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     """Compute this task's units."""
     largest = panel_vectors(emit)
-    a.run = a.outer * a.inner
     a.tiles = (a.run + (TILE_ROWS - 1)) // TILE_ROWS
     a.used_rows = minimum(emit, a.run, TILE_ROWS)
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
@@ -77,8 +71,6 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
                     _pack_grads(emit, a, start, count, group * a.channels + channel, a.channels - channel, vectors)
                     with emit.loop(*units) as unit:
                         _add_tile(emit, a, table, start, count, group, unit, vectors)
-    with emit.loop(first, stop) as unit:
-        _unpack(emit, a, unit)
 
 
 def _pack_grads(
@@ -118,20 +110,3 @@ def _add_tile(
         with emit.if_then(start + block[0] > 0):
             tile.add_from(partial)
         tile.store(partial)
-
-
-def _unpack(emit: Emitter, a: Arguments, unit: Value) -> None:
-    """Store a unit's sums in the weight gradient."""
-    number, (tap, r) = unit // a.units_of_panel, _tile_start(emit, a, unit)
-    largest = panel_vectors(emit)
-    group, panel, panel_floats = number // a.panels, number % a.panels, largest * emit.lanes
-    channel, row_floats = panel * panel_floats, minimum(emit, a.vectors - panel * largest, largest) * emit.lanes
-    partial = a.partial_sums + unit * (TILE_ROWS * panel_floats * 4)
-    target = a.grad_weight + (
-        emit.load(a.taps + tap * (8 * TAP_WORDS) + 16, INT64) + group * a.group_bytes + channel * a.channel_bytes
-    )
-    count = minimum(emit, a.channels - channel, panel_floats)
-    with emit.loop(0, a.used_rows) as m:
-        row = target + ((r + m) // a.inner * a.outer_bytes + (r + m) % a.inner * a.inner_bytes)
-        with emit.loop(0, count) as k:
-            emit.store(emit.load(partial + (m * row_floats + k) * 4, FLOAT), row + k * a.channel_bytes)
