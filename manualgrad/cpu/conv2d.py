@@ -35,8 +35,9 @@ def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry:
     return _unsupported(_fits_forward, geometry, *((x, w) if b is None else (x, w, b)))
 
 
-def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
-    """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
+def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor | None:
+    """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry. None as in
+    :func:`conv2d_grad_input`."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_forward(module, x, w, b, geometry)
     return _forward(module, x, w, b, geometry, False)
@@ -48,12 +49,15 @@ def unsupported_conv_relu_forward(x: Tensor, w: Tensor, b: Tensor | None, geomet
     return unsupported_conv2d_forward(x, w, b, geometry)
 
 
-def conv_relu_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
-    """R(C(x, w) + b): (N, C_out, H_out, W_out), in the memory format of the geometry."""
+def conv_relu_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor | None:
+    """R(C(x, w) + b): (N, C_out, H_out, W_out), in the memory format of the geometry. None as in
+    :func:`conv2d_grad_input`."""
     return _forward(module, x, w, b, geometry, True)
 
 
-def _forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, has_relu: bool) -> Tensor:
+def _forward(
+    module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, has_relu: bool
+) -> Tensor | None:
     if is_pointwise(module, geometry, x, w.shape[0], not geometry.channels_last):
         out = pointwise_forward(x, w, b, geometry)
         return out.clamp_(min=0) if has_relu else out  # eq. (9)
@@ -64,8 +68,8 @@ def _forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geome
     )  # fmt: skip
     reads, writes = program.contiguous
     x, out = x if reads else _images(x, program), _new_result(program, writes)
-    if x.shape[0]:
-        program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
+    if x.shape[0] and not program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr()):
+        return None
     return out if geometry.channels_last or writes else _clone_contiguous(out)
 
 
@@ -75,7 +79,7 @@ def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
     """X(g, w): (N, C_in, H, W), in the memory format of the geometry. None if a weight is not finite: the kernel
-    multiplies weights of windows at the border with zeros, which the formula does not."""
+    multiplies some weights of windows at the border with zeros, and leaves out others."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_grad_input(module, g, w, geometry)
     if is_pointwise(module, geometry, g, w.shape[1], not geometry.channels_last):
@@ -87,7 +91,7 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
     )  # fmt: skip
     reads, writes = program.contiguous
     g, grad_x = g if reads else _images(g, program), _new_result(program, writes)
-    if g.shape[0] and not program.run_and_check(g.data_ptr(), w.data_ptr(), grad_x.data_ptr()):
+    if g.shape[0] and not program.run(g.data_ptr(), w.data_ptr(), grad_x.data_ptr()):
         return None
     return grad_x if geometry.channels_last or writes else _clone_contiguous(grad_x)
 
@@ -145,9 +149,7 @@ def conv2d_backward(
     grad_x = _new_result(program, program.contiguous[2])
     if not g.shape[0]:
         grad_w.zero_()
-    elif not program.run_and_check(
-        g_read.data_ptr(), x.data_ptr(), w.data_ptr(), grad_x.data_ptr(), grad_w.data_ptr()
-    ):
+    elif not program.run(g_read.data_ptr(), x.data_ptr(), w.data_ptr(), grad_x.data_ptr(), grad_w.data_ptr()):
         return None
     if not (channels_last or program.contiguous[2]):
         grad_x = _clone_contiguous(grad_x)

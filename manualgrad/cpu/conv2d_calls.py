@@ -10,7 +10,7 @@ from itertools import product
 
 from torch import Tensor
 
-from manualgrad.cpu.conv2d_grids import TILE_ROWS, Grid
+from manualgrad.cpu.conv2d_grids import ENTRY_BYTES, TILE_ROWS, Grid
 from manualgrad.cpu.signature import Address, KernelCall
 
 PANEL_VECTORS = {8: 2, 16: 4}  # by lanes
@@ -55,6 +55,10 @@ class GridCalls:
     def constants(self) -> tuple[Tensor, Tensor]:
         return self.grid.constants()
 
+    @cached_property
+    def places(self) -> Tensor:
+        return self.grid.places()
+
     @property
     def panel_floats(self) -> int:
         return PANEL_VECTORS[self.lanes] * self.lanes
@@ -75,6 +79,10 @@ class GridCalls:
     def table_bytes(self, chunk: int) -> int:
         """Bytes of one task's table."""
         return 8 * (len(self.grid.taps) + 1) * chunk
+
+    def lists_bytes(self, chunk: int) -> int:
+        """Bytes of one task's lists of pixels."""
+        return len(self.grid.taps) * (ENTRY_BYTES * chunk + 8)
 
     def panel_bytes(self, chunk: int) -> int:
         """Bytes of a panel's channels of one task's windows."""
@@ -137,7 +145,8 @@ class GridCalls:
         return {
             "taps": taps.data_ptr(), "num_taps": len(self.grid.taps), "groups": self.groups, "share": share,
             "channels": self.channels, "outer": self.grid.outer, "inner": self.grid.inner,
-            "inner_per_block": self.blocks[0], "neighbours": self.blocks[1], "scratch": scratch, **self.order.arguments(),
+            "inner_per_block": self.blocks[0], "neighbours": self.blocks[1], "scratch": scratch,
+            **self.order.arguments(),
         }  # fmt: skip
 
     def conv2d(
@@ -147,10 +156,11 @@ class GridCalls:
         """Compute the result, whose images, rows and columns have ``out_strides`` in bytes.
 
         ``split`` has the windows of a task, the number of such parts, and the panels of a task."""
-        grid, block = self.grid, self._block_k
+        grid, block, images = self.grid, self._block_k, self.grid.images_per_block(split[1])
         taps_per_block = _even_block(len(grid.taps), max(1, block // grid.run))
         return call(
             "conv2d", x=x, packed_weight=packed, out=out, table=table, partial_sums=sums, has_relu=has_relu,
+            places=self.places.data_ptr() if images else 0, images_per_block=images,
             **dict(zip(("window_share", "window_parts", "panel_share"), split, strict=True)), groups=self.groups,
             channels=self.channels, run=grid.run, taps_per_block=taps_per_block,
             run_per_block=_even_block(grid.run, block), chunk=chunk,
@@ -179,12 +189,13 @@ class GridCalls:
         return TILE_ROWS if self.grid.run < TILE_ROWS else 0
 
     def grad_weight(
-        self, call: Call, share: int, chunk: int, *, x: Address, grad_out: Address, table: Address, sums: Address,
+        self, call: Call, share: int, chunk: int, *, x: Address, grad_out: Address, lists: Address, sums: Address,
         packed_grads: Address,
     ) -> KernelCall:  # fmt: skip
         """Compute ``share`` tiles of the weight gradient per task."""
         return call(
-            "conv2d_grad_weight", x=x, grad_out=grad_out, table=table, partial_sums=sums, packed_grads=packed_grads,
+            "conv2d_grad_weight", x=x, grad_out=grad_out, lists=lists, partial_sums=sums, packed_grads=packed_grads,
+            lists_zeros=self.grid.outer > 1,
             units=self.units, share=share, groups=self.groups, channels=self.channels, run=self.grid.run, chunk=chunk,
             **self.grid.arguments(*self.constants),
         )  # fmt: skip

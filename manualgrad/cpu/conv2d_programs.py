@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualgrad.cpu import instruction_set
 from manualgrad.cpu.conv2d_calls import PANEL_VECTORS, GridCalls, WeightOrder
-from manualgrad.cpu.conv2d_grids import TILE_ROWS, forward_grid, grad_input_grids
+from manualgrad.cpu.conv2d_grids import MAX_CHUNK, TILE_ROWS, forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
 from manualgrad.cpu.kernel_groups import CONV2D
@@ -38,6 +38,7 @@ class ConvProgram:
         is_partial: True if it does not write all numbers of the result, and the others are 0.
         margin: columns of zeros left and right of the images, and floats behind them.
         contiguous: True for each tensor, inputs and then the result, that is contiguous rather than channels_last.
+        needs_finite_weight: True if some weights are multiplied with zeros outside the image, and others are not.
     """
 
     program: Program
@@ -47,17 +48,19 @@ class ConvProgram:
     is_partial: bool = False
     margin: tuple[int, int, int] = (0, 0, 0)
     contiguous: tuple[bool, ...] = (False, False)
+    needs_finite_weight: bool = True
 
     @cached_property
     def has_margin(self) -> bool:
         return any(self.margin)
 
-    def run(self, *addresses: int) -> None:
-        """Run the program on tensors at ``addresses``, in the order of its names."""
-        self.program.run_in_workspace(self.layout, addresses)
+    def run(self, *addresses: int) -> bool:
+        """Run the program on tensors at ``addresses``, in the order of its names; return True if its result is right.
 
-    def run_and_check(self, *addresses: int) -> bool:
-        """Run the program, and return True if all weights that were packed are finite."""
+        It is wrong only if the program needs finite weights, and packed one that is not."""
+        if not self.needs_finite_weight:
+            self.program.run_in_workspace(self.layout, addresses)
+            return True
         return not any(map(math.isnan, self.program.run_in_workspace(self.layout, addresses, "nonfinite")))
 
 
@@ -77,7 +80,7 @@ def forward_program(
     names = ("x", "x, channels last"), ("out", "out, channels last")
     parts = _conv_regions(instructions, places, groups, channels, order, has_bias, shapes, names, threads, has_relu)
     made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
-    return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes))
+    return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes), grid.has_border)
 
 
 @lru_cache(maxsize=512)
@@ -147,12 +150,14 @@ def _conv_regions(
         threads, sum(grid.windows * len(grid.taps) * grid.run for grid, _, _ in places) * groups * channels
     )
     packs, convolutions, constants = [], [], list[Tensor]()
-    pack_tasks, pack_share = split_work(groups * -(-channels // (PANEL_VECTORS[module.lanes] * module.lanes)), threads)
+    pack_tasks, pack_share = split_work(
+        groups * -(-channels // (PANEL_VECTORS[module.lanes] * module.lanes)), threads
+    )
     sizes = {"nonfinite": 4 * len(places) * pack_tasks}
     x, out = (BufferRef(copy if shape else name) for (name, copy), shape in zip(names, shapes, strict=True))
     for n, (grid, offset, out_strides) in enumerate(places):
         calls = GridCalls(module.lanes, grid, order, groups, channels)
-        constants += calls.constants
+        constants += (*calls.constants, calls.places)
         window_parts, window_share, channel_parts, panel_share = _split(grid.windows, calls.panels, threads)
         tasks, chunk = window_parts * channel_parts, grid.chunk(window_share)
         sizes |= {
@@ -222,7 +227,7 @@ def grad_weight_program(
         instructions, x_shape, w_shape, strides, geometry, contiguous, threads
     )
     made = parts.program(instructions, threads, ("x", "g", "grad_weight"))
-    return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed)
+    return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed, needs_finite_weight=False)
 
 
 @lru_cache(maxsize=512)
@@ -265,10 +270,10 @@ def _grad_weight_regions(
     threads = _num_threads(threads, grid.windows * len(grid.taps) * grid.run * w_shape[0])
     tasks, share = split_work(calls.units, threads)
     unpack_tasks, unpack_share = split_work(calls.panels, threads)
-    chunk = grid.chunk(max(1, grid.windows))
+    chunk = grid.whole_tiles(min(MAX_CHUNK, max(1, grid.windows)))
     sizes = {
         "scratch": unpack_tasks * calls.scratch_bytes,
-        "table 0": tasks * calls.table_bytes(chunk),
+        "table 0": tasks * calls.lists_bytes(chunk),
         "packed 0": calls.units * calls.unit_bytes,
         "sums 0": tasks * calls.panel_bytes(chunk),
     }
@@ -282,7 +287,7 @@ def _grad_weight_regions(
             sizes[sources[-1].name] = 4 * math.prod(shape)
             regions.append(to_channels_last(module, BufferRef(name), sources[-1], shape, threads))
     call = calls.grad_weight(
-        module.call, share, chunk, x=sources[0], grad_out=sources[1], table=BufferRef("table 0"),
+        module.call, share, chunk, x=sources[0], grad_out=sources[1], lists=BufferRef("table 0"),
         sums=BufferRef("packed 0"), packed_grads=BufferRef("sums 0"),
     )  # fmt: skip
     unpack = calls.unpack(

@@ -3,8 +3,9 @@
     ∂J/∂w_pqrk = Σ_ij g_ijk x_(s1·i+p)(s2·j+q)r                                   (3)
 
 The registers hold a tile of the result: TILE_ROWS numbers r of a run of x, and some vectors of channels k, a *panel*.
-The sum over windows is taken for BLOCK_WINDOWS of them after the other: a sum of sums rounds less than one long sum.
-For each chunk, the gradients of a panel are copied to scratch memory, where they lie one behind the other.
+The sum over windows is taken for up to BLOCK_WINDOWS of them after the other: a sum of sums rounds less than one long
+sum. Windows whose pixel is outside the image are left out, or have zeros. For each chunk, the gradients of a panel
+are copied to scratch memory, where they lie one behind the other.
 
 A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run. A task computes ``share`` units for
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
@@ -16,7 +17,7 @@ stored in the weight gradient by ``unpack_panels``.
 from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import task_range
-from manualgrad.cpu.ir.values import Value
+from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import (
     TILE_ROWS,
@@ -27,17 +28,19 @@ from manualgrad.cpu.kernels.conv2d_tile import (
     panel_sizes,
     panel_vectors,
 )
-from manualgrad.cpu.kernels.conv2d_windows import WINDOW_ARGUMENTS, fill_table, load_address
-from manualgrad.cpu.signature import INT, POINTER, kernel
+from manualgrad.cpu.kernels.conv2d_windows import ENTRY_BYTES, WINDOW_ARGUMENTS, fill_lists, load_address
+from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
 BLOCK_WINDOWS = 128
 
 
 @kernel(
     **WINDOW_ARGUMENTS,
+    lists=POINTER,  # scratch memory of each task: (num_taps, chunk) entries, and a count for each tap
     grad_out=POINTER,  # (windows, groups * channels)
     partial_sums=POINTER,  # (units, TILE_ROWS, a panel's floats)
     packed_grads=POINTER,  # scratch memory of each task: (chunk, a panel's floats)
+    lists_zeros=BOOL,  # True if pixels of rows outside the image count as zeros, False if they are left out
     units=INT,
     share=INT,  # units per task
     groups=INT,
@@ -52,12 +55,13 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
     a.panels = (a.vectors + (largest - 1)) // largest
     a.units_of_panel = a.num_taps * a.tiles
-    table = a.table + a.task * (a.num_taps + 1) * a.chunk * 8
+    lists = a.lists + a.task * a.num_taps * (a.chunk * ENTRY_BYTES + 8)
+    counts = lists + a.num_taps * a.chunk * ENTRY_BYTES
     a.packed_grads = a.packed_grads + a.task * a.chunk * (largest * emit.vector_bytes)
     first, stop = task_range(emit, a, a.units)
     with emit.loop(0, a.windows, a.chunk) as start:
         count = minimum(emit, a.windows - start, a.chunk)
-        fill_table(emit, a, table, (start, start + count))
+        fill_lists(emit, a, lists, counts, (start, start + count))
         with emit.loop(first // a.units_of_panel, (stop + a.units_of_panel - 1) // a.units_of_panel) as number:
             group, panel = number // a.panels, number % a.panels
             first_unit = number * a.units_of_panel
@@ -70,7 +74,7 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
                     channel = panel * (largest * emit.lanes)
                     _pack_grads(emit, a, start, count, group * a.channels + channel, a.channels - channel, vectors)
                     with emit.loop(*units) as unit:
-                        _add_tile(emit, a, table, start, count, group, unit, vectors)
+                        _add_tile(emit, a, lists, counts, start, group, unit, vectors)
 
 
 def _pack_grads(
@@ -94,19 +98,24 @@ def _tile_start(emit: Emitter, a: Arguments, unit: Value) -> tuple[Value, Value]
 
 
 def _add_tile(
-    emit: Emitter, a: Arguments, table: Value, start: Value, count: Value, group: Value, unit: Value, vectors: int
+    emit: Emitter, a: Arguments, lists: Value, counts: Value, start: Value, group: Value, unit: Value, vectors: int
 ) -> None:
     """Add the sums of a chunk to a unit's tile."""
     tap, r = _tile_start(emit, a, unit)
-    entries, offset = table + tap * a.chunk * 8, (group * a.run + r) * 4
+    count, offset = emit.load(counts + tap * 8, INT64), (group * a.run + r) * 4
     partial = a.partial_sums + unit * (TILE_ROWS * panel_vectors(emit) * emit.vector_bytes)
-    with emit.block_loop(count, BLOCK_WINDOWS) as block:
+    blocks = (count + (BLOCK_WINDOWS - 1)) // BLOCK_WINDOWS
+    blocks = emit.select(blocks > 0, blocks, emit.constant(INT64, 1))  # one without terms stores zeros
+    size = (count + blocks - 1) // blocks
+    with emit.loop(0, blocks) as block:
         tile = Tile(emit, vectors)
-        for window, part in tile.terms(*block):
-            pixel = load_address(emit, entries + window * 8) + offset
+        for n, part in tile.terms(block * size, minimum(emit, block * size + size, count)):
+            entry = lists + (tap * a.chunk + n) * ENTRY_BYTES
+            pixel = load_address(emit, entry) + offset
+            window = emit.load(entry + 8, INT64)
             row = load_row(emit, a.packed_grads + window * (vectors * emit.vector_bytes), vectors)
             tile.add_products(part, [emit.load_splat(pixel + 4 * m) for m in range(TILE_ROWS)], row)  # eq. (3)
         tile.add_parts()
-        with emit.if_then(start + block[0] > 0):
+        with emit.if_then(start + block > 0):
             tile.add_from(partial)
         tile.store(partial)

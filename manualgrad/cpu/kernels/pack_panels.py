@@ -1,4 +1,4 @@
-"""Weights of a convolution in the order in which ``conv2d.py`` multiplies them, and gradients back from such an order.
+"""Weights of a convolution in the order in which ``conv2d.py`` multiplies them, and gradients from such an order.
 
 A *panel* has some vectors of channels: a row with their biases, and then a row for each number of x that a window
 has, tap by tap. Channels that fill up the last vector are zeros. A task packs, or unpacks, ``share`` panels, a block
@@ -157,7 +157,7 @@ Range = tuple[Value | int, Value]
 
 
 def _pieces(emit: Emitter, a: Arguments, start: Value) -> Iterator[tuple[Value, Range, Range]]:
-    """Loop over pieces of neighbours: the first one's offset in bytes, and the taps and ``outer`` that they are of."""
+    """Loop over pieces of neighbours: offset of the first in bytes, and their taps and ``outer``."""
     by_tap, one = a.neighbours == 1, emit.constant(INT64, 1)
     taps, outers = emit.select(by_tap, one, a.num_taps), emit.select(by_tap, one, a.outer)
     with emit.loop(0, a.num_taps, taps) as tap, emit.loop(0, a.outer, outers) as outer:
