@@ -104,9 +104,9 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
     if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
         return depthwise.depthwise_grad_weight(module, g, x, geometry)
-    if is_pointwise(module, geometry, x, g.shape[1], is_in_contiguous_format(g)):
-        return pointwise_grad_weight(g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
+    if x.shape[0] and is_pointwise(module, geometry, x, g.shape[1], is_in_contiguous_format(g)):
+        return pointwise_grad_weight(g, x, geometry)
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     if not x.shape[0]:
         return grad_w.zero_()

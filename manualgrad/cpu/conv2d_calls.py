@@ -152,14 +152,18 @@ class GridCalls:
     def conv2d(
         self, call: Call, split: tuple[int, int, int], chunk: int, out_strides: tuple[int, int, int], *, x: Address,
         packed: Address, out: Address, table: Address, sums: Address, has_relu: bool = False,
+        skips_zeros: bool = True,
     ) -> KernelCall:  # fmt: skip
         """Compute the result, whose images, rows and columns have ``out_strides`` in bytes.
 
+        With ``skips_zeros``, a result is right only if all weights are finite.
+
         ``split`` has the windows of a task, the number of such parts, and the panels of a task."""
-        grid, block, images = self.grid, self._block_k, self.grid.images_per_block(split[1])
+        grid, block, images = self.grid, self._block_k, self.grid.images_per_block(split[1]) if skips_zeros else 0
         taps_per_block = _even_block(len(grid.taps), max(1, block // grid.run))
         return call(
             "conv2d", x=x, packed_weight=packed, out=out, table=table, partial_sums=sums, has_relu=has_relu,
+            skips_zeros=skips_zeros,
             places=self.places.data_ptr() if images else 0, images_per_block=images,
             **dict(zip(("window_share", "window_parts", "panel_share"), split, strict=True)), groups=self.groups,
             channels=self.channels, run=grid.run, taps_per_block=taps_per_block,

@@ -162,14 +162,14 @@ def _conv_regions(
         tasks, chunk = window_parts * channel_parts, grid.chunk(window_share)
         sizes |= {
             f"packed {n}": calls.packed_bytes,
-            "scratch": max(sizes.get("scratch", 0), pack_tasks * calls.scratch_bytes),
+            f"scratch {n}": pack_tasks * calls.scratch_bytes,
             f"table {n}": tasks * calls.table_bytes(chunk),
             f"sums {n}": tasks * calls.panel_bytes(chunk),
         }
-        packed, table, sums = (BufferRef(f"{name} {n}") for name in ("packed", "table", "sums"))
+        packed, table, sums, scratch = (BufferRef(f"{name} {n}") for name in ("packed", "table", "sums", "scratch"))
         pack = calls.pack(
             module.call, pack_share, weight=BufferRef("weight"), bias=BufferRef("bias") if has_bias else None,
-            packed=packed, nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), scratch=BufferRef("scratch"),
+            packed=packed, nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), scratch=scratch,
         )  # fmt: skip
         packs.append(pack)
         call = calls.conv2d(
@@ -272,7 +272,7 @@ def _grad_weight_regions(
     unpack_tasks, unpack_share = split_work(calls.panels, threads)
     chunk = grid.whole_tiles(min(MAX_CHUNK, max(1, grid.windows)))
     sizes = {
-        "scratch": unpack_tasks * calls.scratch_bytes,
+        "scratch 0": unpack_tasks * calls.scratch_bytes,
         "table 0": tasks * calls.lists_bytes(chunk),
         "packed 0": calls.units * calls.unit_bytes,
         "sums 0": tasks * calls.panel_bytes(chunk),
@@ -292,7 +292,7 @@ def _grad_weight_regions(
     )  # fmt: skip
     unpack = calls.unpack(
         module.call, unpack_share, sums=BufferRef("packed 0"), grad_weight=BufferRef("grad_weight"),
-        scratch=BufferRef("scratch"),
+        scratch=BufferRef("scratch 0"),
     )  # fmt: skip
     regions += [ParallelRegion(tasks, [call]), ParallelRegion(unpack_tasks, [unpack])]
     return _Regions(regions, sizes, calls.constants), (*margin, slack), _are_transposed(shapes)

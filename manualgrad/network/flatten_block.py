@@ -34,7 +34,7 @@ class FlattenBlock:
     def no_calls(self, at: BlockBuffers) -> list[Any]:
         return []
 
-    pack_for_forward = pack_for_backward = forward = backward = parameter_grads = no_calls
+    pack_for_forward = pack_for_backward = forward = backward = parameter_grads = unpack_grads = no_calls
 
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise AssertionError("a network begins with a convolution")

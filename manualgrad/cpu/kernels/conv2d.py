@@ -10,8 +10,8 @@ K, the taps and runs, is divided into blocks whose weights stay in the nearest c
 windows are computed. Sums of a block are added to those of the blocks before, in scratch memory: a sum of sums rounds
 less than one long sum.
 
-A tap whose pixels are outside the image for all windows of a tile is skipped. Windows of small images are in an order
-that has those with the same taps one behind the other.
+A tap whose pixels are outside the image for all windows of a tile can be left out. Windows of small images are in an
+order that has those with the same taps one behind the other.
 
 A task computes one part of the windows for one part of the panels.
 """
@@ -56,6 +56,7 @@ from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
     out_row_bytes=INT,
     out_column_bytes=INT,
     has_relu=BOOL,  # True stores R(z) in place of z
+    skips_zeros=BOOL,  # True leaves out a tap whose pixels are outside the image for all windows of a tile
 )
 def conv2d(emit: Emitter, a: Arguments) -> None:
     """Compute this task's windows and panels."""
@@ -97,7 +98,8 @@ def _panel(emit: Emitter, a: Arguments, table: Value, count: Value, group: Value
                 entries, weights = table + (tap * a.chunk + window) * 8, bias + (tap * a.run + 1) * row_bytes
                 addresses = [load_address(emit, entries + 8 * m) for m in range(TILE_ROWS)]
                 pixels = [address + group_bytes for address in addresses]
-                with emit.if_then(reduce(or_, [address != a.zeros for address in addresses])):
+                has_pixel = reduce(or_, [address != a.zeros for address in addresses])
+                with emit.if_then(has_pixel | (a.skips_zeros == 0)):
                     for r, part in tile.terms(*run):
                         row = load_row(emit, weights + r * row_bytes, vectors)
                         factors = [emit.load_splat(pixel + r * 4) for pixel in pixels]
