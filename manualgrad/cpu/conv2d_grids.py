@@ -20,6 +20,7 @@ TILE_ROWS, TAP_WORDS, ENTRY_BYTES = 6, 3, 16  # as in kernels/conv2d_tile.py and
 MAX_CHUNK = 768  # windows
 MAX_PLACES = 400  # windows of an image, up to which they are ordered by their taps
 MAX_BLOCK_IMAGES = 8
+MIN_GRAD_CHUNK, GRAD_CHUNK_BYTES = 252, 1 << 20
 CHUNK_BYTES = 160 << 10  # of x, that the windows of a chunk read
 Tap = tuple[int, int, int]  # row and column offset of its pixel, byte offset of its weight
 
@@ -51,12 +52,13 @@ class Grid:
     def chunk(self, share: int) -> int:
         """Windows that a task with ``share`` windows computes at a time."""
         window_bytes = 4 * self.image[2] * self.step[0] * self.step[1]
-        return self.whole_tiles(min(max(CHUNK_BYTES // window_bytes, 96), MAX_CHUNK, share))
+        return _whole_tiles(min(max(CHUNK_BYTES // window_bytes, 96), MAX_CHUNK, share))
 
-    @staticmethod
-    def whole_tiles(windows: int) -> int:
-        """The smallest number of whole tiles' windows that is not less."""
-        return -(-windows // TILE_ROWS) * TILE_ROWS
+    def grad_weight_chunk(self, lanes: int) -> int:
+        """Windows that ``conv2d_grad_weight`` takes at a time: all of them in chunks of nearly equal sizes."""
+        pixels = 0 if lanes == 8 else GRAD_CHUNK_BYTES // (4 * self.image[2])
+        largest = min(max(pixels, MIN_GRAD_CHUNK), MAX_CHUNK)
+        return _whole_tiles(-(-self.windows // max(1, -(-self.windows // largest))) or 1)
 
     def images_per_block(self, window_parts: int) -> int:
         """Images of a block whose windows are ordered by their taps, or 0 if they are in the order of images.
@@ -101,6 +103,11 @@ class Grid:
             int64_tensor(sum(self.taps, ())),
             memory.new(self.outer * self.image[2] + TILE_ROWS, zeros=True),
         )
+
+
+def _whole_tiles(windows: int) -> int:
+    """The smallest number of whole tiles' windows that is not less."""
+    return -(-windows // TILE_ROWS) * TILE_ROWS
 
 
 def int64_tensor(numbers: Sequence[int]) -> Tensor:

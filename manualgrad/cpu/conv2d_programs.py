@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualgrad.cpu import instruction_set
 from manualgrad.cpu.conv2d_calls import PANEL_VECTORS, GridCalls, WeightOrder
-from manualgrad.cpu.conv2d_grids import MAX_CHUNK, TILE_ROWS, forward_grid, grad_input_grids
+from manualgrad.cpu.conv2d_grids import TILE_ROWS, forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
 from manualgrad.cpu.kernel_groups import CONV2D
@@ -270,7 +270,7 @@ def _grad_weight_regions(
     threads = _num_threads(threads, grid.windows * len(grid.taps) * grid.run * w_shape[0])
     tasks, share = split_work(calls.units, threads)
     unpack_tasks, unpack_share = split_work(calls.panels, threads)
-    chunk = grid.whole_tiles(min(MAX_CHUNK, max(1, grid.windows)))
+    chunk = grid.grad_weight_chunk(module.lanes)
     sizes = {
         "scratch 0": unpack_tasks * calls.scratch_bytes,
         "table 0": tasks * calls.lists_bytes(chunk),

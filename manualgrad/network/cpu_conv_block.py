@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cpu.conv2d_calls import Call, GridCalls, WeightOrder
-from manualgrad.cpu.conv2d_grids import MAX_CHUNK, forward_grid, grad_input_grids
+from manualgrad.cpu.conv2d_grids import forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.max_pool2d import source_tables
@@ -140,7 +140,7 @@ class ConvBlock:
 
     @property
     def _grad_chunk(self) -> int:
-        return self.calls.grid.whole_tiles(min(MAX_CHUNK, max(1, self.calls.grid.windows)))
+        return self.calls.grid.grad_weight_chunk(self.calls.lanes)
 
     # ------------------------------------------------------------------------------------------- weights
 

@@ -4,8 +4,9 @@
 
 The registers hold a tile of the result: TILE_ROWS numbers r of a run of x, and some vectors of channels k, a *panel*.
 The sum over windows is taken for up to BLOCK_WINDOWS of them after the other: a sum of sums rounds less than one long
-sum. Windows whose pixel is outside the image are left out, or have zeros. For each chunk, the gradients of a panel
-are copied to scratch memory, where they lie one behind the other.
+sum. Windows whose pixel is outside the image are left out, or have zeros. With AVX2, the gradients of a panel are
+copied to scratch memory for each chunk, where they lie one behind the other; with AVX-512, whose step has twice as
+many products for each gradient, that was measured to be slower.
 
 A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run. A task computes ``share`` units for
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
@@ -17,7 +18,7 @@ stored in the weight gradient by ``unpack_panels``.
 from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import task_range
-from manualgrad.cpu.ir.values import INT64, Value
+from manualgrad.cpu.ir.values import BIT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import (
     TILE_ROWS,
@@ -39,7 +40,7 @@ BLOCK_WINDOWS = 128
     lists=POINTER,  # scratch memory of each task: (num_taps, chunk) entries, and a count for each tap
     grad_out=POINTER,  # (windows, groups * channels)
     partial_sums=POINTER,  # (units, TILE_ROWS, a panel's floats)
-    packed_grads=POINTER,  # scratch memory of each task: (chunk, a panel's floats)
+    packed_grads=POINTER,  # scratch memory of each task for AVX2: (chunk, a panel's floats)
     lists_zeros=BOOL,  # True if pixels of rows outside the image count as zeros, False if they are left out
     units=INT,
     share=INT,  # units per task
@@ -72,23 +73,28 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
             for vectors, is_chosen in panel_sizes(emit, a.vectors - panel * largest):
                 with emit.if_then(is_chosen):
                     channel = panel * (largest * emit.lanes)
-                    _pack_grads(emit, a, start, count, group * a.channels + channel, a.channels - channel, vectors)
+                    rows = _rows_of_grads(emit, a, start, count, group, channel, vectors)
                     with emit.loop(*units) as unit:
-                        _add_tile(emit, a, lists, counts, start, group, unit, vectors)
+                        _add_tile(emit, a, rows, lists, counts, start, group, unit, vectors)
 
 
-def _pack_grads(
-    emit: Emitter, a: Arguments, start: Value, count: Value, channel: Value, channels_left: Value, vectors: int
-) -> None:
-    """Copy the gradients of a panel, of all windows of a chunk, to scratch memory; fill up channels by zeros."""
-    mask = channel_mask(emit, channels_left - (vectors - 1) * emit.lanes)
-    pixel_bytes = a.groups * a.channels * 4
-    source = a.grad_out + start * pixel_bytes + channel * 4
-    with emit.loop(0, count) as window:
+def _rows_of_grads(
+    emit: Emitter, a: Arguments, start: Value, count: Value, group: Value, channel: Value, vectors: int
+) -> tuple[Value, Value]:
+    """Address of the gradients of a panel that begins with ``channel``, and bytes from one window to the next.
+
+    They are where they are with AVX-512 and whole vectors, and otherwise in scratch memory, to which they are copied;
+    channels that fill up the last vector are zeros."""
+    pixel_bytes, row_bytes = a.groups * a.channels * 4, emit.constant(INT64, vectors * emit.vector_bytes)
+    source = a.grad_out + start * pixel_bytes + (group * a.channels + channel) * 4
+    is_copied = a.channels % emit.lanes != 0 if emit.lanes == 16 else emit.constant(BIT, 1)
+    with emit.if_then(is_copied), emit.loop(0, count) as window:
+        mask = channel_mask(emit, a.channels - channel - (vectors - 1) * emit.lanes)
         for v in range(vectors):
             address = source + window * pixel_bytes + v * emit.vector_bytes
             vector = emit.masked_load(address, mask if v == vectors - 1 else None, 0)
-            emit.store(vector, a.packed_grads + (window * vectors + v) * emit.vector_bytes)
+            emit.store(vector, a.packed_grads + window * row_bytes + v * emit.vector_bytes)
+    return emit.select(is_copied, a.packed_grads, source), emit.select(is_copied, row_bytes, pixel_bytes)
 
 
 def _tile_start(emit: Emitter, a: Arguments, unit: Value) -> tuple[Value, Value]:
@@ -98,8 +104,9 @@ def _tile_start(emit: Emitter, a: Arguments, unit: Value) -> tuple[Value, Value]
 
 
 def _add_tile(
-    emit: Emitter, a: Arguments, lists: Value, counts: Value, start: Value, group: Value, unit: Value, vectors: int
-) -> None:
+    emit: Emitter, a: Arguments, grads: tuple[Value, Value], lists: Value, counts: Value, start: Value, group: Value,
+    unit: Value, vectors: int,
+) -> None:  # fmt: skip
     """Add the sums of a chunk to a unit's tile."""
     tap, r = _tile_start(emit, a, unit)
     count, offset = emit.load(counts + tap * 8, INT64), (group * a.run + r) * 4
@@ -113,7 +120,7 @@ def _add_tile(
             entry = lists + (tap * a.chunk + n) * ENTRY_BYTES
             pixel = load_address(emit, entry) + offset
             window = emit.load(entry + 8, INT64)
-            row = load_row(emit, a.packed_grads + window * (vectors * emit.vector_bytes), vectors)
+            row = load_row(emit, grads[0] + window * grads[1], vectors)
             tile.add_products(part, [emit.load_splat(pixel + 4 * m) for m in range(TILE_ROWS)], row)  # eq. (3)
         tile.add_parts()
         with emit.if_then(start + block > 0):
