@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manualgrad import DocumentCNN, kernels
-from manualgrad.cpu import conv2d_grids, conv2d_programs, image_formats, instruction_set, jit, kernel_groups
+from manualgrad.cpu import (
+    conv2d_calls,
+    conv2d_grids,
+    conv2d_programs,
+    image_formats,
+    instruction_set,
+    jit,
+    kernel_groups,
+)
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import conv2d as formulas
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
@@ -92,6 +100,8 @@ def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, inst
     torch.manual_seed(seed)
     monkeypatch.setattr(conv2d_programs, "MULTIPLICATIONS_PER_THREAD", 1 << 10)  # so that small sizes use threads
     monkeypatch.setattr(conv2d_grids, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(conv2d_grids, "MAX_BLOCK_IMAGES", 2)
+    monkeypatch.setattr(conv2d_calls, "BLOCK_PIECE", 72)
     x, w = (
         whole_numbers(*x_shape, channels_last=x_channels_last),
         whole_numbers(*w_shape, channels_last=w_channels_last),
