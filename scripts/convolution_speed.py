@@ -5,7 +5,8 @@
 Forward and backward of batch 8 in float32, with gradients of the images, the weight and the bias; the images of a
 first layer have no gradient. Native runs in its faster memory layout, ours in both. The contenders take turns; a
 ratio is that of the medians. The peak is what a loop of independent multiplications and additions reaches in the same
-run. With one thread, the default, times are the processor's time of this process, which other load changes less.
+run; only products with pixels inside the image count as work. With one thread, the default, times are the processor's
+time of this process, which other load changes less.
 """
 
 from __future__ import annotations
@@ -65,9 +66,9 @@ def peak_flops(instructions: str, stopwatch: Stopwatch) -> float:
     """Measure the largest number of multiplications and additions in a second."""
     threads, seconds = stopwatch.threads, stopwatch.seconds
     module = jit.load_kernels(instructions, {k.name: k for k in (multiply_add, run_program)})
-    numel, count = _num_sums(module.lanes) * module.lanes, 200_000
+    numel, count = _num_sums(module.lanes) * module.lanes, 100_000
     times = []
-    for _ in range(30):
+    for _ in range(100):  # other threads may have to wake up, and other processes to end
         out = torch.full((threads * numel,), 0.5)
         start = seconds()
         team.run(module, "multiply_add", threads, out=out.data_ptr(), count=count)
@@ -89,6 +90,12 @@ def make_step(function: Callable[..., Tensor], layout: torch.memory_format, name
     return step
 
 
+def taps_inside(size: int, kernel: int, stride: int, padding: int) -> int:
+    """Pairs of a window and a tap in one dimension whose pixel is inside the image; the others need no product."""
+    windows = range(0, size + 2 * padding - kernel + 1, stride)
+    return sum(padding <= start + tap < padding + size for start in windows for tap in range(kernel))
+
+
 def main() -> None:
     stopwatch = stopwatch_from_arguments("python -m scripts.convolution_speed", __doc__)
     instructions = kernels.available().instructions
@@ -106,9 +113,9 @@ def main() -> None:
         times = stopwatch.times(steps, ROUNDS, warmup=1)
         medians = {key: statistics.median(values) for key, values in times.items()}
         native = min(medians["native", layout] for layout in LAYOUTS)
-        rows, columns = ((n + 2 * padding - k) // stride + 1 for n, k in zip(x_shape[2:], w_shape[2:], strict=True))
+        rows, columns = (taps_inside(n, k, stride, padding) for n, k in zip(x_shape[2:], w_shape[2:], strict=True))
         passes = 2 if x_shape[1] == 3 else 3
-        flops = 2 * passes * x_shape[0] * rows * columns * torch.Size(w_shape).numel()
+        flops = 2 * passes * x_shape[0] * rows * columns * w_shape[0] * w_shape[1]
         share = {side: flops / peak / min(min(times[side, layout]) for layout in LAYOUTS) for side in functions}
         ratios = ", ".join(f"{layout} {medians['ours', layout] / native:.2f}" for layout in LAYOUTS)
         print(f"{name}: ours / native {ratios}; of the peak ours {share['ours']:.0%}, native {share['native']:.0%}")

@@ -35,8 +35,9 @@ def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry:
     return _unsupported(_fits_forward, geometry, *((x, w) if b is None else (x, w, b)))
 
 
-def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
-    """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry."""
+def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor | None:
+    """C(x, w) + b: (N, C_out, H_out, W_out), in the memory format of the geometry. None as in
+    :func:`conv2d_grad_input`."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_forward(module, x, w, b, geometry)
     return _forward(module, x, w, b, geometry, False)
@@ -48,24 +49,27 @@ def unsupported_conv_relu_forward(x: Tensor, w: Tensor, b: Tensor | None, geomet
     return unsupported_conv2d_forward(x, w, b, geometry)
 
 
-def conv_relu_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
-    """R(C(x, w) + b): (N, C_out, H_out, W_out), in the memory format of the geometry."""
+def conv_relu_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor | None:
+    """R(C(x, w) + b): (N, C_out, H_out, W_out), in the memory format of the geometry. None as in
+    :func:`conv2d_grad_input`."""
     return _forward(module, x, w, b, geometry, True)
 
 
-def _forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, has_relu: bool) -> Tensor:
+def _forward(
+    module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, has_relu: bool
+) -> Tensor | None:
     if is_pointwise(module, geometry, x, w.shape[0], not geometry.channels_last):
         out = pointwise_forward(x, w, b, geometry)
         return out.clamp_(min=0) if has_relu else out  # eq. (9)
-    w, b = w.resolve_neg(), None if b is None else to_contiguous(b)
+    w, b = _dense(w), None if b is None else to_contiguous(b)
     program = programs.forward_program(
         module.instructions, x.shape, w.shape, w.stride(), b is not None, geometry,
         (is_in_contiguous_format(x), not geometry.channels_last), torch.get_num_threads(), has_relu,
     )  # fmt: skip
     reads, writes = program.contiguous
     x, out = x if reads else _images(x, program), _new_result(program, writes)
-    if x.shape[0]:
-        program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr())
+    if x.shape[0] and not program.run(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), out.data_ptr()):
+        return None
     return out if geometry.channels_last or writes else _clone_contiguous(out)
 
 
@@ -75,19 +79,19 @@ def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
     """X(g, w): (N, C_in, H, W), in the memory format of the geometry. None if a weight is not finite: the kernel
-    multiplies weights of windows at the border with zeros, which the formula does not."""
+    multiplies some weights of windows at the border with zeros, and leaves out others."""
     if is_depthwise(geometry, w.shape[0], w.shape[1]):
         return depthwise.depthwise_grad_input(module, g, w, geometry)
     if is_pointwise(module, geometry, g, w.shape[1], not geometry.channels_last):
         return pointwise_grad_input(g, w, geometry)
-    w = w.resolve_neg()
+    w = _dense(w)
     program = programs.grad_input_program(
         module.instructions, g.shape, w.shape, w.stride(), geometry,
         (is_in_contiguous_format(g), not geometry.channels_last), torch.get_num_threads(),
     )  # fmt: skip
     reads, writes = program.contiguous
     g, grad_x = g if reads else _images(g, program), _new_result(program, writes)
-    if g.shape[0] and not program.run_and_check(g.data_ptr(), w.data_ptr(), grad_x.data_ptr()):
+    if g.shape[0] and not program.run(g.data_ptr(), w.data_ptr(), grad_x.data_ptr()):
         return None
     return grad_x if geometry.channels_last or writes else _clone_contiguous(grad_x)
 
@@ -100,9 +104,9 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
     if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
         return depthwise.depthwise_grad_weight(module, g, x, geometry)
-    if is_pointwise(module, geometry, x, g.shape[1], is_in_contiguous_format(g)):
-        return pointwise_grad_weight(g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
+    if x.shape[0] and is_pointwise(module, geometry, x, g.shape[1], is_in_contiguous_format(g)):
+        return pointwise_grad_weight(g, x, geometry)
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     if not x.shape[0]:
         return grad_w.zero_()
@@ -134,7 +138,7 @@ def conv2d_backward(
         if of_input is None:
             return None
         return of_input, conv2d_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
-    w, channels_last = w.resolve_neg(), geometry.channels_last
+    w, channels_last = _dense(w), geometry.channels_last
     grad_w = memory.new_channels_last(*w.shape) if channels_last else memory.new(*w.shape)
     program = programs.backward_program(
         module.instructions, x.shape, w.shape, w.stride(), grad_w.stride(), geometry,
@@ -145,9 +149,7 @@ def conv2d_backward(
     grad_x = _new_result(program, program.contiguous[2])
     if not g.shape[0]:
         grad_w.zero_()
-    elif not program.run_and_check(
-        g_read.data_ptr(), x.data_ptr(), w.data_ptr(), grad_x.data_ptr(), grad_w.data_ptr()
-    ):
+    elif not program.run(g_read.data_ptr(), x.data_ptr(), w.data_ptr(), grad_x.data_ptr(), grad_w.data_ptr()):
         return None
     if not (channels_last or program.contiguous[2]):
         grad_x = _clone_contiguous(grad_x)
@@ -221,6 +223,12 @@ def _is_weight(geometry: Any, shape: Sequence[int]) -> bool:
 def _is_output(geometry: Any, shape: Sequence[int], channels: int) -> bool:
     size = geometry.windows.output_size(*geometry.input_size)
     return tuple(shape[1:]) == (channels, *size) and channels % geometry.groups == 0
+
+
+def _dense(w: Tensor) -> Tensor:
+    """Return a weight without gaps in memory, and without a negative bit."""
+    is_dense = w.is_contiguous() or w.is_contiguous(memory_format=torch.channels_last)
+    return w.resolve_neg() if is_dense else to_contiguous(w)
 
 
 def _images(x: Tensor, program: programs.ConvProgram) -> Tensor:

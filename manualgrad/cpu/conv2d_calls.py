@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 from torch import Tensor
 
-from manualgrad.cpu.conv2d_grids import TILE_ROWS, Grid
+from manualgrad.cpu.conv2d_grids import ENTRY_BYTES, TILE_ROWS, Grid
 from manualgrad.cpu.signature import Address, KernelCall
 
 PANEL_VECTORS = {8: 2, 16: 4}  # by lanes
 BLOCK_K = {8: 256, 16: 128}  # rows of a panel that stay in the nearest cache, 16 or 32 KB
+FLOAT_BYTES = 4
+BLOCK_PIECE = 1152  # floats of a channel that are packed at a time
 MIN_BLOCK_K = 64  # a longer sum is taken in two blocks at least, and rounds less
 Call = Callable[..., KernelCall]  # from a kernel's name and arguments
 
 
 @dataclass(frozen=True)
 class WeightOrder:
-    """Strides of a weight in bytes: of groups, of the result's channels, and of the two parts of a run."""
+    """Strides of a weight in bytes: of groups, of the result's channels, and of the two parts of a run.
+
+    For each pair of channels it has numbers at ``positions``, of which a grid may have fewer as taps."""
 
     group_bytes: int
     channel_bytes: int
     outer_bytes: int
     inner_bytes: int
+    positions: int
+
+    def arguments(self) -> dict[str, int]:
+        """The strides, as kernels have them."""
+        return {name: stride for name, stride in vars(self).items() if name != "positions"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,10 @@ class GridCalls:
     @cached_property
     def constants(self) -> tuple[Tensor, Tensor]:
         return self.grid.constants()
+
+    @cached_property
+    def places(self) -> Tensor:
+        return self.grid.places()
 
     @property
     def panel_floats(self) -> int:
@@ -65,33 +80,91 @@ class GridCalls:
         """Bytes of one task's table."""
         return 8 * (len(self.grid.taps) + 1) * chunk
 
+    def lists_bytes(self, chunk: int) -> int:
+        """Bytes of one task's lists of pixels."""
+        return len(self.grid.taps) * (ENTRY_BYTES * chunk + 8)
+
     def panel_bytes(self, chunk: int) -> int:
         """Bytes of a panel's channels of one task's windows."""
         return 4 * chunk * self.panel_floats
 
+    @cached_property
+    def blocks(self) -> tuple[int, int]:
+        """``inner_per_block`` and ``neighbours`` of ``kernels/pack_panels.py`` for the order of the weight.
+
+        Raises:
+            ValueError: neighbours in memory are neither numbers of a channel nor channels.
+        """
+        order, inner = self.order, self.grid.inner
+        block = max(self.lanes, BLOCK_PIECE // order.positions // self.lanes * self.lanes)
+        if inner <= block and self._are_neighbours(inner):
+            return inner, order.positions
+        if order.inner_bytes == FLOAT_BYTES:
+            return block, 1
+        if order.inner_bytes == FLOAT_BYTES * order.positions:
+            return block, order.positions
+        if order.channel_bytes == FLOAT_BYTES:
+            return block, 0
+        if self._are_neighbours(1):
+            return 1, order.positions
+        raise ValueError(f"neither a channel's weights nor the channels of one weight are neighbours: {order}")
+
+    def _are_neighbours(self, inner: int) -> bool:
+        """True if a channel's weights with one of ``inner`` have no others between them in memory."""
+        last = max(
+            tap_offset + outer * self.order.outer_bytes + n * self.order.inner_bytes
+            for (_, _, tap_offset), outer, n in product(self.grid.taps, range(self.grid.outer), range(inner))
+        )
+        return last < FLOAT_BYTES * self.order.positions * inner
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the scratch memory of one task that packs or unpacks."""
+        return FLOAT_BYTES * self.lanes * -(-math.prod(self.blocks) // self.lanes) * self.lanes
+
     def pack(
-        self, call: Call, share: int, *, weight: Address, bias: Address | None, packed: Address, nonfinite: Address
-    ) -> KernelCall:
-        """Pack ``share`` vectors of channels per task."""
-        taps, _ = self.constants
+        self, call: Call, share: int, *, weight: Address, bias: Address | None, packed: Address, nonfinite: Address,
+        scratch: Address,
+    ) -> KernelCall:  # fmt: skip
+        """Pack ``share`` panels per task."""
         return call(
             "pack_panels", weight=weight, bias=0 if bias is None else bias, has_bias=bias is not None,
-            taps=taps.data_ptr(), num_taps=len(self.grid.taps), packed_weight=packed, nonfinite=nonfinite,
-            groups=self.groups, share=share, channels=self.channels, outer=self.grid.outer, inner=self.grid.inner,
-            **vars(self.order),
+            packed_weight=packed, nonfinite=nonfinite, **self._order_arguments(share, scratch),
         )  # fmt: skip
+
+    def unpack(
+        self, call: Call, share: int, *, sums: Address, grad_weight: Address, scratch: Address
+    ) -> KernelCall:  # fmt: skip
+        """Store ``share`` panels per task in the weight gradient."""
+        return call(
+            "unpack_panels", partial_sums=sums, grad_weight=grad_weight, **self._order_arguments(share, scratch)
+        )
+
+    def _order_arguments(self, share: int, scratch: Address) -> dict[str, Address]:
+        taps, _ = self.constants
+        return {
+            "taps": taps.data_ptr(), "num_taps": len(self.grid.taps), "groups": self.groups, "share": share,
+            "channels": self.channels, "outer": self.grid.outer, "inner": self.grid.inner,
+            "inner_per_block": self.blocks[0], "neighbours": self.blocks[1], "scratch": scratch,
+            **self.order.arguments(),
+        }  # fmt: skip
 
     def conv2d(
         self, call: Call, split: tuple[int, int, int], chunk: int, out_strides: tuple[int, int, int], *, x: Address,
         packed: Address, out: Address, table: Address, sums: Address, has_relu: bool = False,
+        skips_zeros: bool = True,
     ) -> KernelCall:  # fmt: skip
         """Compute the result, whose images, rows and columns have ``out_strides`` in bytes.
 
+        With ``skips_zeros``, a result is right only if all weights are finite.
+
         ``split`` has the windows of a task, the number of such parts, and the panels of a task."""
-        grid, block = self.grid, self._block_k
+        grid, block, images = self.grid, self._block_k, self.grid.images_per_block(split[1]) if skips_zeros else 0
         taps_per_block = _even_block(len(grid.taps), max(1, block // grid.run))
         return call(
             "conv2d", x=x, packed_weight=packed, out=out, table=table, partial_sums=sums, has_relu=has_relu,
+            skips_zeros=skips_zeros,
+            places=self.places.data_ptr() if images else 0, images_per_block=images,
             **dict(zip(("window_share", "window_parts", "panel_share"), split, strict=True)), groups=self.groups,
             channels=self.channels, run=grid.run, taps_per_block=taps_per_block,
             run_per_block=_even_block(grid.run, block), chunk=chunk,
@@ -120,14 +193,14 @@ class GridCalls:
         return TILE_ROWS if self.grid.run < TILE_ROWS else 0
 
     def grad_weight(
-        self, call: Call, share: int, chunk: int, *, x: Address, grad_out: Address, grad_weight: Address,
-        table: Address, sums: Address, packed_grads: Address,
+        self, call: Call, share: int, chunk: int, *, x: Address, grad_out: Address, lists: Address, sums: Address,
+        packed_grads: Address,
     ) -> KernelCall:  # fmt: skip
         """Compute ``share`` tiles of the weight gradient per task."""
         return call(
-            "conv2d_grad_weight", x=x, grad_out=grad_out, grad_weight=grad_weight, table=table, partial_sums=sums,
-            packed_grads=packed_grads, units=self.units, share=share, groups=self.groups, channels=self.channels,
-            outer=self.grid.outer, inner=self.grid.inner, chunk=chunk, **vars(self.order),
+            "conv2d_grad_weight", x=x, grad_out=grad_out, lists=lists, partial_sums=sums, packed_grads=packed_grads,
+            lists_zeros=self.grid.outer > 1,
+            units=self.units, share=share, groups=self.groups, channels=self.channels, run=self.grid.run, chunk=chunk,
             **self.grid.arguments(*self.constants),
         )  # fmt: skip
 

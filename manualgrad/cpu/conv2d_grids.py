@@ -5,7 +5,9 @@ Tensors are channels last: x (N, H, W, C_in), g (N, H_out, W_out, C_out). The fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Any
 
@@ -14,7 +16,11 @@ from torch import Tensor
 
 from manualgrad.cpu import memory
 
-TILE_ROWS, TAP_WORDS = 6, 3  # as in kernels/conv2d_tile.py and conv2d_windows.py, which need LLVM
+TILE_ROWS, TAP_WORDS, ENTRY_BYTES = 6, 3, 16  # as in kernels/conv2d_tile.py and conv2d_windows.py, which need LLVM
+MAX_CHUNK = 768  # windows
+MAX_PLACES = 400  # windows of an image, up to which they are ordered by their taps
+MAX_BLOCK_IMAGES = 8
+MIN_GRAD_CHUNK, GRAD_CHUNK_BYTES = 252, 1 << 20
 CHUNK_BYTES = 160 << 10  # of x, that the windows of a chunk read
 Tap = tuple[int, int, int]  # row and column offset of its pixel, byte offset of its weight
 
@@ -46,8 +52,41 @@ class Grid:
     def chunk(self, share: int) -> int:
         """Windows that a task with ``share`` windows computes at a time."""
         window_bytes = 4 * self.image[2] * self.step[0] * self.step[1]
-        chunk = min(max(CHUNK_BYTES // window_bytes, 96), 768, share)
-        return -(-chunk // TILE_ROWS) * TILE_ROWS
+        return _whole_tiles(min(max(CHUNK_BYTES // window_bytes, 96), MAX_CHUNK, share))
+
+    def grad_weight_chunk(self, lanes: int) -> int:
+        """Windows that ``conv2d_grad_weight`` takes at a time: all of them in chunks of nearly equal sizes."""
+        pixels = 0 if lanes == 8 else GRAD_CHUNK_BYTES // (4 * self.image[2])
+        largest = min(max(pixels, MIN_GRAD_CHUNK), MAX_CHUNK)
+        return _whole_tiles(-(-self.windows // max(1, -(-self.windows // largest))) or 1)
+
+    def images_per_block(self, window_parts: int) -> int:
+        """Images of a block whose windows are ordered by their taps, or 0 if they are in the order of images.
+
+        Windows at the border have fewer taps, so each of ``window_parts`` tasks must get whole images."""
+        images, rest = divmod(self.batch, window_parts)
+        if rest or not images or self.rows * self.columns > MAX_PLACES or not self.has_border:
+            return 0
+        return max(n for n in range(1, MAX_BLOCK_IMAGES + 1) if images % n == 0)
+
+    @cached_property
+    def has_border(self) -> bool:
+        """True if a window has a tap outside the image."""
+        return not all(all(inside) for axis in (0, 1) for inside in self._tap_sets(axis))
+
+    def _tap_sets(self, axis: int) -> list[tuple[bool, ...]]:
+        """For each row of windows, or column (``axis`` 1), whether the pixels of the taps are inside the image."""
+        step, size = self.step[axis], self.image[axis]
+        return [
+            tuple(0 <= n * step + tap[axis] < size for tap in self.taps)
+            for n in range((self.rows, self.columns)[axis])
+        ]
+
+    def places(self) -> Tensor:
+        """(rows·columns, 2): row and column of an image's windows, those with the same taps one behind the other."""
+        rows, columns = self._tap_sets(0), self._tap_sets(1)
+        places = sorted(product(range(self.rows), range(self.columns)), key=lambda p: (rows[p[0]], columns[p[1]], p))
+        return int64_tensor(sum(places, ()))
 
     def arguments(self, taps: Tensor, zeros: Tensor) -> dict[str, int]:
         height, width, channels = self.image
@@ -60,11 +99,19 @@ class Grid:
 
     def constants(self) -> tuple[Tensor, Tensor]:
         """The taps, and a pixel of zeros, or ``outer`` of them, and TILE_ROWS zeros more."""
-        taps = torch.tensor(self.taps, dtype=torch.int64, device="cpu").view(-1)
         return (
-            memory.new(len(taps), dtype=torch.int64).copy_(taps),
+            int64_tensor(sum(self.taps, ())),
             memory.new(self.outer * self.image[2] + TILE_ROWS, zeros=True),
         )
+
+
+def _whole_tiles(windows: int) -> int:
+    """The smallest number of whole tiles' windows that is not less."""
+    return -(-windows // TILE_ROWS) * TILE_ROWS
+
+
+def int64_tensor(numbers: Sequence[int]) -> Tensor:
+    return memory.new(len(numbers), dtype=torch.int64).copy_(torch.tensor(numbers, dtype=torch.int64, device="cpu"))
 
 
 def merges_columns(channels: int, geometry: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from manualgrad.cpu import instruction_set
-from manualgrad.cpu.conv2d_calls import GridCalls, WeightOrder
+from manualgrad.cpu.conv2d_calls import PANEL_VECTORS, GridCalls, WeightOrder
 from manualgrad.cpu.conv2d_grids import TILE_ROWS, forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
@@ -38,6 +38,7 @@ class ConvProgram:
         is_partial: True if it does not write all numbers of the result, and the others are 0.
         margin: columns of zeros left and right of the images, and floats behind them.
         contiguous: True for each tensor, inputs and then the result, that is contiguous rather than channels_last.
+        needs_finite_weight: True if some weights are multiplied with zeros outside the image, and others are not.
     """
 
     program: Program
@@ -47,17 +48,19 @@ class ConvProgram:
     is_partial: bool = False
     margin: tuple[int, int, int] = (0, 0, 0)
     contiguous: tuple[bool, ...] = (False, False)
+    needs_finite_weight: bool = True
 
     @cached_property
     def has_margin(self) -> bool:
         return any(self.margin)
 
-    def run(self, *addresses: int) -> None:
-        """Run the program on tensors at ``addresses``, in the order of its names."""
-        self.program.run_in_workspace(self.layout, addresses)
+    def run(self, *addresses: int) -> bool:
+        """Run the program on tensors at ``addresses``, in the order of its names; return True if its result is right.
 
-    def run_and_check(self, *addresses: int) -> bool:
-        """Run the program, and return True if all weights that were packed are finite."""
+        It is wrong only if the program needs finite weights, and packed one that is not."""
+        if not self.needs_finite_weight:
+            self.program.run_in_workspace(self.layout, addresses)
+            return True
         return not any(map(math.isnan, self.program.run_in_workspace(self.layout, addresses, "nonfinite")))
 
 
@@ -69,7 +72,7 @@ def forward_program(
     """Program of (1) with (17) for x, a weight with ``strides``, the bias and the result; R of it if ``has_relu``."""
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
-    order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
+    order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1], math.prod(w_shape[2:]))
     pixel = 4 * w_shape[0]
     places = [(grid, 0, (grid.rows * grid.columns * pixel, grid.columns * pixel, pixel))]
     result_shape = grid.batch, w_shape[0], grid.rows, grid.columns
@@ -77,7 +80,7 @@ def forward_program(
     names = ("x", "x, channels last"), ("out", "out, channels last")
     parts = _conv_regions(instructions, places, groups, channels, order, has_bias, shapes, names, threads, has_relu)
     made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
-    return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes))
+    return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes), grid.has_border)
 
 
 @lru_cache(maxsize=512)
@@ -99,7 +102,8 @@ def _grad_input_regions(
 ) -> tuple[_Regions, tuple[int, int, int, int], bool, tuple[bool, bool]]:  # fmt: skip
     """Regions of (2), the shape of the result, True if they leave out some of it, and which images are contiguous."""
     groups, channels = geometry.groups, w_shape[1]
-    order = WeightOrder(4 * g_shape[1] // groups * strides[0], 4 * strides[1], 0, 4 * strides[0])
+    positions = math.prod(w_shape[2:])
+    order = WeightOrder(4 * g_shape[1] // groups * strides[0], 4 * strides[1], 0, 4 * strides[0], positions)
     (s1, s2), (height, width) = geometry.windows.stride, geometry.input_size
     pixel = 4 * channels * groups
     grids = grad_input_grids(g_shape, strides, geometry)
@@ -146,23 +150,26 @@ def _conv_regions(
         threads, sum(grid.windows * len(grid.taps) * grid.run for grid, _, _ in places) * groups * channels
     )
     packs, convolutions, constants = [], [], list[Tensor]()
-    pack_tasks, pack_share = split_work(groups * -(-channels // module.lanes), threads)
+    pack_tasks, pack_share = split_work(
+        groups * -(-channels // (PANEL_VECTORS[module.lanes] * module.lanes)), threads
+    )
     sizes = {"nonfinite": 4 * len(places) * pack_tasks}
     x, out = (BufferRef(copy if shape else name) for (name, copy), shape in zip(names, shapes, strict=True))
     for n, (grid, offset, out_strides) in enumerate(places):
         calls = GridCalls(module.lanes, grid, order, groups, channels)
-        constants += calls.constants
+        constants += (*calls.constants, calls.places)
         window_parts, window_share, channel_parts, panel_share = _split(grid.windows, calls.panels, threads)
         tasks, chunk = window_parts * channel_parts, grid.chunk(window_share)
         sizes |= {
             f"packed {n}": calls.packed_bytes,
+            f"scratch {n}": pack_tasks * calls.scratch_bytes,
             f"table {n}": tasks * calls.table_bytes(chunk),
             f"sums {n}": tasks * calls.panel_bytes(chunk),
         }
-        packed, table, sums = (BufferRef(f"{name} {n}") for name in ("packed", "table", "sums"))
+        packed, table, sums, scratch = (BufferRef(f"{name} {n}") for name in ("packed", "table", "sums", "scratch"))
         pack = calls.pack(
             module.call, pack_share, weight=BufferRef("weight"), bias=BufferRef("bias") if has_bias else None,
-            packed=packed, nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks),
+            packed=packed, nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), scratch=scratch,
         )  # fmt: skip
         packs.append(pack)
         call = calls.conv2d(
@@ -220,7 +227,7 @@ def grad_weight_program(
         instructions, x_shape, w_shape, strides, geometry, contiguous, threads
     )
     made = parts.program(instructions, threads, ("x", "g", "grad_weight"))
-    return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed)
+    return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed, needs_finite_weight=False)
 
 
 @lru_cache(maxsize=512)
@@ -258,13 +265,15 @@ def _grad_weight_regions(
     module = instruction_set.load_group(instructions, CONV2D)
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
-    order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1])
+    order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1], math.prod(w_shape[2:]))
     calls = GridCalls(module.lanes, grid, order, groups, channels)
     threads = _num_threads(threads, grid.windows * len(grid.taps) * grid.run * w_shape[0])
     tasks, share = split_work(calls.units, threads)
-    chunk = grid.chunk(max(1, grid.windows))
+    unpack_tasks, unpack_share = split_work(calls.panels, threads)
+    chunk = grid.grad_weight_chunk(module.lanes)
     sizes = {
-        "table 0": tasks * calls.table_bytes(chunk),
+        "scratch 0": unpack_tasks * calls.scratch_bytes,
+        "table 0": tasks * calls.lists_bytes(chunk),
         "packed 0": calls.units * calls.unit_bytes,
         "sums 0": tasks * calls.panel_bytes(chunk),
     }
@@ -278,8 +287,12 @@ def _grad_weight_regions(
             sizes[sources[-1].name] = 4 * math.prod(shape)
             regions.append(to_channels_last(module, BufferRef(name), sources[-1], shape, threads))
     call = calls.grad_weight(
-        module.call, share, chunk, x=sources[0], grad_out=sources[1], grad_weight=BufferRef("grad_weight"),
-        table=BufferRef("table 0"), sums=BufferRef("packed 0"), packed_grads=BufferRef("sums 0"),
+        module.call, share, chunk, x=sources[0], grad_out=sources[1], lists=BufferRef("table 0"),
+        sums=BufferRef("packed 0"), packed_grads=BufferRef("sums 0"),
     )  # fmt: skip
-    regions.append(ParallelRegion(tasks, [call]))
+    unpack = calls.unpack(
+        module.call, unpack_share, sums=BufferRef("packed 0"), grad_weight=BufferRef("grad_weight"),
+        scratch=BufferRef("scratch 0"),
+    )  # fmt: skip
+    regions += [ParallelRegion(tasks, [call]), ParallelRegion(unpack_tasks, [unpack])]
     return _Regions(regions, sizes, calls.constants), (*margin, slack), _are_transposed(shapes)

@@ -69,8 +69,12 @@ KERNELS = (
     FormulaKernel(
         "conv_relu_pool_backward", CPU, _unsupported_conv_relu_pool_backward, _conv_relu_pool_backward, NONFINITE
     ),
-    FormulaKernel("conv2d_forward_nchw", CPU, conv2d.unsupported_conv2d_forward, conv2d.conv2d_forward),
-    FormulaKernel("conv_relu_forward", CPU, conv2d.unsupported_conv_relu_forward, conv2d.conv_relu_forward),
+    FormulaKernel(
+        "conv2d_forward_nchw", CPU, conv2d.unsupported_conv2d_forward, conv2d.conv2d_forward, NONFINITE_WEIGHT
+    ),
+    FormulaKernel(
+        "conv_relu_forward", CPU, conv2d.unsupported_conv_relu_forward, conv2d.conv_relu_forward, NONFINITE_WEIGHT
+    ),
     FormulaKernel(
         "conv2d_grad_input_nchw",
         CPU,

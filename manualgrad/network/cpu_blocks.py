@@ -67,7 +67,7 @@ class CPUDevice:
         return Split(num_threads, *split_work(batch_size, sizes.num_tasks_for(batch_size, num_threads, partial_sums)))
 
     def program(self, num_threads: int, regions: Sequence[Any], names: Sequence[str]) -> Program:
-        return Program(self.module, num_threads, [ParallelRegion(*region) for region in regions], names)
+        return Program(self.module, num_threads, [ParallelRegion(*region) for region in regions if region[1]], names)
 
 
 def _conv_block(device: CPUDevice, layer: Conv, x: Activation, batch_size: int) -> Block:
@@ -214,6 +214,9 @@ class DenseBlock:
         if self.is_reordered:  # a task reorders the rows that it has computed
             calls.append(self._transpose(at, grad, at.own("dw"), self.pixels, self.channels))
         return calls  # eq. (18), (21)
+
+    def unpack_grads(self, at: BlockBuffers) -> list[Any]:
+        return []
 
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise AssertionError("a network begins with a convolution")

@@ -53,13 +53,14 @@ class ConvBlock:
 
         strides = tuple(math.prod(shape[n + 1 :]) for n in range(4))
         grid, kw_bytes, self.margin = forward_grid((batch_size, channels, height, width), strides, geometry)
-        order = WeightOrder(0, 4 * strides[0], kw_bytes, 4 * strides[1])
+        positions = math.prod(layer.kernel_size)
+        order = WeightOrder(0, 4 * strides[0], kw_bytes, 4 * strides[1], positions)
         self.calls = GridCalls(lanes, grid, order, 1, layer.out_channels)
         self.copies_x = any(self.margin) or self.calls.slack > 0
 
         (s1, s2), pixel = geometry.windows.stride, 4 * channels
         grids = grad_input_grids((batch_size, layer.out_channels, *self.conv_size[:2]), strides, geometry)
-        order = WeightOrder(0, 4 * strides[1], 0, 4 * strides[0])
+        order = WeightOrder(0, 4 * strides[1], 0, 4 * strides[0], positions)
         self.backward_calls = [GridCalls(lanes, grid, order, 1, channels) for _, _, grid in grids]
         self.backward_offsets = [(i * width + j) * pixel for i, j, _ in grids]
         self.backward_strides = height * width * pixel, s1 * width * pixel, s2 * pixel
@@ -96,6 +97,7 @@ class ConvBlock:
         chunk = self._chunk(self.calls, split)
         return self._own_outputs()[1] | {
             "packed": self.calls.packed_bytes,
+            "pack_scratch": split.num_threads * self.calls.scratch_bytes,
             "flags": 4 * split.num_threads,
             "table": split.num_tasks * self.calls.table_bytes(chunk),
             "sums": split.num_tasks * self.calls.panel_bytes(chunk),
@@ -104,7 +106,8 @@ class ConvBlock:
     def scratch_buffers(self, split: Split, needs_grad_x: bool) -> dict[str, int]:
         chunk = self._grad_chunk
         buffers = {
-            "table_weight": split.num_threads * self.calls.table_bytes(chunk),
+            "lists": split.num_threads * self.calls.lists_bytes(chunk),
+            "unpack_scratch": split.num_threads * self.calls.scratch_bytes,
             "sums_weight": self.calls.units * self.calls.unit_bytes,
             "grads": split.num_threads * self.calls.panel_bytes(chunk),
             "bias_parts": 4 * self.conv_size[2] * -(-self._conv_numel // (self.conv_size[2] * SUM_WINDOWS)),
@@ -113,18 +116,20 @@ class ConvBlock:
             buffers["grad_y"] = 4 * self._conv_numel
         if needs_grad_x:
             offsets = self._input_offsets(split)[-1]
-            buffers |= dict(zip(("packed_input", "table_input", "sums_input"), offsets, strict=True))
+            buffers |= dict(zip(("packed_input", "table_input", "sums_input", "scratch_input"), offsets, strict=True))
         return buffers
 
-    def _input_offsets(self, split: Split) -> list[tuple[int, int, int]]:
-        """Offsets of each grid's packed weight, tables and sums for the input gradient, and the end of the last.
+    def _input_offsets(self, split: Split) -> list[tuple[int, int, int, int]]:
+        """Offsets of each grid's packed weight, tables, sums and scratch memory, and the end of the last.
 
-        Tasks compute different grids at the same time, so each grid has tables and sums of its own."""
-        offsets = [(0, 0, 0)]
+        Tasks compute different grids at the same time, so each grid has memory of its own."""
+        offsets = [(0, 0, 0, 0)]
         for calls in self.backward_calls:
-            chunk, (packed, table, sums) = self._chunk(calls, split), offsets[-1]
+            chunk, (packed, table, sums, scratch) = self._chunk(calls, split), offsets[-1]
             table += split.num_tasks * calls.table_bytes(chunk)
-            offsets.append((packed + calls.packed_bytes, table, sums + split.num_tasks * calls.panel_bytes(chunk)))
+            sums += split.num_tasks * calls.panel_bytes(chunk)
+            scratch += split.num_threads * calls.scratch_bytes
+            offsets.append((packed + calls.packed_bytes, table, sums, scratch))
         return offsets
 
     def _chunk(self, calls: GridCalls, split: Split) -> int:
@@ -135,14 +140,14 @@ class ConvBlock:
 
     @property
     def _grad_chunk(self) -> int:
-        return self.calls.grid.chunk(max(1, self.calls.grid.windows))
+        return self.calls.grid.grad_weight_chunk(self.calls.lanes)
 
     # ------------------------------------------------------------------------------------------- weights
 
     def pack_for_forward(self, at: BlockBuffers) -> list[KernelCall]:
         call = self.calls.pack(
-            self._call, split_work(self.calls.vectors, at.split.num_threads)[1], weight=at.own("w"), bias=at.own("b"),
-            packed=at.own("packed"), nonfinite=at.own("flags"),
+            self._call, split_work(self.calls.panels, at.split.num_threads)[1], weight=at.own("w"), bias=at.own("b"),
+            packed=at.own("packed"), nonfinite=at.own("flags"), scratch=at.own("pack_scratch"),
         )  # fmt: skip
         return [call]
 
@@ -150,12 +155,13 @@ class ConvBlock:
         if not at.grad_x:
             return []
         threads, packs = at.split.num_threads, []
-        for n, (calls, (packed, *_)) in enumerate(
+        for n, (calls, (packed, _, _, scratch)) in enumerate(
             zip(self.backward_calls, self._input_offsets(at.split), strict=False)
         ):
             pack = calls.pack(
-                self._call, split_work(calls.vectors, threads)[1], weight=at.own("w"), bias=None,
+                self._call, split_work(calls.panels, threads)[1], weight=at.own("w"), bias=None,
                 packed=at.own("packed_input") + packed, nonfinite=at.nonfinite + 4 * n * threads,
+                scratch=at.own("scratch_input") + scratch,
             )  # fmt: skip
             packs.append(pack)
         return packs
@@ -176,6 +182,7 @@ class ConvBlock:
             self._call, self._split(self.calls, at.split), self._chunk(self.calls, at.split),
             (height * width * pixel, width * pixel, pixel), x=x, packed=at.own("packed"), out=z,
             table=at.own("table"), sums=at.own("sums"), has_relu=self.subgradient == 0,
+            skips_zeros=False,  # nothing checks the weights of forward
         )  # fmt: skip
         calls.append(conv)  # eq. (17)
         if self._has_separate_relu:
@@ -226,7 +233,7 @@ class ConvBlock:
         if self.is_partial:
             calls.append(clear(self._call, at.grad_x, (self.batch_size, at.split.images_per_task), self._in_size))
         places = zip(self.backward_calls, self.backward_offsets, self._input_offsets(at.split), strict=False)
-        for grid_calls, offset, (packed, table, sums) in places:
+        for grid_calls, offset, (packed, table, sums, _) in places:
             conv = grid_calls.conv2d(
                 self._call, self._split(grid_calls, at.split), self._chunk(grid_calls, at.split),
                 self.backward_strides, x=grad_z, packed=at.own("packed_input") + packed, out=at.grad_x + offset,
@@ -242,8 +249,7 @@ class ConvBlock:
         grad_z, threads = self._grad_z(at), at.split.num_threads
         weight = self.calls.grad_weight(
             self._call, split_work(self.calls.units, threads)[1], self._grad_chunk, x=self._x(at), grad_out=grad_z,
-            grad_weight=at.own("dw"), table=at.own("table_weight"), sums=at.own("sums_weight"),
-            packed_grads=at.own("grads"),
+            lists=at.own("lists"), sums=at.own("sums_weight"), packed_grads=at.own("grads"),
         )  # fmt: skip
         windows, channels = self._conv_numel // self.conv_size[2], self.conv_size[2]
         if windows <= SUM_WINDOWS:
@@ -255,6 +261,13 @@ class ConvBlock:
             for n, start in enumerate(starts)
         ]
         return [weight, *sums, self._sum_rows(parts, at.own("db"), len(starts))]  # eq. (18), (21)
+
+    def unpack_grads(self, at: BlockBuffers) -> list[KernelCall]:
+        unpack = self.calls.unpack(
+            self._call, split_work(self.calls.panels, at.split.num_threads)[1], sums=at.own("sums_weight"),
+            grad_weight=at.own("dw"), scratch=at.own("unpack_scratch"),
+        )  # fmt: skip
+        return [unpack]
 
     def _sum_rows(self, rows: BufferRef, out: BufferRef, count: int) -> KernelCall:
         """Add ``count`` rows of the convolution's channels."""

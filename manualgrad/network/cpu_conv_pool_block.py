@@ -212,6 +212,9 @@ class ConvReLUPoolBlock:
         """The pool index, (N, H, W, C_out), from its buffer."""
         return index.view(self.batch_size, *self._padded_out)[..., : self.sizes.out_channels]
 
+    def unpack_grads(self, at: BlockBuffers) -> list[KernelCall]:
+        return []
+
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         forward = to_contiguous(x, torch.channels_last)
         return forward, forward if any(self.padding) else to_backward_layout(self.sizes, x)

@@ -192,6 +192,9 @@ class ConvBlock:
                         COLUMNS=self.layer.out_channels, C_IN=self.channels, FLIP=self.layer.flip_kernel)
         ]  # fmt: skip
 
+    def unpack_grads(self, at: BlockBuffers) -> list[Any]:
+        return []
+
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
         return x, x

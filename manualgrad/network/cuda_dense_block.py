@@ -130,5 +130,8 @@ class DenseBlock:
                         ROWS=self.in_features, COLUMNS=self.out_features, C_IN=0, FLIP=False)
         ]  # fmt: skip
 
+    def unpack_grads(self, at: BlockBuffers) -> list[Any]:
+        return []
+
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise AssertionError("a network begins with a convolution")

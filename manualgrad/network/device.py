@@ -124,6 +124,10 @@ class Block(Protocol):
         """Calls that write the gradients of the parameters, or add up their partial sums."""
         ...
 
+    def unpack_grads(self, at: BlockBuffers) -> list[Any]:
+        """Calls after all of those, which bring packed gradients into the layout of the parameters."""
+        ...
+
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``x``, the network's input (N, C_in, H, W), in the layouts that forward and backward read."""
         ...

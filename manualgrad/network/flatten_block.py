@@ -35,7 +35,7 @@ class FlattenBlock:
         """A view takes no kernel call."""
         return []
 
-    pack_for_forward = pack_for_backward = forward = backward = parameter_grads = no_calls
+    pack_for_forward = pack_for_backward = forward = backward = parameter_grads = unpack_grads = no_calls
 
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         raise AssertionError("a network begins with a convolution")

@@ -2,8 +2,9 @@ r"""Buffers and kernel calls of a list of blocks: forward, loss, backward and up
 
 The calls stand in parallel regions. A region is split into tasks, which threads share. A task of the main region
 takes some images through all blocks, so that a block's output is still in the cache when the next one reads it, and
-then back from the last block to the first. The last region computes the gradients of the parameters, or adds up those
-that the tasks have. ``cpu_blocks.py`` has the calls of each block.
+then back from the last block to the first. The next region computes the gradients of the parameters, or adds up those
+that the tasks have; the last stores those that are in an order of the kernels. ``cpu_blocks.py`` has the calls of
+each block.
 """
 
 from __future__ import annotations
@@ -138,21 +139,23 @@ class PlanBuilder:
             (self.split.num_threads, self._calls("pack_for_backward")),
             (self.split.num_tasks, self._calls("backward", is_reversed=True)),
             (self.split.num_threads, self._calls("parameter_grads")),
+            (self.split.num_threads, self._calls("unpack_grads")),
         ]
 
     def loss_and_grads_regions(self) -> list[Region]:
         """From x^0 and labels to the loss and all Δw and Δb."""
         (threads, pack), (tasks, forward) = self.forward_regions()
-        (_, pack_again), (_, backward), (_, grads) = self.backward_regions()
+        (_, pack_again), (_, backward), (_, grads), unpack = self.backward_regions()
         return [
             (threads, [*pack, *pack_again, *self.loss.before(self.split)]),
             (tasks, [*forward, *self.loss.losses(self.split), *backward]),
             (threads, [*grads, *self.loss.after()]),
+            unpack,
         ]
 
     def descent_regions(self, pixels: PixelFormat) -> list[Region]:
         """From uint8 images, the indices of a batch and its labels to w − η ∂J/∂w of all parameters."""
-        before, (tasks, all_blocks), (threads, after) = self.loss_and_grads_regions()
+        before, (tasks, all_blocks), (threads, after), unpack = self.loss_and_grads_regions()
         _, height, width = self.network.image_shape
         gather = self._call(
             "gather_images", images=BufferRef("images"), indices=BufferRef("indices"), x=BufferRef("x"),
@@ -164,7 +167,7 @@ class PlanBuilder:
             label_probs=BufferRef("label_probs"), num_correct=BufferRef("num_correct"), rows=self.batch_size,
             classes=self.network.classes,
         )  # fmt: skip
-        return [before, (tasks, [gather, *all_blocks]), (threads, [*after, top1]), self.update_region()]
+        return [before, (tasks, [gather, *all_blocks]), (threads, [*after, top1]), unpack, self.update_region()]
 
     def update_region(self) -> Region:
         """w − η ∂J/∂w of all parameters, unless a label is no class or a gradient or the loss is not finite."""

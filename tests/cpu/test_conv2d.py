@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manualgrad import DocumentCNN, kernels
-from manualgrad.cpu import conv2d_grids, conv2d_programs, image_formats, instruction_set, jit, kernel_groups
+from manualgrad.cpu import (
+    conv2d_calls,
+    conv2d_grids,
+    conv2d_programs,
+    image_formats,
+    instruction_set,
+    jit,
+    kernel_groups,
+)
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import conv2d as formulas
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
@@ -92,6 +100,8 @@ def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, inst
     torch.manual_seed(seed)
     monkeypatch.setattr(conv2d_programs, "MULTIPLICATIONS_PER_THREAD", 1 << 10)  # so that small sizes use threads
     monkeypatch.setattr(conv2d_grids, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(conv2d_grids, "MAX_BLOCK_IMAGES", 2)
+    monkeypatch.setattr(conv2d_calls, "BLOCK_PIECE", 72)
     x, w = (
         whole_numbers(*x_shape, channels_last=x_channels_last),
         whole_numbers(*w_shape, channels_last=w_channels_last),
@@ -107,7 +117,11 @@ def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, inst
 def test_constants_are_those_of_the_kernels():
     from manualgrad.cpu.kernels import conv2d_tile, conv2d_windows, transpose  # they need LLVM
 
-    assert (conv2d_grids.TILE_ROWS, conv2d_grids.TAP_WORDS) == (conv2d_tile.TILE_ROWS, conv2d_windows.TAP_WORDS)
+    assert conv2d_grids.TILE_ROWS == conv2d_tile.TILE_ROWS
+    assert (conv2d_grids.TAP_WORDS, conv2d_grids.ENTRY_BYTES) == (
+        conv2d_windows.TAP_WORDS,
+        conv2d_windows.ENTRY_BYTES,
+    )
     assert (image_formats.BLOCK, image_formats.STRIP) == (transpose.BLOCK, transpose.STRIP)
 
 
@@ -167,20 +181,38 @@ def test_views_and_negated_tensors():
     assert_kernels_equal_formulas(x, w, whole_numbers(12)[::2], geometry, g)
 
 
-def test_the_formula_computes_what_the_kernel_declines():
-    """A weight of a window at the border is multiplied with zeros by the kernel, by the formula with nothing."""
-    x, w = torch.randn(1, 2, 6, 5), torch.randn(3, 2, 3, 3)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_the_formula_computes_what_the_kernels_decline(value):
+    """With a weight that is not finite, kernels would multiply it with zeros for some windows at the border only."""
+    x, w, g = torch.randn(1, 2, 6, 5), torch.randn(3, 2, 3, 3), torch.randn(1, 3, 6, 5)
     geometry = make_conv2d_geometry(x, w, None, 1, 1, 1, 1, False)
-    g = torch.randn(1, 3, 6, 5)
-    for value in (torch.nan, torch.inf, -torch.inf):
-        w[-1, -1, -1, -1] = value
-        assert by_kernel("conv2d_grad_input_nchw", g, w, geometry) is None
+    w[-1, -1, -1, -1] = value
+    assert by_kernel("conv2d_forward_nchw", x, w, None, geometry) is None
+    assert by_kernel("conv_relu_forward", x, w, None, geometry) is None
+    assert by_kernel("conv2d_grad_input_nchw", g, w, geometry) is None
+    assert by_kernel("conv2d_backward", g, x, w, False, geometry) is None
     grad_x = formulas.conv2d_grad_input_nchw(g, w, geometry)
     assert grad_x[..., 0].isfinite().all(), "no window has this weight at the first column"
+    inside = make_conv2d_geometry(x, w, None, 1, 0, 1, 1, False)  # no window is at a border
+    result = by_kernel("conv2d_forward_nchw", x, w, None, inside)
+    torch.testing.assert_close(result, F.conv2d(x, w), equal_nan=True)
+
+
+@pytest.mark.parametrize("channels", [2, 20])
+def test_infinite_gradients_at_a_border(channels):
+    """The formula multiplies infinity with zeros outside the image. The kernel does so for images of few channels,
+    which have a border of zeros, and leaves out these pixels of others."""
+    x, w = torch.randn(1, channels, 6, 5), torch.randn(3, channels, 3, 3)
+    geometry, g = make_conv2d_geometry(x, w, None, 1, 1, 1, 1, False), torch.randn(1, 3, 6, 5)
     x[0, 0, 0, 0] = g[0, 0, 0, 0] = torch.inf
-    for name, arguments in (("conv2d_forward_nchw", (x, w, None)), ("conv2d_grad_weight_oihw", (g, x))):
-        result = by_kernel(name, *arguments, geometry)
-        torch.testing.assert_close(result, FORMULAS[name](*arguments, geometry), equal_nan=True)
+    out = by_kernel("conv2d_forward_nchw", x, w, None, geometry)
+    torch.testing.assert_close(out, F.conv2d(x, w, None, 1, 1), equal_nan=True)
+    grad_w, formula = by_kernel("conv2d_grad_weight_oihw", g, x, geometry), FORMULAS["conv2d_grad_weight_oihw"]
+    expected = formula(g, x, geometry)
+    assert expected.isnan().any()
+    assert grad_w.isnan().any() == (channels == 2)
+    filled = torch.where(expected.isnan() & (channels == 20), grad_w, expected)
+    torch.testing.assert_close(grad_w, filled, equal_nan=True)
 
 
 def test_the_formula_computes_other_calls():

@@ -58,7 +58,7 @@ class PaddedConvBlock:
     def pack_for_forward(self, at):
         return []
 
-    pack_for_backward = pack_for_forward
+    pack_for_backward = unpack_grads = pack_for_forward
 
     def forward(self, at):
         return [self.call("padded_conv", x=at.x, weight=at.own("w"), out=at.out, columns=at.own("columns"))]
@@ -94,8 +94,9 @@ def test_the_planner_lists_the_calls_of_a_network_on_a_device_that_it_does_not_k
         [pack],
         [gemm, "relu_backward", gemm, "conv_pool_backward", "conv_pool_backward"],
         [sums, sums, gemm, gemm, gemm, gemm],
+        [],
     ]
-    assert [tasks for tasks, _ in builder.loss_and_grads_regions()] == [2, 3, 2]
+    assert [tasks for tasks, _ in builder.loss_and_grads_regions()] == [2, 3, 2, 2]
     assert kernel_names([builder.update_region()]) == [["sgd_update"] * 8]
     assert builder.parameter_names == ["w0", "b0", "w1", "b1", "w3", "b3", "w4", "b4"]
 
@@ -123,7 +124,7 @@ def test_a_block_with_a_new_kernel_is_planned_without_a_change_in_the_planner():
         PlanBuilder(RecordingDevice(), layers, 3, 2)
     builder = PlanBuilder(PaddingDevice(), layers, 3, 2)
     assert kernel_names(builder.forward_regions())[1][:2] == ["conv_pool_forward", "padded_conv"]
-    (_, backward), (_, grads) = builder.backward_regions()[1:]
+    (_, backward), (_, grads), _ = builder.backward_regions()[1:]
     name, arguments = backward[3]
     assert name == "padded_conv_backward"
     assert (arguments["grad_out"].name, arguments["grad_x"].name) == ("g1", "g0")

@@ -82,6 +82,9 @@ class Value:
     def __eq__(self, other: Value | Number) -> Value:  # type: ignore[override]  # a lane mask, not a bool
         return self._compare("==", other)
 
+    def __ne__(self, other: Value | Number) -> Value:  # type: ignore[override]  # a lane mask, not a bool
+        return self._compare("!=", other)
+
     __hash__ = None  # type: ignore[assignment]  # == emits an instruction, so values cannot be keys
 
     def ult(self, other: Value) -> Value:

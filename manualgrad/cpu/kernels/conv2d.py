@@ -10,12 +10,17 @@ K, the taps and runs, is divided into blocks whose weights stay in the nearest c
 windows are computed. Sums of a block are added to those of the blocks before, in scratch memory: a sum of sums rounds
 less than one long sum.
 
+A tap whose pixels are outside the image for all windows of a tile can be left out. Windows of small images are in an
+order that has those with the same taps one behind the other.
+
 A task computes one part of the windows for one part of the panels.
 """
 
 from __future__ import annotations
 
 import math
+from functools import reduce
+from operator import or_
 
 from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -28,12 +33,14 @@ from manualgrad.cpu.kernels.conv2d_tile import (
     panel_sizes,
     panel_vectors,
 )
-from manualgrad.cpu.kernels.conv2d_windows import WINDOW_ARGUMENTS, fill_table, load_address
+from manualgrad.cpu.kernels.conv2d_windows import PLACE_ARGUMENTS, WINDOW_ARGUMENTS, fill_table, load_address
 from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
 
 @kernel(
     **WINDOW_ARGUMENTS,
+    **PLACE_ARGUMENTS,
+    table=POINTER,  # scratch memory of each task: num_taps + 1 rows of ``chunk`` addresses
     packed_weight=POINTER,  # of each group its panels: a row for the bias and K rows, of whole vectors
     out=POINTER,  # pixels of ``groups * channels`` floats
     partial_sums=POINTER,  # scratch memory of each task: (chunk, a panel's floats)
@@ -49,6 +56,7 @@ from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
     out_row_bytes=INT,
     out_column_bytes=INT,
     has_relu=BOOL,  # True stores R(z) in place of z
+    skips_zeros=BOOL,  # True leaves out a tap whose pixels are outside the image for all windows of a tile
 )
 def conv2d(emit: Emitter, a: Arguments) -> None:
     """Compute this task's windows and panels."""
@@ -88,10 +96,14 @@ def _panel(emit: Emitter, a: Arguments, table: Value, count: Value, group: Value
             tile = Tile(emit, vectors)
             with emit.loop(*taps) as tap:
                 entries, weights = table + (tap * a.chunk + window) * 8, bias + (tap * a.run + 1) * row_bytes
-                pixels = [load_address(emit, entries + 8 * m) + group_bytes for m in range(TILE_ROWS)]
-                for r, part in tile.terms(*run):
-                    row = load_row(emit, weights + r * row_bytes, vectors)
-                    tile.add_products(part, [emit.load_splat(pixel + r * 4) for pixel in pixels], row)  # eq. (1), (2)
+                addresses = [load_address(emit, entries + 8 * m) for m in range(TILE_ROWS)]
+                pixels = [address + group_bytes for address in addresses]
+                has_pixel = reduce(or_, [address != a.zeros for address in addresses])
+                with emit.if_then(has_pixel | (a.skips_zeros == 0)):
+                    for r, part in tile.terms(*run):
+                        row = load_row(emit, weights + r * row_bytes, vectors)
+                        factors = [emit.load_splat(pixel + r * 4) for pixel in pixels]
+                        tile.add_products(part, factors, row)  # eq. (1), (2)
             tile.add_parts()
             partial = a.partial_sums + window * row_bytes
             with emit.if_then(is_first == 0):

@@ -3,19 +3,22 @@
     ∂J/∂w_pqrk = Σ_ij g_ijk x_(s1·i+p)(s2·j+q)r                                   (3)
 
 The registers hold a tile of the result: TILE_ROWS numbers r of a run of x, and some vectors of channels k, a *panel*.
-The sum over windows is taken for BLOCK_WINDOWS of them after the other: a sum of sums rounds less than one long sum.
-For each chunk, the gradients of a panel are copied to scratch memory, where they lie one behind the other.
+The sum over windows is taken for up to BLOCK_WINDOWS of them after the other: a sum of sums rounds less than one long
+sum. Windows whose pixel is outside the image are left out, or have zeros. With AVX2, the gradients of a panel are
+copied to scratch memory for each chunk, where they lie one behind the other; with AVX-512, whose step has twice as
+many products for each gradient, that was measured to be slower.
 
 A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run. A task computes ``share`` units for
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
 compute numbers of the tile before a second time. If a run has less than TILE_ROWS numbers, the tile has the floats
-behind it too, which are not used; x and ``zeros`` must have TILE_ROWS floats more than their pixels.
+behind it too, which are not used; x and ``zeros`` must have TILE_ROWS floats more than their pixels. The sums are
+stored in the weight gradient by ``unpack_panels``.
 """
 
 from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import task_range
-from manualgrad.cpu.ir.values import FLOAT, INT64, Value
+from manualgrad.cpu.ir.values import BIT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import (
     TILE_ROWS,
@@ -26,44 +29,40 @@ from manualgrad.cpu.kernels.conv2d_tile import (
     panel_sizes,
     panel_vectors,
 )
-from manualgrad.cpu.kernels.conv2d_windows import TAP_WORDS, WINDOW_ARGUMENTS, fill_table, load_address
-from manualgrad.cpu.signature import INT, POINTER, kernel
+from manualgrad.cpu.kernels.conv2d_windows import ENTRY_BYTES, WINDOW_ARGUMENTS, fill_lists, load_address
+from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
 BLOCK_WINDOWS = 128
 
 
 @kernel(
     **WINDOW_ARGUMENTS,
+    lists=POINTER,  # scratch memory of each task: (num_taps, chunk) entries, and a count for each tap
     grad_out=POINTER,  # (windows, groups * channels)
-    grad_weight=POINTER,  # of any strides
     partial_sums=POINTER,  # (units, TILE_ROWS, a panel's floats)
-    packed_grads=POINTER,  # scratch memory of each task: (chunk, a panel's floats)
+    packed_grads=POINTER,  # scratch memory of each task for AVX2: (chunk, a panel's floats)
+    lists_zeros=BOOL,  # True if pixels of rows outside the image count as zeros, False if they are left out
     units=INT,
     share=INT,  # units per task
     groups=INT,
     channels=INT,  # of grad_out, in a group
-    outer=INT,  # a tap's run has outer·inner floats of x: pixels, and channels of each
-    inner=INT,
-    group_bytes=INT,  # strides of grad_weight
-    channel_bytes=INT,
-    outer_bytes=INT,
-    inner_bytes=INT,
+    run=INT,  # floats of x for each tap, in a group
 )
 def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     """Compute this task's units."""
     largest = panel_vectors(emit)
-    a.run = a.outer * a.inner
     a.tiles = (a.run + (TILE_ROWS - 1)) // TILE_ROWS
     a.used_rows = minimum(emit, a.run, TILE_ROWS)
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
     a.panels = (a.vectors + (largest - 1)) // largest
     a.units_of_panel = a.num_taps * a.tiles
-    table = a.table + a.task * (a.num_taps + 1) * a.chunk * 8
+    lists = a.lists + a.task * a.num_taps * (a.chunk * ENTRY_BYTES + 8)
+    counts = lists + a.num_taps * a.chunk * ENTRY_BYTES
     a.packed_grads = a.packed_grads + a.task * a.chunk * (largest * emit.vector_bytes)
     first, stop = task_range(emit, a, a.units)
     with emit.loop(0, a.windows, a.chunk) as start:
         count = minimum(emit, a.windows - start, a.chunk)
-        fill_table(emit, a, table, (start, start + count))
+        fill_lists(emit, a, lists, counts, (start, start + count))
         with emit.loop(first // a.units_of_panel, (stop + a.units_of_panel - 1) // a.units_of_panel) as number:
             group, panel = number // a.panels, number % a.panels
             first_unit = number * a.units_of_panel
@@ -74,25 +73,28 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
             for vectors, is_chosen in panel_sizes(emit, a.vectors - panel * largest):
                 with emit.if_then(is_chosen):
                     channel = panel * (largest * emit.lanes)
-                    _pack_grads(emit, a, start, count, group * a.channels + channel, a.channels - channel, vectors)
+                    rows = _rows_of_grads(emit, a, start, count, group, channel, vectors)
                     with emit.loop(*units) as unit:
-                        _add_tile(emit, a, table, start, count, group, unit, vectors)
-    with emit.loop(first, stop) as unit:
-        _unpack(emit, a, unit)
+                        _add_tile(emit, a, rows, lists, counts, start, group, unit, vectors)
 
 
-def _pack_grads(
-    emit: Emitter, a: Arguments, start: Value, count: Value, channel: Value, channels_left: Value, vectors: int
-) -> None:
-    """Copy the gradients of a panel, of all windows of a chunk, to scratch memory; fill up channels by zeros."""
-    mask = channel_mask(emit, channels_left - (vectors - 1) * emit.lanes)
-    pixel_bytes = a.groups * a.channels * 4
-    source = a.grad_out + start * pixel_bytes + channel * 4
-    with emit.loop(0, count) as window:
+def _rows_of_grads(
+    emit: Emitter, a: Arguments, start: Value, count: Value, group: Value, channel: Value, vectors: int
+) -> tuple[Value, Value]:
+    """Address of the gradients of a panel that begins with ``channel``, and bytes from one window to the next.
+
+    They are where they are with AVX-512 and whole vectors, and otherwise in scratch memory, to which they are copied;
+    channels that fill up the last vector are zeros."""
+    pixel_bytes, row_bytes = a.groups * a.channels * 4, emit.constant(INT64, vectors * emit.vector_bytes)
+    source = a.grad_out + start * pixel_bytes + (group * a.channels + channel) * 4
+    is_copied = a.channels % emit.lanes != 0 if emit.lanes == 16 else emit.constant(BIT, 1)
+    with emit.if_then(is_copied), emit.loop(0, count) as window:
+        mask = channel_mask(emit, a.channels - channel - (vectors - 1) * emit.lanes)
         for v in range(vectors):
             address = source + window * pixel_bytes + v * emit.vector_bytes
             vector = emit.masked_load(address, mask if v == vectors - 1 else None, 0)
-            emit.store(vector, a.packed_grads + (window * vectors + v) * emit.vector_bytes)
+            emit.store(vector, a.packed_grads + window * row_bytes + v * emit.vector_bytes)
+    return emit.select(is_copied, a.packed_grads, source), emit.select(is_copied, row_bytes, pixel_bytes)
 
 
 def _tile_start(emit: Emitter, a: Arguments, unit: Value) -> tuple[Value, Value]:
@@ -102,36 +104,25 @@ def _tile_start(emit: Emitter, a: Arguments, unit: Value) -> tuple[Value, Value]
 
 
 def _add_tile(
-    emit: Emitter, a: Arguments, table: Value, start: Value, count: Value, group: Value, unit: Value, vectors: int
-) -> None:
+    emit: Emitter, a: Arguments, grads: tuple[Value, Value], lists: Value, counts: Value, start: Value, group: Value,
+    unit: Value, vectors: int,
+) -> None:  # fmt: skip
     """Add the sums of a chunk to a unit's tile."""
     tap, r = _tile_start(emit, a, unit)
-    entries, offset = table + tap * a.chunk * 8, (group * a.run + r) * 4
+    count, offset = emit.load(counts + tap * 8, INT64), (group * a.run + r) * 4
     partial = a.partial_sums + unit * (TILE_ROWS * panel_vectors(emit) * emit.vector_bytes)
-    with emit.block_loop(count, BLOCK_WINDOWS) as block:
+    blocks = (count + (BLOCK_WINDOWS - 1)) // BLOCK_WINDOWS
+    blocks = emit.select(blocks > 0, blocks, emit.constant(INT64, 1))  # one without terms stores zeros
+    size = (count + blocks - 1) // blocks
+    with emit.loop(0, blocks) as block:
         tile = Tile(emit, vectors)
-        for window, part in tile.terms(*block):
-            pixel = load_address(emit, entries + window * 8) + offset
-            row = load_row(emit, a.packed_grads + window * (vectors * emit.vector_bytes), vectors)
+        for n, part in tile.terms(block * size, minimum(emit, block * size + size, count)):
+            entry = lists + (tap * a.chunk + n) * ENTRY_BYTES
+            pixel = load_address(emit, entry) + offset
+            window = emit.load(entry + 8, INT64)
+            row = load_row(emit, grads[0] + window * grads[1], vectors)
             tile.add_products(part, [emit.load_splat(pixel + 4 * m) for m in range(TILE_ROWS)], row)  # eq. (3)
         tile.add_parts()
-        with emit.if_then(start + block[0] > 0):
+        with emit.if_then(start + block > 0):
             tile.add_from(partial)
         tile.store(partial)
-
-
-def _unpack(emit: Emitter, a: Arguments, unit: Value) -> None:
-    """Store a unit's sums in the weight gradient."""
-    number, (tap, r) = unit // a.units_of_panel, _tile_start(emit, a, unit)
-    largest = panel_vectors(emit)
-    group, panel, panel_floats = number // a.panels, number % a.panels, largest * emit.lanes
-    channel, row_floats = panel * panel_floats, minimum(emit, a.vectors - panel * largest, largest) * emit.lanes
-    partial = a.partial_sums + unit * (TILE_ROWS * panel_floats * 4)
-    target = a.grad_weight + (
-        emit.load(a.taps + tap * (8 * TAP_WORDS) + 16, INT64) + group * a.group_bytes + channel * a.channel_bytes
-    )
-    count = minimum(emit, a.channels - channel, panel_floats)
-    with emit.loop(0, a.used_rows) as m:
-        row = target + ((r + m) // a.inner * a.outer_bytes + (r + m) % a.inner * a.inner_bytes)
-        with emit.loop(0, count) as k:
-            emit.store(emit.load(partial + (m * row_floats + k) * 4, FLOAT), row + k * a.channel_bytes)
