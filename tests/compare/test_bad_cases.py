@@ -162,4 +162,4 @@ def test_an_error_in_capabilities_is_about_its_case():
     results, failures = run_cases("capabilities", OneCapability("mine.py", True, (), "cpu", None, cases), Bar())
     assert [row.case for rows in results for row in rows] == ["fine"]
     assert [failure.case for failure in failures] == ["leaves", "no inputs"]
-    assert "calls sys.exit(0) (test_command_line.py, line" in failures[0].message
+    assert "calls sys.exit(0) (test_bad_cases.py, line" in failures[0].message
