@@ -1,4 +1,4 @@
-"""What a run of ``python -m compare`` returns, and options of a fast one."""
+"""Result of a run of ``python -m compare``, and options of a fast one."""
 
 from __future__ import annotations
 

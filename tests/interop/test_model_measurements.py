@@ -123,7 +123,8 @@ def test_the_exit_code_is_1_if_a_limit_is_exceeded(
 
 @pytest.mark.parametrize(("words", "message"), [
     ("gradients --model torchvision:alexnett", "'alexnett' is no classification model of torchvision; did you mean "
-     "one of torchvision:alexnet"),
+         "torchvision:alexnet?"),
+        ("gradients --model torchvision:foo", "torchvision.models.list_models(module=torchvision.models) lists them"),
     ("gradients --model timm:alexnet", "--model timm:alexnet: expected torchvision:NAME, for example "
      "torchvision:alexnet"),
     ("gradients --model alexnet", "--model alexnet: expected torchvision:NAME, for example torchvision:alexnet"),

@@ -1,4 +1,4 @@
-"""What a short run writes, and faults in the middle of it; conftest.py has its options."""
+"""Results of a short run, and faults in the middle of it; conftest.py has its options."""
 
 from __future__ import annotations
 
