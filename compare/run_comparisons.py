@@ -26,9 +26,9 @@ from compare.run_info import collect_run_info
 from compare.sections import Section
 from compare.speed import cuda_network, cuda_subjects
 from compare.speed.benchmark import compare_speed
-from compare.speed.contenders import Network
 from compare.speed.cuda_benchmark import compare_cuda_speed
 from compare.speed.cuda_section import section as format_cuda_speed
+from compare.speed.network import Network
 from compare.speed.section import section as format_speed
 from compare.speed.timer import CudaEventTimer
 from compare.training.section import section as format_training

@@ -41,6 +41,10 @@ def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] =
     Args:
         failures: the cases that could not be compared.
     """
+    errors = [failure.message for failure in failures]
+    if not comparisons:
+        data, text = [_failure_data(failure) for failure in failures], ["No case could be compared."]
+        return Section("gradients", "Gradients", text, failure_tables(failures), [], data, 0, errors)
     compared = [row for c in comparisons for row in c.rows if row.is_compared]
     refused = sum(row.status == REFUSED for c in comparisons for row in c.rows)
     counts = {status: sum(row.status == status for row in compared) for status in (EQUAL, CLOSE, EXPLAINED, WRONG)}
@@ -82,7 +86,6 @@ def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] =
         for finding in c.findings
     ]
     data = [*map(_data, comparisons), *map(_failure_data, failures)]
-    errors = [failure.message for failure in failures]
     return Section("gradients", "Gradients", text, parts, sentences, data, len(compared), errors)
 
 

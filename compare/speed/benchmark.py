@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from compare.speed.compiled_benchmark import measure_compiled
-from compare.speed.contenders import NATIVE, OURS, RECURSION, Network
+from compare.speed.contenders import NATIVE, OURS, RECURSION
 from compare.speed.measurements import OURS_TUNED, Results, Settings, is_right, measure_times, name_in_process
 from compare.speed.memory import PeakMemory, SavedBytes
+from compare.speed.network import Network
 from compare.speed.operations import operations as operations_of
 from compare.speed.results import MemoryRow, Side, SpeedComparison, make_rows
 from compare.speed.worker import Worker

@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from compare.speed.contenders import COMPILED, NATIVE, Network
+from compare.speed.contenders import COMPILED, NATIVE
 from compare.speed.measurements import Results, Settings, measure_times
+from compare.speed.network import Network
 from compare.speed.results import Side, WrongResult, make_rows
 from compare.speed.worker import Worker, WorkerError
 

@@ -1,15 +1,10 @@
-"""Contenders: implementations of one training step of the whole network, forward, backward and w − η ∂J/∂w.
-
-Every contender updates all parameters by one call of ``torch._foreach_add_``. The learning rate is so small that
-thousands of steps on one batch do not move the weights, and no number becomes denormal.
-"""
+"""Contenders: implementations of one training step of the whole network, forward, backward and w − η ∂J/∂w."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,38 +12,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from compare.native_network import from_native, native_twin
-from compare.random_state import seeded
 from compare.speed import correctness
-from manualgrad import DocumentCNN, backprop, kernels
-
-LEARNING_RATE = 1e-9
+from compare.speed.network import (
+    LEARNING_RATE,
+    Network,
+    clear_grads,
+    exact_weights,
+    native_loss_and_grads,
+    sgd_update,
+)
+from manualgrad import backprop, kernels
 
 OURS, RECURSION = "manualgrad", "manualgrad, delta recursion"
 FORMULAS, AVX2 = "manualgrad, formulas only", "manualgrad, AVX2 only"
 NATIVE = {"contiguous": "PyTorch, contiguous", "channels_last": "PyTorch, channels_last"}
 COMPILED = {layout: f"{name}, compiled" for layout, name in NATIVE.items()}
-
-
-@dataclass(frozen=True)
-class Network:
-    """``DocumentCNN`` with these ``channels``, and a batch of ``batch`` images of 28×28."""
-
-    channels: tuple[int, ...]
-    batch: int
-
-    def __str__(self) -> str:
-        return f"({', '.join(map(str, self.channels))}), batch {self.batch}"
-
-    def make_model(self, subgradient: float = 0.5) -> DocumentCNN:
-        """Build the model, with the same weights at every call."""
-        with seeded(0):
-            return DocumentCNN(channels=self.channels, subgradient=subgradient)
-
-    def random_batch(self, seed: int, whole_numbers: bool) -> tuple[Tensor, Tensor]:
-        """Draw images (batch, 1, 28, 28) with mean 0 and standard deviation 1, rounded if asked, and labels."""
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(self.batch, 1, 28, 28, generator=generator)
-        return x.round() if whole_numbers else x, torch.randint(10, (self.batch,), generator=generator)
 
 
 def kernel_choices() -> dict[str, Callable[[], AbstractContextManager[None]]]:
@@ -255,35 +233,3 @@ class NativeContender(AutogradContender):
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(weights)
         self.twin.load_state_dict(native_twin(self.model).state_dict())
-
-
-def clear_grads(parameters: list[nn.Parameter]) -> None:
-    """Set every ``grad`` to None."""
-    for parameter in parameters:
-        parameter.grad = None
-
-
-@torch.no_grad()
-def sgd_update(parameters: list[nn.Parameter]) -> None:
-    """Take one step of plain gradient descent."""
-    torch._foreach_add_(parameters, [parameter.grad for parameter in parameters], alpha=-LEARNING_RATE)
-
-
-def native_loss_and_grads(twin: nn.Module, model: DocumentCNN, x: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Loss and gradients of ``twin``, under the names and in the convention of ``model``."""
-    loss = cross_entropy(twin(x), target)
-    gradients = torch.autograd.grad(loss, list(twin.parameters()))
-    named = {name: gradient for (name, _), gradient in zip(twin.named_parameters(), gradients, strict=True)}
-    return {"loss": loss.detach()} | from_native(named, model)
-
-
-def exact_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Draw weights −1, 0 and 1 times a power of two: products and sums are exact, and outputs stay near 1."""
-    generator = torch.Generator().manual_seed(2)
-    exact = {}
-    for name, weight in weights.items():
-        values = torch.randint(-1, 2, weight.shape, generator=generator).float()
-        if weight.dim() > 1:
-            values *= 2.0 ** -round(torch.tensor(weight[0].numel() * 2 / 3).sqrt().log2().item())
-        exact[name] = values.to(weight)
-    return exact

@@ -15,16 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from compare.native_network import native_twin
-from compare.speed.contenders import (
-    LEARNING_RATE,
-    AutogradContender,
-    NativeContender,
-    Network,
-    OurContender,
-    kernels_chosen,
-    native_loss_and_grads,
-)
+from compare.speed.contenders import AutogradContender, NativeContender, OurContender, kernels_chosen
 from compare.speed.cuda_subjects import DEEP_TOLERANCE, Step, Subject
+from compare.speed.network import LEARNING_RATE, Network, native_loss_and_grads
 from manualgrad import backprop, kernels
 from manualgrad.cpu import instruction_set
 

@@ -159,8 +159,9 @@ class WorkerMethods:
     def make_network_contender(self, name: str, channels: list[int], batch: int) -> list[str]:
         """Build the contender ``name`` for a network; return its phases."""
         from compare.speed import contenders
+        from compare.speed.network import Network
 
-        network = contenders.Network(tuple(channels), batch)
+        network = Network(tuple(channels), batch)
         self.contenders[name] = contenders.make_contender(name, network, self.device)
         return list(self.contenders[name].phases)
 

@@ -9,6 +9,8 @@ from torch import nn
 
 import compare
 import manualgrad as mg
+from compare.case_errors import CaseFailure
+from compare.gradients.section import section
 from tests.compare.gallery.wrong_function import hand_written, randn
 
 
@@ -108,6 +110,12 @@ def test_elements_at_kinks_are_told_once():
 def test_a_case_that_cannot_be_compared_says_why(case, message):
     with pytest.raises(compare.CaseError, match=message):
         compare.compare(case)
+
+
+def test_a_section_without_a_comparison_says_so_and_has_no_empty_table():
+    failed = section([], [CaseFailure("mine", "mine: native raises", ())])
+    assert failed.text == ["No case could be compared."] and failed.errors == ["mine: native raises"]
+    assert [part.title for part in failed.parts] == ["Cases that could not be compared"]
 
 
 def test_inputs_that_are_no_tensors_raise():

@@ -11,7 +11,8 @@ import torch
 from compare.sections import Picture
 from compare.speed import timer
 from compare.speed import worker as speed_worker
-from compare.speed.contenders import NATIVE, Network
+from compare.speed.contenders import NATIVE
+from compare.speed.network import Network
 
 SMALL = Network((2, 3), 2)
 CONTIGUOUS, CHANNELS_LAST = NATIVE.values()

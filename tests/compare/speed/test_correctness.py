@@ -16,8 +16,9 @@ from compare.speed import benchmark
 from compare.speed import contenders as speed_contenders
 from compare.speed import operations as speed_operations
 from compare.speed import section as speed_section
-from compare.speed.contenders import NATIVE, OURS, RECURSION, Network
+from compare.speed.contenders import NATIVE, OURS, RECURSION
 from compare.speed.correctness import describe_mismatches, relative_error, rounding_tolerance
+from compare.speed.network import Network
 from manualgrad.ops.conv_relu_pool import conv2d_relu_max_pool2d
 from tests.compare.speed.fakes import CONTIGUOUS, SMALL, InProcessWorker, draw
 
