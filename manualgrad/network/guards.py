@@ -97,7 +97,7 @@ def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameter
         return plan
     # tests/network/test_plan.py::test_integer_results_equal_the_formulas_exactly: any strides of x are right
     # test_input_gradients_and_transforms_run_layer_by_layer: other dtypes
-    # tests/network/test_descent.py::test_changes_take_effect_at_the_next_step: a transposed weight
+    # tests/network/test_fused_steps.py::test_changes_take_effect_at_the_next_step: a transposed weight
     if not plan.supports(x, parameters):
         return "the input or a parameter is no plain float32 tensor on one device, or a parameter is not contiguous"
     return plan, parameters
@@ -179,7 +179,7 @@ def _any_has_hooks(layers: Iterable[nn.Module | None]) -> bool:
             continue
         if has_hooks(layer):
             return True
-        # tests/network/test_sequential.py::test_nested_sequentials_run_as_one_plan
+        # tests/network/test_sequential_layers.py::test_nested_sequentials_run_as_one_plan
         if isinstance(layer, nn.Sequential) and _any_has_hooks(child_modules(layer).values()):
             return True
     return False
@@ -204,7 +204,7 @@ def guard_values(model: nn.Module) -> list[Any]:
     """The objects that the result of ``model.find_plan`` depends on, for a comparison by identity.
 
     The result stays valid for as long as all of them are the same objects:
-    tests/network/test_descent.py::test_changes_take_effect_at_the_next_step.
+    tests/network/test_fused_steps.py::test_changes_take_effect_at_the_next_step.
     """
     values: list[Any] = [nn.Module.__call__, *map(vars(model).get, ("num_conv_blocks", "subgradient", "fused"))]
     for layer in child_modules(model).values():
