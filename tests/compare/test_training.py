@@ -1,4 +1,4 @@
-"""Promise: training side by side passes right networks, names a wrong one, and reports only what its runs show."""
+"""Promise: training side by side passes right networks and names a wrong one."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def test_steps_are_judged_until_rounding_has_grown():
 
 def test_a_loss_that_is_not_finite_stops_all_training_and_is_a_failure(small_digits):
     bar = Bar()
-    comparison = compare_training(small_digits, seeds=(0, 1), learning_rate=1e30, schedule="constant", make_model=MODEL,
-                             progress=bar, epochs=2, batch_size=16)  # fmt: skip
+    comparison = compare_training(small_digits, seeds=(0, 1), learning_rate=1e30, schedule="constant",
+                                  make_model=MODEL, progress=bar, epochs=2, batch_size=16)  # fmt: skip
     assert len(comparison.runs) == 1 and comparison.complete_seeds == []
     assert comparison.failures[-1].startswith("Seed 0: the loss of native with derivative 0.5 at 0 is ")
     assert len(comparison.runs[0].losses) < 12
