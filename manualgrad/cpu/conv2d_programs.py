@@ -159,7 +159,7 @@ def _conv_regions(
         calls = GridCalls(module.lanes, grid, order, groups, channels)
         constants += (*calls.constants, calls.places)
         window_parts, window_share, channel_parts, panel_share = _split(grid.windows, calls.panels, threads)
-        tasks, chunk = window_parts * channel_parts, grid.chunk(window_share)
+        tasks, chunk = window_parts * channel_parts, grid.chunk(module.lanes, window_share)
         sizes |= {
             f"packed {n}": calls.packed_bytes,
             f"scratch {n}": pack_tasks * calls.scratch_bytes,
