@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from compare.gradients.variants import DTYPES
 from manualgrad import data
+from manualgrad.command_line import ArgumentParser
 
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 COMPARISONS = ("gradients", "training", "speed", "capabilities")
@@ -37,21 +37,9 @@ def find_option_conflict(options: argparse.Namespace, requested: Sequence[str]) 
     return None
 
 
-def find_write_problem(out: Path) -> str | None:
-    """Return a message if the report's folder cannot be written to, before minutes are spent on the report."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            return None
-    except OSError as error:
-        return f"--out {out} cannot be written to: {error.strerror}"
-
-
 def parse_arguments(argv: list[str] | None, description: str | None, prog: str) -> argparse.Namespace:
-    """Parse the command line; for wrong use argparse prints one line and exits with code 2."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Parse the command line; for wrong use print two lines and exit with code 2."""
+    parser = ArgumentParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("comparison", choices=(*COMPARISONS, "all"), help="what to compare; all runs the four in turn")
     add("--quick", action="store_true", help="fewer cases, seeds and sizes; all takes a minute or two")

@@ -17,7 +17,7 @@ from compare.gradients.section import section as format_gradients
 from compare.models import torchvision_models
 from compare.models.comparison import compare_models
 from compare.models.section import section as format_models
-from compare.options import COMPARISONS, DTYPE_NAMES, find_option_conflict, find_write_problem
+from compare.options import COMPARISONS, DTYPE_NAMES, find_option_conflict
 from compare.printable import printable
 from compare.report import as_text, write_report
 from compare.report.headline import headline
@@ -34,6 +34,7 @@ from compare.speed.timer import CudaEventTimer
 from compare.training.section import section as format_training
 from compare.training.side_by_side import compare_training
 from manualgrad import data
+from manualgrad.files import find_write_problem
 
 
 class UsageError(Exception):
@@ -63,7 +64,7 @@ def run_comparisons(options: argparse.Namespace, command: list[str]) -> int:
     case_run = CaseRun.from_options(options)
     model_names = torchvision_models.parse_model_names(options.model)
     if problem := find_write_problem(options.out):
-        raise UsageError(problem)
+        raise UsageError(f"--out {options.out} cannot be written to: {problem}")
     dataset = load_dataset(options) if "training" in requested else None
     make_section: dict[str, Callable[[Any], Section]] = {
         "gradients": lambda bar: (
@@ -104,16 +105,19 @@ def load_dataset(options: argparse.Namespace) -> data.Dataset:
 
 
 def gradient_section(case_run: CaseRun, bar: Any) -> Section:
+    """Compare the gradients of cases."""
     return format_gradients(*run_cases("gradients", case_run, bar))
 
 
 def model_section(options: argparse.Namespace, names: list[str], bar: Any) -> Section:
+    """Compare the gradients of torchvision's models."""
     size = options.size or (64 if options.quick else 224)
     model_options = torchvision_models.ModelOptions(size, options.batch or 2, options.functional, options.device)
     return format_models(compare_models(names, model_options, range(options.seeds), bar))
 
 
 def training_section(options: argparse.Namespace, dataset: data.Dataset, bar: Any) -> Section:
+    """Train ours and native side by side."""
     settings = {"epochs": options.epochs} if options.epochs else {}
     if options.dtype and len(options.dtype) == 1:
         settings["dtype"] = DTYPE_NAMES[options.dtype[0]]
@@ -127,6 +131,7 @@ def training_section(options: argparse.Namespace, dataset: data.Dataset, bar: An
 
 
 def speed_section(options: argparse.Namespace, model_names: list[str], bar: Any) -> Section:
+    """Measure time and memory, on the CPU or on CUDA."""
     if options.device == "cuda":
         return cuda_speed_section(options, model_names, bar)
     quick = {
@@ -148,6 +153,7 @@ def cuda_speed_section(options: argparse.Namespace, model_names: list[str], bar:
 
 
 def capability_section(case_run: CaseRun, bar: Any) -> Section:
+    """Try other uses of the cases, such as ``vmap``."""
     results, failures = run_cases("capabilities", case_run, bar)
     rows = [row for result in results for row in result]
     # A user's Function may lack capabilities: the report lists them and does not fail. Ours must have native's.

@@ -5,7 +5,7 @@ from manualgrad import _startup
 if _startup.runs_as_command():
     _startup.remove_current_folder()  # before torch is imported
 
-from manualgrad import functional, interop, models, nn
+from manualgrad import functional, interop, kernels, models, nn
 from manualgrad.functional import conv2d, dense, flatten, max_pool2d, relu, softmax, softmax_cross_entropy
 from manualgrad.interop import from_torch, to_torch
 from manualgrad.models import DocumentCNN
@@ -22,6 +22,7 @@ __all__ = [
     "from_torch",
     "functional",
     "interop",
+    "kernels",
     "max_pool2d",
     "models",
     "nn",

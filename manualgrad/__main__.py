@@ -16,13 +16,14 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import manualgrad
+from manualgrad.command_line import ArgumentParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names, and return its exit code, which is 2 for wrong use."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     prog = "manualgrad" if Path(sys.argv[0]).stem == "manualgrad" else "python -m manualgrad"
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"manualgrad {manualgrad.__version__}")

@@ -177,6 +177,12 @@ def reversed_padding(conv: Any) -> list[int]:
     return padding
 
 
+def uncompiled(method: Callable[P, R]) -> Callable[P, R]:
+    """Return a method of ``Optimizer`` without PyTorch's decorator that keeps it out of compiled graphs. Without it
+    each training run would import ``torch._dynamo``, which takes as long as ``import torch``."""
+    return getattr(method, "__wrapped__", method)
+
+
 def optimizer_has_hooks(optimizer: Optimizer) -> bool:
     """Return True if a step hook is registered on ``optimizer``. Without it a planned step would skip that hook."""
     return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)

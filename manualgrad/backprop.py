@@ -74,11 +74,13 @@ class Updates:
 
     @cached_property
     def layers(self) -> list[Layer]:
+        """f^l and its inputs, for l = 0 to L − 1; read on demand."""
         return self._layers_and_deltas_out()[0]
 
     @cached_property
     @torch.no_grad()
     def deltas(self) -> list[Tensor]:
+        """δ^l in the shape of z^l, for l = 0 to L − 1; computed on demand."""
         return [_delta(layer, grad) for layer, grad in zip(*self._layers_and_deltas_out(), strict=True)]
 
 

@@ -1,11 +1,30 @@
-"""Atomic file writes: a reader finds the old content or the new content, never a part of it."""
+"""Files of results: a check of their folder, and atomic writes.
+
+After an atomic write, a reader finds the old content or the new content, never a part of it.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 UNFINISHED_SUFFIX = ".unfinished"
+
+
+def find_write_problem(folder: Path) -> str | None:
+    """Make ``folder`` if needed, and return why no file can be written to it; None if one can.
+
+    A command does this first, so that no work is lost later.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except FileExistsError:
+        return "expected a folder, got a file"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -12,8 +12,6 @@ time of this process, which other load changes less.
 from __future__ import annotations
 
 import statistics
-import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -27,7 +25,7 @@ from manualgrad.cpu.ir.values import FLOAT
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.run_program import run_program
 from manualgrad.cpu.signature import INT, POINTER, kernel
-from manualgrad.training import allocator
+from scripts.taking_turns import Stopwatch, stopwatch_from_arguments
 
 ROUNDS = 9
 CONVOLUTIONS = {  # x, weight, stride, padding, groups
@@ -64,8 +62,9 @@ def _num_sums(lanes: int) -> int:
     return 24 if lanes == 16 else 12
 
 
-def peak_flops(instructions: str, threads: int, seconds: Callable[[], float]) -> float:
+def peak_flops(instructions: str, stopwatch: Stopwatch) -> float:
     """Measure the largest number of multiplications and additions in a second."""
+    threads, seconds = stopwatch.threads, stopwatch.seconds
     module = jit.load_kernels(instructions, {k.name: k for k in (multiply_add, run_program)})
     numel, count = _num_sums(module.lanes) * module.lanes, 100_000
     times = []
@@ -98,15 +97,12 @@ def taps_inside(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 def main() -> None:
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    torch.set_num_threads(threads)
-    seconds = time.process_time if threads == 1 else time.perf_counter
-    allocator.tune()
+    stopwatch = stopwatch_from_arguments("python -m scripts.convolution_speed", __doc__)
     instructions = kernels.available().instructions
     if instructions is None:
         raise SystemExit(f"convolution_speed: {kernels.available()}")
-    peak = peak_flops(instructions, threads, seconds)
-    print(f"{kernels.available()}\npeak {peak / 1e9:.0f} GFLOP/s with {threads} threads")
+    peak = peak_flops(instructions, stopwatch)
+    print(f"{kernels.available()}\npeak {peak / 1e9:.0f} GFLOP/s with {stopwatch.threads} threads")
     for name, (x_shape, w_shape, stride, padding, _) in CONVOLUTIONS.items():
         functions = {"ours": mg.interop.operations.conv2d, "native": F.conv2d}
         steps = {
@@ -114,13 +110,7 @@ def main() -> None:
             for side, function in functions.items()
             for layout, memory_format in LAYOUTS.items()
         }
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-        for n in range(ROUNDS + 1):
-            for key, step in steps.items():
-                start = seconds()
-                step()
-                if n:  # the first round warms up
-                    times[key].append(seconds() - start)
+        times = stopwatch.times(steps, ROUNDS, warmup=1)
         medians = {key: statistics.median(values) for key, values in times.items()}
         native = min(medians["native", layout] for layout in LAYOUTS)
         rows, columns = (taps_inside(n, k, stride, padding) for n, k in zip(x_shape[2:], w_shape[2:], strict=True))

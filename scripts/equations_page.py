@@ -3,7 +3,7 @@
 python scripts/equations_page.py            # rewrites these parts of the page
 python scripts/equations_page.py --check    # writes nothing; exit code 1 if a part is stale or an error is too large
 
-Text and examples on the page are written by hand; tests/docs/test_equations_page.py runs the examples. The filled
+Text and examples on the page are written by hand; tests/docs/test_equation_examples.py runs the examples. The filled
 parts come from markers: a line of code ends with "# eq. (n)", and "# proves eq. (n)" stands above the def of a test.
 """
 

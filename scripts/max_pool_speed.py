@@ -10,8 +10,6 @@ the default, times are the processor's time of this process, which other load ch
 from __future__ import annotations
 
 import statistics
-import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor
 
 import manualgrad as mg
 from manualgrad import kernels
-from manualgrad.training import allocator
+from scripts.taking_turns import stopwatch_from_arguments
 
 ROUNDS = 11
 POOLINGS = {  # shape of x, kernel size, stride, padding
@@ -49,10 +47,7 @@ def make_step(function: Callable[..., Tensor], layout: torch.memory_format, name
 
 
 def main() -> None:
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    torch.set_num_threads(threads)
-    seconds = time.process_time if threads == 1 else time.perf_counter
-    allocator.tune()
+    stopwatch = stopwatch_from_arguments("python -m scripts.max_pool_speed", __doc__)
     print(kernels.available())
     functions = {"ours": mg.interop.operations.max_pool2d, "native": F.max_pool2d}
     for name in POOLINGS:
@@ -61,13 +56,7 @@ def main() -> None:
             for side, function in functions.items()
             for layout, memory_format in LAYOUTS.items()
         }
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-        for n in range(ROUNDS + 3):
-            for key, step in steps.items():
-                start = seconds()
-                step()
-                if n > 2:  # three rounds warm up
-                    times[key].append(seconds() - start)
+        times = stopwatch.times(steps, ROUNDS, warmup=3)
         medians = {key: statistics.median(values) for key, values in times.items()}
         native = min(medians["native", layout] for layout in LAYOUTS)
         pairs = [(medians["ours", layout], medians["native", layout]) for layout in LAYOUTS]

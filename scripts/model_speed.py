@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 
 import manualgrad as mg
 from manualgrad import kernels
-from manualgrad.training import allocator
+from scripts.taking_turns import stopwatch_from_arguments
 
 ROUNDS = 5
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -88,10 +86,7 @@ def make_step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]
 
 
 def main() -> None:
-    threads = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    torch.set_num_threads(threads)
-    seconds = time.process_time if threads == 1 else time.perf_counter
-    allocator.tune()
+    stopwatch = stopwatch_from_arguments("python -m scripts.model_speed", __doc__)
     print(kernels.available())
     ratios = []
     for name, (make, shape) in models().items():
@@ -102,13 +97,7 @@ def main() -> None:
             model, images = copy.deepcopy(native).to(memory_format=memory_format), x.to(memory_format=memory_format)
             steps["native", layout] = make_step(model, images, labels)
             steps["ours", layout] = make_step(mg.from_torch(model), images, labels)
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-        for n in range(ROUNDS + 2):
-            for key, step in steps.items():
-                start = seconds()
-                step()
-                if n > 1:  # two rounds warm up
-                    times[key].append(seconds() - start)
+        times = stopwatch.times(steps, ROUNDS, warmup=2)
         ours, best = (
             min(statistics.median(times[side, layout]) for layout in LAYOUTS) for side in ("ours", "native")
         )

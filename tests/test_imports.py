@@ -23,6 +23,7 @@ ALLOWED = {
     "_startup": set(),
     "extras": set(),
     "files": set(),
+    "command_line": set(),
     "reference": set(),
     "explanation": set(),
     "pool_index": set(),
@@ -42,12 +43,13 @@ ALLOWED = {
     "interop": {"_torch_compat", "functional", "models", "network", "nn", "ops", "sequential"},
     "data": set(),
     "training": {
-        "_torch_compat", "backprop", "data", "extras", "files", "functional", "kernels", "models", "network",
+        "_torch_compat", "backprop", "command_line", "data", "extras", "files", "functional", "kernels", "models",
+        "network",
     },
-    "__init__": {"_startup", "functional", "interop", "models", "nn", "sequential"},
-    "doctor": {"__init__", "cpu", "data", "extras", "functional", "kernels", "models"},
-    "follow": {"backprop", "data", "extras", "files", "functional", "kernels", "models", "nn", "ops"},
-    "__main__": {"__init__", "doctor", "follow", "training"},
+    "__init__": {"_startup", "functional", "interop", "kernels", "models", "nn", "sequential"},
+    "doctor": {"__init__", "command_line", "cpu", "data", "extras", "functional", "kernels", "models"},
+    "follow": {"backprop", "command_line", "data", "extras", "files", "functional", "kernels", "models", "nn", "ops"},
+    "__main__": {"__init__", "command_line", "doctor", "follow", "training"},
 }  # fmt: skip
 FORBIDDEN_EVERYWHERE = {"compare", "scripts", "tests", "train"}
 EXCEPTIONS = {("__main__", "compare")}

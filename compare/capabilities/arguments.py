@@ -91,11 +91,11 @@ def _assert_equals_baseline(
 def empty_batch(
     tested: FunctionUnderTest, native: tuple[list[Tensor], list[Tensor]] | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Batch size 0: inputs without rows, as far as the native function accepts them; outputs and gradients must have
-    native's shapes and values, zeros for weights."""
+    """Batch size 0: inputs without rows, as far as the native function accepts them, or ours if there is no native;
+    outputs and gradients must have native's shapes and values, zeros for weights."""
     empty = _inputs_without_rows(tested)
     if empty is None:
-        raise NotApplicable("the native function accepts no input without rows")
+        raise NotApplicable(f"the {'native ' if tested.case.native else ''}function accepts no input without rows")
     leaves = tested.leaves(empty)
     outputs, grads = run_forward_backward(tested, leaves)
     if native is not None:
@@ -105,8 +105,10 @@ def empty_batch(
 
 
 def _inputs_without_rows(tested: FunctionUnderTest) -> dict[str, Tensor] | None:
-    """Cut the first input, and as few others as possible, to no rows; None if native accepts no such inputs."""
-    tensors = tested.inputs
+    """Cut the first input, and as few others as possible, to no rows; None if native accepts no such inputs.
+
+    Without a native function, ours is asked."""
+    tensors, reference = tested.inputs, tested.case.native or tested.case.ours
     first, *others = tensors
     if not tensors[first].dim():
         return None
@@ -114,8 +116,8 @@ def _inputs_without_rows(tested: FunctionUnderTest) -> dict[str, Tensor] | None:
     for cut in _subsets(same_length):
         inputs = {n: t[:0] if n == first or n in cut else t for n, t in tensors.items()}
         try:
-            tested.case.native(*inputs.values())
-        except Exception:  # native does not accept these inputs: the next combination is tried
+            reference(*inputs.values())
+        except Exception:  # it does not accept these inputs: the next combination is tried
             continue
         return inputs
     return None

@@ -39,9 +39,15 @@ class Outcome:
     counts: Mapping[str, float] = field(default_factory=dict)
 
 
+NO_NATIVE = Outcome(NOT_APPLICABLE, "there is no native function")
+
+
 @dataclass(frozen=True)
 class CapabilityResult:
-    """One cell of the matrix: the outcomes of one capability for the case's own function and for its native one."""
+    """One cell of the matrix: the outcomes of one capability for the case's own function and for its native one.
+
+    The outcome of a native function that the case does not have is :data:`NO_NATIVE`.
+    """
 
     case: str
     capability: str
@@ -50,8 +56,13 @@ class CapabilityResult:
 
     @property
     def is_lacking(self) -> bool:
-        """True if ours fails where native does not."""
-        return self.ours.verdict == FAILS and self.native.verdict != FAILS
+        """True if ours fails where native does not. Where there is no native function, nothing is lacking."""
+        return self.ours.verdict == FAILS and self.native.verdict != FAILS and self.has_native
+
+    @property
+    def has_native(self) -> bool:
+        """True if the case has a native function."""
+        return self.native != NO_NATIVE
 
     def in_dtype(self, dtype: torch.dtype) -> CapabilityResult:
         """Name ``dtype`` in the reason of each outcome that is a failure."""

@@ -17,7 +17,7 @@ from compare.capabilities import (
     transforms,
 )
 from compare.capabilities.function_under_test import FunctionUnderTest
-from compare.capabilities.outcome import FAILS, CapabilityResult, Check, run_check
+from compare.capabilities.outcome import FAILS, NO_NATIVE, CapabilityResult, Check, run_check
 from compare.case import Case
 
 CAPABILITIES: dict[str, Check] = {
@@ -140,7 +140,7 @@ def run_capabilities(
 def _run_pair(
     case: Case, name: str, check: Check, ours: FunctionUnderTest, native: FunctionUnderTest
 ) -> CapabilityResult:
-    native_outcome, native_result = run_check(check, native, None)
+    native_outcome, native_result = (NO_NATIVE, None) if case.native is None else run_check(check, native, None)
     our_outcome, _ = run_check(check, ours, native_result)
     return CapabilityResult(case.name, name, our_outcome, native_outcome)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from compare.capabilities import FAILS, FLOAT32, NOT_APPLICABLE, WORKS, CapabilityResult, Outcome, describe
 from compare.capabilities.needs_input_grad import ALONE
+from compare.capabilities.outcome import NO_NATIVE
 from compare.capabilities.transforms import BACKEND
 from compare.case_errors import CaseFailure
 from compare.sections import Section, Table, failure_tables
@@ -20,6 +21,7 @@ CELLS = {
     (FAILS, FAILS): "no",
     (NOT_APPLICABLE, NOT_APPLICABLE): DASH,
 }
+CELLS_WITHOUT_NATIVE = {WORKS: "yes", FAILS: "no", NOT_APPLICABLE: DASH}
 WORK, MEMORY = "computes only what is needed", "saves only what is needed"
 MAX_TABLE_WIDTH = 120  # characters in a terminal
 
@@ -78,14 +80,23 @@ def _text(
     both_work = sum(row.ours.verdict == WORKS for row in native_works)
     only_ours = sum(row.ours.verdict == WORKS and row.native.verdict == FAILS for row in results)
     whose = "" if held is None else " of this project's cases"
+    rule = f"A cell{whose} in which ours fails and native does not is a failure."
+    if held is not None and not set(cases) & set(held):
+        rule = "A cell in which ours fails and native does not shows what is missing; it is no failure."
     text = [
         f"{_count(len(names), 'capability', 'capabilities')} of {_count(len(cases), 'case', 'cases')} were tested on "
         f"{device}, for ours and for native, in float64 except for autocast; in float32 too where kernels can serve: "
         f"{_count(len(set(FLOAT32) & set(names)), 'capability', 'capabilities')}.",
         f"Native works in {_count(len(native_works), 'cell', 'cells')}, and ours in {both_work} of these; ours works "
         f"in {_count(only_ours, 'cell', 'cells')} where native fails.",
-        f"A cell{whose} in which ours fails and native does not is a failure.",
+        rule,
     ]
+    if alone := [row for row in results if not row.has_native]:
+        num_cases, works = len({row.case for row in alone}), sum(row.ours.verdict == WORKS for row in alone)
+        text.append(
+            f"{_count(num_cases, 'case has', 'cases have')} no native function: ours works in "
+            f"{_count(works, 'cell', 'cells')} there, and no cell is a failure."
+        )
     if "torch.compile" in names:
         text.append(f"torch.compile ran with the backend {BACKEND}, which traces and generates no machine code.")
     return text
@@ -99,6 +110,8 @@ def _matrix(
     names = [name for name in names if any(cells.get((case, name), DASH) != DASH for case in cases)]
     heads = {case: case for case in cases}
     note = f"yes: both work; ours, NATIVE: only ours, only native works; no: neither works; {DASH}: not applicable."
+    if not all(row.has_native for row in results):
+        note += " Without a native function, yes and no are about ours."
     if len(_column_groups(cells, names, heads)) > 1:
         heads = {case: str(n) for n, case in enumerate(cases, 1)}
         note += " Cases: " + "; ".join(f"{n}: {case}" for case, n in heads.items()) + "."
@@ -130,16 +143,18 @@ def _column_groups(cells: dict[tuple[str, str], str], names: list[str], heads: d
 
 
 def _cell(row: CapabilityResult) -> str:
+    if not row.has_native:
+        return CELLS_WITHOUT_NATIVE[row.ours.verdict]
     verdicts = (row.ours.verdict, row.native.verdict)
     return CELLS.get(verdicts) or f"{VERDICT_WORDS[verdicts[0]]} / {VERDICT_WORDS[verdicts[1]]}"
 
 
 def _reasons(results: Sequence[CapabilityResult], cases: list[str], lacking: list[CapabilityResult]) -> list[Table]:
-    """Table of every outcome but works / works, equal outcomes merged; failures come first."""
+    """Table of every outcome but works, of ours and of a native there is, equal ones merged; failures come first."""
     cases_of: dict[tuple[bool, str, str, str], list[str]] = {}
     for row in results:
-        if (row.ours.verdict, row.native.verdict) != (WORKS, WORKS):
-            ours, native = _words(row.ours), _words(row.native)
+        if row.ours.verdict != WORKS or (row.has_native and row.native.verdict != WORKS):
+            ours, native = _words(row.ours), _words(row.native) if row.has_native else NO_NATIVE.reason
             key = (row not in lacking, row.capability, ours, "the same" if ours == native else native)
             cases_of.setdefault(key, []).append(row.case)
     if not cases_of:

@@ -59,6 +59,7 @@ class LimitCheck:
 
     @property
     def is_within_limit(self) -> bool:
+        """True if the ratio, or the error in float64, is at most the limit; False for NaN."""
         return (self.ours if self.ratio is None else self.ratio) <= self.limit  # false for NaN
 
     def __str__(self) -> str:
@@ -79,6 +80,7 @@ class FlipCheck(LimitCheck):
 
     @property
     def is_within_limit(self) -> bool:
+        """True if so many flips of ours have a probability of at least ``MIN_PROBABILITY``."""
         assert self.native is not None
         ours, n, p = round(self.ours), round(self.ours + self.native), self.limit / (self.limit + 1)
         logarithms = (  # of the probabilities of k flips: their factors exceed a float from 1,030 flips on
@@ -128,6 +130,7 @@ class ModelComparison:
 
     @property
     def failures(self) -> list[str]:
+        """A sentence for each limit that is exceeded."""
         return [f"{self.name}: {check}" for check in self.limit_checks if not check.is_within_limit]
 
     def float32_errors(self, side: str) -> list[Float32Errors]:

@@ -65,11 +65,12 @@ def parse_model_names(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         source, colon, name = argument.rpartition(":")
         if name not in known:
-            similar = difflib.get_close_matches(name, known) or known[:5]
-            listed = ", ".join(f"{SOURCE}:{model}" for model in similar)
+            similar = difflib.get_close_matches(name, known)
+            question = f"did you mean {' or '.join(f'{SOURCE}:{model}' for model in similar)}?"
+            names_in = "torchvision.models.list_models(module=torchvision.models) lists them"
             raise CaseError(
-                f"--model {argument}: {name!r} is no classification model of torchvision; did you mean one of "
-                f"{listed}?"
+                f"--model {argument}: {name!r} is no classification model of torchvision; "
+                f"{question if similar else names_in}"
             )
         if (source, colon) != (SOURCE, ":"):
             raise CaseError(f"--model {argument}: expected {SOURCE}:NAME, for example {SOURCE}:{name}")

@@ -113,6 +113,7 @@ class Contender(ABC):
         """Loss under "loss", and gradients under the names and in the convention of ``DocumentCNN``."""
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
+        """Copy ``weights``, in the convention of ``DocumentCNN``, to the network."""
         self.model.load_state_dict(weights)
 
     def forward_and_held_tensors(self) -> tuple[Callable[[], Tensor], list[Tensor]] | None:
@@ -145,6 +146,7 @@ class Contender(ABC):
         return native_loss_and_grads(native_twin(model.double()), model, x.double(), target)
 
     def weights(self) -> dict[str, Tensor]:
+        """The weights in the convention of ``DocumentCNN``."""
         return self.model.state_dict()
 
 
@@ -181,6 +183,7 @@ class OurContender(AutogradContender):
         self.choose_kernels, self.parameters = choose_kernels, list(self.model.parameters())
 
     def loss(self, x: Tensor, target: Tensor) -> Tensor:
+        """J of images (N, 1, H, W) and labels (N,)."""
         return self.model.cost(x, target)
 
     def step(self, mark: Callable[[], None]) -> None:
@@ -255,12 +258,14 @@ class NativeContender(AutogradContender):
 
 
 def clear_grads(parameters: list[nn.Parameter]) -> None:
+    """Set every ``grad`` to None."""
     for parameter in parameters:
         parameter.grad = None
 
 
 @torch.no_grad()
 def sgd_update(parameters: list[nn.Parameter]) -> None:
+    """Take one step of plain gradient descent."""
     torch._foreach_add_(parameters, [parameter.grad for parameter in parameters], alpha=-LEARNING_RATE)
 
 

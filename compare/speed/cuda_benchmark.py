@@ -46,6 +46,7 @@ class CudaRow:
 
     @property
     def seconds(self) -> float:
+        """Median over the rounds."""
         return statistics.median(self.rounds)
 
 

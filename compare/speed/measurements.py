@@ -27,6 +27,7 @@ class Results:
     compile_seconds: dict[str, float] = field(default_factory=dict)
 
     def is_wrong(self, subject: str, label: str) -> bool:
+        """True if a result of the contender ``label`` on ``subject`` was wrong: it gets no time."""
         return any((wrong.subject, wrong.contender) == (subject, label) for wrong in self.wrong_results)
 
 

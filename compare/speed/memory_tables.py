@@ -12,6 +12,7 @@ from compare.speed.time_tables import our_row
 
 
 def network_memory_table(memory: Iterable[MemoryRow]) -> Table:
+    """Table of a training step's memory, a line for each network."""
     memory = [row for row in memory if row.kind == "network"]
     lines = []
     for subject in dict.fromkeys(row.subject for row in memory):
@@ -58,6 +59,7 @@ def network_memory_table(memory: Iterable[MemoryRow]) -> Table:
 
 
 def operation_memory_table(memory: Iterable[MemoryRow], timed: list[TimingRow]) -> Table:
+    """Table of the bytes that each operation saves for backward."""
     lines = []
     saved = {(row.subject, row.contender): row.saved for row in memory if row.kind == "operation" and row.saved}
     for subject in dict.fromkeys(row.subject for row in timed):

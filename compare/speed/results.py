@@ -41,6 +41,7 @@ class TimingRow:
 
     @property
     def images_per_second(self) -> float:
+        """Images of a batch over the median time of a step."""
         return self.batch / self.seconds[STEP].median
 
 

@@ -11,6 +11,7 @@ from compare.speed.results import STEP, SpeedComparison, TimingRow
 
 
 def operations_table(rows: list[TimingRow]) -> Table:
+    """Table of single operations, ours over native."""
     lines = []
     for subject in dict.fromkeys(row.subject for row in rows):
         ours = our_row(rows, subject)
@@ -45,6 +46,7 @@ def operations_table(rows: list[TimingRow]) -> Table:
 
 
 def networks_table(rows: list[TimingRow], title: str) -> Table:
+    """Table of training steps of networks, a line for each contender in its faster layout."""
     lines: list[list[Cell]] = []
     for row in rows:
         if not row.is_fastest_layout:
@@ -80,6 +82,7 @@ def networks_table(rows: list[TimingRow], title: str) -> Table:
 
 
 def compiled_table(rows: list[TimingRow], result: SpeedComparison) -> Table:
+    """Table of native under ``torch.compile``, over native uncompiled."""
     lines = [
         (
             row.subject,
@@ -105,6 +108,7 @@ def compiled_table(rows: list[TimingRow], result: SpeedComparison) -> Table:
 
 
 def our_row(rows: Iterable[TimingRow], subject: str) -> TimingRow | None:
+    """Ours on ``subject`` in its faster layout; None if its results were wrong."""
     return next(
         (row for row in rows if row.subject == subject and row.side == "ours" and row.is_fastest_layout), None
     )

@@ -16,6 +16,8 @@ TimedStep = Callable[[Callable[[], None]], None]
 
 
 class Timer(Protocol):
+    """Clock that is read between the phases of a step."""
+
     def mark(self) -> Any:
         """Record the present time."""
 

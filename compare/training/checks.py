@@ -88,6 +88,7 @@ class FirstSteps:
 
     @property
     def failure(self) -> str | None:
+        """A sentence about the first step that differs by more than rounding, or None."""
         if self.first_failed_step is None:
             return None
         n = self.first_failed_step - 1
@@ -125,6 +126,7 @@ class SameWeights:
 
     @property
     def failure(self) -> str | None:
+        """A sentence if the error of ours is more than allowed, or None."""
         if self.ours <= self.allowed:
             return None
         when = "before the first step" if self.epoch == 0 else f"after epoch {self.epoch}"

@@ -33,6 +33,7 @@ class Settings:
 
     @property
     def steps(self) -> int:
+        """Number of steps of a run."""
         return self.epochs * self.steps_per_epoch
 
 
@@ -59,6 +60,7 @@ class TrainingRun:
 
     @property
     def failure(self) -> str | None:
+        """A sentence if a loss was not finite, or None."""
         if math.isfinite(self.losses[-1]):
             return None
         return (
@@ -130,6 +132,7 @@ class TrainingComparison:
 
     @property
     def failures(self) -> list[str]:
+        """A sentence for each check that failed and each run that stopped."""
         checks = (*self.first_steps, *self.same_weights, *self.runs)
         return [check.failure for check in checks if check.failure]
 

@@ -144,4 +144,5 @@ def _counted(number: int, noun: str) -> str:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a dtype without "torch."."""
     return str(dtype).removeprefix("torch.")

@@ -11,6 +11,7 @@ from compare.training.summary import dtype_name, last_accuracies, mean_and_stdev
 
 
 def accuracy_table(result: TrainingComparison) -> Table:
+    """Test accuracy after each epoch: ours, native, and native with nudged weights."""
     rows = []
     for epoch in range(result.settings.epochs):
         ours, native, nudged = (
@@ -26,6 +27,7 @@ def accuracy_table(result: TrainingComparison) -> Table:
 
 
 def loss_difference_table(result: TrainingComparison) -> Table:
+    """Differences of the loss curves, of ours and native and of two natives."""
     rows = []
     for seed in result.complete_seeds:
         for other in (OURS, NUDGED):
@@ -50,6 +52,7 @@ def loss_difference_table(result: TrainingComparison) -> Table:
 
 
 def first_steps_table(result: TrainingComparison) -> Table:
+    """Losses of the first steps in float64, which rounding has not driven apart yet."""
     rows = []
     for check in result.first_steps:
         num_judged = len(check.allowed)
@@ -77,6 +80,7 @@ def first_steps_table(result: TrainingComparison) -> Table:
 
 
 def same_weights_table(result: TrainingComparison) -> Table:
+    """Errors of gradients at the weights of ours, against native's in float64."""
     rows = []
     for epoch, layer in dict.fromkeys((check.epoch, check.layer) for check in result.same_weights):
         checks = [check for check in result.same_weights if (check.epoch, check.layer) == (epoch, layer)]
@@ -98,6 +102,7 @@ def same_weights_table(result: TrainingComparison) -> Table:
 
 
 def distance_table(result: TrainingComparison) -> Table:
+    """Distances of the trained parameters, layer by layer."""
     by_layer: dict[str, list[ParameterDistance]] = {}
     for seed in result.complete_seeds:
         for distance in result.distances(seed):
@@ -118,6 +123,7 @@ def distance_table(result: TrainingComparison) -> Table:
 
 
 def subgradient_table(result: TrainingComparison) -> Table:
+    """Test accuracies with other derivatives of ReLU at 0."""
     trained = dict.fromkeys((run.subgradient, run.network) for run in result.runs if run.network != NUDGED)
     rows = []
     for subgradient, network in sorted(trained, key=lambda pair: (pair[0], pair[1] != OURS)):
@@ -139,6 +145,7 @@ def subgradient_table(result: TrainingComparison) -> Table:
 
 
 def zeros_table(result: TrainingComparison) -> Table:
+    """Numbers of exact zeros before ReLU."""
     rows = []
     for epoch, layer in dict.fromkeys((z.epoch, z.layer) for z in result.zeros):
         counts = [z for z in result.zeros if (z.epoch, z.layer) == (epoch, layer)]

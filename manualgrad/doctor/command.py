@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 
+from manualgrad.command_line import ArgumentParser
 from manualgrad.doctor import installation, machine, self_test
 
 DESCRIPTION = """Describe this installation: versions, machine, devices, kernels, cache and data. Then test that
@@ -13,7 +13,7 @@ gradients equal finite differences, and that kernels equal formulas. Exit codes:
 
 def main(argv: list[str] | None = None, prog: str = "python -m manualgrad doctor") -> int:
     """Print the description, run the self-test, and return 0, or 1 if a test fails."""
-    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION)
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="folder of the data (default: %(default)s)")
     options = parser.parse_args(argv)
     facts = [*installation.versions(), *machine.facts(), *installation.kernel_facts(),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +10,9 @@ from pathlib import Path
 import torch
 
 from manualgrad import extras
+from manualgrad.command_line import ArgumentParser
 from manualgrad.data import DataError, Dataset, bundled_sample
-from manualgrad.files import write_atomic
+from manualgrad.files import find_write_problem, write_atomic
 from manualgrad.follow.break_it import Panel, make_panels
 from manualgrad.follow.network import WeightsError, load_network, make_network
 from manualgrad.follow.quantities import Followed, follow_digit
@@ -36,7 +35,7 @@ def main(
 
     ``verdicts`` returns the words of ``compare`` about each mistake; the page is without them if it returns none.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=DESCRIPTION, allow_abbrev=False)
+    parser = ArgumentParser(prog=prog, description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument(
         "--image", type=int, default=IMAGE, metavar="N", help="index of the test image (default: %(default)s)"
     )
@@ -139,12 +138,9 @@ def _are_finite(states: Mapping[int, Followed], panels: Sequence[Panel]) -> bool
 
 def _prepare_folder(folder: Path) -> str | None:
     """Make the folder, and return the reason if the page cannot be written there, before any work is lost."""
-    if folder.exists() and not folder.is_dir():
-        return "expected a folder, got a file"
-    folder.mkdir(parents=True, exist_ok=True)
     if (folder / PAGE).is_dir():
         return f"{PAGE} in it is a folder"
-    return None if os.access(folder, os.W_OK | os.X_OK) else "Permission denied"
+    return find_write_problem(folder)
 
 
 def _error(prog: str, message: object) -> int:

@@ -25,5 +25,6 @@ class Calls:
     super_methods: dict[str, FunctionType] = field(default_factory=dict)
 
     def update(self, other: Calls) -> None:
+        """Add what ``other`` has found."""
         for name in vars(self):
             getattr(self, name).update(getattr(other, name))

@@ -95,11 +95,14 @@ def from_torch(
         The copy, or (copy, report).
 
     Raises:
-        TypeError: ``module`` is not a module.
+        TypeError: ``module`` is not a module, or ``subclasses`` no set or other collection of classes.
         ValueError: a lazy layer is uninitialized; a class in ``subclasses`` extends no layer that manualgrad
             implements, or overrides ``forward``, ``_conv_forward`` or ``__call__``; a method with calls to replace
             cannot be rewritten, with ``functional=True`` and ``report=False``.
     """
+    if isinstance(subclasses, type):
+        name = subclasses.__name__
+        raise TypeError(f"from_torch: subclasses must be a set of classes, got the class {name}; write {{{name}}}")
     for subclass in subclasses:
         _check_subclass(subclass)
     converted, full_report = copy_module("from_torch", module, copy_parameters), Report()

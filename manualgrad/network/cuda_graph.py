@@ -41,6 +41,7 @@ class RecordedGraph(Launcher):
         self._launches.append((kernel, grid, (x, *args), constants))
 
     def replay(self) -> None:
+        """Launch again what was recorded, on the same tensors."""
         launcher = _launcher()
         for kernel, grid, args, constants in self._launches:
             launcher(kernel, grid, *args, **constants)

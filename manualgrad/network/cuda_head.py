@@ -63,14 +63,17 @@ class FusedHead:
                 "grad_z": self.at_hidden.grad_out, "grad_x": self.at_hidden.grad_x}  # fmt: skip
 
     def forward(self) -> list[Launch]:
+        """Launches that write the logits."""
         return [self._head("logits", logits=self.at_last.out, **self._forward_tensors())]  # eq. (16), (17)
 
     def loss(self) -> list[Launch]:
+        """Launches that write losses, probabilities, and the gradients down to the last convolution."""
         tensors = {name: BufferRef(name) for name in ("labels", "num_labels", "factor", "probs", "losses")}
         tensors |= self._forward_tensors() | self._grad_tensors()
         return [self._head("loss", **tensors), *self._grad_input()]  # eq. (11) to (20)
 
     def backward(self) -> list[Launch]:
+        """Launches that write those gradients from a gradient of the logits."""
         return [self._head("backward", **self._grad_tensors()), *self._grad_input()]  # eq. (20)
 
     def _grad_input(self) -> list[Launch]:
@@ -85,11 +88,13 @@ class UnfusedHead:
         self._call, self.classes, self.batch_size = device.call, last.out_features, device.batch_size
 
     def forward(self) -> list[Launch]:
+        """No launch: the dense blocks write the logits."""
         return []
 
     backward = forward
 
     def loss(self) -> list[Launch]:
+        """Launch that writes losses, probabilities and the gradient of the logits."""
         classes = padded(self.classes)
         rows = max(1, 1024 // classes)
         call = self._call(

@@ -40,6 +40,7 @@ class CUDAStep:
     result: LossAndSteps
 
     def run(self, launcher: Launcher) -> None:
+        """Launch the step by ``launcher``."""
         self.program.run(launcher, self.values)
 
 

@@ -67,7 +67,7 @@ def find_plan(layers: Iterable[nn.Module | None], x: Tensor) -> PlanAndParameter
     Returns the reason if there is none. Hooks and gradients are for :func:`find_usable_plan`.
     """
     # test_torch_func_differentiates_the_model, test_errors_are_those_of_the_layers
-    # tests/ops/test_transforms.py::test_the_compiled_network_has_the_gradients_of_the_eager_one
+    # tests/ops/test_surroundings.py::test_the_compiled_network_has_the_gradients_of_the_eager_one
     mode = active_mode()
     if mode:
         return mode

@@ -61,12 +61,14 @@ def describe_conv(module: Any) -> Conv:
 
 
 def describe_pool(module: Any) -> MaxPool:
+    """The pooling of a module with the attributes of ``nn.MaxPool2d``."""
     stride = module.kernel_size if module.stride is None else module.stride
     sizes = _as_pair(module.kernel_size), _as_pair(stride), _as_pair(module.padding), _as_pair(module.dilation)
     return MaxPool(*sizes, bool(module.ceil_mode), bool(module.return_indices))
 
 
 def describe_dense(module: Any) -> Dense:
+    """The dense layer of a module with a weight (out_features, in_features)."""
     return Dense(*module.weight.shape)
 
 

@@ -98,6 +98,7 @@ class NetworkSpec:
 
     @property
     def classes(self) -> int:
+        """Number of logits: the output features of the last layer."""
         last = self.layers[-1]
         assert isinstance(last, Dense)
         return last.out_features

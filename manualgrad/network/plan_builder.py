@@ -88,18 +88,22 @@ class PlanBuilder:
 
     @property
     def parameter_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of weight and bias of each block in turn."""
         return [shape for block in self.blocks for shape in block.parameter_shapes]
 
     # ------------------------------------------------------------------------------------------- memory
 
     def saved_buffers(self) -> dict[str, int]:
+        """Bytes of what backward needs from forward: outputs of blocks, and buffers of their own."""
         outs = {f"out{n}": nbytes for n, nbytes in self._inner_outputs().items()}
         return outs | self._numbered([block.saved_buffers() for block in self.blocks])
 
     def packed_buffers(self) -> dict[str, int]:
+        """Bytes of the packed weights that forward reads."""
         return self._numbered([block.packed_buffers(self.split) for block in self.blocks])
 
     def scratch_buffers(self) -> dict[str, int]:
+        """Bytes of what backward writes besides gradients of parameters."""
         grads = {f"g{n}": nbytes for n, nbytes in self._inner_outputs().items()}
         own = [
             block.scratch_buffers(self.split, at.grad_x is not None)
@@ -108,6 +112,7 @@ class PlanBuilder:
         return {"nonfinite": 4 * self.nonfinite_numel, **self._numbered(own), **grads}
 
     def loss_buffers(self) -> dict[str, int]:
+        """Bytes of the logits, the targets, the gradient of the logits, and the losses."""
         numel = self.batch_size * self.network.classes
         return {"z": 4 * numel, "targets": 4 * numel, "g": 4 * numel, "losses": 4 * self.batch_size}
 

@@ -43,6 +43,7 @@ class PositionalSignature(inspect.Signature):
 
     # inspect returns a BoundArguments here; Function.apply reads its args and kwargs and calls apply_defaults
     def bind(self, *args: Any) -> PositionalArguments:  # type: ignore[override]
+        """Return ``args`` as they are."""
         return PositionalArguments(args)
 
 

@@ -110,8 +110,8 @@ def train(options: argparse.Namespace, device: torch.device, distributed: Distri
         write_results(options.out, run, result, vars(options))
     num_wrong = int((result.predicted != result.labels).sum())
     distributed.print_rank0(
-        f"\ntest accuracy {result.accuracy:.2f} %: {num_wrong} of {len(dataset.test):,} test images are misclassified"
-        f" after {run.seconds:.2f} s of training on {dataset.name}\n"
+        f"\ntest accuracy {result.accuracy:.2f} %: {num_wrong:,} of {len(dataset.test):,} test images are "
+        f"misclassified after {run.seconds:.2f} s of training on {dataset.name}\n"
         f"weights.pt{' and metrics.json' if no_plots else ', metrics.json and plots'} are in {options.out}"
     )
     if options.target_accuracy is not None and result.accuracy < options.target_accuracy:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from manualgrad.files import write_atomic
+from manualgrad.files import find_write_problem, write_atomic
 from manualgrad.training.cli_exit import usage_error
 from manualgrad.training.run import StepMetrics, TrainingRun
 
@@ -133,7 +133,6 @@ def _open_events(log_dir: Path, step: int) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         usage_error('--log-dir needs TensorBoard, which is not installed: pip install "manualgrad[tensorboard]"')
-    try:
-        return SummaryWriter(str(log_dir), purge_step=step + 1, flush_secs=10)
-    except OSError as error:
-        usage_error(f"--log-dir {log_dir} cannot be written to: {error.strerror or error}")
+    if problem := find_write_problem(log_dir):
+        usage_error(f"--log-dir {log_dir} cannot be written to: {problem}")
+    return SummaryWriter(str(log_dir), purge_step=step + 1, flush_secs=10)

@@ -9,20 +9,27 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
-from manualgrad._torch_compat import foreach_add_, schedule_state
+from manualgrad._torch_compat import foreach_add_, schedule_state, uncompiled
 
 
 class GradientDescent(Optimizer):
     """Plain gradient descent w ← w − η ∂J/∂w: the same bits as ``torch.optim.SGD`` in less time.
 
-    All weights of a parameter group are updated by one call.
+    All weights of a parameter group are updated by one call. ``torch.optim`` imports PyTorch's compiler for the
+    methods below, which takes longer than a short run; this class does not.
     """
+
+    add_param_group = uncompiled(Optimizer.add_param_group)
+    zero_grad = uncompiled(Optimizer.zero_grad)
+    state_dict = uncompiled(Optimizer.state_dict)
+    load_state_dict = uncompiled(Optimizer.load_state_dict)
 
     def __init__(self, params: Iterable[Tensor], lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # no closure: no schedule or hook here passes one
+        """Subtract the learning rate times the gradient from each weight that has one."""
         for group in self.param_groups:
             weights = [w for w in group["params"] if w.grad is not None]
             if weights:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from manualgrad import data
+from manualgrad.command_line import ArgumentParser
 from manualgrad.training.argument_types import bounded, path, percentage
 from manualgrad.training.optimizers import OPTIMIZERS, SCHEDULES
 from manualgrad.training.recipes import RECIPES, STANDARD, find_recipe
@@ -40,8 +41,8 @@ def describe(prog: str) -> str:
 
 
 def parse_arguments(argv: list[str] | None = None, prog: str = "train.py") -> argparse.Namespace:
-    """Parse the command line. For a mistake argparse prints one message and exits with code 2."""
-    parser = argparse.ArgumentParser(
+    """Parse the command line. For a mistake print two lines and exit with code 2."""
+    parser = ArgumentParser(
         prog=prog, description=describe(prog), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

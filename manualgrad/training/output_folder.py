@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from manualgrad.files import remove_unfinished
+from manualgrad.files import find_write_problem, remove_unfinished
 from manualgrad.training.cli_exit import EXIT_USAGE, to_cli_exit, usage_error
 from manualgrad.training.distributed import DistributedContext
 from manualgrad.training.metrics_logger import METRICS_FILE
@@ -40,12 +39,8 @@ def make_output_folder(path: Path) -> None:
 
     A run does this first, so that no work is lost later. Raises CliExit with exit code 2.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        usage_error(f"--out {path} cannot be written to: {error.strerror}")
+    if problem := find_write_problem(path):
+        usage_error(f"--out {path} cannot be written to: {problem}")
     for name in RESULT_FILES:
         if (path / name).is_dir():
             usage_error(f"--out {path} contains a folder named {name}: expected a file or nothing of that name")

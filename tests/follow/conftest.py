@@ -16,6 +16,7 @@ from manualgrad.data import Dataset, bundled_sample
 from manualgrad.follow.command import make_page
 
 STEPS = (0, 1, 3)
+LIMIT = 3_000_000  # bytes of the page that the command writes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import manualgrad as mg
 from manualgrad.interop import operations
-from tests.interop.test_from_torch import CLOSE, run, seeded
+from tests.interop.model_runs import CLOSE, run, seeded
 from tests.ops.test_purity import OperatorRecorder
 
 IMAGE = (2, 4, 6, 6)

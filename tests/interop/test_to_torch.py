@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import manualgrad as mg
-from tests.interop.test_from_torch import CLOSE, run
+from tests.interop.model_runs import CLOSE, run
 from tests.ops.test_purity import OperatorRecorder
 
 IMAGE = (2, 4, 7, 6)

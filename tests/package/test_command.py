@@ -54,6 +54,7 @@ def test_options_are_the_commands_own(arguments, code, expected, capsys):
     captured = capsys.readouterr()
     assert ended.value.code == code
     assert expected in (captured.err if code else captured.out)
+    assert captured.err.count("\n") == code, "two lines about wrong use"
 
 
 # ------------------------------------------------------------------------------------------- current folder

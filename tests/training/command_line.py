@@ -1,4 +1,4 @@
-"""train.py in the process of the tests, and a small dataset that it loads without a network."""
+"""train.py in the process of the tests, options of a quick run, and a small dataset that needs no network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 
 from manualgrad import data
 from manualgrad.training import command
+
+QUICK = ("--limit", "640", "--epochs", "2", "--batch-size", "32")
 
 
 def idx(values: torch.Tensor, kind: bytes) -> bytes:

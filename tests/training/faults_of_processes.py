@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch._dynamo  # an optimizer imports it, which takes seconds: here it is once, before the forks
 
 from manualgrad import kernels
 from manualgrad.training import command, plots

@@ -183,6 +183,7 @@ def test_a_lost_process_ends_the_run_and_torchrun_resumes_it(digits, tmp_path, r
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1",
         str(ROOT / "train.py"), *map(str, common), "--out", str(out), "--checkpoint-every", "5", "--resume", "auto",
+        "--engine", "document",  # DistributedDataParallel would import torch._dynamo in each of the four processes
     ]  # fmt: skip
     with (tmp_path / "stdout").open("w") as stdout, (tmp_path / "stderr").open("w") as stderr:
         torchrun = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=ENVIRONMENT)
