@@ -24,10 +24,8 @@ from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
 from manualgrad.cuda.conv2d_windows import window_constants
 from manualgrad.cuda.kernels.conv2d_gather_gemm import conv2d_gather_gemm
 from manualgrad.cuda.kernels.conv2d_sum_parts import conv2d_sum_output
-from manualgrad.cuda.launch import Launcher
+from manualgrad.cuda.launch import MAX_GRID, Launcher
 from manualgrad.cuda.tensor_checks import unsupported_tensors
-
-MAX_GRID = 65535  # of the second and third dimension
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:

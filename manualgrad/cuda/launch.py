@@ -18,6 +18,7 @@ from manualgrad.cpu import instruction_set
 from manualgrad.dispatch import Backend
 
 MIN_CAPABILITY = (8, 0)  # the first with TF32 and bfloat16 in tensor cores, and asynchronous copies
+MAX_GRID = 65535  # programs in the second and in the third dimension of a launch, on every GPU
 
 
 class Launcher:
