@@ -91,6 +91,16 @@ def tf32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.conv.fp32_precision = before
 
 
+@contextmanager
+def new_memory_is_nan() -> Iterator[None]:
+    """Fill the memory of new tensors with NaN inside the block: a kernel that reads what none wrote gives NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def operands(
     layer: Layer, device: str, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor | None, Any]:
@@ -128,12 +138,15 @@ def check(layer: Layer, device: str, launches: list[str], dtype: torch.dtype, bo
         (conv2d_forward_nchw, (x, w, b)), (conv2d_grad_input_nchw, (g, w)), (conv2d_grad_weight_oihw, (g, x))
     ):  # fmt: skip
         launches.clear()
-        if layer.bias and function is conv2d_grad_weight_oihw:
-            actual, grad_b = conv2d_grad_weight_and_bias(g, x, geometry)
+        has_bias = layer.bias and function is conv2d_grad_weight_oihw
+        with new_memory_is_nan():
+            if has_bias:
+                actual, grad_b = conv2d_grad_weight_and_bias(g, x, geometry)
+            else:
+                actual = function(*args, geometry)
+        if has_bias:
             assert grad_b.dtype is dtype
             assert_near(grad_b, g.double().sum((0, 2, 3)), bound)
-        else:
-            actual = function(*args, geometry)
         launched.append(list(launches))
         assert actual.dtype is dtype
         assert actual.is_contiguous(memory_format=memory_format)
