@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="kernels for CUDA are written in Triton")
-
 from manualgrad.cuda.conv_relu_pool import unsupported_conv_relu_pool_forward
 from manualgrad.cuda.cross_entropy import unsupported_cross_entropy_from_labels
 from manualgrad.network.cuda_plan_builder import CUDAPlanBuilder
