@@ -9,9 +9,7 @@ from manualgrad.ops.conv2d import conv2d_forward_nchw, conv2d_grad_input_nchw, c
 from tests.cuda.conv2d_layers import GEMM, LAYERS, PACK, Layer, formula, operands, tf32
 
 NAN, INF = float("nan"), float("inf")
-SPECIAL = {
-    "infinity": INF, "minus infinity": -INF, "NaN as GPUs make it": 0x7FFFFFFF, "its negative": 0xFFFFFFFF - 2**32
-}  # fmt: skip
+SPECIAL = {"infinity": INF, "NaN as GPUs make it": 0x7FFFFFFF, "its negative": 0xFFFFFFFF - 2**32}
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of NumPy, in the interpreter
