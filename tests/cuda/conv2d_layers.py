@@ -55,7 +55,7 @@ LAYERS = {
         (2, 72, 2, 3), (70, 72, 1, 2), ([PACK, GEMM], [PACK, GEMM], [DIRECT]), bias=False
     ),
     "groups, stride, dilation": Layer(
-        (1, 8, 8, 9), (6, 4, 3, 2), ([PACK, GEMM], [PACK, GEMM], [DIRECT]),
+        (1, 12, 8, 9), (6, 6, 3, 2), ([PACK, GEMM], [PACK, GEMM], [DIRECT]),
         stride=(3, 2), padding=(1, 0), dilation=(2, 3), groups=2,
     ),
     "1x1, more stride than kernel": Layer(
