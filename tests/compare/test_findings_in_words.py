@@ -51,7 +51,7 @@ INSTEAD = (
 )
 CASES: list[tuple[Any, ...]] = [
     (shrunk, lambda: {"z": torch.randn(4, 3, dtype=torch.complex64)},
-     lambda g, z: g * (1 - z.abs().mean() / z.abs()), "missing term", "derivative of abs in line"),
+     lambda g, z: g * (1 - z.abs().mean() / z.abs()), "missing term", "derivative through abs in line"),
     (scaled_mean, lambda: {"x": torch.randn(4, 7)}, scaled_mean_backward, "factor of one term", "are both 7 times"),
     (neighbours, lambda: {"a": torch.randn(5, 3)}, neighbours_backward, "another operand", INSTEAD),
 ]  # fmt: skip

@@ -69,7 +69,7 @@ def other_numbers(value: Any, dims: int) -> list[Any]:
         near = [value - 1, value + 1, -value, 0, 1, *range(-dims, 0)]
         return [n for n in dict.fromkeys(near) if n != value]
     if isinstance(value, float):
-        near_by = [0.0, 1.0, -value, 2 * value, value / 2, value * value, -1e9]
+        near_by = [0.0, 1.0, -value, 2 * value, value / 2, value * value, value + 1, value - 1, -1e9]
         return [x for x in dict.fromkeys(near_by) if x != value]
     return []
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_calls import InterceptCalls, call_native, describe, find_site
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.numbers import as_real
 from compare.torch_compat import FORMULAS_OF_OPERATIONS
 
 MAX_STEPS = 400
@@ -144,7 +145,12 @@ class Tape:
         except Exception:  # the change does not fit the arguments: then it is no explanation
             return None
         result = env.get(self.result, self.values[self.result])
-        return result.detach().clone() if isinstance(result, Tensor) else None
+        return as_real(result.detach()).clone() if isinstance(result, Tensor) else None
+
+    @property
+    def gradient(self) -> Tensor:
+        """The recorded gradient, complex numbers as pairs of real ones."""
+        return as_real(self.values[self.result].detach())
 
     def add_cost(self, value: Tensor) -> None:
         """Count one more tensor that was computed."""

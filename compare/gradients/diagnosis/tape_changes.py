@@ -17,7 +17,7 @@ from compare.gradients.diagnosis.tape_forward import (
     forward_changes,
     recomputed,
 )
-from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, fits
+from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, equal_slices, fits
 from compare.gradients.diagnosis.tape_operations import (
     FORMS,
     left_out,
@@ -51,8 +51,9 @@ class Change:
 
     def gradient(self, tape: Tape) -> Tensor | None:
         """The gradient on a tape with this change; None if the change does not fit it."""
-        step, instead = self.step, {}
+        instead = {}
         try:
+            step = self.changed_step(tape)
             if self.instead is not None:
                 number, value = self.instead
                 instead = {number: value(tape, number)}
@@ -60,14 +61,18 @@ class Change:
                 instead = recomputed(tape, *self.forward)
             if self.inputs is not None:
                 instead = recomputed(tape, given=self.inputs(tape))
-            if self.operand is not None:
-                position, value = self.operand
-                number = tape.backward[tape.positions[self.key]].arguments[position].number
-                replaced = value(tape, number).clone()
-                step = lambda s, flat: s.call([*flat[:position], replaced, *flat[position + 1 :]])  # noqa: E731
         except Exception:  # the change does not fit the tensor: then it is no explanation
             return None
         return tape.replay(self.key, step, instead)
+
+    def changed_step(self, tape: Tape) -> StepChange | None:
+        """The change of the step at ``key``; None if that is not what changes."""
+        if self.operand is None:
+            return self.step
+        position, value = self.operand
+        number = tape.backward[tape.positions[self.key]].arguments[position].number
+        replaced = value(tape, number).clone()
+        return lambda step, flat: step.call([*flat[:position], replaced, *flat[position + 1 :]])
 
 
 class Changes:
@@ -81,7 +86,13 @@ class Changes:
             for number in step.results
             if number is not None and Ref(number) not in step.arguments
         }
-        self.inside = {number: step for step in tape.backward for number in step.results if number is not None}
+        self.inside = {
+            number: step
+            for step in tape.backward
+            for number in step.results
+            if number is not None and number not in step.numbers
+        }
+        self.uses = Counter(number for step, _ in self.steps() for number in step.numbers)
 
     def name(self, value: Any) -> str:
         """Words for a tensor of the tape."""
@@ -107,6 +118,8 @@ class Changes:
         """The steps that the gradient depends on, and words that say where each is."""
         for n in self.tape.needed:
             step = self.tape.backward[n]
+            if step.results == step.numbers:  # a conversion to the same dtype
+                continue
             yield step, f"in the derivative of {step.words}, "
 
     def operations(self) -> Iterator[Change]:
@@ -128,6 +141,8 @@ class Changes:
         """The gradient of a result passed unchanged to a tensor from which several operations compute that result."""
         for number, producer in self.inside.items():
             tensor = self.tape.values[number]
+            if any(producer.words == step.words for step, _ in self.steps() if number in step.numbers):
+                continue  # a tensor within a derivative is not all that it passes on
             for source, between in self._sources(producer).items():
                 other = self.tape.values[source]
                 words = list(dict.fromkeys(step.words for step in between if step.name not in FORMS))[::-1]
@@ -168,20 +183,22 @@ class Changes:
         """An operand changed by itself."""
         return self._with_operands(self._changed)
 
+    def equal_slices(self) -> Iterator[Change]:
+        """The mean, the first or the last slice of an operand in the place of all."""
+        return self._with_operands(self._equal_slices)
+
     def other_operands(self) -> Iterator[Change]:
         """Another tensor in the place of an operand."""
         return self._with_operands(self._others)
 
     def _with_operands(self, replacements: Replacements) -> Iterator[Change]:
         """Something else in the place of an operand, in one use; then of a tensor of forward in all uses."""
-        uses: Counter[int] = Counter()
         for step, where in self.steps():
             for position, argument in enumerate(step.arguments):
                 if isinstance(argument, Ref):
-                    uses[argument.number] += 1
                     for kind, words, value in replacements(argument.number):
                         yield Change(kind, where + words, step.key, operand=(position, value))
-        for number, count in uses.items():
+        for number, count in self.uses.items():
             if count > 1 and number not in self.inside:
                 for kind, words, value in replacements(number):
                     yield Change(kind, f"in backward, {words}", instead=(number, value))
@@ -215,13 +232,22 @@ class Changes:
             ]
             for kind, words, change in changes:
                 yield kind, words, lambda tape, k, c=change: _produced(tape, producer, c, forms, k)
-        for kind, words, function in changed_operand(tensor, name):
+        # What a step of backward passes to one other alone is moved where :meth:`results` changes its result.
+        is_passed_on = number in self.inside and self.uses[number] == 1
+        for kind, words, function in changed_operand(tensor, name, is_moved=not is_passed_on):
+            yield kind, words, lambda tape, k, f=function: f(tape.values[k])
+
+    def _equal_slices(self, number: int) -> Iterator[Replacement]:
+        """One slice of the operand for all."""
+        for kind, words, function in equal_slices(self.tape.values[number], self.name(number)):
             yield kind, words, lambda tape, k, f=function: f(tape.values[k])
 
     def _others(self, number: int) -> Iterator[Replacement]:
         """Another tensor in the place of the operand, or as a factor of it."""
         tensor, name = self.tape.values[number], self.name(number)
         for other in self._candidates(number):
+            if self.name(other) == name and number in self.inside:
+                continue  # a sentence that says "a instead of a" is no name
             for words, join in combinations(name, self.name(other)):
                 if tensor.is_floating_point() or "instead" in words:
                     yield (

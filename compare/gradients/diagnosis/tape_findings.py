@@ -17,6 +17,7 @@ from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.tape import Step, StepChange, Tape, record_tape
 from compare.gradients.diagnosis.tape_changes import Change, Changes
 from compare.gradients.diagnosis.tape_operations import operation_words
+from compare.gradients.diagnosis.tape_sensitivities import Sensitivities
 from compare.gradients.diagnosis.wording import format_number
 
 NUM_TAPES = 3  # draws in which a change must explain the gradient
@@ -66,14 +67,15 @@ class TapeSearch:
             and all(tape.has_same_steps_as(other) for _, other in self.draws[1:])
             and all(
                 tape.result >= 0
-                and tape.values[tape.result].shape == m.oracle.shape
-                and equal_up_to_rounding(tape.values[tape.result].double(), m.oracle, 4 * m.tolerance)
+                and tape.gradient.shape == m.oracle.shape
+                and equal_up_to_rounding(tape.gradient.double(), m.oracle, 4 * m.tolerance)
                 for m, tape in self.draws
             )
         )
         if self.is_traced:
             self.tape: Tape = self.draws[0][1]
             self.spread = self._spread()
+            self.sensitivities = Sensitivities(self.tape, _sample(mismatch)[0])
             self.tests = [(*_sample(m), m, tape) for m, tape in [*self.draws, *self.spread]]
             self.changes = Changes(self.tape)
             # One number from the same inputs in each draw is always a multiple of another one.
@@ -90,7 +92,7 @@ class TapeSearch:
         tape = None if spread is None else record_tape(spread, self.probe)
         if tape is None or not self.tape.has_same_steps_as(tape):
             return []
-        return [(spread, tape)] if spread.tolerance >= abs(tape.values[tape.result] - spread.oracle).max() else []
+        return [(spread, tape)] if spread.tolerance >= abs(tape.gradient - spread.oracle).max() else []
 
     def findings(self) -> Iterator[Finding]:
         """The changes that explain the gradient; those that are made most often come first."""
@@ -102,6 +104,7 @@ class TapeSearch:
         yield from self._explaining(self.changes.recomputed_values())
         yield from self._explaining(self.changes.skipped_derivatives())
         yield from self._explaining(self.changes.results())
+        yield from self._explaining(self.changes.equal_slices())
         yield from self._explaining(self.changes.other_operands())
 
     def _explaining(self, changes: Iterator[Change]) -> Iterator[Finding]:
@@ -118,6 +121,8 @@ class TapeSearch:
 
     def explains(self, change: Change) -> bool:
         """True if the gradient with this change equals ours in every draw."""
+        if not self._may_explain(change):
+            return False
         for place, value, limit, mismatch, tape in self.tests:
             got = change.gradient(tape)
             if got is None or got.shape != mismatch.ours.shape:
@@ -125,6 +130,16 @@ class TapeSearch:
             if not abs(float(got.flatten()[place]) - value) <= limit or not mismatch.equals(got.double().cpu()):
                 return False
         return True
+
+    def _may_explain(self, change: Change) -> bool:
+        """False if the change is of one step, and makes another element than ours of the one that is most wrong."""
+        _, value, limit, _, tape = self.tests[0]
+        try:
+            step = change.changed_step(tape)
+            element = None if step is None or change.key is None else self.sensitivities.element(change.key, step)
+        except Exception:  # the change does not fit the arguments: then it is no explanation
+            return False
+        return element is None or abs(element - value) <= 2 * limit
 
     def _weights(self) -> Iterator[Finding]:
         """One step's result counts too much, too little, or not at all."""

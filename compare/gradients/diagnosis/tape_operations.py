@@ -166,6 +166,8 @@ def _other_sums(step: Step) -> Iterator[tuple[str, str, StepChange]]:
     bare = step.name
     other = "mean" if bare == "sum" else "sum"
     yield "wrong sum", f"a {other} is taken instead of a {bare}", lambda s, flat: [_mean_or_sum(s, flat)]
+    words = "one of several equal terms is taken instead of their sum"
+    yield "wrong sum", words, lambda s, flat: [_of_one_term(s, flat)]
     dims = [a for a in step.arguments[1:] if isinstance(a, int) and not isinstance(a, bool)]
     if not dims:
         return
@@ -180,6 +182,12 @@ def _mean_or_sum(step: Step, flat: list[Any]) -> Tensor:
     result = step.call(flat)[0]
     count = flat[0].numel() / result.numel()
     return result / count if step.name == "sum" else result * count
+
+
+def _of_one_term(step: Step, flat: list[Any]) -> Tensor:
+    """The sum divided by the number of its terms that are not 0."""
+    result = step.call(flat)[0]
+    return result / step.call([(flat[0] != 0).to(result.dtype), *flat[1:]])[0].clamp(min=1)
 
 
 def _over(step: Step, flat: list[Any], dims: tuple[int, ...]) -> Tensor:
