@@ -22,7 +22,7 @@ Dims = tuple[int, ...]
 ANOTHER = ", which is that of another function"
 
 
-class _WithBackward(Function):
+class WithBackward(Function):
     """A value whose backward is a formula of the incoming gradient."""
 
     @staticmethod
@@ -103,7 +103,7 @@ def _derivative(formula: Formula) -> Callable[[Call, list[Any], int], Tensor]:
         x = flat[position]
         with torch.no_grad():
             value = call.function(*call.args, **call.kwargs).detach()
-        return _WithBackward.apply(x, value, lambda g: formula(g, x.detach(), value))
+        return WithBackward.apply(x, value, lambda g: formula(g, x.detach(), value))
 
     return derivative
 

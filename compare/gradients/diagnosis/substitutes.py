@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -40,6 +41,24 @@ def called_with(number: int, instead: Any) -> Callable[[Call], Tensor]:
         return changed.evaluate(call, flat)
 
     return value
+
+
+def called_with_option(name: str, value: Any) -> Callable[[Call], Tensor]:
+    return lambda call: call.function(*call.args, **{**call.kwargs, name: value})
+
+
+def options_not_given(call: Call) -> dict[str, Any]:
+    """Truth values, words and fractions that a function of Python has by default in this call."""
+    try:
+        parameters = inspect.signature(call.function).parameters
+    except (TypeError, ValueError):  # a builtin function, whose signature is unknown
+        return {}
+    named = list(parameters.values())[len(call.args) :]
+    return {
+        p.name: p.default
+        for p in named
+        if isinstance(p.default, (bool, str, float)) and p.name not in (*call.kwargs, "inplace", "_stacklevel")
+    }
 
 
 # Words that options of PyTorch's functions have.

@@ -8,7 +8,7 @@ mistake.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,21 +123,21 @@ class Tape:
         return [self.values[a.number] if isinstance(a, Ref) else a for a in step.arguments]
 
     def replay(
-        self, key: StepKey | None, change: StepChange | None, instead: dict[int, Tensor] | None = None
+        self, changes: Mapping[StepKey, StepChange], instead: dict[int, Tensor] | None = None
     ) -> Tensor | None:
-        """The gradient with one step of backward changed and ``instead`` of tensors of forward; None if it fails."""
-        at = -1 if key is None else self.positions.get(key)
-        if at is None:
+        """The gradient with steps of backward changed and ``instead`` of tensors of forward; None if it fails."""
+        if not all(key in self.positions for key in changes):
             return None
+        at = {self.positions[key]: change for key, change in changes.items()}
         env: dict[int, Any] = dict(instead or {})
         self.cost += COST_OF_A_REPLAY
         try:
             for n in self.needed:
                 step = self.backward[n]
-                if not self.is_in_place and n != at and env.keys().isdisjoint(step.numbers):
+                if not self.is_in_place and n not in at and env.keys().isdisjoint(step.numbers):
                     continue
                 flat = [env.get(a.number, self.values[a.number]) if isinstance(a, Ref) else a for a in step.arguments]
-                results = change(step, flat) if n == at and change is not None else step.call(flat)
+                results = at[n](step, flat) if n in at else step.call(flat)
                 for number, value in zip(step.results, results, strict=True):
                     if number is not None:
                         env[number] = value

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, StepKey, Tape
@@ -48,12 +49,13 @@ class Change:
     instead: tuple[int, Value] | None = None  # number and value of a tensor of forward
     forward: tuple[Places, StepChange] | None = None  # places and change of equal steps of forward
     inputs: Inputs | None = None  # what all of backward has in the place of inputs
+    also: tuple[Change, ...] = ()  # of further steps
 
     def gradient(self, tape: Tape) -> Tensor | None:
         """The gradient on a tape with this change; None if the change does not fit it."""
         instead = {}
         try:
-            step = self.changed_step(tape)
+            steps = {each.key: each.changed_step(tape) for each in (self, *self.also) if each.key is not None}
             if self.instead is not None:
                 number, value = self.instead
                 instead = {number: value(tape, number)}
@@ -63,7 +65,7 @@ class Change:
                 instead = recomputed(tape, given=self.inputs(tape))
         except Exception:  # the change does not fit the tensor: then it is no explanation
             return None
-        return tape.replay(self.key, step, instead)
+        return tape.replay({key: step for key, step in steps.items() if step is not None}, instead)
 
     def changed_step(self, tape: Tape) -> StepChange | None:
         """The change of the step at ``key``; None if that is not what changes."""
@@ -118,7 +120,7 @@ class Changes:
         """The steps that the gradient depends on, and words that say where each is."""
         for n in self.tape.needed:
             step = self.tape.backward[n]
-            if step.results == step.numbers:  # a conversion to the same dtype
+            if step.results == step.numbers and not step.name.endswith("_"):  # a conversion to the same dtype
                 continue
             yield step, f"in the derivative of {step.words}, "
 
@@ -232,10 +234,22 @@ class Changes:
             ]
             for kind, words, change in changes:
                 yield kind, words, lambda tape, k, c=change: _produced(tape, producer, c, forms, k)
+            for words, position, other in self._other_indices(producer):
+                yield "another operand", f"{words}, in {name}", lambda tape, k, p=position, o=other: _produced(
+                    tape, producer, lambda s, flat: s.call([*flat[:p], tape.values[o], *flat[p + 1 :]]), forms, k
+                )  # fmt: skip
         # What a step of backward passes to one other alone is moved where :meth:`results` changes its result.
         is_passed_on = number in self.inside and self.uses[number] == 1
         for kind, words, function in changed_operand(tensor, name, is_moved=not is_passed_on):
             yield kind, words, lambda tape, k, f=function: f(tape.values[k])
+
+    def _other_indices(self, step: Step) -> Iterator[tuple[str, int, int]]:
+        """Words, position and number of another tensor of indices in the place of that of a step."""
+        for position, argument in enumerate(step.arguments):
+            own = self.tape.values[argument.number] if isinstance(argument, Ref) else None
+            for number, other in enumerate(self.tape.values) if own is not None and own.dtype is torch.int64 else ():
+                if other.dtype == own.dtype and other.shape == own.shape and not torch.equal(other, own):
+                    yield f"{self.name(number)} is used instead of {self.name(argument)}", position, number
 
     def _equal_slices(self, number: int) -> Iterator[Replacement]:
         """One slice of the operand for all."""

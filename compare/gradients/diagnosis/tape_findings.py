@@ -16,7 +16,8 @@ from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.tape import Step, StepChange, Tape, record_tape
 from compare.gradients.diagnosis.tape_changes import Change, Changes
-from compare.gradients.diagnosis.tape_operations import operation_words
+from compare.gradients.diagnosis.tape_operations import FORMS, operation_words
+from compare.gradients.diagnosis.tape_repeated import RepeatedChanges
 from compare.gradients.diagnosis.tape_sensitivities import Sensitivities
 from compare.gradients.diagnosis.wording import format_number
 
@@ -75,6 +76,7 @@ class TapeSearch:
         if self.is_traced:
             self.tape: Tape = self.draws[0][1]
             self.spread = self._spread()
+            self.repeated = RepeatedChanges()
             self.sensitivities = Sensitivities(self.tape, _sample(mismatch)[0])
             self.tests = [(*_sample(m), m, tape) for m, tape in [*self.draws, *self.spread]]
             self.changes = Changes(self.tape)
@@ -106,6 +108,9 @@ class TapeSearch:
         yield from self._explaining(self.changes.results())
         yield from self._explaining(self.changes.equal_slices())
         yield from self._explaining(self.changes.other_operands())
+        place, value, limit, _, tape = self.tests[0]
+        target = value - float(tape.gradient.flatten()[place])
+        yield from self._explaining(self.repeated.combinations(target, 2 * limit))
 
     def _explaining(self, changes: Iterator[Change]) -> Iterator[Finding]:
         for change in changes:
@@ -133,12 +138,16 @@ class TapeSearch:
 
     def _may_explain(self, change: Change) -> bool:
         """False if the change is of one step, and makes another element than ours of the one that is most wrong."""
-        _, value, limit, _, tape = self.tests[0]
+        place, value, limit, _, tape = self.tests[0]
+        if change.also:
+            return True
         try:
             step = change.changed_step(tape)
             element = None if step is None or change.key is None else self.sensitivities.element(change.key, step)
         except Exception:  # the change does not fit the arguments: then it is no explanation
             return False
+        before = float(tape.gradient.flatten()[place])
+        self.repeated.add(change, math.nan if element is None else element - before)
         return element is None or abs(element - value) <= 2 * limit
 
     def _weights(self) -> Iterator[Finding]:
@@ -148,6 +157,8 @@ class TapeSearch:
                 return
             numbers = [number for number in step.results if number is not None]
             if not self.is_determined or step.name.endswith("_") or len(numbers) != 1 or step.results[0] is None:
+                continue
+            if self.tape.is_in_place and step.name in FORMS:  # without it, an in-place operation has no effect
                 continue
             if self.tape.values[numbers[0]].dtype is torch.bool:  # a mask is left out or inverted, and has no weight
                 continue

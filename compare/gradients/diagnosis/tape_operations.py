@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -176,6 +177,9 @@ def _other_sums(step: Step) -> Iterator[tuple[str, str, StepChange]]:
             words = f"the {bare} is over dimension{'s' if count > 1 else ''} {' and '.join(map(str, group))}"
             words += f" instead of {' and '.join(map(str, dims))}"
             yield "wrong sum", words, lambda s, flat, d=group: [_over(s, flat, d)]
+            words = words.replace(f"the {bare} is", "the mean is")
+            if bare == "sum":
+                yield "wrong sum", words, lambda s, flat, d=group: [_mean_over(s, flat, d)]
 
 
 def _mean_or_sum(step: Step, flat: list[Any]) -> Tensor:
@@ -196,8 +200,15 @@ def _over(step: Step, flat: list[Any], dims: tuple[int, ...]) -> Tensor:
         raise ValueError("no such dimension")
     value = x.sum(dims, keepdim=True) if step.name == "sum" else x.mean(dims, keepdim=True)
     if expected.dim() == x.dim():
-        return value.expand_as(expected) if expected.shape != value.shape and expected.numel() > 1 else value
+        is_smaller = all(n in (1, m) for n, m in zip(value.shape, expected.shape, strict=True))
+        return value.expand_as(expected) if is_smaller and expected.numel() > 1 else value
     return x.sum(dims) if step.name == "sum" else x.mean(dims)
+
+
+def _mean_over(step: Step, flat: list[Any], dims: tuple[int, ...]) -> Tensor:
+    """A sum over other dimensions that is divided, later, by their number of elements."""
+    x, expected = flat[0], step.call(flat)[0]
+    return _over(step, flat, dims) * (x.numel() / expected.numel()) / math.prod(x.shape[d] for d in dims)
 
 
 def other_arguments(step: Step, dims: int) -> Iterator[tuple[str, str, StepChange]]:
