@@ -16,7 +16,8 @@ from compare.gradients.run_variant import OUTPUT
 RTOL = 1e-6
 SIMPLE = {
     -1.0: "wrong sign", 2.0: "doubled", 0.5: "halved", -2.0: "wrong sign, doubled", -0.5: "wrong sign, halved",
-    math.log(2): "log 2", 1 / math.log(2): "1/log 2", math.pi: "pi", 1 / math.pi: "1/pi",
+    math.log(2): "log 2", 1 / math.log(2): "1/log 2", math.log(10): "log 10",
+    1 / math.log(10): "1/log 10", math.pi: "pi", 1 / math.pi: "1/pi",
     math.sqrt(2): "sqrt 2", 1 / math.sqrt(2): "1/sqrt 2",
 }  # fmt: skip
 # Functions of a size N. Each may have the wrong sign too.

@@ -29,9 +29,9 @@ def find_path_findings(search: NativePaths) -> Iterator[Finding]:
     if not search.is_traced:
         return
     for find in (
-        find_scaled_paths, find_single_steps, find_changed_composites, find_pairs_of_paths, find_passed_through,
-        find_other_values, find_foreign_derivatives, find_changed_quotients, find_changed_operands,
-        find_exchanged_operands, find_transformed_gradients,
+        find_scaled_paths, find_changed_composites, find_pairs_of_paths, find_passed_through, find_other_values,
+        find_foreign_derivatives, find_changed_quotients, find_changed_operands, find_exchanged_operands,
+        find_transformed_gradients, find_single_steps,
     ):  # fmt: skip
         yield from _explained(search, find(search))
 

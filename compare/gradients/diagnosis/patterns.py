@@ -47,6 +47,9 @@ from compare.gradients.diagnosis.whole_tensor import (
 )
 from compare.gradients.diagnosis.without_numbers import finding_without_numbers
 
+# Kinds of findings that tell more than the places of wrong elements.
+CHANGES = ("missing term", "step left out", "another operand", "not transposed", "shifted", "factor of one term")
+
 
 def first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
     """Finding of the first pattern that fits a mismatch."""
@@ -105,8 +108,9 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     located = next(_locations(mismatch), None)
     condition = next(find_condition(mismatch, probe), None)
     # A condition on values tells more than a place, and a place that is confirmed more than a coincidence.
-    if located is not None and located.kind == "only at borders":
-        yield from (f for f in _contributions(mismatch, native) if f.kind == "missing term")
+    if located is not None and located.kind in ("only at borders", "few elements") and not native.is_output_wrong:
+        # A place is no name.
+        yield from (f for f in _searches(mismatch, native, condition, equal_to_right) if f.kind in CHANGES)
     if located is not None and (condition is None or located.kind in ("only at borders", "only at bounds")):
         yield located
     if condition is not None and ("; it is " in condition.statement or condition.kind == "step left out"):

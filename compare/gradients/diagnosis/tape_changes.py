@@ -14,8 +14,10 @@ from compare.gradients.diagnosis.tape import Ref, Step, StepChange, StepKey, Tap
 from compare.gradients.diagnosis.tape_forward import (
     Inputs,
     Places,
+    ancestors,
     changed_inputs,
     forward_changes,
+    operand_with,
     recomputed,
 )
 from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, equal_slices, fits
@@ -189,6 +191,10 @@ class Changes:
         """The mean, the first or the last slice of an operand in the place of all."""
         return self._with_operands(self._equal_slices)
 
+    def operands_of_changed_steps(self) -> Iterator[Change]:
+        """An operand that is computed again with a step of forward changed, where other values are not."""
+        return self._with_operands(self._computed_again)
+
     def other_operands(self) -> Iterator[Change]:
         """Another tensor in the place of an operand."""
         return self._with_operands(self._others)
@@ -242,6 +248,25 @@ class Changes:
         is_passed_on = number in self.inside and self.uses[number] == 1
         for kind, words, function in changed_operand(tensor, name, is_moved=not is_passed_on):
             yield kind, words, lambda tape, k, f=function: f(tape.values[k])
+
+    def _computed_again(self, number: int) -> Iterator[Replacement]:
+        """The operand with a change in the steps before the one that computes it."""
+        direct, forms = self._computed_by(number)
+        places = sorted(ancestors(self.tape, number, self.producers))
+        for k, place in enumerate(places):
+            step = self.tape.forward[place]
+            if step is direct or step in forms or step.name in FORMS:
+                continue
+            where = f"in {step.words.removeprefix('the result of ')}"
+            left = f"{operation_words(step, self.name)} is left out"
+            changes = [
+                ("step left out", f"{left} ({self.name(step.arguments[p])} is used)", passing(p))
+                for p in left_out(step, self.tape)
+            ]
+            changes += list(other_operations(step))
+            for kind, words, change in changes:
+                said = f"{self.name(number)} is computed with another value: {where}, {words}"
+                yield kind, said, lambda tape, n, c=change, p=places[k:]: operand_with(tape, p, c, n)
 
     def _other_indices(self, step: Step) -> Iterator[tuple[str, int, int]]:
         """Words, position and number of another tensor of indices in the place of that of a step."""

@@ -108,6 +108,7 @@ class TapeSearch:
         yield from self._explaining(self.changes.results())
         yield from self._explaining(self.changes.equal_slices())
         yield from self._explaining(self.changes.other_operands())
+        yield from self._explaining(self.changes.operands_of_changed_steps())
         place, value, limit, _, tape = self.tests[0]
         target = value - float(tape.gradient.flatten()[place])
         yield from self._explaining(self.repeated.combinations(target, 2 * limit))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -28,27 +27,30 @@ class RepeatedChanges:
 
     def add(self, change: Change, difference: float) -> None:
         """Add a change of one step."""
-        if change.key is not None and difference:
+        if change.key is not None:
             words = change.words.removeprefix(f"in the derivative of {change.key[0]}, ")
             self.groups.setdefault((change.kind, words), {}).setdefault(change.key, (change, difference))
 
     def combinations(self, target: float, limit: float) -> Iterator[Change]:
         """Changes of two steps or of all that may change the element by ``target``, up to ``limit``."""
+        later = []
         for group in self.groups.values():
             members = list(group.values())
-            if not 2 <= len(members) <= MAX_MEMBERS:
+            if not 2 <= len(members) <= MAX_MEMBERS or not any(difference for _, difference in members):
                 continue
             places = {CALL.sub("", change.key[0]) for change, _ in members if change.key}
-            total = sum(difference for _, difference in members)
-            # Changes of the steps of a loop act on each other, those of several terms do not.
-            if len(members) > 2 and (len(places) == 1 or math.isnan(total) or abs(total - target) <= limit):
-                yield _joined([change for change, _ in members], "all", places)
+            everywhere = _joined([change for change, _ in members], "all" if len(members) > 2 else "both")
+            if abs(sum(difference for _, difference in members) - target) <= limit:
+                yield everywhere
+            elif len(places) == 1:  # changes of the steps of a loop act on each other, those of several terms do not
+                later.append(everywhere)
             for (a, first), (b, second) in itertools.combinations(members, 2):
-                if abs(first + second - target) <= limit or (len(members) == 2 and len(places) == 1):
-                    yield _joined([a, b], "both", places)
+                if len(members) > 2 and first and second and abs(first + second - target) <= limit:
+                    yield _joined([a, b], "both")
+        yield from later
 
 
-def _joined(changes: list[Change], quantifier: str, places: set[str]) -> Change:
+def _joined(changes: list[Change], quantifier: str) -> Change:
     """One change of several steps."""
     first = changes[0]
     where = f"in {quantifier} {len(changes)} places" if quantifier == "all" else "in two places"
