@@ -2,8 +2,8 @@
 
     python -m scripts.dense_speed [THREADS]
 
-Forward and backward in float32, with gradients of the input, the weight and the bias. The sides take turns; a ratio is
-that of the medians. With one thread, the default, times are the processor's time of this process, which other load
+Forward and backward in float32, with gradients of the input, the weight and the bias. The sides take turns; a ratio
+is that of the medians. With one thread, the default, times are the processor's time of this process, which other load
 changes less.
 """
 
