@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class Grid:
         """(rows·columns, 2): row and column of an image's windows, those with the same taps one behind the other."""
         rows, columns = self._tap_sets(0), self._tap_sets(1)
         places = sorted(product(range(self.rows), range(self.columns)), key=lambda p: (rows[p[0]], columns[p[1]], p))
-        return int64_tensor(sum(places, ()))
+        return int64_tensor(list(chain.from_iterable(places)))
 
     def arguments(self, taps: Tensor, zeros: Tensor) -> dict[str, int]:
         height, width, channels = self.image
@@ -100,7 +100,7 @@ class Grid:
     def constants(self) -> tuple[Tensor, Tensor]:
         """The taps, and a pixel of zeros, or ``outer`` of them, and TILE_ROWS zeros more."""
         return (
-            int64_tensor(sum(self.taps, ())),
+            int64_tensor(list(chain.from_iterable(self.taps))),
             memory.new(self.outer * self.image[2] + TILE_ROWS, zeros=True),
         )
 
