@@ -6,12 +6,13 @@ signs, so ties stay ties.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from compare.gradients.numbers import as_real, has_gradient
 
@@ -36,34 +37,53 @@ class PerturbOperations(TorchDispatchMode):
     A result that the dtype of the variant holds exactly is left unchanged: an operation that rounds correctly
     computes it without an error, in that dtype too. (For float64 the criterion is float32, since every result is a
     float64 number.)
+
+    What does not depend on ``variables``, such as an angle for each position, is perturbed by the rounding errors of
+    float32 where the dtype is narrower: a careful function computes it in float32 at least, whatever the dtype of its
+    inputs.
     """
 
-    def __init__(self, size: float, trial: int, dtype: torch.dtype, signs: list[Tensor], *, records: bool) -> None:
+    def __init__(
+        self, size: float, trial: int, dtype: torch.dtype, signs: list[Tensor], variables: Iterable[Tensor], *,
+        records: bool,
+    ) -> None:  # fmt: skip
         """Begin a run.
 
         Args:
+            variables: inputs and incoming gradients.
             signs: signs of all results. The first run of a pair records them, by the values of its results. The
                 second run, in which the values are others, takes them from there.
         """
         super().__init__()
         self.size, self.trial, self.records = size, trial, records
+        narrower = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        self.constant_size = size / max(1.0, narrower)
+        self.variable_storages = {_storage(variable) for variable in variables}
         self.exact_dtype = torch.float32 if dtype is torch.float64 else dtype
         self.signs, self.num_results = signs, 0
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
+        operands, results = _tensors((args, kwargs)), _tensors(result)
+        is_variable = not self.variable_storages.isdisjoint(map(_storage, operands))
+        if is_variable:
+            self.variable_storages.update(map(_storage, results))
         if operator._schema.name.removeprefix("aten::") in EXACT_OPERATORS or any(
             returned.alias_info is not None for returned in operator._schema.returns
         ):
             return result  # a view or an in-place result: no new numbers, or numbers that other tensors share
-        return self._perturb(result) if isinstance(result, Tensor) else tree_map(self._perturb, result)
+        size = self.size if is_variable else self.constant_size
+        perturbed = tree_map(lambda value: self._perturb(value, size), result)
+        if is_variable:
+            self.variable_storages.update(map(_storage, _tensors(perturbed)))
+        return perturbed
 
-    def _perturb(self, value: Any) -> Any:
+    def _perturb(self, value: Any, size: float) -> Any:
         if not isinstance(value, Tensor) or value.dtype not in (torch.float64, torch.complex128):
             return value
         parts = as_real(value)
         is_exact = parts.to(self.exact_dtype).double() == parts
-        perturbed = torch.where(is_exact, parts, parts * (1 + self.size * self._signs(parts)))
+        perturbed = torch.where(is_exact, parts, parts * (1 + size * self._signs(parts)))
         return torch.view_as_complex(perturbed) if value.is_complex() else perturbed  # the mode is off in here
 
     def _signs(self, parts: Tensor) -> Tensor:
@@ -75,6 +95,15 @@ class PerturbOperations(TorchDispatchMode):
         if self.records:
             self.signs.append(signs)
         return signs
+
+
+def _storage(value: Tensor) -> int:
+    """The address of a tensor's memory, which its views share."""
+    return value.untyped_storage().data_ptr()
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor) and value.layout is torch.strided]
 
 
 def perturb_by_value(value: Tensor, size: float, trial: int) -> Tensor:

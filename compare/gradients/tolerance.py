@@ -13,7 +13,7 @@ jumps are not. A jump belongs to its element: it is the tolerance of that elemen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -152,7 +152,11 @@ class SensitivityTrials:
             inputs = {name: perturb_by_value(value, size, trial) for name, value in inputs.items()}
         # Made outside PerturbOperations: to make them is no operation of the function.
         incoming = {n: perturb_by_position(gradient, size, trial) for n, gradient in self.incoming.items()}
-        mode = nullcontext() if perturbs_inputs else self._perturb_operations(size, signs)
+        mode = (
+            nullcontext()
+            if perturbs_inputs
+            else self._perturb_operations(size, signs, (*inputs.values(), *incoming.values()))
+        )
         float64 = Variant(device=self.variant.device)
         with mode:
             result = run_variant(
@@ -160,8 +164,8 @@ class SensitivityTrials:
             )
         return result.values
 
-    def _perturb_operations(self, size: float, signs: list[Tensor]) -> PerturbOperations:
-        return PerturbOperations(size, self.num_pairs, self.variant.dtype, signs, records=size > 0)
+    def _perturb_operations(self, size: float, signs: list[Tensor], variables: Iterable[Tensor]) -> PerturbOperations:
+        return PerturbOperations(size, self.num_pairs, self.variant.dtype, signs, variables, records=size > 0)
 
     def _add_pair(
         self, changes: _Changes, name: str, up: Tensor | None, down: Tensor | None, perturbs_inputs: bool

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -20,8 +20,9 @@ TILE_ROWS, TAP_WORDS, ENTRY_BYTES = 6, 3, 16  # as in kernels/conv2d_tile.py and
 MAX_CHUNK = 768  # windows
 MAX_PLACES = 400  # windows of an image, up to which they are ordered by their taps
 MAX_BLOCK_IMAGES = 8
-MIN_GRAD_CHUNK, GRAD_CHUNK_BYTES = 252, 1 << 20
-CHUNK_BYTES = 160 << 10  # of x, that the windows of a chunk read
+MIN_CHUNK, MIN_GRAD_CHUNK = 96, 252
+CHUNK_BYTES = {8: 320 << 10, 16: 1280 << 10}  # by lanes: bytes of x that the windows of a chunk read, as measured
+GRAD_CHUNK_BYTES = {8: 0, 16: 1 << 20}
 Tap = tuple[int, int, int]  # row and column offset of its pixel, byte offset of its weight
 
 
@@ -49,15 +50,14 @@ class Grid:
     def windows(self) -> int:
         return self.batch * self.rows * self.columns
 
-    def chunk(self, share: int) -> int:
+    def chunk(self, lanes: int, share: int) -> int:
         """Windows that a task with ``share`` windows computes at a time."""
         window_bytes = 4 * self.image[2] * self.step[0] * self.step[1]
-        return _whole_tiles(min(max(CHUNK_BYTES // window_bytes, 96), MAX_CHUNK, share))
+        return _whole_tiles(min(max(CHUNK_BYTES[lanes] // window_bytes, MIN_CHUNK), MAX_CHUNK, share))
 
     def grad_weight_chunk(self, lanes: int) -> int:
         """Windows that ``conv2d_grad_weight`` takes at a time: all of them in chunks of nearly equal sizes."""
-        pixels = 0 if lanes == 8 else GRAD_CHUNK_BYTES // (4 * self.image[2])
-        largest = min(max(pixels, MIN_GRAD_CHUNK), MAX_CHUNK)
+        largest = min(max(GRAD_CHUNK_BYTES[lanes] // (4 * self.image[2]), MIN_GRAD_CHUNK), MAX_CHUNK)
         return _whole_tiles(-(-self.windows // max(1, -(-self.windows // largest))) or 1)
 
     def images_per_block(self, window_parts: int) -> int:
@@ -86,7 +86,7 @@ class Grid:
         """(rows·columns, 2): row and column of an image's windows, those with the same taps one behind the other."""
         rows, columns = self._tap_sets(0), self._tap_sets(1)
         places = sorted(product(range(self.rows), range(self.columns)), key=lambda p: (rows[p[0]], columns[p[1]], p))
-        return int64_tensor(sum(places, ()))
+        return int64_tensor(list(chain.from_iterable(places)))
 
     def arguments(self, taps: Tensor, zeros: Tensor) -> dict[str, int]:
         height, width, channels = self.image
@@ -100,7 +100,7 @@ class Grid:
     def constants(self) -> tuple[Tensor, Tensor]:
         """The taps, and a pixel of zeros, or ``outer`` of them, and TILE_ROWS zeros more."""
         return (
-            int64_tensor(sum(self.taps, ())),
+            int64_tensor(list(chain.from_iterable(self.taps))),
             memory.new(self.outer * self.image[2] + TILE_ROWS, zeros=True),
         )
 

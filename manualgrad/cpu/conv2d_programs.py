@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualgrad.cpu import instruction_set
 from manualgrad.cpu.conv2d_calls import PANEL_VECTORS, GridCalls, WeightOrder
-from manualgrad.cpu.conv2d_grids import TILE_ROWS, forward_grid, grad_input_grids
+from manualgrad.cpu.conv2d_grids import TILE_ROWS, Grid, forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import can_transpose, to_channels_last, to_contiguous
 from manualgrad.cpu.kernel_groups import CONV2D
@@ -81,6 +81,22 @@ def forward_program(
     parts = _conv_regions(instructions, places, groups, channels, order, has_bias, shapes, names, threads, has_relu)
     made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
     return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes), grid.has_border)
+
+
+@lru_cache(maxsize=512)
+def matrix_product_program(
+    instructions: str, sizes: tuple[int, int, int], strides: tuple[int, int], has_bias: bool, threads: int
+) -> ConvProgram:  # fmt: skip
+    """Program of (6) with (17), x w + b, for ``sizes`` (rows of x, columns of x, columns of w) and strides of w.
+
+    The rows of x are the pixels of one image, and w the weight of a kernel of one pixel."""
+    rows, features, channels = sizes
+    grid = Grid(1, (1, rows, features), 1, rows, (1, 1), ((0, 0, 0),), 1, features)
+    order = WeightOrder(0, 4 * strides[1], 0, 4 * strides[0], 1)
+    places, names = [(grid, 0, (0, 0, 4 * channels))], (("x", "x"), ("out", "out"))
+    parts = _conv_regions(instructions, places, 1, channels, order, has_bias, (None, None), names, threads)
+    made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
+    return ConvProgram(*made, (1, channels, 1, rows), needs_finite_weight=False)
 
 
 @lru_cache(maxsize=512)
@@ -159,7 +175,7 @@ def _conv_regions(
         calls = GridCalls(module.lanes, grid, order, groups, channels)
         constants += (*calls.constants, calls.places)
         window_parts, window_share, channel_parts, panel_share = _split(grid.windows, calls.panels, threads)
-        tasks, chunk = window_parts * channel_parts, grid.chunk(window_share)
+        tasks, chunk = window_parts * channel_parts, grid.chunk(module.lanes, window_share)
         sizes |= {
             f"packed {n}": calls.packed_bytes,
             f"scratch {n}": pack_tasks * calls.scratch_bytes,

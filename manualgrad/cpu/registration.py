@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from manualgrad.cpu import conv2d, conv_pool, instruction_set, max_pool2d
+from manualgrad.cpu import conv2d, conv_pool, dense, instruction_set, max_pool2d
 from manualgrad.cpu import row_kernels as rows
 from manualgrad.cpu import small_kernels as small
 from manualgrad.cpu.jit import KernelModule
@@ -86,6 +86,7 @@ KERNELS = (
         "conv2d_backward", CPU, conv2d.unsupported_conv2d_backward, conv2d.conv2d_backward, NONFINITE_WEIGHT
     ),
     FormulaKernel("conv2d_grad_weight_oihw", CPU, conv2d.unsupported_conv2d_grad_weight, conv2d.conv2d_grad_weight),
+    FormulaKernel("dense_forward", CPU, dense.unsupported_dense_forward, dense.dense_forward),
     FormulaKernel(
         "max_pool2d_forward", CPU, max_pool2d.unsupported_max_pool2d_forward, max_pool2d.max_pool2d_forward
     ),

@@ -24,10 +24,8 @@ from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
 from manualgrad.cuda.conv2d_windows import window_constants
 from manualgrad.cuda.kernels.conv2d_gather_gemm import conv2d_gather_gemm
 from manualgrad.cuda.kernels.conv2d_sum_parts import conv2d_sum_output
-from manualgrad.cuda.launch import Launcher
+from manualgrad.cuda.launch import MAX_GRID, Launcher
 from manualgrad.cuda.tensor_checks import unsupported_tensors
-
-MAX_GRID = 65535  # of the second and third dimension
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
@@ -140,7 +138,11 @@ def _gather_gemm(
     if backward and is_split(w.shape, batch, groups, precision, x.device):
         tile = replace(tile, parts=1)  # one sum of parts in a backward: five launches
     flat = channels % tile.depth != 0 and channels < 64 and taps > 1
-    weight, images = pack(launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat)
+    # More than one block of weights whose channels are no multiple of 16 bytes.
+    joined = flat and phases == (1, 1) and channels * taps > tile.depth and channels * x.element_size() % 16 != 0
+    weight, images = pack(
+        launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat, joined=joined
+    )
     wide = needs_wide_offsets(images.tensor, y)
     numel, split = y.numel(), tile.parts > 1
     result = torch.empty(tile.parts * numel, dtype=torch.float32, device=y.device) if split else y
@@ -154,10 +156,10 @@ def _gather_gemm(
         result, images.tensor, weight.tensor, None if split else b, positions, height, width, phase_height,
         phase_width, out_height, out_width, images.batch_step, weight.low, weight.flags, weight.num_flags,
         numel, bias_step,
-        C=channels, K=columns, GROUPS=groups, KH=w.shape[2], KW=w.shape[3],
+        C=channels, K=columns, GROUPS=groups, KH=w.shape[2], KW=w.shape[3], W_ROW=weight.row,
         **window_constants(windows), BACKWARD=backward, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
-        CHANNELS_LAST=geometry.channels_last, FLAT=flat, WIDE=wide, PRECISION=precision, PARTS=tile.parts,
-        BM=tile.rows, BN=tile.columns, BK=tile.depth, FLAG_BLOCK=flag_block,
+        CHANNELS_LAST=geometry.channels_last, FLAT=flat, JOINED=joined, WIDE=wide, PRECISION=precision,
+        PARTS=tile.parts, BM=tile.rows, BN=tile.columns, BK=tile.depth, FLAG_BLOCK=flag_block,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if split:

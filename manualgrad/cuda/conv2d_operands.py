@@ -35,9 +35,11 @@ class Images:
 class PackedWeight:
     """A weight in the order (C_out, kH, kW, C), its low parts ``low`` numbers after the others, if it has such.
 
-    A transposed weight has ``num_flags`` numbers at ``flags``: 1 for a piece with an infinite or NaN weight, or 0."""
+    A channel's weights are ``row`` numbers after those of the one before. A transposed weight has ``num_flags``
+    numbers at ``flags``: 1 for a piece with an infinite or NaN weight, or 0."""
 
     tensor: Tensor
+    row: int
     low: int = 0
     flags: int = 0
     num_flags: int = 0
@@ -111,8 +113,9 @@ def pack_images(launch: Launcher, g: Tensor, x: Tensor, *, x_at_any_step: bool) 
 
 
 def pack(
-    launch: Launcher, w: Tensor, x: Tensor, groups: int, precision: str, *, flip: bool, transpose: bool, flat: bool
-) -> tuple[PackedWeight, Images]:
+    launch: Launcher, w: Tensor, x: Tensor, groups: int, precision: str, *, flip: bool, transpose: bool, flat: bool,
+    joined: bool,
+) -> tuple[PackedWeight, Images]:  # fmt: skip
     """Return the weight and the images as ``conv2d_gather_gemm`` reads them, by one launch, or none.
 
     Args:
@@ -120,28 +123,32 @@ def pack(
         x: (N, C, H, W).
         flip: True reverses rows and columns of the kernel.
         transpose: True exchanges input and output channels within each group.
-        flat: True if the product computes the address of each number.
+        flat: True if the product computes the address of each number of x.
+        joined: True if the weights of a channel get zeros behind them, to a multiple of 16 numbers.
     """
     out_channels, channels, kernel_height, kernel_width = w.shape
     taps = kernel_height * kernel_width
     flip = flip and taps > 1
     images = images_in_place(x, flat)
     if images is not None and precision == "half" and not (flip or transpose) and _is_packed(w):
-        return PackedWeight(w), images
-    aligned = -(-w.numel() // 16) * 16  # so that low parts are aligned as the others are
+        return PackedWeight(w, channels * taps), images
+    rows, row = (channels * groups, out_channels // groups * taps) if transpose else (out_channels, channels * taps)
+    row = -(-row // 16) * 16 if joined else row
+    aligned = -(-rows * row // 16) * 16  # so that low parts are aligned as the others are
     low = aligned if precision == "3xtf32" else 0
     group_channels = out_channels // groups
     tile = {"BK": min(32, next_power_of_2(group_channels)), "BC": min(32, next_power_of_2(channels))}
     programs = -(-group_channels // tile["BK"]) * -(-channels // tile["BC"]) * taps * groups
     flags, num_flags = low + aligned, programs if transpose else 0
-    weight = PackedWeight(w.new_empty(flags + num_flags), low, flags, num_flags)
+    weight = PackedWeight(w.new_empty(flags + num_flags), row, low, flags, num_flags)
     copied = None if images is not None else x
     packed = images or _new_packed(x)
     launch(
         kernels.conv2d_pack, (programs + (0 if copied is None else _num_programs(x)),),
         weight.tensor, w, None if copied is None else packed.tensor, copied, programs, *w.stride(), low,
-        flags, *x.shape, *x.stride(), C=channels, K=group_channels, KH=kernel_height, KW=kernel_width, FLIP=flip,
-        TRANSPOSE=transpose, PRECISION=precision, **tile, IMAGE_BC=PACK_TILE["BC"], IMAGE_BP=PACK_TILE["BP"],
+        flags, *x.shape, *x.stride(), C=channels, K=group_channels, KH=kernel_height, KW=kernel_width, ROW=row,
+        FLIP=flip, TRANSPOSE=transpose, PRECISION=precision, **tile, IMAGE_BC=PACK_TILE["BC"],
+        IMAGE_BP=PACK_TILE["BP"],
     )  # fmt: skip
     return weight, packed
 

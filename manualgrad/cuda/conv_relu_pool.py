@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cuda.kernels import conv_relu_pool as kernels
-from manualgrad.cuda.launch import Launcher
+from manualgrad.cuda.launch import MAX_GRID, Launcher
 from manualgrad.cuda.tensor_checks import needs_64_bits, unsupported_tensors
 
 BM, BN = 128, 16  # windows and channels of a program: 64 sums for each of 128 threads
@@ -22,6 +22,8 @@ def unsupported_conv_relu_pool_forward(x: Tensor, w: Tensor, b: Tensor | None, g
         return "layer by layer it is faster for more than one input channel"
     if windows.stride != (1, 1) or any(windows.padding) or windows.kernel_size[1] > MAX_KERNEL_WIDTH:
         return "the convolution has a stride, padding or a wide kernel"
+    if w.shape[0] > MAX_GRID * BN:
+        return "there are too many channels"
     return unsupported_tensors(x, w, b)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from manualgrad.cuda.kernels import cross_entropy as kernels
 from manualgrad.cuda.kernels import label_cross_entropy as label_kernels
 from manualgrad.cuda.launch import Launcher
-from manualgrad.cuda.rows import as_rows, new_rows, one_for_each_row, tiles
+from manualgrad.cuda.rows import MAX_CLASSES, as_rows, new_rows, one_for_each_row, tiles
 from manualgrad.cuda.tensor_checks import unsupported_tensors
 
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -68,6 +68,8 @@ def unsupported_cross_entropy_from_labels(
     """Return the reason why :func:`cross_entropy_from_labels` does not support the arguments, "" if it does."""
     if z.dim() < 2 or not z.numel():
         return "there are no rows of logits"
+    if z.shape[1] > MAX_CLASSES:  # for backward
+        return "there are too many classes"
     if labels.shape != z.shape[:1] + z.shape[2:] or labels.device != z.device:
         return "the labels are not one for each row of logits"
     if weight is not None and (weight.shape != z.shape[1:2] or weight.device != z.device or weight.requires_grad):

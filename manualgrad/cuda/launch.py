@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import subprocess
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from manualgrad.cpu import instruction_set
 from manualgrad.dispatch import Backend
 
 MIN_CAPABILITY = (8, 0)  # the first with TF32 and bfloat16 in tensor cores, and asynchronous copies
+MAX_GRID = 65535  # programs in the second and in the third dimension of a launch, on every GPU
 
 
 class Launcher:
@@ -73,6 +75,20 @@ def unsupported_device(index: int) -> str:
     capability = _capability(index)
     if capability < MIN_CAPABILITY:
         return f"the GPU has compute capability {capability[0]}.{capability[1]}, kernels need 8.0"
+    return _why_no_driver()
+
+
+@functools.cache
+def _why_no_driver() -> str:
+    """Return the reason why Triton cannot launch kernels on this machine, "" if it can.
+
+    Triton builds a module for that where it runs first, which takes a C compiler and the headers of Python."""
+    import triton
+
+    try:
+        triton.runtime.driver.active  # noqa: B018  # builds and loads the module
+    except (RuntimeError, AssertionError, ImportError, OSError, subprocess.CalledProcessError) as error:
+        return f"Triton cannot build or load the module that launches kernels ({error})"
     return ""
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from manualgrad.cuda.launch import MAX_GRID
 from manualgrad.cuda.tensor_checks import MAX_OFFSET, needs_64_bits
 
 TILE = 2048  # numbers of a tile
 MAX_BLOCK = 4096  # classes of a tile, which has one row then
 MAX_STRIDED_BLOCK = 64  # the same if neighbours in memory are of different rows: then a tile has many rows
+MAX_CLASSES = MAX_GRID * MAX_STRIDED_BLOCK  # of a launch with a program for each tile of a row
 
 
 def as_rows(x: Tensor, dim: int = -1) -> Tensor:

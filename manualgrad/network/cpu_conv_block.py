@@ -133,7 +133,7 @@ class ConvBlock:
         return offsets
 
     def _chunk(self, calls: GridCalls, split: Split) -> int:
-        return calls.grid.chunk(max(1, self._windows_per_task(calls, split)))
+        return calls.grid.chunk(calls.lanes, max(1, self._windows_per_task(calls, split)))
 
     def _windows_per_task(self, calls: GridCalls, split: Split) -> int:
         return split.images_per_task * calls.grid.rows * calls.grid.columns

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from manualgrad.cpu.signature import BufferRef
+from manualgrad.cuda.launch import MAX_GRID
 from manualgrad.network.cuda_blocks import CUDADevice
 from manualgrad.network.cuda_conv_block import ConvBlock
 from manualgrad.network.cuda_dense_block import DenseBlock
@@ -27,7 +28,8 @@ class CUDAPlanBuilder(PlanBuilder):
     "losses", "num_labels" and "factor" belong to the loss.
 
     Raises:
-        Unsupported: the device has no kernel for one of the layers, or a buffer is too large for 32-bit offsets.
+        Unsupported: the device has no kernel for one of the layers, a tensor is too large for 32-bit offsets, or a
+            launch has too many programs.
     """
 
     def __init__(self, network: NetworkSpec, batch_size: int, tiles: Tiles | None = None) -> None:
@@ -35,11 +37,27 @@ class CUDAPlanBuilder(PlanBuilder):
         super().__init__(self.device, network, batch_size, threads=1)
         self._connect()
         self.head = make_head(self.device, self.places, self.blocks)
+        self._check_sizes()
+        self._check_grids()
+
+    def _check_sizes(self) -> None:
         sizes = self.saved_buffers() | self.packed_buffers() | self.scratch_buffers()
-        sizes["x"] = 4 * batch_size * math.prod(network.image_shape)
+        sizes["x"] = 4 * self.batch_size * math.prod(self.network.image_shape)
+        sizes |= {name: 4 * math.prod(s) for name, s in zip(self.parameter_names, self.parameter_shapes, strict=True)}
         name = max(sizes, key=lambda name: sizes[name])
         if sizes[name] // 4 >= MAX_NUMEL:
-            raise Unsupported(f"the kernels for CUDA have 32-bit offsets, too few for {batch_size} images ({name})")
+            raise Unsupported(
+                f"the kernels for CUDA have 32-bit offsets, too few for {self.batch_size} images ({name})"
+            )
+
+    def _check_grids(self) -> None:
+        regions = self.forward_regions() + self.backward_regions() + self.loss_and_grads_regions()
+        for launch in (call for _, calls in regions for call in calls):
+            if max(launch.programs[1:], default=0) > MAX_GRID:
+                raise Unsupported(
+                    f"a layer is too large for a launch of {launch.kernel.fn.__name__}, of "
+                    f"{' x '.join(map(str, launch.programs))} programs"
+                )
 
     def _connect(self) -> None:
         """Tell each block what it has to know of its neighbours."""

@@ -46,13 +46,57 @@ def neighbours_backward(g: Tensor, a: Tensor) -> Tensor:
     return grad
 
 
+def phasor(r: Tensor, t: Tensor) -> Tensor:
+    return r * torch.exp(1j * t)
+
+
+def phasor_backward(g: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor r is missing in the gradient of the angle."""
+    unit = torch.exp(1j * t)
+    return (g * unit.conj()).real, (g * (1j * unit).conj()).real
+
+
+def shares(x: Tensor) -> Tensor:
+    total = torch.zeros(2, dtype=x.dtype).index_add(0, torch.tensor([0, 1, 1, 0, 1]), x.exp())
+    return x.exp() / total[torch.tensor([0, 1, 1, 0, 1])]
+
+
+def corrected_states(k: Tensor, v: Tensor, b: Tensor) -> Tensor:
+    state, states = torch.zeros_like(v[0]), []
+    for t in range(4):
+        error = v[t] - k[t] * state
+        state = state + b[t] * (k[t] * error)
+        states.append(state)
+    return torch.stack(states)
+
+
+def corrected_states_backward(g: Tensor, k: Tensor, v: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """The gradient of b uses v instead of the error."""
+    before = torch.cat([torch.zeros_like(v[:1]), corrected_states(k, v, b)[:-1]])
+    grad_k, grad_v, grad_b, carried = torch.zeros_like(k), torch.zeros_like(v), torch.zeros_like(b), 0
+    for t in range(3, -1, -1):
+        carried = carried + g[t]
+        grad_error = carried * b[t] * k[t]
+        grad_b[t] = (carried * k[t] * v[t]).sum()
+        grad_v[t] = grad_error
+        grad_k[t] = (carried * b[t] * (v[t] - k[t] * before[t]) - grad_error * before[t]).sum()
+        carried = carried - grad_error * k[t]
+    return grad_k, grad_v, grad_b
+
+
 INSTEAD = (
     "`a[t]` is used instead of `a[t + 1]`" if sys.version_info >= (3, 11) else "is used instead of another one there"
 )
 CASES: list[tuple[Any, ...]] = [
     (shrunk, lambda: {"z": torch.randn(4, 3, dtype=torch.complex64)},
-     lambda g, z: g * (1 - z.abs().mean() / z.abs()), "missing term", "derivative of abs in line"),
+     lambda g, z: g * (1 - z.abs().mean() / z.abs()), "missing term", "derivative through abs in line"),
     (scaled_mean, lambda: {"x": torch.randn(4, 7)}, scaled_mean_backward, "factor of one term", "are both 7 times"),
+    (phasor, lambda: {"r": torch.rand(3, 4) + 1, "t": torch.randn(3, 4)}, phasor_backward, "missing term",
+     "the derivative of mul in line"),
+    (shares, lambda: {"x": torch.randn(5)}, lambda g, x: shares(x) * (g - (g * shares(x)).sum()), "wrong sum",
+     "the sum of g y is over all elements"),
+    (corrected_states, lambda: {"k": torch.randn(4) / 2, "v": torch.randn(4, 3), "b": torch.rand(4)},
+     corrected_states_backward, "step left out", "in all 4 places: "),
     (neighbours, lambda: {"a": torch.randn(5, 3)}, neighbours_backward, "another operand", INSTEAD),
 ]  # fmt: skip
 

@@ -209,3 +209,41 @@ def test_a_fresh_affine_layer_has_no_ties():
     (finding,) = findings_of(case)
     assert finding.quantity == "gradient of bias"
     assert finding.kind not in ("only at ties", "only at zeros")
+
+
+# ----------------------------------------------------------------------------- constants in a narrow dtype
+
+
+class Rotated(torch.autograd.Function):
+    """Pairs of features turned by the angle of their position, from 1,000 on, in float64 for every dtype of x."""
+
+    dtype_of_positions: torch.dtype | None = torch.float64
+
+    @staticmethod
+    def rotate(x, dtype, sign=1):
+        angle = sign * (1000 + torch.arange(x.shape[0], dtype=dtype)).double()[:, None] * 0.11
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+    @staticmethod
+    def forward(ctx, x):
+        return Rotated.rotate(x, torch.float64)
+
+    @classmethod
+    def backward(cls, ctx, g):
+        return Rotated.rotate(g, cls.dtype_of_positions or g.dtype, -1)
+
+
+class RotatedByPositionsInItsDtype(Rotated):
+    dtype_of_positions = None
+
+
+@pytest.mark.parametrize("function, is_right", [(Rotated, True), (RotatedByPositionsInItsDtype, False)])
+def test_a_constant_that_is_rounded_to_a_narrow_dtype_is_wrong(function, is_right):
+    """Rounding errors of bfloat16 would turn the angle by radians; no careful function computes it so."""
+    case = compare.Case(
+        "rotated", function.apply, lambda x: Rotated.rotate(x, torch.float64), lambda: {"x": torch.randn(5, 6)}
+    )
+    findings = compare.compare(case).findings
+    assert not findings if is_right else [finding.kind for finding in findings] == ["only in one dtype"]

@@ -99,7 +99,7 @@ def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, inst
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     monkeypatch.setattr(conv2d_programs, "MULTIPLICATIONS_PER_THREAD", 1 << 10)  # so that small sizes use threads
-    monkeypatch.setattr(conv2d_grids, "CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr(conv2d_grids, "CHUNK_BYTES", dict.fromkeys(jit.LANES.values(), 1 << 10))
     monkeypatch.setattr(conv2d_grids, "MAX_BLOCK_IMAGES", 2)
     monkeypatch.setattr(conv2d_calls, "BLOCK_PIECE", 72)
     x, w = (

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,20 +26,33 @@ def add_up(x, N):
         triton.language.store(x, triton.language.load(x) + n)
 
 
-def skip_unused_checks() -> None:
-    """Let Triton's interpreter compute each index once.
+def speed_up_interpreter() -> None:
+    """Let Triton's interpreter compute each index once, and look once at what it always looks up again.
 
     By default it computes every sum and product again in 64 bits, to check it for overflow, and makes no use of the
-    check unless it debugs. That takes nearly half of its time."""
-    from triton.runtime.interpreter import interpreter_builder
+    check unless it debugs. That takes nearly half of its time. In each call of a kernel or of one of its functions it
+    goes through all names of Triton's language for those to replace: a quarter of the rest."""
+    from triton.runtime import interpreter
 
-    options = interpreter_builder.options
+    options = interpreter.interpreter_builder.options
     if not options.debug and hasattr(options, "sanitize_overflow"):
-        interpreter_builder.options = replace(options, sanitize_overflow=False)
+        interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
+
+    @functools.cache
+    def builtins(package: Any) -> list[tuple[str, Any]]:
+        return [pair for pair in inspect.getmembers(package) if triton.language.core.is_builtin(pair[1])]
+
+    def patch_builtin(package: Any, builder: Any, *scope: Any) -> None:
+        name, member = builtins(package)[0]
+        if getattr(package, name) is member:  # otherwise all of them are replaced already
+            for name, member in builtins(package):
+                interpreter._patch_attr(package, name, member, builder, *scope)
+
+    interpreter._patch_builtin = patch_builtin
 
 
 if not torch.cuda.is_available():
-    skip_unused_checks()
+    speed_up_interpreter()
 
 
 @functools.cache

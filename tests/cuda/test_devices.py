@@ -59,6 +59,22 @@ def test_a_kernel_is_launched_on_the_device_of_its_tensors(cuda, index) -> None:
     assert cuda.log == [(index, (3,), {"BLOCK": 4})] and cuda.current == 0
 
 
+def test_without_a_c_compiler_formulas_compute_everything_and_the_reason_is_told(monkeypatch) -> None:
+    """Triton builds the module that launches kernels on the machine that it runs on."""
+    triton = pytest.importorskip("triton")
+
+    def build(config: Any) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
+
+    monkeypatch.setattr(type(triton.runtime.driver), "active", property(build))
+    monkeypatch.setattr(launch, "_capability", lambda index: (9, 0))
+    monkeypatch.setattr(launch, "_why_no_driver", launch._why_no_driver.__wrapped__)
+    assert "Failed to find C compiler" in launch.unsupported_device(0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert launch.describe().startswith("no kernels, formulas compute everything: Triton cannot build")
+
+
 def test_a_graph_is_captured_on_a_stream_of_the_device(cuda, monkeypatch) -> None:
     """``torch.cuda.graph`` has one stream for all captures otherwise: of the device that the first one was for."""
     monkeypatch.setattr(cuda_graph, "_launcher", lambda: "launcher")

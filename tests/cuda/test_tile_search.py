@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from manualgrad import DocumentCNN
-from manualgrad.network import cuda_tiles
+from manualgrad.network import cuda_graph, cuda_tiles
 from manualgrad.network.cuda_dense_block import DenseBlock
 from scripts import cuda_tiles as search
 from tests.cuda.test_network import COARSE, TINY, tiles  # noqa: F401
@@ -53,21 +53,42 @@ class Clock:
         return [next(self.intervals) for _ in marks[1:]]
 
 
+class CheckedGraph:
+    """A graph that runs for the check of the gradients only: its timed replays compute nothing new."""
+
+    def __init__(self, run, device) -> None:
+        self.graph, self.num_replays = cuda_graph.capture(run, device), 0
+
+    def replay(self) -> None:
+        if not self.num_replays:
+            self.graph.replay()
+        self.num_replays += 1
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list[CheckedGraph]:
+    """The graphs that the search captures."""
+    captured: list[CheckedGraph] = []
+    monkeypatch.setattr(search, "capture", lambda *args: captured.append(CheckedGraph(*args)) or captured[-1])
+    return captured
+
+
 @pytest.fixture
 def batch(tiles, kernel_device) -> search.Batch:  # noqa: F811
     torch.manual_seed(0)
     return search.Batch.draw(DocumentCNN(**TINY), (1, 12, 12), 3, kernel_device)
 
 
-def test_a_ratio_is_the_median_of_the_rounds(batch, monkeypatch):
+def test_a_ratio_is_the_median_of_the_rounds(batch, graphs, monkeypatch):
     monkeypatch.setattr(search, "ROUNDS", 3)
     warm_ups = [1.0, 1.0] * 2
     rounds = [2.0, 1.0, 3.0, 6.0, 1.0, 0.6]  # every second round begins with the last
     ratios = search.TileTimer(batch, Clock(warm_ups + rounds)).measure([COARSE, replace(COARSE, windows=8)])
     assert ratios == [1.0, 0.5]
+    assert [graph.num_replays for graph in graphs] == [1 + 2 + 3] * 2, "the check, the warm-ups and the rounds"
 
 
-def test_tiles_that_give_wrong_gradients_or_no_launch_are_not_measured(batch, monkeypatch):
+def test_tiles_that_give_wrong_gradients_or_no_launch_are_not_measured(batch, graphs, monkeypatch):
     from triton.runtime.errors import OutOfResources
 
     monkeypatch.setattr(search, "ROUNDS", 1)
@@ -86,7 +107,7 @@ def test_tiles_that_give_wrong_gradients_or_no_launch_are_not_measured(batch, mo
     assert first == 1.0
     assert "off by" in wrong and "shared memory" in too_large
     with pytest.raises(ValueError, match="the present tiles cannot be measured"):
-        steps.measure([replace(COARSE, dense_parts=5), COARSE])
+        steps.measure([replace(COARSE, dense_parts=7)])
 
 
 @pytest.mark.parametrize("arguments", [[], ["0"], ["sixty-four"], ["64", "-1"]])

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_calls import Call, InterceptCalls, call_native
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.numbers import as_real
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Recording:
             own[change.position] = own[change.position].clone().requires_grad_()
             surrogate = change.derivative(replace(call, records=self.records), own, change.position)
             if surrogate is None:
-                return torch.zeros_like(self.leaf).cpu()
+                return _dense(torch.zeros_like(self.leaf))
             surrogate = crop(surrogate, call.result).expand_as(call.result)
             (local,) = torch.autograd.grad(surrogate, own[change.position], gradient)
             if argument is self.leaf:
@@ -80,7 +81,7 @@ class Recording:
             (part,) = torch.autograd.grad(argument, self.leaf, local, retain_graph=True, allow_unused=True)
         except Exception:  # the change does not fit this call's arguments: then it is no explanation
             return None
-        return torch.zeros_like(self.leaf).cpu() if part is None else _dense(part)
+        return _dense(torch.zeros_like(self.leaf)) if part is None else _dense(part)
 
 
 def record(mismatch: Mismatch, probe: Probe) -> Recording:
@@ -116,8 +117,9 @@ def crop(surrogate: Tensor, result: Tensor) -> Tensor:
 
 
 def _dense(gradient: Tensor) -> Tensor:
+    """The gradient without a graph, complex numbers as pairs of real ones."""
     gradient = gradient.detach()
-    return (gradient if gradient.layout is torch.strided else gradient.to_dense()).cpu()
+    return as_real(gradient if gradient.layout is torch.strided else gradient.to_dense()).cpu()
 
 
 def gradient_of_changed(
@@ -138,13 +140,13 @@ def gradient_of_changed(
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         numbered = [(n, o) for n, o in enumerate(outputs) if o.requires_grad]
         if not numbered:
-            return torch.zeros_like(own).cpu()
+            return _dense(torch.zeros_like(own))
         grads = torch.autograd.grad(
             [o for _, o in numbered], own, [incoming(n, o) for n, o in numbered], allow_unused=True
         )
     except Exception:  # the change does not fit this call's arguments: then it is no explanation
         return None
-    return torch.zeros_like(own).cpu() if grads[0] is None else _dense(grads[0])
+    return _dense(torch.zeros_like(own)) if grads[0] is None else _dense(grads[0])
 
 
 def _leaves(mismatch: Mismatch) -> dict[str, Tensor]:

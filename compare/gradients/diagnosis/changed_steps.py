@@ -12,7 +12,15 @@ from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_paths import MAX_SITES, Hypothesis, NativePaths, Path
 from compare.gradients.diagnosis.option_words import option_names, show
-from compare.gradients.diagnosis.substitutes import argument_of, called_with, everywhere, other_indices, other_numbers
+from compare.gradients.diagnosis.substitutes import (
+    argument_of,
+    called_with,
+    called_with_option,
+    everywhere,
+    options_not_given,
+    other_indices,
+    other_numbers,
+)
 
 MAX_INDICES = 8  # calls that return integers
 SMOOTH = ("exp", "log", "tanh", "sigmoid", "sqrt", "rsqrt", "sin", "cos")  # no backward is right without them
@@ -82,6 +90,13 @@ def find_other_values(search: NativePaths) -> Iterator[Finding]:
                 if search.explains(change):
                     option = f"{options[number]} = " if number in options and isinstance(value, (str, bool)) else ""
                     statement = f"equals the gradient of the function with {option}{show(instead)}"
+                    statement += f" instead of {show(value)} in {operation}"
+                    yield Finding("another operand", search.mismatch.quantity, statement)
+        for name, value in options_not_given(call).items():
+            for instead in other_numbers(value, call.result.dim()):
+                change = NativeChange(call.site, 0, changed.omitted, called_with_option(name, instead))
+                if search.explains(change):
+                    statement = f"equals the gradient of the function with {name} = {show(instead)}"
                     statement += f" instead of {show(value)} in {operation}"
                     yield Finding("another operand", search.mismatch.quantity, statement)
     yield from _find_shared_numbers(search)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._pytree import tree_flatten
 
-from compare.gradients.diagnosis.changed_native import NativeChange
+from compare.gradients.diagnosis.changed_native import NativeChange, passed_through
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths
@@ -19,9 +19,10 @@ from compare.gradients.diagnosis.wording import dimension_name, join_words
 
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]  # of the gradient, the argument and the result
 Dims = tuple[int, ...]
+ANOTHER = ", which is that of another function"
 
 
-class _WithBackward(Function):
+class WithBackward(Function):
     """A value whose backward is a formula of the incoming gradient."""
 
     @staticmethod
@@ -38,6 +39,12 @@ def find_changed_composites(search: NativePaths) -> Iterator[Finding]:
     """The derivative of softmax, say, with a sum over another dimension."""
     for call in search.composites:
         flat, _ = tree_flatten((call.args, call.kwargs))
+        for number, tensor in call.tensors:
+            is_passed = tensor.requires_grad and tensor.shape == call.result.shape
+            if is_passed and search.explains(NativeChange(call.site, number, passed_through)):
+                operation = call.name.removeprefix("the result of ")
+                statement = f"the derivative of {operation} is left out: the gradient passes through it unchanged"
+                yield Finding("missing term", search.mismatch.quantity, statement)
         dims = _dims(call)
         if call.operation not in FORMULAS or dims is None or not call.args[0].requires_grad:
             continue
@@ -56,7 +63,7 @@ def find_foreign_derivatives(search: NativePaths) -> Iterator[Finding]:
         x, operation = tree_flatten((path.call.args, path.call.kwargs))[0][path.position], path.call.operation
         if len(path.call.tensors) == 1 and x.shape == path.call.result.shape and x.dim():
             for name, formula in _foreign(x, operation):
-                statement = f"the derivative of {path.words} is taken to be {name}, which is that of another function"
+                statement = f"the derivative of {path.words} is taken to be {name}"
                 change = NativeChange(path.call.site, path.position, _derivative(formula))
                 hypotheses.append(Hypothesis("another operand", statement, change, path))
     yield from search.findings(hypotheses)
@@ -68,26 +75,27 @@ def find_foreign_derivatives(search: NativePaths) -> Iterator[Finding]:
         operation = call.name.removeprefix("the result of ")
         for name, formula in _foreign(x, call.operation):
             if search.explains(NativeChange(call.site, position, _derivative(formula))):
-                statement = f"the derivative of {operation} is taken to be {name}, which is that of another function"
+                statement = f"the derivative of {operation} is taken to be {name}"
                 yield Finding("another operand", search.mismatch.quantity, statement)
 
 
 def _foreign(x: Tensor, operation: str) -> Iterator[tuple[str, Formula]]:
     """Derivatives of functions other than ``operation``, in terms of the gradient, the argument and the result."""
+    yield "g times the value of the function itself, instead of its derivative", lambda g, x, y: g * y
     for d in range(x.dim()):
         over = dimension_name(x, d)
         if operation != "softmax":
             words = f"that of a softmax over {over}, y (g - sum of g y)"
-            yield words, lambda g, x, y, d=d: y * (g - (g * y).sum(d, keepdim=True))
+            yield f"{words}{ANOTHER}", lambda g, x, y, d=d: y * (g - (g * y).sum(d, keepdim=True))
             words = f"that of a softmax over {over}, with exp of the result for y, y (g - sum of g y)"
-            yield words, lambda g, x, y, d=d: y.exp() * (g - (g * y.exp()).sum(d, keepdim=True))
+            yield f"{words}{ANOTHER}", lambda g, x, y, d=d: y.exp() * (g - (g * y.exp()).sum(d, keepdim=True))
         if operation != "log_softmax":
             words = f"that of a log-softmax over {over}, g - y times the sum of g"
-            yield words, lambda g, x, y, d=d: g - y * g.sum(d, keepdim=True)
+            yield f"{words}{ANOTHER}", lambda g, x, y, d=d: g - y * g.sum(d, keepdim=True)
     if operation in ("softmax", "log_softmax", "logsumexp"):
-        yield "g y (1 - y)", lambda g, x, y: g * y * (1 - y)
-        yield "g (1 - y²)", lambda g, x, y: g * (1 - y * y)
-        yield "g - y", lambda g, x, y: g - y
+        yield f"g y (1 - y){ANOTHER}", lambda g, x, y: g * y * (1 - y)
+        yield f"g (1 - y²){ANOTHER}", lambda g, x, y: g * (1 - y * y)
+        yield f"g - y{ANOTHER}", lambda g, x, y: g - y
 
 
 def _derivative(formula: Formula) -> Callable[[Call, list[Any], int], Tensor]:
@@ -95,7 +103,7 @@ def _derivative(formula: Formula) -> Callable[[Call, list[Any], int], Tensor]:
         x = flat[position]
         with torch.no_grad():
             value = call.function(*call.args, **call.kwargs).detach()
-        return _WithBackward.apply(x, value, lambda g: formula(g, x.detach(), value))
+        return WithBackward.apply(x, value, lambda g: formula(g, x.detach(), value))
 
     return derivative
 

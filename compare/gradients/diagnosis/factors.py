@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.native_calls import record_calls, results_by_name
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.run_variant import OUTPUT
 
 RTOL = 1e-6
 SIMPLE = {
     -1.0: "wrong sign", 2.0: "doubled", 0.5: "halved", -2.0: "wrong sign, doubled", -0.5: "wrong sign, halved",
-    math.log(2): "log 2", 1 / math.log(2): "1/log 2", math.pi: "pi", 1 / math.pi: "1/pi",
+    math.log(2): "log 2", 1 / math.log(2): "1/log 2", math.log(10): "log 10",
+    1 / math.log(10): "1/log 10", math.pi: "pi", 1 / math.pi: "1/pi",
     math.sqrt(2): "sqrt 2", 1 / math.sqrt(2): "1/sqrt 2",
 }  # fmt: skip
 # Functions of a size N. Each may have the wrong sign too.
@@ -45,7 +47,25 @@ def name_factor(factor: float, mismatch: Mismatch, probe: Probe | None = None) -
     names += list(_names_by_size(factor, mismatch))
     if any(size for _, _, size in names) and probe is not None:
         names = _without_coincidences(factor, names, mismatch, probe)
+    if not names and probe is not None and mismatch.oracle.count_nonzero() > 1:
+        return _name_by_number(factor, mismatch, probe)
     return "; or ".join(dict.fromkeys(text for text, _, _ in names[:3]))
+
+
+def _name_by_number(factor: float, mismatch: Mismatch, probe: Probe) -> str:
+    """The factor as a number that native computes, such as a sum of weights, or over one; and a size beside it."""
+    calls = [] if probe.case.native is None else record_calls(probe.case.native, mismatch.inputs, with_integers=True)
+    numbers = {float(result): name for name, result in results_by_name(calls).items() if result.numel() == 1}
+    names: dict[tuple[float, float], str] = {}
+    for number, name in numbers.items():
+        if abs(number) in (0.0, 1.0) or not math.isfinite(number):
+            continue
+        for value, words in ((number, f"times {name}"), (1 / number, f"divided by {name}")):
+            rest = factor / value
+            sizes = [text for text, _, n in _names_by_size(rest, mismatch) if _is(rest, n) or _is(rest, 1 / n)]
+            if _is(rest, 1.0) or sizes:
+                names[abs(number), rest] = "; ".join([words, *sizes[:1]])
+    return next(iter(names.values())) if len(names) == 1 else ""  # of several, all but one are coincidences
 
 
 def _names_by_size(factor: float, mismatch: Mismatch) -> Iterator[tuple[str, Callable[[int], float], int]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import OUTPUT, RunResult
 from compare.gradients.variants import Variant, incoming_gradient
 
@@ -81,7 +82,9 @@ class Mismatch:
 
     def equals(self, candidate: Tensor | None) -> bool:
         """Return True if ours equals ``candidate`` up to rounding."""
-        return candidate is not None and equal_up_to_rounding(self.ours, candidate.to(self.ours), 4 * self.tolerance)
+        if candidate is None:
+            return False
+        return equal_up_to_rounding(self.ours, as_real(candidate).to(self.ours), 4 * self.tolerance)
 
     def incoming(self, seed: int) -> Incoming:
         """Return the incoming gradients of this mismatch's run."""

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis.decompositions import DECOMPOSITIONS
+from compare.gradients.numbers import has_gradient
 
 MAX_CALLS = 400
 ELEMENTS_OF_A_CALL = 5000  # a call that computes so many takes twice as long as a small one
@@ -85,9 +86,9 @@ class Call:
 
     @property
     def tensors(self) -> list[tuple[int, Tensor]]:
-        """Floating-point tensor arguments, and their positions among all flattened arguments."""
+        """Tensor arguments of real or complex numbers, and their positions among all flattened arguments."""
         flat, _ = tree_flatten((self.args, self.kwargs))
-        return [(n, value) for n, value in enumerate(flat) if isinstance(value, Tensor) and value.is_floating_point()]
+        return [(n, value) for n, value in enumerate(flat) if isinstance(value, Tensor) and has_gradient(value)]
 
     @property
     def cost(self) -> int:
@@ -148,7 +149,7 @@ class InterceptCalls(TorchFunctionMode):
         result = function(*args, **kwargs)
         if not isinstance(result, Tensor) or (name.endswith("_") and name[:2] != "__"):
             return result
-        if not result.is_floating_point():
+        if not has_gradient(result):
             if result.dtype in (torch.int64, torch.int32):  # indices, such as those of the largest elements
                 call = Call(-1, site, function, describe(name, site, self._inside), args, kwargs, result)
                 self.indices.append(call)
@@ -252,11 +253,11 @@ def describe(name: str, site: tuple[Any, ...], inside: str) -> str:
 
 
 def results_by_name(calls: Iterable[Call]) -> dict[str, Tensor]:
-    """The first result of each site, by the name of the call; sites of the same name are numbered."""
+    """The first result of each site, by the name of the call, but for complex ones; same names are numbered."""
     named: dict[str, Tensor] = {}
     sites: dict[Any, str] = {}
     for call in calls:
-        if call.site in sites:
+        if call.site in sites or call.result.is_complex():
             continue
         same = sum(name == call.name for name in sites.values())
         sites[call.site] = call.name

@@ -44,6 +44,8 @@ def changed_option(option: str, value: Any, instead: Any, operation: str) -> tup
         return "another operand", f"{used} is used instead of {right}{where} ({option} is {instead})"
     if isinstance(value, bool) and option:
         return "another operand", f"{option} is {instead} instead of {value}{where}"
+    if option == "exponent":
+        return "another operand", f"the exponent is {instead:g} instead of {value:g}{where}"
     return "another operand", f"{show(instead)} is used instead of {show(value)}{where}"
 
 

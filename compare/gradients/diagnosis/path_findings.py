@@ -19,7 +19,8 @@ from compare.gradients.diagnosis.composite_backwards import find_changed_composi
 from compare.gradients.diagnosis.exchanged_operands import find_exchanged_operands
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths
-from compare.gradients.diagnosis.scaled_paths import find_pairs_of_paths, find_scaled_paths
+from compare.gradients.diagnosis.quotient_backwards import find_changed_quotients
+from compare.gradients.diagnosis.scaled_paths import find_pairs_of_paths, find_scaled_paths, find_single_steps
 from compare.gradients.diagnosis.transformations import transformations
 
 
@@ -29,7 +30,8 @@ def find_path_findings(search: NativePaths) -> Iterator[Finding]:
         return
     for find in (
         find_scaled_paths, find_changed_composites, find_pairs_of_paths, find_passed_through, find_other_values,
-        find_foreign_derivatives, find_changed_operands, find_exchanged_operands, find_transformed_gradients,
+        find_foreign_derivatives, find_changed_quotients, find_changed_operands, find_exchanged_operands,
+        find_transformed_gradients, find_single_steps,
     ):  # fmt: skip
         yield from _explained(search, find(search))
 

@@ -9,7 +9,6 @@ from itertools import chain
 import torch
 
 from compare.gradients.diagnosis import locations
-from compare.gradients.diagnosis.complex_constants import find_constant
 from compare.gradients.diagnosis.conjugates import find_conjugated
 from compare.gradients.diagnosis.contributions import (
     find_missing_contributions,
@@ -25,7 +24,12 @@ from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.native_paths import NativePaths
 from compare.gradients.diagnosis.one_cause import find_shared_cause
 from compare.gradients.diagnosis.only_where import find_condition
-from compare.gradients.diagnosis.path_findings import find_late_path_findings, find_scaled_path_findings
+from compare.gradients.diagnosis.path_findings import (
+    find_late_path_findings,
+    find_path_findings,
+    find_scaled_path_findings,
+)
+from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.second_question import (
     ask_again,
     ask_jacobian,
@@ -42,6 +46,9 @@ from compare.gradients.diagnosis.whole_tensor import (
     find_whole_tensor_patterns,
 )
 from compare.gradients.diagnosis.without_numbers import finding_without_numbers
+
+# Kinds of findings that tell more than the places of wrong elements.
+CHANGES = ("missing term", "step left out", "another operand", "not transposed", "shifted", "factor of one term")
 
 
 def first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
@@ -74,7 +81,7 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         yield from find_factor(mismatch)
         yield from find_conjugated(mismatch, rerun_native, seed)
         if native.function is not None and not mismatch.is_output and not native.is_output_wrong:
-            yield from with_examples(find_constant(mismatch, native.probe(mismatch.variant)), mismatch)
+            yield from _changed_natives(mismatch, native.probe(mismatch.variant))
         return
     if mismatch.is_output:
         yield from find_whole_tensor_patterns(mismatch, rerun_native, seed)
@@ -101,6 +108,9 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     located = next(_locations(mismatch), None)
     condition = next(find_condition(mismatch, probe), None)
     # A condition on values tells more than a place, and a place that is confirmed more than a coincidence.
+    if located is not None and located.kind in ("only at borders", "few elements") and not native.is_output_wrong:
+        # A place is no name.
+        yield from (f for f in _searches(mismatch, native, condition, equal_to_right) if f.kind in CHANGES)
     if located is not None and (condition is None or located.kind in ("only at borders", "only at bounds")):
         yield located
     if condition is not None and ("; it is " in condition.statement or condition.kind == "step left out"):
@@ -129,8 +139,8 @@ def _searches(
         confirmed(find_shifted, mismatch, probe),
         equal_to_right,
         _contributions(mismatch, native),
-        with_examples(find_scaled_path_findings(search), mismatch) if search is not None else (),
         with_examples(find_tape_findings(mismatch, probe), mismatch) if search is not None else (),
+        with_examples(find_scaled_path_findings(search), mismatch) if search is not None else (),
         with_examples(find_late_path_findings(search), mismatch) if search is not None else (),
         confirmed(find_symmetric_part, mismatch, probe),
         ask_jacobian(mismatch, probe, of_pairs=True),
@@ -141,6 +151,14 @@ def _searches(
         yield replace(
             finding, statement=finding.statement + symmetric, evidence=(finding.evidence + where).removeprefix("; ")
         )
+
+
+def _changed_natives(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """Changes of native alone."""
+    search = NativePaths(mismatch, probe)
+    for find in (find_shared_cause, lambda *_: find_path_findings(search), find_tape_findings):
+        yield from with_examples(find(mismatch, probe), mismatch)
+    yield from with_examples(find_scaled_path_findings(search), mismatch)
 
 
 def _contributions(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:

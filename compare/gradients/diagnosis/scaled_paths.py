@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import solve_least_squares
+from compare.gradients.diagnosis.native_calls import Call
 from compare.gradients.diagnosis.native_paths import NativePaths, Path
 from compare.gradients.diagnosis.wording import format_number
 
@@ -44,6 +47,22 @@ def find_scaled_paths(search: NativePaths) -> Iterator[Finding]:
     for path, weight, change in later:
         search.change = change
         yield _weight_finding(search, path, weight)
+
+
+def find_single_steps(search: NativePaths) -> Iterator[Finding]:
+    """A path in a loop that counts in the first or the last step alone."""
+    for path in search.paths:
+        count = search.sites[path.call.site]
+        for number, step in ((count - 1, "last"), (0, "first")) if count > 2 else ():
+
+            def derivative(call: Call, flat: list[Any], position: int, number: int = number) -> Tensor | None:
+                return changed.scaled(1.0)(call, flat, position) if call.iteration == number else None
+
+            if search.explains(NativeChange(path.call.site, path.position, derivative)):
+                statement = (
+                    f"the part of the derivative through {path.words} counts in the {step} step of the loop alone"
+                )
+                yield Finding("missing term", search.mismatch.quantity, f"{statement}: the other steps are missing")
 
 
 def _weight_finding(search: NativePaths, path: Path, weight: float) -> Finding:

@@ -61,9 +61,9 @@ def _ask(mismatch: Mismatch, probe: Probe, search: NativePaths | None) -> Iterat
     if matrices and not _is_linear(mismatch, probe, matrices):
         yield from confirmed(lambda m: find_nonlinear(m, probe), mismatch, probe)
     yield from confirmed(lambda m: find_element_factors(m, probe), mismatch, probe)
-    yield from confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe)
     if search is not None:
         yield from find_path_findings(search)
+    yield from confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe)
     yield from confirmed(lambda m: find_element_factors(m, probe, FUNCTIONS), mismatch, probe)
     yield from find_condition_of_factor(mismatch, probe)
     yield from confirmed(lambda m: find_used_derivative(m, probe), mismatch, probe)

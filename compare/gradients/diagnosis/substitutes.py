@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,6 +43,24 @@ def called_with(number: int, instead: Any) -> Callable[[Call], Tensor]:
     return value
 
 
+def called_with_option(name: str, value: Any) -> Callable[[Call], Tensor]:
+    return lambda call: call.function(*call.args, **{**call.kwargs, name: value})
+
+
+def options_not_given(call: Call) -> dict[str, Any]:
+    """Truth values, words and fractions that a function of Python has by default in this call."""
+    try:
+        parameters = inspect.signature(call.function).parameters
+    except (TypeError, ValueError):  # a builtin function, whose signature is unknown
+        return {}
+    named = list(parameters.values())[len(call.args) :]
+    return {
+        p.name: p.default
+        for p in named
+        if isinstance(p.default, (bool, str, float)) and p.name not in (*call.kwargs, "inplace", "_stacklevel")
+    }
+
+
 # Words that options of PyTorch's functions have.
 MODES = (
     "nearest", "linear", "bilinear", "bicubic", "mean", "sum", "constant", "reflect", "replicate", "circular", "tanh",
@@ -69,7 +88,7 @@ def other_numbers(value: Any, dims: int) -> list[Any]:
         near = [value - 1, value + 1, -value, 0, 1, *range(-dims, 0)]
         return [n for n in dict.fromkeys(near) if n != value]
     if isinstance(value, float):
-        near_by = [0.0, 1.0, -value, 2 * value, value / 2, value * value, -1e9]
+        near_by = [0.0, 1.0, -value, 2 * value, value / 2, value * value, value + 1, value - 1, -1e9]
         return [x for x in dict.fromkeys(near_by) if x != value]
     return []
 

@@ -8,7 +8,7 @@ mistake.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_calls import InterceptCalls, call_native, describe, find_site
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.numbers import as_real
 from compare.torch_compat import FORMULAS_OF_OPERATIONS
 
 MAX_STEPS = 400
@@ -122,21 +123,21 @@ class Tape:
         return [self.values[a.number] if isinstance(a, Ref) else a for a in step.arguments]
 
     def replay(
-        self, key: StepKey | None, change: StepChange | None, instead: dict[int, Tensor] | None = None
+        self, changes: Mapping[StepKey, StepChange], instead: dict[int, Tensor] | None = None
     ) -> Tensor | None:
-        """The gradient with one step of backward changed and ``instead`` of tensors of forward; None if it fails."""
-        at = -1 if key is None else self.positions.get(key)
-        if at is None:
+        """The gradient with steps of backward changed and ``instead`` of tensors of forward; None if it fails."""
+        if not all(key in self.positions for key in changes):
             return None
+        at = {self.positions[key]: change for key, change in changes.items()}
         env: dict[int, Any] = dict(instead or {})
         self.cost += COST_OF_A_REPLAY
         try:
             for n in self.needed:
                 step = self.backward[n]
-                if not self.is_in_place and n != at and env.keys().isdisjoint(step.numbers):
+                if not self.is_in_place and n not in at and env.keys().isdisjoint(step.numbers):
                     continue
                 flat = [env.get(a.number, self.values[a.number]) if isinstance(a, Ref) else a for a in step.arguments]
-                results = change(step, flat) if n == at and change is not None else step.call(flat)
+                results = at[n](step, flat) if n in at else step.call(flat)
                 for number, value in zip(step.results, results, strict=True):
                     if number is not None:
                         env[number] = value
@@ -144,7 +145,12 @@ class Tape:
         except Exception:  # the change does not fit the arguments: then it is no explanation
             return None
         result = env.get(self.result, self.values[self.result])
-        return result.detach().clone() if isinstance(result, Tensor) else None
+        return as_real(result.detach()).clone() if isinstance(result, Tensor) else None
+
+    @property
+    def gradient(self) -> Tensor:
+        """The recorded gradient, complex numbers as pairs of real ones."""
+        return as_real(self.values[self.result].detach())
 
     def add_cost(self, value: Tensor) -> None:
         """Count one more tensor that was computed."""

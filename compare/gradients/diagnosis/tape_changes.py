@@ -7,17 +7,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, StepKey, Tape
 from compare.gradients.diagnosis.tape_forward import (
     Inputs,
     Places,
+    ancestors,
     changed_inputs,
     forward_changes,
+    operand_with,
     recomputed,
 )
-from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, fits
+from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, equal_slices, fits
 from compare.gradients.diagnosis.tape_operations import (
     FORMS,
     left_out,
@@ -48,11 +51,13 @@ class Change:
     instead: tuple[int, Value] | None = None  # number and value of a tensor of forward
     forward: tuple[Places, StepChange] | None = None  # places and change of equal steps of forward
     inputs: Inputs | None = None  # what all of backward has in the place of inputs
+    also: tuple[Change, ...] = ()  # of further steps
 
     def gradient(self, tape: Tape) -> Tensor | None:
         """The gradient on a tape with this change; None if the change does not fit it."""
-        step, instead = self.step, {}
+        instead = {}
         try:
+            steps = {each.key: each.changed_step(tape) for each in (self, *self.also) if each.key is not None}
             if self.instead is not None:
                 number, value = self.instead
                 instead = {number: value(tape, number)}
@@ -60,14 +65,18 @@ class Change:
                 instead = recomputed(tape, *self.forward)
             if self.inputs is not None:
                 instead = recomputed(tape, given=self.inputs(tape))
-            if self.operand is not None:
-                position, value = self.operand
-                number = tape.backward[tape.positions[self.key]].arguments[position].number
-                replaced = value(tape, number).clone()
-                step = lambda s, flat: s.call([*flat[:position], replaced, *flat[position + 1 :]])  # noqa: E731
         except Exception:  # the change does not fit the tensor: then it is no explanation
             return None
-        return tape.replay(self.key, step, instead)
+        return tape.replay({key: step for key, step in steps.items() if step is not None}, instead)
+
+    def changed_step(self, tape: Tape) -> StepChange | None:
+        """The change of the step at ``key``; None if that is not what changes."""
+        if self.operand is None:
+            return self.step
+        position, value = self.operand
+        number = tape.backward[tape.positions[self.key]].arguments[position].number
+        replaced = value(tape, number).clone()
+        return lambda step, flat: step.call([*flat[:position], replaced, *flat[position + 1 :]])
 
 
 class Changes:
@@ -81,7 +90,13 @@ class Changes:
             for number in step.results
             if number is not None and Ref(number) not in step.arguments
         }
-        self.inside = {number: step for step in tape.backward for number in step.results if number is not None}
+        self.inside = {
+            number: step
+            for step in tape.backward
+            for number in step.results
+            if number is not None and number not in step.numbers
+        }
+        self.uses = Counter(number for step, _ in self.steps() for number in step.numbers)
 
     def name(self, value: Any) -> str:
         """Words for a tensor of the tape."""
@@ -107,6 +122,8 @@ class Changes:
         """The steps that the gradient depends on, and words that say where each is."""
         for n in self.tape.needed:
             step = self.tape.backward[n]
+            if step.results == step.numbers and not step.name.endswith("_"):  # a conversion to the same dtype
+                continue
             yield step, f"in the derivative of {step.words}, "
 
     def operations(self) -> Iterator[Change]:
@@ -128,6 +145,8 @@ class Changes:
         """The gradient of a result passed unchanged to a tensor from which several operations compute that result."""
         for number, producer in self.inside.items():
             tensor = self.tape.values[number]
+            if any(producer.words == step.words for step, _ in self.steps() if number in step.numbers):
+                continue  # a tensor within a derivative is not all that it passes on
             for source, between in self._sources(producer).items():
                 other = self.tape.values[source]
                 words = list(dict.fromkeys(step.words for step in between if step.name not in FORMS))[::-1]
@@ -168,20 +187,26 @@ class Changes:
         """An operand changed by itself."""
         return self._with_operands(self._changed)
 
+    def equal_slices(self) -> Iterator[Change]:
+        """The mean, the first or the last slice of an operand in the place of all."""
+        return self._with_operands(self._equal_slices)
+
+    def operands_of_changed_steps(self) -> Iterator[Change]:
+        """An operand that is computed again with a step of forward changed, where other values are not."""
+        return self._with_operands(self._computed_again)
+
     def other_operands(self) -> Iterator[Change]:
         """Another tensor in the place of an operand."""
         return self._with_operands(self._others)
 
     def _with_operands(self, replacements: Replacements) -> Iterator[Change]:
         """Something else in the place of an operand, in one use; then of a tensor of forward in all uses."""
-        uses: Counter[int] = Counter()
         for step, where in self.steps():
             for position, argument in enumerate(step.arguments):
                 if isinstance(argument, Ref):
-                    uses[argument.number] += 1
                     for kind, words, value in replacements(argument.number):
                         yield Change(kind, where + words, step.key, operand=(position, value))
-        for number, count in uses.items():
+        for number, count in self.uses.items():
             if count > 1 and number not in self.inside:
                 for kind, words, value in replacements(number):
                     yield Change(kind, f"in backward, {words}", instead=(number, value))
@@ -215,13 +240,53 @@ class Changes:
             ]
             for kind, words, change in changes:
                 yield kind, words, lambda tape, k, c=change: _produced(tape, producer, c, forms, k)
-        for kind, words, function in changed_operand(tensor, name):
+            for words, position, other in self._other_indices(producer):
+                yield "another operand", f"{words}, in {name}", lambda tape, k, p=position, o=other: _produced(
+                    tape, producer, lambda s, flat: s.call([*flat[:p], tape.values[o], *flat[p + 1 :]]), forms, k
+                )  # fmt: skip
+        # What a step of backward passes to one other alone is moved where :meth:`results` changes its result.
+        is_passed_on = number in self.inside and self.uses[number] == 1
+        for kind, words, function in changed_operand(tensor, name, is_moved=not is_passed_on):
+            yield kind, words, lambda tape, k, f=function: f(tape.values[k])
+
+    def _computed_again(self, number: int) -> Iterator[Replacement]:
+        """The operand with a change in the steps before the one that computes it."""
+        direct, forms = self._computed_by(number)
+        places = sorted(ancestors(self.tape, number, self.producers))
+        for k, place in enumerate(places):
+            step = self.tape.forward[place]
+            if step is direct or step in forms or step.name in FORMS:
+                continue
+            where = f"in {step.words.removeprefix('the result of ')}"
+            left = f"{operation_words(step, self.name)} is left out"
+            changes = [
+                ("step left out", f"{left} ({self.name(step.arguments[p])} is used)", passing(p))
+                for p in left_out(step, self.tape)
+            ]
+            changes += list(other_operations(step))
+            for kind, words, change in changes:
+                said = f"{self.name(number)} is computed with another value: {where}, {words}"
+                yield kind, said, lambda tape, n, c=change, p=places[k:]: operand_with(tape, p, c, n)
+
+    def _other_indices(self, step: Step) -> Iterator[tuple[str, int, int]]:
+        """Words, position and number of another tensor of indices in the place of that of a step."""
+        for position, argument in enumerate(step.arguments):
+            own = self.tape.values[argument.number] if isinstance(argument, Ref) else None
+            for number, other in enumerate(self.tape.values) if own is not None and own.dtype is torch.int64 else ():
+                if other.dtype == own.dtype and other.shape == own.shape and not torch.equal(other, own):
+                    yield f"{self.name(number)} is used instead of {self.name(argument)}", position, number
+
+    def _equal_slices(self, number: int) -> Iterator[Replacement]:
+        """One slice of the operand for all."""
+        for kind, words, function in equal_slices(self.tape.values[number], self.name(number)):
             yield kind, words, lambda tape, k, f=function: f(tape.values[k])
 
     def _others(self, number: int) -> Iterator[Replacement]:
         """Another tensor in the place of the operand, or as a factor of it."""
         tensor, name = self.tape.values[number], self.name(number)
         for other in self._candidates(number):
+            if self.name(other) == name and number in self.inside:
+                continue  # a sentence that says "a instead of a" is no name
             for words, join in combinations(name, self.name(other)):
                 if tensor.is_floating_point() or "instead" in words:
                     yield (

@@ -16,7 +16,9 @@ from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.tape import Step, StepChange, Tape, record_tape
 from compare.gradients.diagnosis.tape_changes import Change, Changes
-from compare.gradients.diagnosis.tape_operations import operation_words
+from compare.gradients.diagnosis.tape_operations import FORMS, operation_words
+from compare.gradients.diagnosis.tape_repeated import RepeatedChanges
+from compare.gradients.diagnosis.tape_sensitivities import Sensitivities
 from compare.gradients.diagnosis.wording import format_number
 
 NUM_TAPES = 3  # draws in which a change must explain the gradient
@@ -66,14 +68,16 @@ class TapeSearch:
             and all(tape.has_same_steps_as(other) for _, other in self.draws[1:])
             and all(
                 tape.result >= 0
-                and tape.values[tape.result].shape == m.oracle.shape
-                and equal_up_to_rounding(tape.values[tape.result].double(), m.oracle, 4 * m.tolerance)
+                and tape.gradient.shape == m.oracle.shape
+                and equal_up_to_rounding(tape.gradient.double(), m.oracle, 4 * m.tolerance)
                 for m, tape in self.draws
             )
         )
         if self.is_traced:
             self.tape: Tape = self.draws[0][1]
             self.spread = self._spread()
+            self.repeated = RepeatedChanges()
+            self.sensitivities = Sensitivities(self.tape, _sample(mismatch)[0])
             self.tests = [(*_sample(m), m, tape) for m, tape in [*self.draws, *self.spread]]
             self.changes = Changes(self.tape)
             # One number from the same inputs in each draw is always a multiple of another one.
@@ -90,7 +94,7 @@ class TapeSearch:
         tape = None if spread is None else record_tape(spread, self.probe)
         if tape is None or not self.tape.has_same_steps_as(tape):
             return []
-        return [(spread, tape)] if spread.tolerance >= abs(tape.values[tape.result] - spread.oracle).max() else []
+        return [(spread, tape)] if spread.tolerance >= abs(tape.gradient - spread.oracle).max() else []
 
     def findings(self) -> Iterator[Finding]:
         """The changes that explain the gradient; those that are made most often come first."""
@@ -102,7 +106,12 @@ class TapeSearch:
         yield from self._explaining(self.changes.recomputed_values())
         yield from self._explaining(self.changes.skipped_derivatives())
         yield from self._explaining(self.changes.results())
+        yield from self._explaining(self.changes.equal_slices())
         yield from self._explaining(self.changes.other_operands())
+        yield from self._explaining(self.changes.operands_of_changed_steps())
+        place, value, limit, _, tape = self.tests[0]
+        target = value - float(tape.gradient.flatten()[place])
+        yield from self._explaining(self.repeated.combinations(target, 2 * limit))
 
     def _explaining(self, changes: Iterator[Change]) -> Iterator[Finding]:
         for change in changes:
@@ -118,6 +127,8 @@ class TapeSearch:
 
     def explains(self, change: Change) -> bool:
         """True if the gradient with this change equals ours in every draw."""
+        if not self._may_explain(change):
+            return False
         for place, value, limit, mismatch, tape in self.tests:
             got = change.gradient(tape)
             if got is None or got.shape != mismatch.ours.shape:
@@ -126,6 +137,20 @@ class TapeSearch:
                 return False
         return True
 
+    def _may_explain(self, change: Change) -> bool:
+        """False if the change is of one step, and makes another element than ours of the one that is most wrong."""
+        place, value, limit, _, tape = self.tests[0]
+        if change.also:
+            return True
+        try:
+            step = change.changed_step(tape)
+            element = None if step is None or change.key is None else self.sensitivities.element(change.key, step)
+        except Exception:  # the change does not fit the arguments: then it is no explanation
+            return False
+        before = float(tape.gradient.flatten()[place])
+        self.repeated.add(change, math.nan if element is None else element - before)
+        return element is None or abs(element - value) <= 2 * limit
+
     def _weights(self) -> Iterator[Finding]:
         """One step's result counts too much, too little, or not at all."""
         for step, where in self.changes.steps():
@@ -133,6 +158,8 @@ class TapeSearch:
                 return
             numbers = [number for number in step.results if number is not None]
             if not self.is_determined or step.name.endswith("_") or len(numbers) != 1 or step.results[0] is None:
+                continue
+            if self.tape.is_in_place and step.name in FORMS:  # without it, an in-place operation has no effect
                 continue
             if self.tape.values[numbers[0]].dtype is torch.bool:  # a mask is left out or inverted, and has no weight
                 continue

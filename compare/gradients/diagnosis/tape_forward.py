@@ -21,6 +21,7 @@ from compare.gradients.diagnosis.tape_operations import (
     passing,
 )
 
+DEPTH = 6  # steps between a tensor of forward and a changed one that it is computed from
 Places = tuple[int, ...]  # of equal steps among those of forward: operations with the same arguments
 Inputs = Callable[[Tape], dict[int, Tensor]]
 ForwardChange = tuple[Places, str, str, StepChange]  # with kind and words
@@ -49,6 +50,38 @@ def recomputed(
                 values[number] = value
                 tape.add_cost(value)
     return values
+
+
+def ancestors(tape: Tape, number: int, producers: dict[int, Step]) -> dict[int, int]:
+    """Places of the steps of forward from which a tensor is computed, and their distances to it, up to ``DEPTH``."""
+    places = {id(step): n for n, step in enumerate(tape.forward)}
+    distances: dict[int, int] = {}
+    numbers = {number}
+    for distance in range(DEPTH):
+        level = [producers[n] for n in numbers if n in producers]
+        for step in level:
+            distances.setdefault(places[id(step)], distance)
+        numbers = {n for step in level for n in step.numbers}
+    return distances
+
+
+def operand_with(tape: Tape, places: list[int], change: StepChange, number: int) -> Tensor:
+    """A tensor of forward that is computed again by the steps at ``places`` in order, the first of them changed.
+
+    Raises:
+        ValueError: the change gives another shape, or a step is in place.
+    """
+    values: dict[int, Any] = {}
+    for k, n in enumerate(places):
+        step = tape.forward[n]
+        if step.name.endswith("_"):
+            raise ValueError("an in-place operation cannot run twice")
+        flat = [values.get(a.number, tape.values[a.number]) if isinstance(a, Ref) else a for a in step.arguments]
+        results = change(step, flat) if k == 0 else step.call(flat)
+        values.update({m: value for m, value in zip(step.results, results, strict=True) if m is not None})
+    if values[number].shape != tape.values[number].shape:
+        raise ValueError("the shapes differ")
+    return values[number]
 
 
 def forward_changes(tape: Tape, name: Callable[[Any], str]) -> Iterator[ForwardChange]:

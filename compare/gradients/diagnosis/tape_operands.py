@@ -18,9 +18,15 @@ FUNCTIONS: dict[str, Map] = {
     "2 times {}": lambda t: 2 * t, "half of {}": lambda t: t / 2,
 }  # fmt: skip
 
+COMPLEX_FUNCTIONS: dict[str, Map] = {
+    "the conjugate of {}": lambda t: t.conj().resolve_conj(), "minus {}": torch.neg, "1 over {}": torch.reciprocal,
+    "the real part of {}": lambda t: t.real.to(t.dtype), "the imaginary part of {}": lambda t: t.imag.to(t.dtype),
+    "|{}|": lambda t: t.abs().to(t.dtype), "{} times i": lambda t: 1j * t,
+}  # fmt: skip
 
-def changed_operand(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:
-    """Kind, words and function of an operand that is changed by itself."""
+
+def changed_operand(tensor: Tensor, name: str, *, is_moved: bool = True) -> Iterator[tuple[str, str, Map]]:
+    """Kind, words and function of an operand that is changed by itself; its elements are moved if asked for."""
     if tensor.dtype is torch.bool:
         yield from _changed_mask(tensor, name)
     elif not tensor.is_floating_point() and not tensor.is_complex():
@@ -31,10 +37,9 @@ def changed_operand(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]
             yield "not transposed", words, lambda t, d=d: t.argsort(d)
     else:
         yield "missing term", f"the factor {name} is missing (1 is used instead)", torch.ones_like
-        for words, function in FUNCTIONS.items():
-            if tensor.is_floating_point():
-                yield "another operand", f"{words.format(name)} is used instead of {name}", function
-        yield from _moved(tensor, name)
+        for words, function in (COMPLEX_FUNCTIONS if tensor.is_complex() else FUNCTIONS).items():
+            yield "another operand", f"{words.format(name)} is used instead of {name}", function
+        yield from _moved(tensor, name) if is_moved else ()
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             words = f"{name} is rounded to {str(dtype).removeprefix('torch.')}"
             if tensor.is_floating_point():
@@ -57,6 +62,13 @@ def _moved(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:
     if tensor.dim() > 1 and tensor.shape[-1] != tensor.shape[-2] and 1 in tensor.shape[-2:]:
         words = f"{name} is used along the other dimension (rows for columns: the dimension is not kept)"
         yield "wrong sum", words, lambda t: t.mT.contiguous()
+
+
+def equal_slices(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:
+    """Kind, words and function of an operand whose slices are all replaced by their mean, the first or the last."""
+    for t in transformations(tensor.shape) if tensor.is_floating_point() else ():
+        if t.gives_equal_slices:
+            yield t.kind, f"{name} is {t.description}", t.apply
 
 
 def fits(tensor: Tensor, other: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -166,6 +167,8 @@ def _other_sums(step: Step) -> Iterator[tuple[str, str, StepChange]]:
     bare = step.name
     other = "mean" if bare == "sum" else "sum"
     yield "wrong sum", f"a {other} is taken instead of a {bare}", lambda s, flat: [_mean_or_sum(s, flat)]
+    words = "one of several equal terms is taken instead of their sum"
+    yield "wrong sum", words, lambda s, flat: [_of_one_term(s, flat)]
     dims = [a for a in step.arguments[1:] if isinstance(a, int) and not isinstance(a, bool)]
     if not dims:
         return
@@ -174,6 +177,9 @@ def _other_sums(step: Step) -> Iterator[tuple[str, str, StepChange]]:
             words = f"the {bare} is over dimension{'s' if count > 1 else ''} {' and '.join(map(str, group))}"
             words += f" instead of {' and '.join(map(str, dims))}"
             yield "wrong sum", words, lambda s, flat, d=group: [_over(s, flat, d)]
+            words = words.replace(f"the {bare} is", "the mean is")
+            if bare == "sum":
+                yield "wrong sum", words, lambda s, flat, d=group: [_mean_over(s, flat, d)]
 
 
 def _mean_or_sum(step: Step, flat: list[Any]) -> Tensor:
@@ -182,14 +188,27 @@ def _mean_or_sum(step: Step, flat: list[Any]) -> Tensor:
     return result / count if step.name == "sum" else result * count
 
 
+def _of_one_term(step: Step, flat: list[Any]) -> Tensor:
+    """The sum divided by the number of its terms that are not 0."""
+    result = step.call(flat)[0]
+    return result / step.call([(flat[0] != 0).to(result.dtype), *flat[1:]])[0].clamp(min=1)
+
+
 def _over(step: Step, flat: list[Any], dims: tuple[int, ...]) -> Tensor:
     x, expected = flat[0], step.call(flat)[0]
     if max(dims) >= x.dim() or all(x.shape[d] == 1 for d in dims):
         raise ValueError("no such dimension")
     value = x.sum(dims, keepdim=True) if step.name == "sum" else x.mean(dims, keepdim=True)
     if expected.dim() == x.dim():
-        return value.expand_as(expected) if expected.shape != value.shape and expected.numel() > 1 else value
+        is_smaller = all(n in (1, m) for n, m in zip(value.shape, expected.shape, strict=True))
+        return value.expand_as(expected) if is_smaller and expected.numel() > 1 else value
     return x.sum(dims) if step.name == "sum" else x.mean(dims)
+
+
+def _mean_over(step: Step, flat: list[Any], dims: tuple[int, ...]) -> Tensor:
+    """A sum over other dimensions that is divided, later, by their number of elements."""
+    x, expected = flat[0], step.call(flat)[0]
+    return _over(step, flat, dims) * (x.numel() / expected.numel()) / math.prod(x.shape[d] for d in dims)
 
 
 def other_arguments(step: Step, dims: int) -> Iterator[tuple[str, str, StepChange]]:

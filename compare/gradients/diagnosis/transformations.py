@@ -22,6 +22,11 @@ class Transformation:
     description: str
     apply: Map
 
+    @property
+    def gives_equal_slices(self) -> bool:
+        """True if all slices along a dimension are equal: their mean, the first or the last."""
+        return self.kind == "wrong sum" and self.description.startswith(("averaged", "at "))
+
 
 def transformations(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformation]:
     """Maps that have an effect on tensors of this shape; the most frequent mistakes first."""

@@ -101,8 +101,8 @@ def find_same_in_every_example(mismatch: Mismatch) -> Iterator[Finding]:
                 statement = f"every example has {description} instead of its own {mismatch.noun}"
                 yield Finding("summed over the batch", mismatch.quantity, statement)
             else:  # dimension 0 is not the batch; that of a parameter, say
-                statement = f"every slice along dimension 0 has {description}"
-                yield Finding("unknown", mismatch.quantity, statement)
+                statement = f"every slice along dimension 0 has {description} instead of its own"
+                yield Finding("wrong sum", mismatch.quantity, statement)
 
 
 def find_permuted(mismatch: Mismatch) -> Iterator[Finding]:

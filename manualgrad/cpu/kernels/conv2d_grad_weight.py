@@ -10,9 +10,9 @@ many products for each gradient, that was measured to be slower.
 
 A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run. A task computes ``share`` units for
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
-compute numbers of the tile before a second time. If a run has less than TILE_ROWS numbers, the tile has the floats
-behind it too, which are not used; x and ``zeros`` must have TILE_ROWS floats more than their pixels. The sums are
-stored in the weight gradient by ``unpack_panels``.
+compute numbers of the tile before a second time; if only HALF_ROWS numbers or fewer are left, it has HALF_ROWS. If a
+run has fewer numbers than its tile, the tile has the floats behind it too, which are not used; x and ``zeros`` must
+have TILE_ROWS floats more than their pixels. The sums are stored in the weight gradient by ``unpack_panels``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import BIT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import (
+    HALF_ROWS,
     TILE_ROWS,
     Tile,
     channel_mask,
@@ -28,6 +29,7 @@ from manualgrad.cpu.kernels.conv2d_tile import (
     minimum,
     panel_sizes,
     panel_vectors,
+    tile_of_run,
 )
 from manualgrad.cpu.kernels.conv2d_windows import ENTRY_BYTES, WINDOW_ARGUMENTS, fill_lists, load_address
 from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
@@ -52,7 +54,6 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     """Compute this task's units."""
     largest = panel_vectors(emit)
     a.tiles = (a.run + (TILE_ROWS - 1)) // TILE_ROWS
-    a.used_rows = minimum(emit, a.run, TILE_ROWS)
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
     a.panels = (a.vectors + (largest - 1)) // largest
     a.units_of_panel = a.num_taps * a.tiles
@@ -75,7 +76,14 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
                     channel = panel * (largest * emit.lanes)
                     rows = _rows_of_grads(emit, a, start, count, group, channel, vectors)
                     with emit.loop(*units) as unit:
-                        _add_tile(emit, a, rows, lists, counts, start, group, unit, vectors)
+                        in_panel = unit % a.units_of_panel
+                        tap, (r, is_half) = in_panel // a.tiles, tile_of_run(emit, in_panel % a.tiles, a.run)
+                        partial = a.partial_sums + unit * (TILE_ROWS * largest * emit.vector_bytes)
+                        offset = (group * a.run + r) * 4
+                        for size, has_size in ((TILE_ROWS, is_half == 0), (HALF_ROWS, is_half)):
+                            with emit.if_then(has_size):
+                                tile = partial, size, vectors
+                                _add_tile(emit, a, rows, (lists, counts), start, tap, offset, tile)
 
 
 def _rows_of_grads(
@@ -97,31 +105,25 @@ def _rows_of_grads(
     return emit.select(is_copied, a.packed_grads, source), emit.select(is_copied, row_bytes, pixel_bytes)
 
 
-def _tile_start(emit: Emitter, a: Arguments, unit: Value) -> tuple[Value, Value]:
-    """Return a unit's tap and the first number of its run."""
-    in_panel = unit % a.units_of_panel
-    return in_panel // a.tiles, minimum(emit, in_panel % a.tiles * TILE_ROWS, a.run - a.used_rows)
-
-
 def _add_tile(
-    emit: Emitter, a: Arguments, grads: tuple[Value, Value], lists: Value, counts: Value, start: Value, group: Value,
-    unit: Value, vectors: int,
+    emit: Emitter, a: Arguments, grads: tuple[Value, Value], lists: tuple[Value, Value], start: Value, tap: Value,
+    offset: Value, unit: tuple[Value, int, int],
 ) -> None:  # fmt: skip
-    """Add the sums of a chunk to a unit's tile."""
-    tap, r = _tile_start(emit, a, unit)
-    count, offset = emit.load(counts + tap * 8, INT64), (group * a.run + r) * 4
-    partial = a.partial_sums + unit * (TILE_ROWS * panel_vectors(emit) * emit.vector_bytes)
+    """Add the sums of a chunk to a unit, ``offset`` bytes behind its pixels: address, and rows and vectors."""
+    partial, rows, vectors = unit
+    entries, counts = lists
+    count = emit.load(counts + tap * 8, INT64)
     blocks = (count + (BLOCK_WINDOWS - 1)) // BLOCK_WINDOWS
     blocks = emit.select(blocks > 0, blocks, emit.constant(INT64, 1))  # one without terms stores zeros
     size = (count + blocks - 1) // blocks
     with emit.loop(0, blocks) as block:
-        tile = Tile(emit, vectors)
+        tile = Tile(emit, vectors, rows)
         for n, part in tile.terms(block * size, minimum(emit, block * size + size, count)):
-            entry = lists + (tap * a.chunk + n) * ENTRY_BYTES
+            entry = entries + (tap * a.chunk + n) * ENTRY_BYTES
             pixel = load_address(emit, entry) + offset
             window = emit.load(entry + 8, INT64)
             row = load_row(emit, grads[0] + window * grads[1], vectors)
-            tile.add_products(part, [emit.load_splat(pixel + 4 * m) for m in range(TILE_ROWS)], row)  # eq. (3)
+            tile.add_products(part, [emit.load_splat(pixel + 4 * m) for m in range(rows)], row)  # eq. (3)
         tile.add_parts()
         with emit.if_then(start + block > 0):
             tile.add_from(partial)

@@ -9,6 +9,7 @@ from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Emitter
 
 TILE_ROWS = 6  # windows, or numbers of a run, of a tile
+HALF_ROWS = TILE_ROWS // 2
 
 
 def panel_vectors(emit: Emitter) -> int:
@@ -33,15 +34,25 @@ def channel_mask(emit: Emitter, channels_left: Value) -> Value:
     return emit.first_lanes(minimum(emit, channels_left, emit.lanes))
 
 
+def tile_of_run(emit: Emitter, number: Value, run: Value) -> tuple[Value, Value]:
+    """First number of a run that its tile ``number`` has, and True if the tile has HALF_ROWS.
+
+    The last tile ends with the run, and has half of the rows if no more numbers are left."""
+    first = number * TILE_ROWS
+    is_half = run - first < HALF_ROWS + 1
+    rows = emit.select(is_half, emit.constant(INT64, HALF_ROWS), emit.constant(INT64, TILE_ROWS))
+    return minimum(emit, first, emit.select(run > rows, run - rows, emit.constant(INT64, 0))), is_half
+
+
 class Tile:
-    """Sums of TILE_ROWS × ``vectors`` vectors, 0 at first.
+    """Sums of ``rows`` × ``vectors`` vectors, 0 at first.
 
     A tile of one vector has each sum in two parts, since an addition waits for the one before."""
 
-    def __init__(self, emit: Emitter, vectors: int) -> None:
+    def __init__(self, emit: Emitter, vectors: int, rows: int = TILE_ROWS) -> None:
         self.emit, self.vectors, self.parts = emit, vectors, 2 if vectors == 1 else 1
         zero = emit.constant(emit.float_vector, 0)
-        self._sums = [[emit.variable(zero) for _ in range(TILE_ROWS * vectors)] for _ in range(self.parts)]
+        self._sums = [[emit.variable(zero) for _ in range(rows * vectors)] for _ in range(self.parts)]
 
     def terms(self, start: Value, stop: Value) -> Iterator[tuple[Value, int]]:
         """Loop over ``range(start, stop)``: the number of each term, and the part of the sums that it is added to."""

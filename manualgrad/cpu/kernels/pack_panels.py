@@ -17,7 +17,7 @@ from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.transposition import transposed
 from manualgrad.cpu.ir.values import INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
-from manualgrad.cpu.kernels.conv2d_tile import TILE_ROWS, channel_mask, minimum, panel_vectors
+from manualgrad.cpu.kernels.conv2d_tile import TILE_ROWS, channel_mask, minimum, panel_vectors, tile_of_run
 from manualgrad.cpu.kernels.conv2d_windows import TAP_WORDS
 from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
@@ -88,7 +88,7 @@ def pack_panels(emit: Emitter, a: Arguments) -> None:
 def unpack_panels(emit: Emitter, a: Arguments) -> None:
     """Store this task's panels in the weight gradient."""
     largest, scratch, run = panel_vectors(emit), _scratch(emit, a), a.outer * a.inner
-    tiles, used_rows = (run + (TILE_ROWS - 1)) // TILE_ROWS, minimum(emit, run, TILE_ROWS)
+    tiles = (run + (TILE_ROWS - 1)) // TILE_ROWS
     unit_bytes, panels = TILE_ROWS * largest * emit.vector_bytes, (_num_vectors(emit, a) + (largest - 1)) // largest
     for group, first_vector, vectors in _panels(emit, a):
         units = a.partial_sums + (group * panels + first_vector // largest) * a.num_taps * tiles * unit_bytes
@@ -99,7 +99,7 @@ def unpack_panels(emit: Emitter, a: Arguments) -> None:
                 for row_offset, number in _rows(emit, a, taps, outer, (start, stop)):
                     tap, r = number // run, number % run
                     tile = r // TILE_ROWS
-                    row = r - minimum(emit, tile * TILE_ROWS, run - used_rows)
+                    row = r - tile_of_run(emit, tile, run)[0]
                     total = units + ((tap * tiles + tile) * unit_bytes + (row * vectors + v) * emit.vector_bytes)
                     emit.store(emit.load(total, emit.float_vector), scratch + (row_offset - offset) * emit.lanes)
                 for first, valid in _vectors_of(emit, (stop - start) * a.neighbours):

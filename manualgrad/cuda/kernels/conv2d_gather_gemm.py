@@ -22,9 +22,9 @@ from manualgrad.cuda.kernels.conv2d_products import multiply_add
 @triton.jit
 def sum_over_taps(
     x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part,
-    C: tl.constexpr, KW: tl.constexpr, X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr,
+    C: tl.constexpr, KW: tl.constexpr, W_ROW: tl.constexpr, X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr,
     HOP_H: tl.constexpr, HOP_W: tl.constexpr, TAP_STEP_H: tl.constexpr, TAP_STEP_W: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    FLAT: tl.constexpr, JOINED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The sum over num_p × num_q taps and C channels, or one of its PARTS: a tile BM × BN.
@@ -32,7 +32,8 @@ def sum_over_taps(
     Tap (i, j) reads x at the pixel (h + HOP_H·i, v + HOP_W·j) and w at (p0 + TAP_STEP_H·i, q0 + TAP_STEP_W·j).
     x_at is the offset of tap (0, 0) in x for each row of the tile, w_at that of each column's weights in w. FLAT
     joins taps and channels to one axis, for few channels, and computes each number's address; otherwise a block is BK
-    channels of one tap."""
+    channels of one tap. JOINED reads a column's weights, the zeros behind them too, in the order of that axis, which
+    lets the hardware copy 16 bytes at a time."""
     block = tl.arange(0, BK)
     acc = tl.zeros([BM, BN], tl.float32)
     if FLAT:
@@ -52,8 +53,12 @@ def sum_over_taps(
             inside = (row >= 0) & (row < H) & (column >= 0) & (column < W) & is_term[None, :]
             at = x_at[:, None] + ((i * HOP_H * W + j * HOP_W) * X_PIXEL + c * X_CHANNEL)[None, :]
             a = tl.load(x + at, mask=inside, other=0.0)
-            tap = (p0 + i * TAP_STEP_H) * KW + q0 + j * TAP_STEP_W
-            b_pointers = w + (w_at[None, :] + (tap * C + c)[:, None])
+            if JOINED:
+                w_e = e
+                is_term = e < W_ROW
+            else:
+                w_e = ((p0 + i * TAP_STEP_H) * KW + q0 + j * TAP_STEP_W) * C + c
+            b_pointers = w + (w_at[None, :] + w_e[:, None])
             b_mask = is_term[:, None] & is_channel[None, :]
             b = tl.load(b_pointers, mask=b_mask, other=0.0)
             b_low = tl.load(b_pointers + LOW, mask=b_mask, other=0.0) if PRECISION == "3xtf32" else b
@@ -88,20 +93,21 @@ def sum_over_taps(
 @triton.jit
 def conv2d_gather_gemm(
     y, x, w, bias, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH, LOW, FLAGS, NUM_FLAGS, PART_NUMEL, BIAS_STRIDE,
-    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, W_ROW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr,
     X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    FLAT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
+    FLAT: tl.constexpr, JOINED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLAG_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One tile of y, BM positions by BN channels, or one of PARTS parts of the sum of each number of it.
 
     x is (N, H, W, GROUPS·C) with the strides X_BATCH·X_PIXEL, W·X_PIXEL, X_PIXEL and X_CHANNEL; w is (GROUPS·K, KH,
-    KW, C), and its low parts follow LOW numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST
-    (N, GROUPS·K, OUT_H, OUT_W); the parts follow each other. Programs are (tiles, groups, phases·PARTS). A phase has
-    PHASE_H × PHASE_W positions in an image, M in all. WIDE computes offsets in 64 bits. With a FLAG_BLOCK above 0 the
-    NUM_FLAGS numbers of w at FLAGS are read, which are 0 if all weights are finite."""
+    KW, C), each channel W_ROW numbers after the one before, with zeros in between, and its low parts follow LOW
+    numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST (N, GROUPS·K, OUT_H, OUT_W); the parts
+    follow each other. Programs are (tiles, groups, phases·PARTS). A phase has PHASE_H × PHASE_W positions in an
+    image, M in all. WIDE computes offsets in 64 bits. With a FLAG_BLOCK above 0 the NUM_FLAGS numbers of w at FLAGS
+    are read, which are 0 if all weights are finite."""
     tile = tl.program_id(0)
     if WIDE:
         tile = tile.to(tl.int64)
@@ -124,10 +130,10 @@ def conv2d_gather_gemm(
     x_at = (n * X_BATCH + h * W + v) * X_PIXEL + group * C * X_CHANNEL  # a where(..., 0) would hide the alignment
     k = first_channel + tl.arange(0, BN)
     is_channel = k < K
-    w_at = (group * K + tl.where(is_channel, k, 0)) * (KH * KW * C)
+    w_at = (group * K + tl.where(is_channel, k, 0)) * W_ROW
     acc = sum_over_taps(
-        x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part, C, KW, X_PIXEL, X_CHANNEL,
-        HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, FLAT, WIDE, PRECISION, PARTS, BM, BN, BK,
+        x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part, C, KW, W_ROW, X_PIXEL, X_CHANNEL,
+        HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, FLAT, JOINED, WIDE, PRECISION, PARTS, BM, BN, BK,
     )  # fmt: skip
     if bias is not None:
         b = tl.load(bias + (group * K + k) * BIAS_STRIDE, mask=is_channel, other=0.0)
@@ -138,7 +144,7 @@ def conv2d_gather_gemm(
             tl.debug_barrier()  # the tile is stored again, after the products above
             store_without_padding(
                 y, x, w, first, first_channel, group, phase, part, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH,
-                LOW, C, K, GROUPS, KH, KW, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W, BACKWARD,
-                X_PIXEL, X_CHANNEL, CHANNELS_LAST, HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, WIDE, PRECISION, PARTS, BM,
-                BN,
+                LOW, C, K, GROUPS, KH, KW, W_ROW, STRIDE_H, STRIDE_W, PADDING_H, PADDING_W, DILATION_H, DILATION_W,
+                BACKWARD, X_PIXEL, X_CHANNEL, CHANNELS_LAST, HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, WIDE, PRECISION,
+                PARTS, BM, BN,
             )  # fmt: skip

@@ -60,7 +60,7 @@ def sum_without_padding(
 @triton.jit
 def store_without_padding(
     y, x, w, first, first_channel, group, phase, part, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH, LOW,
-    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, W_ROW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr,
     X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr,
@@ -76,7 +76,7 @@ def store_without_padding(
     for k0 in tl.range(first_channel, min(K, first_channel + BN), FEW, num_stages=1):
         k = k0 + tl.arange(0, FEW)
         is_channel = k < K
-        w_at = (group * K + tl.where(is_channel, k, 0)) * (KH * KW * C)
+        w_at = (group * K + tl.where(is_channel, k, 0)) * W_ROW
         acc = sum_without_padding(
             x, w, h, v, x_at, w_at, is_channel, H, W, LOW, p0, q0, num_p, num_q, part, C, KW, X_PIXEL, X_CHANNEL,
             HOP_H, HOP_W, TAP_STEP_H, TAP_STEP_W, WIDE, PRECISION, PARTS, BM, FEW,

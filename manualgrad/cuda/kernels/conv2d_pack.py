@@ -18,12 +18,14 @@ def store_split(pointers, b, LOW, mask, PRECISION: tl.constexpr):
 @triton.jit
 def pack_weight(
     w, out, pid, W_K, W_C, W_P, W_Q, LOW, FLAGS, C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    FLIP: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    ROW: tl.constexpr, FLIP: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr, BK: tl.constexpr,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """Copy w (GROUPS·K, C, KH, KW) to (GROUPS·K, KH, KW, C), or with TRANSPOSE to (GROUPS·C, KH, KW, K).
 
-    W_* are the strides of w. FLIP reverses rows and columns of the kernel, as equations (1) and (2) do. With
-    TRANSPOSE each program stores 1 at FLAGS + pid if one of its numbers is infinite or NaN, and 0 if none is."""
+    A row has ROW numbers, of which up to 15 are zeros at its end. W_* are the strides of w. FLIP reverses rows and
+    columns of the kernel, as equations (1) and (2) do. With TRANSPOSE each program stores 1 at FLAGS + pid if one of
+    its numbers is infinite or NaN, and 0 if none is."""
     TILES_C: tl.constexpr = (C + BC - 1) // BC
     TILES: tl.constexpr = TILES_C * ((K + BK - 1) // BK)
     tap = (pid // TILES) % (KH * KW)
@@ -38,10 +40,19 @@ def pack_weight(
     if TRANSPOSE:
         is_finite = tl.abs(b.to(tl.float32)) < INFINITY
         tl.store(out + FLAGS + pid, tl.max(tl.where(is_finite, 0.0, 1.0)).to(out.dtype.element_ty))
-        at = k[:, None] + (((group * C + c) * (KH * KW) + tap) * K)[None, :]
+        at = k[:, None] + ((group * C + c) * ROW + tap * K)[None, :]
     else:
-        at = (((group * K + k) * (KH * KW) + tap) * C)[:, None] + c[None, :]
+        at = ((group * K + k) * ROW + tap * C)[:, None] + c[None, :]
     store_split(out + at, b, LOW, mask, PRECISION)
+    NUMEL: tl.constexpr = KH * KW * (K if TRANSPOSE else C)
+    if ROW > NUMEL:
+        if tap == 0:
+            row = group * C + c if TRANSPOSE else group * K + k
+            is_row = c < C if TRANSPOSE else k < K
+            column = NUMEL + tl.arange(0, 16)
+            zeros = tl.zeros([BC if TRANSPOSE else BK, 16], b.dtype)
+            inside = is_row[:, None] & (column < ROW)[None, :]
+            store_split(out + (row * ROW)[:, None] + column[None, :], zeros, LOW, inside, PRECISION)
 
 
 @triton.jit
@@ -63,18 +74,20 @@ def pack_image(x, out, pid, N, C, H, W, X_N, X_C, X_H, X_W, BC: tl.constexpr, BP
 @triton.jit
 def conv2d_pack(
     w_out, w, x_out, x, W_PROGRAMS, W_K, W_C, W_P, W_Q, LOW, FLAGS, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W,
-    C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROW: tl.constexpr,
     FLIP: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr,
     BK: tl.constexpr, BC: tl.constexpr, IMAGE_BC: tl.constexpr, IMAGE_BP: tl.constexpr,
 ):  # fmt: skip
     """:func:`pack_weight` in the first W_PROGRAMS programs, :func:`pack_image` in the others, if any."""
     pid = tl.program_id(0)
     if x is None:
-        pack_weight(w, w_out, pid, W_K, W_C, W_P, W_Q, LOW, FLAGS, C, K, KH, KW, FLIP, TRANSPOSE, PRECISION, BK, BC)
+        pack_weight(
+            w, w_out, pid, W_K, W_C, W_P, W_Q, LOW, FLAGS, C, K, KH, KW, ROW, FLIP, TRANSPOSE, PRECISION, BK, BC
+        )
     else:
         if pid < W_PROGRAMS:
             pack_weight(
-                w, w_out, pid, W_K, W_C, W_P, W_Q, LOW, FLAGS, C, K, KH, KW, FLIP, TRANSPOSE, PRECISION, BK, BC
+                w, w_out, pid, W_K, W_C, W_P, W_Q, LOW, FLAGS, C, K, KH, KW, ROW, FLIP, TRANSPOSE, PRECISION, BK, BC
             )
         else:
             pack_image(x, x_out, pid - W_PROGRAMS, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W, IMAGE_BC, IMAGE_BP)

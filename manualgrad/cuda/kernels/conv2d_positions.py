@@ -66,8 +66,10 @@ def store_tile(
     """Store the sums at the positions (n, i, j) and the channels k of the group."""
     if WIDE:
         k = k.to(tl.int64)
+    acc = acc.to(y.dtype.element_ty)
     if CHANNELS_LAST:
         y_at = (((n * OUT_H + i) * OUT_W + j) * (K * GROUPS) + group * K)[:, None] + k[None, :]
-    else:
-        y_at = ((n * (K * GROUPS * OUT_H) + i) * OUT_W + j)[:, None] + (group * K + k)[None, :] * (OUT_H * OUT_W)
-    tl.store(y + y_at, acc.to(y.dtype.element_ty), mask=is_position[:, None] & is_channel[None, :])
+        tl.store(y + y_at, acc, mask=is_position[:, None] & is_channel[None, :])
+    else:  # transposed, so that neighbouring threads store neighbouring positions
+        y_at = ((group * K + k) * (OUT_H * OUT_W))[:, None] + ((n * (K * GROUPS * OUT_H) + i) * OUT_W + j)[None, :]
+        tl.store(y + y_at, tl.trans(acc), mask=is_channel[:, None] & is_position[None, :])

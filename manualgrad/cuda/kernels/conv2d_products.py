@@ -16,8 +16,10 @@ def round_to_tf32(a):
     """float32 ``a`` to the nearest of TF32's numbers, which have 11 bits; those from 3.4012e38 on become infinite.
 
     Tensor cores drop the bits that TF32 lacks. All dropped parts would have the sign of their numbers, a bias. The
-    minimum keeps the NaN that GPUs make, 0x7FFFFFFF, from becoming 0. A comparison would take 20 registers more."""
+    minima keep the NaN that GPUs make, 0x7FFFFFFF, and its negative, 0xFFFFFFFF, from becoming 0: the first one of
+    signed numbers, the second one of unsigned. A comparison would take 20 registers more."""
     bits = tl.minimum(a.to(tl.int32, bitcast=True), 0x7FFFE000)
+    bits = tl.minimum(bits.to(tl.uint32, bitcast=True), 0xFFFFE000).to(tl.int32, bitcast=True)
     return ((bits + 4096) & -8192).to(tl.float32, bitcast=True)
 
 

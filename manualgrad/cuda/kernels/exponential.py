@@ -1,4 +1,4 @@
-"""e^x and log x in float32, to one or two units in the last place.
+"""e^x and log x in float32, to a few units in the last place.
 
 Triton's ``exp(x)`` multiplies x by log2(e) and rounds, a relative error of |x| · 2⁻²⁴ in the result, and its
 ``log(x)`` is an approximation with an absolute error, which is large beside log x near x = 1. Here the exponent is

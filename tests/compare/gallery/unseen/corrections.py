@@ -31,6 +31,13 @@ class Correction:
 
 CORRECTIONS = (
     Correction(
+        "inverse real Fourier transform, not doubled",
+        r"in the derivative of fft_irfft .* the multiplication by 2 is left out",
+        "named",
+        True,
+        "the frequencies that stand for two each are those that are multiplied by 2",
+    ),
+    Correction(
         "shift of frequencies",
         r"columns in the order 1, 2, 3, 4, 0",
         "named",
