@@ -48,7 +48,15 @@ def speed_up_interpreter() -> None:
             for name, member in builtins(package):
                 interpreter._patch_attr(package, name, member, builder, *scope)
 
+    np_dtype = interpreter._get_np_dtype
+    np_dtype_of_number = functools.cache(np_dtype)
+
+    def get_np_dtype(dtype: Any) -> np.dtype:
+        is_pointer = isinstance(dtype.scalar, triton.language.pointer_type)
+        return np_dtype(dtype) if is_pointer else np_dtype_of_number(dtype.scalar)
+
     interpreter._patch_builtin = patch_builtin
+    interpreter._get_np_dtype = get_np_dtype
 
 
 if not torch.cuda.is_available():

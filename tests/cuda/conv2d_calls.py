@@ -66,6 +66,7 @@ CALLS: dict[str, Call] = {
         ),
         _calls("RGB", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3),
         _calls("RGB bf16", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, dtype=torch.bfloat16),
+        _calls("RGB 3x3", (32, 3, 224, 224), (64, 3, 3, 3), padding=1, only="grad_input"),
         _calls("digits", (64, 1, 28, 28), (16, 1, 5, 5)),
         _calls("digits tf32", (64, 1, 28, 28), (16, 1, 5, 5), tf32=True, only="grad_weight"),
         _calls("depthwise", (32, 192, 28, 28), (192, 1, 3, 3), stride=2, padding=1, groups=192),
