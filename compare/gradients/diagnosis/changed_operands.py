@@ -52,6 +52,13 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
             statement = f"in the derivative through {path.words}, {words}"
             yield kind, statement, NativeChange(site, position, with_number(number, instead))
 
+    if path.call.operation in changed.SLOPES and search.sites[site] > 1:
+        for step, value in (
+            ("previous", recorded(site, -1, lambda c: c.result)), ("next", recorded(site, 1, lambda c: c.result)),
+            ("last", lambda c: c.records[site][-1]),
+        ):  # fmt: skip
+            statement = f"the derivative of {path.words} is computed from the result of the {step} step of the loop"
+            yield "another operand", statement, NativeChange(site, position, changed.slope_from(value))
     if path.call.operation in changed.SLOPES:
         for key in search.candidates(path.call.result):
             words = key[1] if key[0] == "input" else search.site_name(key)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis.changed_native import NativeChange, passed_through
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.native_calls import Call
+from compare.gradients.diagnosis.native_calls import OPERATORS, Call
 from compare.gradients.diagnosis.native_paths import Hypothesis, NativePaths
 from compare.gradients.diagnosis.wording import dimension_name, join_words
 
@@ -81,6 +81,8 @@ def find_foreign_derivatives(search: NativePaths) -> Iterator[Finding]:
 
 def _foreign(x: Tensor, operation: str) -> Iterator[tuple[str, Formula]]:
     """Derivatives of functions other than ``operation``, in terms of the gradient, the argument and the result."""
+    if operation in OPERATORS:  # the derivative of a sum or a product is that of no other function
+        return
     yield "g times the value of the function itself, instead of its derivative", lambda g, x, y: g * y
     for d in range(x.dim()):
         over = dimension_name(x, d)

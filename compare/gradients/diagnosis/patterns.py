@@ -32,6 +32,7 @@ from compare.gradients.diagnosis.path_findings import (
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.second_question import (
     ask_again,
+    ask_for_factors,
     ask_jacobian,
     confirmed,
     is_right_if_symmetric,
@@ -140,6 +141,7 @@ def _searches(
         equal_to_right,
         _contributions(mismatch, native),
         with_examples(find_tape_findings(mismatch, probe), mismatch) if search is not None else (),
+        ask_for_factors(mismatch, probe),
         with_examples(find_scaled_path_findings(search), mismatch) if search is not None else (),
         with_examples(find_late_path_findings(search), mismatch) if search is not None else (),
         confirmed(find_symmetric_part, mismatch, probe),

@@ -56,17 +56,23 @@ def with_examples(findings: Iterator[Finding], mismatch: Mismatch) -> Iterator[F
 
 
 def _ask(mismatch: Mismatch, probe: Probe, search: NativePaths | None) -> Iterator[Finding]:
-    yield from confirmed(lambda m: find_transformed(m, probe), mismatch, probe)
+    transformed = list(confirmed(lambda m: find_transformed(m, probe), mismatch, probe))
+    yield from (f for f in transformed if f.kind != "missing term")
     matrices = jacobians(mismatch, probe)
     if matrices and not _is_linear(mismatch, probe, matrices):
         yield from confirmed(lambda m: find_nonlinear(m, probe), mismatch, probe)
     yield from confirmed(lambda m: find_element_factors(m, probe), mismatch, probe)
     if search is not None:
         yield from find_path_findings(search)
-    yield from confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe)
+    yield from transformed
     yield from confirmed(lambda m: find_element_factors(m, probe, FUNCTIONS), mismatch, probe)
-    yield from find_condition_of_factor(mismatch, probe)
     yield from confirmed(lambda m: find_used_derivative(m, probe), mismatch, probe)
+
+
+def ask_for_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
+    """Findings with several free numbers, a factor for each slice or on each side of a condition."""
+    yield from with_examples(confirmed(lambda m: find_slice_factors(m, probe), mismatch, probe), mismatch)
+    yield from with_examples(find_condition_of_factor(mismatch, probe), mismatch)
 
 
 def ask_jacobian(mismatch: Mismatch, probe: Probe, *, of_pairs: bool) -> Iterator[Finding]:

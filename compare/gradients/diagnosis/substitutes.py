@@ -103,9 +103,18 @@ def other_indices(indices: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Ten
     yield "the last position is used instead of each index", lambda t: torch.full_like(t, -1)
     yield "an index one too small is used (off by one)", lambda t: (t - 1).clamp(min=0)
     yield "an index one too large is used (off by one)", lambda t: (t + 1).clamp(max=int(t.max()))
+    for d in range(indices.dim()):
+        words = "each one's own position is used instead of the index that belongs there"
+        yield words, lambda t, d=d: _positions(t, d)
     for t in transformations(indices.shape):
         if t.kind in ("flipped", "shifted", "transposed", "permuted"):
             yield f"the indices are {t.description}", lambda v, t=t: t.apply(v).contiguous()
+
+
+def _positions(indices: Tensor, dim: int) -> Tensor:
+    """The index of each element along a dimension."""
+    shape = [-1 if d == dim else 1 for d in range(indices.dim())]
+    return torch.arange(indices.shape[dim], device=indices.device).reshape(shape).expand_as(indices).contiguous()
 
 
 def with_tensor(number: int, instead: Callable[[Tensor], Tensor]) -> Callable[[Call, list[Any], int], Tensor]:

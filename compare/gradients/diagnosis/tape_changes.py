@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compare.gradients.diagnosis.substitutes import other_indices
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, StepKey, Tape
 from compare.gradients.diagnosis.tape_forward import (
     Inputs,
@@ -242,7 +243,7 @@ class Changes:
                 yield kind, words, lambda tape, k, c=change: _produced(tape, producer, c, forms, k)
             for words, position, other in self._other_indices(producer):
                 yield "another operand", f"{words}, in {name}", lambda tape, k, p=position, o=other: _produced(
-                    tape, producer, lambda s, flat: s.call([*flat[:p], tape.values[o], *flat[p + 1 :]]), forms, k
+                    tape, producer, lambda s, flat: s.call([*flat[:p], o(tape), *flat[p + 1 :]]), forms, k
                 )  # fmt: skip
         # What a step of backward passes to one other alone is moved where :meth:`results` changes its result.
         is_passed_on = number in self.inside and self.uses[number] == 1
@@ -268,13 +269,19 @@ class Changes:
                 said = f"{self.name(number)} is computed with another value: {where}, {words}"
                 yield kind, said, lambda tape, n, c=change, p=places[k:]: operand_with(tape, p, c, n)
 
-    def _other_indices(self, step: Step) -> Iterator[tuple[str, int, int]]:
-        """Words, position and number of another tensor of indices in the place of that of a step."""
+    def _other_indices(self, step: Step) -> Iterator[tuple[str, int, Callable[[Tape], Tensor]]]:
+        """Words, position and value of other indices in the place of those of a step."""
         for position, argument in enumerate(step.arguments):
             own = self.tape.values[argument.number] if isinstance(argument, Ref) else None
-            for number, other in enumerate(self.tape.values) if own is not None and own.dtype is torch.int64 else ():
+            if own is None or own.dtype is not torch.int64:
+                continue
+            for number, other in enumerate(self.tape.values):
                 if other.dtype == own.dtype and other.shape == own.shape and not torch.equal(other, own):
-                    yield f"{self.name(number)} is used instead of {self.name(argument)}", position, number
+                    words = f"{self.name(number)} is used instead of {self.name(argument)}"
+                    yield words, position, lambda tape, n=number: tape.values[n]
+            for words, function in other_indices(own):
+                said = words.replace("the indices are", f"the indices in {self.name(argument)} are")
+                yield said, position, lambda tape, f=function, n=argument.number: f(tape.values[n])
 
     def _equal_slices(self, number: int) -> Iterator[Replacement]:
         """One slice of the operand for all."""

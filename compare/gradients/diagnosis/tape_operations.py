@@ -44,6 +44,7 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "special_erfcx": torch.special.erfcx, "special_log_ndtr": torch.special.log_ndtr,
     "atan": torch.atan, "asin": torch.asin, "log1p": torch.log1p, "expm1": torch.expm1,
 }  # fmt: skip
+SIGN_FUNCTIONS = ("sign", "sgn", "abs")
 # Operations that read memory out of bounds, and may end the process, for sizes and options that do not fit: private
 # ones leave the checks to the public function that calls them, but for CHECKED.
 UNCHECKED = ("_", "native_", "as_strided")
@@ -103,10 +104,11 @@ def other_operations(step: Step) -> Iterator[tuple[str, str, StepChange]]:
         yield "another operand", words, lambda s, flat: s.call([flat[0], flat[2], flat[1]])
     if bare in UNARY:
         for name, function in UNARY.items():
-            if name != bare:
+            # The sign of a positive tensor is 1, as where the factor is missing.
+            if name != bare and (name not in SIGN_FUNCTIONS or bare in SIGN_FUNCTIONS):
                 words = f"{name.removeprefix('special_')} is used instead of {bare.removeprefix('special_')}"
                 yield "another operand", words, lambda s, flat, f=function: [f(flat[0])]
-    if bare in ("sign", "sgn", "abs"):
+    if bare in SIGN_FUNCTIONS:
         for value, words in ((1.0, "1"), (-1.0, "-1")):
             yield (
                 "only at ties", f"the sign is {words} instead of 0 where its argument is 0",
@@ -130,6 +132,7 @@ def other_operations(step: Step) -> Iterator[tuple[str, str, StepChange]]:
             "where an index occurs several times, the last contribution overwrites the others instead of being added"
         )
         yield "missing term", words, _overwriting
+        yield "wrong sum", "the contributions to one index are averaged instead of added", _averaging
     if bare in ("cumsum", "logcumsumexp"):
         words = "is the sum of the elements before each one, without its own"
         yield "missing term", f"the running sum ({bare}) {words}", lambda s, flat: [s.call(flat)[0] - flat[0]]
@@ -150,6 +153,14 @@ def _exchanged_ends(flat: list[Any]) -> list[Any]:
     count = (len(flat) - 1) // 2 * 2
     pads = [flat[1 + (n ^ 1)] for n in range(count)]
     return [flat[0], *pads, *flat[1 + count :]]
+
+
+def _averaging(step: Step, flat: list[Any]) -> list[Any]:
+    """The sum for each index over the number of its contributions."""
+    places = [n for n, value in enumerate(flat) if isinstance(value, Tensor) and value.is_floating_point()]
+    place = places[0] if step.name == "embedding_dense_backward" else places[-1]
+    ones = [*flat[:place], torch.ones_like(flat[place]), *flat[place + 1 :]]
+    return [s / count.clamp(min=1) for s, count in zip(step.call(flat), step.call(ones), strict=True)]
 
 
 def _overwriting(step: Step, flat: list[Any]) -> list[Any]:

@@ -70,7 +70,7 @@ class Sensitivities:
             with torch.enable_grad():
                 for n in self.tape.needed:
                     step = self.tape.backward[n]
-                    flat = self.tape.flat(step)
+                    flat = [value.detach() if isinstance(value, Tensor) else value for value in self.tape.flat(step)]
                     for k, argument in enumerate(step.arguments):
                         if isinstance(argument, Ref):
                             flat[k] = env.get(argument.number, flat[k])
