@@ -306,6 +306,12 @@ def with_gradient(apply: Callable[[Tensor], Tensor]) -> Callable[[Call, list[Any
     return derivative
 
 
+def times_argument(call: Call, flat: list[Any], position: int) -> Tensor:
+    """The derivative times the argument: that of a power which keeps its exponent."""
+    own = flat[position].detach()
+    return argument_gradient(lambda g: g * own)(call, flat, position)
+
+
 def argument_gradient(apply: Callable[[Tensor], Tensor]) -> Callable[[Call, list[Any], int], Tensor]:
     """The derivative by the argument transformed, after the call."""
 

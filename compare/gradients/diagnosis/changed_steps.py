@@ -39,6 +39,9 @@ def _passed_through(search: NativePaths) -> Iterator[Hypothesis]:
         site, position = path.call.site, path.position
         change = NativeChange(site, position, changed.passed_through)
         yield Hypothesis("missing term", _passed_words(path), change, path)
+        if path.call.operation == "pow" and path.position == 0:
+            statement = f"the derivative of {path.words} keeps its exponent: n x^n instead of n x^(n - 1)"
+            yield Hypothesis("another operand", statement, NativeChange(site, position, changed.times_argument), path)
         statement = f"is computed with {path.words} applied again, instead of its transpose"
         yield Hypothesis("not transposed", statement, NativeChange(site, position, changed.transposed_map), path)
 
