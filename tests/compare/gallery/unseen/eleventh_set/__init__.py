@@ -1,0 +1,1 @@
+"""The eleventh set: mistakes as other projects report them, written without a look at the diagnosis."""
