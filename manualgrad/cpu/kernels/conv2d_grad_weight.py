@@ -61,7 +61,8 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     counts = lists + a.num_taps * a.chunk * ENTRY_BYTES
     a.packed_grads = a.packed_grads + a.task * a.chunk * (largest * emit.vector_bytes)
     first, stop = task_range(emit, a, a.units)
-    with emit.loop(0, a.windows, a.chunk) as start:
+    # without images there is one chunk of no windows, which stores zeros
+    with emit.loop(0, emit.select(a.windows > 0, a.windows, emit.constant(INT64, 1)), a.chunk) as start:
         count = minimum(emit, a.windows - start, a.chunk)
         fill_lists(emit, a, lists, counts, (start, start + count))
         with emit.loop(first // a.units_of_panel, (stop + a.units_of_panel - 1) // a.units_of_panel) as number:
