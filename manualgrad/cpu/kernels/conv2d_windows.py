@@ -5,7 +5,8 @@ offsets (p, q) is (row_step·i + p, column_step·j + q). Stride and dilation are
 
 ``fill_table`` lists for each tap the addresses of the pixels of all windows of a chunk. A pixel outside the image is
 the address of zeros, so padding needs no instruction of its own. ``fill_lists`` leaves out windows whose pixel is
-outside, unless images have their columns of zeros: then all windows at a border are multiplied with zeros.
+outside, unless ``lists_zeros``: where images have columns of zeros left and right, rows of zeros are listed too, so
+that all windows at a border are multiplied with zeros.
 """
 
 from __future__ import annotations
@@ -107,14 +108,15 @@ def _fill_places(emit: Emitter, a: Arguments, table: Value, start: Value, stop: 
                 emit.store(offset + m * strides[0], entries + a.num_taps * row_bytes + m * 8)
 
 
-def fill_lists(emit: Emitter, a: Arguments, lists: Value, counts: Value, windows: tuple[Value, Value]) -> None:
-    """List for each tap of a chunk the pixels inside the image: lists (num_taps, chunk) of entries, and counts.
+def fill_lists(emit: Emitter, a: Arguments, windows: tuple[Value, Value]) -> None:
+    """List for each tap of a chunk the pixels inside the image.
 
-    With ``lists_zeros`` a pixel of a row outside the image is listed as zeros."""
+    ``a.lists`` are this task's (num_taps, chunk) entries, of which the first ``a.counts`` (num_taps) are filled. With
+    ``a.lists_zeros`` a pixel of a row outside the image is listed as zeros."""
     start, stop = windows
     zero = emit.constant(INT64, 0)
     with emit.loop(0, a.num_taps) as tap:
-        emit.store(zero, counts + tap * 8)
+        emit.store(zero, a.counts + tap * 8)
     with emit.loop(start // a.grid_columns, (stop + a.grid_columns - 1) // a.grid_columns) as grid_row:
         first, image, i = grid_row * a.grid_columns, grid_row // a.grid_rows, grid_row % a.grid_rows
         with emit.loop(0, a.num_taps) as tap:
@@ -127,15 +129,15 @@ def fill_lists(emit: Emitter, a: Arguments, lists: Value, counts: Value, windows
                 last = minimum(
                     emit, (behind + a.column_step - 1) // a.column_step, minimum(emit, stop - first, a.grid_columns)
                 )
-                length = emit.load(counts + tap * 8, INT64)
-                entries = lists + (tap * a.chunk + length) * ENTRY_BYTES
+                length = emit.load(a.counts + tap * 8, INT64)
+                entries = a.lists + (tap * a.chunk + length) * ENTRY_BYTES
                 pixel, window = _pixel_address(a, image, row, column + j * a.column_step), first + j - start
                 pixel = emit.select(is_inside, pixel, a.zeros)
                 step = emit.select(is_inside, a.column_step * a.pixel_bytes, zero)
                 with emit.loop(0, last - j) as n:
                     emit.store(pixel + n * step, entries + n * ENTRY_BYTES)
                     emit.store(window + n, entries + n * ENTRY_BYTES + 8)
-                emit.store(length + _at_least_0(emit, last - j), counts + tap * 8)
+                emit.store(length + _at_least_0(emit, last - j), a.counts + tap * 8)
 
 
 def _pixel_of_tap(emit: Emitter, a: Arguments, tap: Value, i: Value, j: Value) -> tuple[Value, Value]:
