@@ -26,7 +26,7 @@ Call = Callable[..., KernelCall]  # from a kernel's name and arguments
 class WeightOrder:
     """Strides of a weight in bytes: of groups, of the result's channels, and of the two parts of a run.
 
-    For each pair of channels it has numbers at ``positions``, of which a grid may have fewer as taps."""
+    ``positions`` is the number of positions kH·kW of the kernel, of which a grid may have fewer as taps."""
 
     group_bytes: int
     channel_bytes: int
@@ -131,7 +131,7 @@ class GridCalls:
         raise ValueError(f"neither a channel's weights nor the channels of one weight are neighbours: {order}")
 
     def _are_neighbours(self, inner: int) -> bool:
-        """True if a channel's weights with one of ``inner`` have no others between them in memory."""
+        """Return True if a channel's weights for the first ``inner`` numbers are its first positions·inner floats."""
         last = max(
             tap_offset + outer * self.order.outer_bytes + n * self.order.inner_bytes
             for (_, _, tap_offset), outer, n in product(self.grid.taps, range(self.grid.outer), range(inner))
