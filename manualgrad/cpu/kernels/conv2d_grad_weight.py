@@ -18,8 +18,6 @@ have TILE_ROWS floats more than their pixels. The sums are stored in the weight 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from manualgrad.cpu.ir.tiles import task_range
 from manualgrad.cpu.ir.values import BIT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -89,12 +87,11 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
                                 _add_unit(emit, a, start, tap, offset, grads, partial, rows)
 
 
-class PanelGrads(NamedTuple):
-    """Gradients of a panel's channels, ``vectors`` of them for each window of a chunk."""
+class PanelGrads:
+    """Gradients of a panel's channels, ``vectors`` for each window of a chunk, whose first is at ``address``."""
 
-    address: Value  # of the chunk's first window
-    window_bytes: Value  # from one window to the next
-    vectors: int
+    def __init__(self, address: Value, window_bytes: Value, vectors: int) -> None:
+        self.address, self.window_bytes, self.vectors = address, window_bytes, vectors
 
 
 def _grads_of_panel(
