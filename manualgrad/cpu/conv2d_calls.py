@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -25,7 +26,7 @@ Call = Callable[..., KernelCall]  # from a kernel's name and arguments
 class WeightOrder:
     """Strides of a weight in bytes: of groups, of the result's channels, and of the two parts of a run.
 
-    For each pair of channels it has numbers at ``positions``, of which a grid may have fewer as taps."""
+    ``positions`` is the number of positions kH·kW of the kernel, of which a grid may have fewer as taps."""
 
     group_bytes: int
     channel_bytes: int
@@ -38,12 +39,32 @@ class WeightOrder:
         return {name: stride for name, stride in vars(self).items() if name != "positions"}
 
 
+class WindowSplit(NamedTuple):
+    """Division of a grid among tasks: windows of a task, parts of the windows, and panels of a task."""
+
+    window_share: int
+    window_parts: int
+    panel_share: int
+
+    def num_tasks(self, panels: int) -> int:
+        """Number of tasks for all windows and ``panels``."""
+        return self.window_parts * -(-panels // self.panel_share)
+
+
+class ResultStrides(NamedTuple):
+    """Bytes in the result from a window to that of the next image, row and column."""
+
+    out_image_bytes: int
+    out_row_bytes: int
+    out_column_bytes: int
+
+
 @dataclass(frozen=True)
 class GridCalls:
     """Kernel calls for the windows of ``grid``, and ``channels`` of each of ``groups`` in the result.
 
-    A call of ``conv2d`` or ``conv2d_grad_weight`` takes ``chunk`` windows at a time. The addresses of taps and zeros
-    are in the calls, so this object has to live as long as they do."""
+    A call of ``conv2d`` or ``conv2d_grad_weight`` takes ``chunk`` windows at a time. The addresses of taps, zeros and
+    places are in the calls, so this object has to live as long as they do."""
 
     lanes: int
     grid: Grid
@@ -110,7 +131,7 @@ class GridCalls:
         raise ValueError(f"neither a channel's weights nor the channels of one weight are neighbours: {order}")
 
     def _are_neighbours(self, inner: int) -> bool:
-        """True if a channel's weights with one of ``inner`` have no others between them in memory."""
+        """Return True if a channel's weights for the first ``inner`` numbers are its first positions·inner floats."""
         last = max(
             tap_offset + outer * self.order.outer_bytes + n * self.order.inner_bytes
             for (_, _, tap_offset), outer, n in product(self.grid.taps, range(self.grid.outer), range(inner))
@@ -154,25 +175,19 @@ class GridCalls:
         }  # fmt: skip
 
     def conv2d(
-        self, call: Call, split: tuple[int, int, int], chunk: int, out_strides: tuple[int, int, int], *, x: Address,
+        self, call: Call, split: WindowSplit, chunk: int, strides: ResultStrides, *, x: Address,
         packed: Address, out: Address, table: Address, sums: Address, has_relu: bool = False,
         skips_zeros: bool = True,
     ) -> KernelCall:  # fmt: skip
-        """Compute the result, whose images, rows and columns have ``out_strides`` in bytes.
-
-        With ``skips_zeros``, a result is right only if all weights are finite.
-
-        ``split`` has the windows of a task, the number of such parts, and the panels of a task."""
-        grid, block, images = self.grid, self._block_k, self.grid.images_per_block(split[1]) if skips_zeros else 0
+        """Compute the result. With ``skips_zeros`` it is right only if all weights are finite."""
+        grid, block = self.grid, self._block_k
+        images = grid.images_per_block(split.window_parts) if skips_zeros else 0
         taps_per_block = _even_block(len(grid.taps), max(1, block // grid.run))
         return call(
             "conv2d", x=x, packed_weight=packed, out=out, table=table, partial_sums=sums, has_relu=has_relu,
-            skips_zeros=skips_zeros,
-            places=self.places.data_ptr() if images else 0, images_per_block=images,
-            **dict(zip(("window_share", "window_parts", "panel_share"), split, strict=True)), groups=self.groups,
-            channels=self.channels, run=grid.run, taps_per_block=taps_per_block,
-            run_per_block=_even_block(grid.run, block), chunk=chunk,
-            **dict(zip(("out_image_bytes", "out_row_bytes", "out_column_bytes"), out_strides, strict=True)),
+            skips_zeros=skips_zeros, places=self.places.data_ptr() if images else 0, images_per_block=images,
+            groups=self.groups, channels=self.channels, run=grid.run, taps_per_block=taps_per_block,
+            run_per_block=_even_block(grid.run, block), chunk=chunk, **split._asdict(), **strides._asdict(),
             **grid.arguments(*self.constants),
         )  # fmt: skip
 
@@ -190,11 +205,6 @@ class GridCalls:
     def unit_bytes(self) -> int:
         """Bytes of a tile of the weight gradient."""
         return 4 * TILE_ROWS * self.panel_floats
-
-    @property
-    def slack(self) -> int:
-        """Floats behind x that ``conv2d_grad_weight`` may read."""
-        return TILE_ROWS if self.grid.run < TILE_ROWS else 0
 
     def grad_weight(
         self, call: Call, share: int, chunk: int, *, x: Address, grad_out: Address, lists: Address, sums: Address,

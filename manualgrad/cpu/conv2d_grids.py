@@ -16,7 +16,7 @@ from torch import Tensor
 
 from manualgrad.cpu import memory
 
-TILE_ROWS, TAP_WORDS, ENTRY_BYTES = 6, 3, 16  # as in kernels/conv2d_tile.py and conv2d_windows.py, which need LLVM
+TILE_ROWS, ENTRY_BYTES = 6, 16  # as in kernels/conv2d_tile.py and conv2d_windows.py, which need LLVM
 MAX_CHUNK = 768  # windows
 MAX_PLACES = 400  # windows of an image, up to which they are ordered by their taps
 MAX_BLOCK_IMAGES = 8
@@ -49,6 +49,11 @@ class Grid:
     @property
     def windows(self) -> int:
         return self.batch * self.rows * self.columns
+
+    @property
+    def slack(self) -> int:
+        """Floats behind x that ``conv2d_grad_weight`` may read."""
+        return TILE_ROWS if self.run < TILE_ROWS else 0
 
     def chunk(self, lanes: int, share: int) -> int:
         """Windows that a task with ``share`` windows computes at a time."""

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from manualgrad.cpu.conv2d_calls import Call, GridCalls, WeightOrder
+from manualgrad.cpu.conv2d_calls import Call, GridCalls, ResultStrides, WeightOrder, WindowSplit
 from manualgrad.cpu.conv2d_grids import forward_grid, grad_input_grids
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.conv_pool_sizes import split_work
@@ -56,14 +56,14 @@ class ConvBlock:
         positions = math.prod(layer.kernel_size)
         order = WeightOrder(0, 4 * strides[0], kw_bytes, 4 * strides[1], positions)
         self.calls = GridCalls(lanes, grid, order, 1, layer.out_channels)
-        self.copies_x = any(self.margin) or self.calls.slack > 0
+        self.copies_x = any(self.margin) or self.calls.grid.slack > 0
 
         (s1, s2), pixel = geometry.windows.stride, 4 * channels
         grids = grad_input_grids((batch_size, layer.out_channels, *self.conv_size[:2]), strides, geometry)
         order = WeightOrder(0, 4 * strides[1], 0, 4 * strides[0], positions)
         self.backward_calls = [GridCalls(lanes, grid, order, 1, channels) for _, _, grid in grids]
         self.backward_offsets = [(i * width + j) * pixel for i, j, _ in grids]
-        self.backward_strides = height * width * pixel, s1 * width * pixel, s2 * pixel
+        self.backward_strides = ResultStrides(height * width * pixel, s1 * width * pixel, s2 * pixel)
         self.is_partial = len(grids) < min(s1, height) * min(s2, width)  # pixels that no window has
         self.pack_flags = len(grids)
 
@@ -88,7 +88,7 @@ class ConvBlock:
         if self.copies_x:
             height, width, channels = self.in_size
             buffers["x_copy"] = 4 * (self.batch_size * height * (width + sum(self.margin)) * channels)
-            buffers["x_copy"] += 4 * self.calls.slack
+            buffers["x_copy"] += 4 * self.calls.grid.slack
         if self.pooling:
             buffers["pool_index"] = self.batch_size * math.prod(self.out.shape)
         return buffers
@@ -181,7 +181,7 @@ class ConvBlock:
         pixel = 4 * channels
         conv = self.calls.conv2d(
             self._call, self._split(self.calls, at.split), self._chunk(self.calls, at.split),
-            (height * width * pixel, width * pixel, pixel), x=x, packed=at.own("packed"), out=z,
+            ResultStrides(height * width * pixel, width * pixel, pixel), x=x, packed=at.own("packed"), out=z,
             table=at.own("table"), sums=at.own("sums"), has_relu=self.subgradient == 0,
             skips_zeros=False,  # nothing checks the weights of forward
         )  # fmt: skip
@@ -200,8 +200,9 @@ class ConvBlock:
     def _x(self, at: BlockBuffers) -> BufferRef:
         return at.own("x_copy") if self.copies_x else at.x
 
-    def _split(self, calls: GridCalls, split: Split) -> tuple[int, int, int]:
-        return max(1, self._windows_per_task(calls, split)), split.num_tasks, calls.panels
+    def _split(self, calls: GridCalls, split: Split) -> WindowSplit:
+        """Each task computes all panels of its images."""
+        return WindowSplit(max(1, self._windows_per_task(calls, split)), split.num_tasks, calls.panels)
 
     def _numels(self, split: Split) -> dict[str, int]:
         return {"numel": self._conv_numel, "share": split.images_per_task * math.prod(self.conv_size)}

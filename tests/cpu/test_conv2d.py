@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,7 @@ from manualgrad.cpu import (
     conv2d_calls,
     conv2d_grids,
     conv2d_programs,
+    conv2d_regions,
     image_formats,
     instruction_set,
     jit,
@@ -79,6 +83,7 @@ BLOCKS = ((2, 40, 9, 9), (20, 40, 4, 4), {"padding": 2})  # several blocks of ta
 RUN_BLOCKS = ((1, 600, 2, 3), (17, 600, 1, 1), {})  # several blocks of a run
 CHUNKS = ((3, 6, 20, 21), (9, 6, 3, 3), {"padding": 1})  # several chunks of windows
 STRIPS = ((2, 70, 9, 9), (75, 70, 2, 2), {})  # several strips of transposed images
+NO_PIXEL = ((2, 9, 1, 1), (9, 9, 1, 1), {"stride": 7, "padding": 9})  # all windows are outside the image
 UNUSED_PIXELS = ((2, 8, 7, 8), (9, 8, 1, 1), {"stride": 2})  # no window has them
 
 
@@ -90,6 +95,7 @@ UNUSED_PIXELS = ((2, 8, 7, 8), (9, 8, 1, 1), {"stride": 2})  # no window has the
 @example(RUN_BLOCKS, (True,) * 6, 4, "avx2", 0)
 @example(CHUNKS, (True,) * 6, 1, "avx2", 0)
 @example(STRIPS, (False,) * 6, 2, "avx2", 0)
+@example(NO_PIXEL, (True,) * 6, 2, "avx2", 0)
 @example(UNUSED_PIXELS, (False,) * 6, 3, "avx2", 0)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, instructions, seed):
@@ -98,7 +104,7 @@ def test_kernels_equal_formulas(monkeypatch, convolution, choices, threads, inst
     kernels.choose(instructions if instructions in jit.instruction_sets() else "auto")
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    monkeypatch.setattr(conv2d_programs, "MULTIPLICATIONS_PER_THREAD", 1 << 10)  # so that small sizes use threads
+    monkeypatch.setattr(conv2d_regions, "MULTIPLICATIONS_PER_THREAD", 1 << 10)  # so that small sizes use threads
     monkeypatch.setattr(conv2d_grids, "CHUNK_BYTES", dict.fromkeys(jit.LANES.values(), 1 << 10))
     monkeypatch.setattr(conv2d_grids, "MAX_BLOCK_IMAGES", 2)
     monkeypatch.setattr(conv2d_calls, "BLOCK_PIECE", 72)
@@ -118,10 +124,10 @@ def test_constants_are_those_of_the_kernels():
     from manualgrad.cpu.kernels import conv2d_tile, conv2d_windows, transpose  # they need LLVM
 
     assert conv2d_grids.TILE_ROWS == conv2d_tile.TILE_ROWS
-    assert (conv2d_grids.TAP_WORDS, conv2d_grids.ENTRY_BYTES) == (
-        conv2d_windows.TAP_WORDS,
-        conv2d_windows.ENTRY_BYTES,
-    )
+    assert conv2d_grids.ENTRY_BYTES == conv2d_windows.ENTRY_BYTES
+    assert len(get_args(conv2d_grids.Tap)) == conv2d_windows.TAP_WORDS
+    for lanes, vectors in conv2d_calls.PANEL_VECTORS.items():
+        assert conv2d_tile.panel_vectors(SimpleNamespace(lanes=lanes)) == vectors
     assert (image_formats.BLOCK, image_formats.STRIP) == (transpose.BLOCK, transpose.STRIP)
 
 

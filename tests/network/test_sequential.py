@@ -11,6 +11,7 @@ from torch import nn
 import manualgrad as mg
 from manualgrad import kernels
 from manualgrad import nn as ours
+from manualgrad.cpu import memory
 from manualgrad.network import cpu_conv_block, guards
 from manualgrad.network.cpu_blocks import MAX_REREAD_WEIGHTS
 from manualgrad.network.layers import POOL, Conv, Dense, Flatten, NetworkSpec
@@ -77,6 +78,14 @@ def test_one_program_computes_what_the_layers_compute(plan_calls, make, batch_si
     for ours_, theirs, right in zip(actual, one_by_one, exact, strict=True):
         scale = right.abs().max()
         assert (ours_ - right).abs().max() <= 4 * (theirs - right).abs().max() + 1e-5 * scale
+
+
+def test_gradients_of_no_images_are_zeros(plan_calls, monkeypatch):
+    """Memory that no kernel writes has NaN."""
+    monkeypatch.setattr(memory, "new_workspace", lambda nbytes, *_: torch.full((nbytes,), 255, dtype=torch.uint8))
+    z, *grads = gradients(make_general(0.5), images(0))
+    assert plan_calls == ["forward", "backward"] and z.shape == (0, 5)
+    assert all(torch.equal(grad, torch.zeros_like(grad)) for grad in grads)
 
 
 def test_a_large_weight_is_multiplied_by_all_images_at_once():

@@ -3,10 +3,11 @@
     ∂J/∂w_pqrk = Σ_ij g_ijk x_(s1·i+p)(s2·j+q)r                                   (3)
 
 The registers hold a tile of the result: TILE_ROWS numbers r of a run of x, and some vectors of channels k, a *panel*.
-The sum over windows is taken for up to BLOCK_WINDOWS of them after the other: a sum of sums rounds less than one long
-sum. Windows whose pixel is outside the image are left out, or have zeros. With AVX2, the gradients of a panel are
-copied to scratch memory for each chunk, where they lie one behind the other; with AVX-512, whose step has twice as
-many products for each gradient, that was measured to be slower.
+The sum over windows is taken in blocks of up to BLOCK_WINDOWS, whose sums are added: a sum of sums rounds less than
+one long sum. Windows whose pixel is outside the image are left out, or have zeros. With AVX2, the gradients of a
+panel are copied to scratch memory for each chunk, where they lie one behind the other. With AVX-512, whose step has
+twice as many products for each gradient, that was measured to be slower: they are copied only where channels fill no
+whole vectors.
 
 A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run. A task computes ``share`` units for
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
@@ -42,7 +43,7 @@ BLOCK_WINDOWS = 128
     lists=POINTER,  # scratch memory of each task: (num_taps, chunk) entries, and a count for each tap
     grad_out=POINTER,  # (windows, groups * channels)
     partial_sums=POINTER,  # (units, TILE_ROWS, a panel's floats)
-    packed_grads=POINTER,  # scratch memory of each task for AVX2: (chunk, a panel's floats)
+    packed_grads=POINTER,  # scratch memory of each task: (chunk, a panel's floats)
     lists_zeros=BOOL,  # True if pixels outside the image are multiplied as zeros, False if they are left out
     units=INT,
     share=INT,  # units per task
@@ -57,13 +58,14 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
     a.vectors = (a.channels + (emit.lanes - 1)) // emit.lanes
     a.panels = (a.vectors + (largest - 1)) // largest
     a.units_of_panel = a.num_taps * a.tiles
-    lists = a.lists + a.task * a.num_taps * (a.chunk * ENTRY_BYTES + 8)
-    counts = lists + a.num_taps * a.chunk * ENTRY_BYTES
+    a.lists = a.lists + a.task * a.num_taps * (a.chunk * ENTRY_BYTES + 8)
+    a.counts = a.lists + a.num_taps * a.chunk * ENTRY_BYTES
     a.packed_grads = a.packed_grads + a.task * a.chunk * (largest * emit.vector_bytes)
     first, stop = task_range(emit, a, a.units)
-    with emit.loop(0, a.windows, a.chunk) as start:
+    # without images there is one chunk of no windows, which stores zeros
+    with emit.loop(0, emit.select(a.windows > 0, a.windows, emit.constant(INT64, 1)), a.chunk) as start:
         count = minimum(emit, a.windows - start, a.chunk)
-        fill_lists(emit, a, lists, counts, (start, start + count))
+        fill_lists(emit, a, (start, start + count))
         with emit.loop(first // a.units_of_panel, (stop + a.units_of_panel - 1) // a.units_of_panel) as number:
             group, panel = number // a.panels, number % a.panels
             first_unit = number * a.units_of_panel
@@ -74,25 +76,31 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
             for vectors, is_chosen in panel_sizes(emit, a.vectors - panel * largest):
                 with emit.if_then(is_chosen):
                     channel = panel * (largest * emit.lanes)
-                    rows = _rows_of_grads(emit, a, start, count, group, channel, vectors)
+                    grads = _grads_of_panel(emit, a, start, count, group, channel, vectors)
                     with emit.loop(*units) as unit:
                         in_panel = unit % a.units_of_panel
                         tap, (r, is_half) = in_panel // a.tiles, tile_of_run(emit, in_panel % a.tiles, a.run)
                         partial = a.partial_sums + unit * (TILE_ROWS * largest * emit.vector_bytes)
                         offset = (group * a.run + r) * 4
-                        for size, has_size in ((TILE_ROWS, is_half == 0), (HALF_ROWS, is_half)):
-                            with emit.if_then(has_size):
-                                tile = partial, size, vectors
-                                _add_tile(emit, a, rows, (lists, counts), start, tap, offset, tile)
+                        for rows, has_rows in ((TILE_ROWS, is_half == 0), (HALF_ROWS, is_half)):
+                            with emit.if_then(has_rows):
+                                _add_unit(emit, a, start, tap, offset, grads, partial, rows)
 
 
-def _rows_of_grads(
+class PanelGrads:
+    """Gradients of a panel's channels, ``vectors`` for each window of a chunk, whose first is at ``address``."""
+
+    def __init__(self, address: Value, window_bytes: Value, vectors: int) -> None:
+        self.address, self.window_bytes, self.vectors = address, window_bytes, vectors
+
+
+def _grads_of_panel(
     emit: Emitter, a: Arguments, start: Value, count: Value, group: Value, channel: Value, vectors: int
-) -> tuple[Value, Value]:
-    """Address of the gradients of a panel that begins with ``channel``, and bytes from one window to the next.
+) -> PanelGrads:
+    """Return the gradients of the panel that begins with ``channel``, for ``count`` windows from ``start``.
 
-    They are where they are with AVX-512 and whole vectors, and otherwise in scratch memory, to which they are copied;
-    channels that fill up the last vector are zeros."""
+    With AVX-512 they are those in ``grad_out`` if all vectors are whole. Otherwise they are copied to scratch memory,
+    and zeros fill up the last vector."""
     pixel_bytes, row_bytes = a.groups * a.channels * 4, emit.constant(INT64, vectors * emit.vector_bytes)
     source = a.grad_out + start * pixel_bytes + (group * a.channels + channel) * 4
     is_copied = a.channels % emit.lanes != 0 if emit.lanes == 16 else emit.constant(BIT, 1)
@@ -102,27 +110,27 @@ def _rows_of_grads(
             address = source + window * pixel_bytes + v * emit.vector_bytes
             vector = emit.masked_load(address, mask if v == vectors - 1 else None, 0)
             emit.store(vector, a.packed_grads + window * row_bytes + v * emit.vector_bytes)
-    return emit.select(is_copied, a.packed_grads, source), emit.select(is_copied, row_bytes, pixel_bytes)
+    window_bytes = emit.select(is_copied, row_bytes, pixel_bytes)
+    return PanelGrads(emit.select(is_copied, a.packed_grads, source), window_bytes, vectors)
 
 
-def _add_tile(
-    emit: Emitter, a: Arguments, grads: tuple[Value, Value], lists: tuple[Value, Value], start: Value, tap: Value,
-    offset: Value, unit: tuple[Value, int, int],
-) -> None:  # fmt: skip
-    """Add the sums of a chunk to a unit, ``offset`` bytes behind its pixels: address, and rows and vectors."""
-    partial, rows, vectors = unit
-    entries, counts = lists
-    count = emit.load(counts + tap * 8, INT64)
+def _add_unit(
+    emit: Emitter, a: Arguments, start: Value, tap: Value, offset: Value, grads: PanelGrads, partial: Value, rows: int
+) -> None:
+    """Add the sums of a chunk, which begins with window ``start``, to the unit at ``partial``.
+
+    Its ``rows`` numbers of the run are ``offset`` bytes behind the addresses of the pixels."""
+    count = emit.load(a.counts + tap * 8, INT64)
     blocks = (count + (BLOCK_WINDOWS - 1)) // BLOCK_WINDOWS
     blocks = emit.select(blocks > 0, blocks, emit.constant(INT64, 1))  # one without terms stores zeros
     size = (count + blocks - 1) // blocks
     with emit.loop(0, blocks) as block:
-        tile = Tile(emit, vectors, rows)
+        tile = Tile(emit, grads.vectors, rows)
         for n, part in tile.terms(block * size, minimum(emit, block * size + size, count)):
-            entry = entries + (tap * a.chunk + n) * ENTRY_BYTES
+            entry = a.lists + (tap * a.chunk + n) * ENTRY_BYTES
             pixel = load_address(emit, entry) + offset
             window = emit.load(entry + 8, INT64)
-            row = load_row(emit, grads[0] + window * grads[1], vectors)
+            row = load_row(emit, grads.address + window * grads.window_bytes, grads.vectors)
             tile.add_products(part, [emit.load_splat(pixel + 4 * m) for m in range(rows)], row)  # eq. (3)
         tile.add_parts()
         with emit.if_then(start + block > 0):

@@ -109,14 +109,15 @@ def _fill_places(emit: Emitter, a: Arguments, table: Value, start: Value, stop: 
                 emit.store(offset + m * strides[0], entries + a.num_taps * row_bytes + m * 8)
 
 
-def fill_lists(emit: Emitter, a: Arguments, lists: Value, counts: Value, windows: tuple[Value, Value]) -> None:
-    """List for each tap of a chunk the pixels inside the image: lists (num_taps, chunk) of entries, and counts.
+def fill_lists(emit: Emitter, a: Arguments, windows: tuple[Value, Value]) -> None:
+    """List for each tap of a chunk the pixels inside the image.
 
-    With ``lists_zeros`` pixels outside are listed too, as zeros."""
+    ``a.lists`` are this task's (num_taps, chunk) entries, of which the first ``a.counts`` (num_taps) are filled. With
+    ``a.lists_zeros`` pixels outside are listed too, as zeros."""
     start, stop = windows
     zero = emit.constant(INT64, 0)
     with emit.loop(0, a.num_taps) as tap:
-        emit.store(zero, counts + tap * 8)
+        emit.store(zero, a.counts + tap * 8)
     with emit.loop(start // a.grid_columns, (stop + a.grid_columns - 1) // a.grid_columns) as grid_row:
         first, image, i = grid_row * a.grid_columns, grid_row // a.grid_rows, grid_row % a.grid_rows
         first_column, last_column = _larger(emit, start - first, zero), minimum(emit, stop - first, a.grid_columns)
@@ -129,31 +130,31 @@ def fill_lists(emit: Emitter, a: Arguments, lists: Value, counts: Value, windows
                 j = _larger(emit, (before + a.column_step - 1) // a.column_step, first_column)
                 last = minimum(emit, (behind + a.column_step - 1) // a.column_step, last_column)
                 pixel = _pixel_address(a, image, row, column + j * a.column_step)
-                for n, entry in _new_entries(emit, a, lists, counts, tap, (first - start, j, last)):
+                for n, entry in _new_entries(emit, a, tap, first - start, (j, last)):
                     emit.store(pixel + n * (a.column_step * a.pixel_bytes), entry)
             with emit.if_then(a.lists_zeros == 1):
                 pixel = _pixel_address(a, image, row, column + first_column * a.column_step)
-                for n, entry in _new_entries(emit, a, lists, counts, tap, (first - start, first_column, last_column)):
+                for n, entry in _new_entries(emit, a, tap, first - start, (first_column, last_column)):
                     inside = (column + (first_column + n) * a.column_step).ult(width)
                     address = emit.select(inside, pixel + n * (a.column_step * a.pixel_bytes), a.zeros)
                     emit.store(address, entry)
 
 
 def _new_entries(
-    emit: Emitter, a: Arguments, lists: Value, counts: Value, tap: Value, columns: tuple[Value, Value, Value]
+    emit: Emitter, a: Arguments, tap: Value, first_window: Value, columns: tuple[Value, Value]
 ) -> Iterator[tuple[Value, Value]]:
     """Append entries for the windows of a row to a tap's list: number and address of each.
 
-    ``columns`` are the number of the row's first window in the chunk, and the first column and the one behind the
-    last. The caller stores the pixel's address."""
-    before, first, last = columns
-    length = emit.load(counts + tap * 8, INT64)
-    entries = lists + (tap * a.chunk + length) * ENTRY_BYTES
+    ``first_window`` is the number of the row's first window in the chunk, ``columns`` are the first and the one behind
+    the last. The caller stores the pixel's address."""
+    first, last = columns
+    length = emit.load(a.counts + tap * 8, INT64)
+    entries = a.lists + (tap * a.chunk + length) * ENTRY_BYTES
     with emit.loop(0, last - first) as n:
         entry = entries + n * ENTRY_BYTES
         yield n, entry
-        emit.store(before + first + n, entry + 8)
-    emit.store(length + _at_least_0(emit, last - first), counts + tap * 8)
+        emit.store(first_window + first + n, entry + 8)
+    emit.store(length + _at_least_0(emit, last - first), a.counts + tap * 8)
 
 
 def _pixel_of_tap(emit: Emitter, a: Arguments, tap: Value, i: Value, j: Value) -> tuple[Value, Value]:

@@ -4,9 +4,9 @@ A *panel* has some vectors of channels: a row with their biases, and then a row 
 has, tap by tap. Channels that fill up the last vector are zeros. A task packs, or unpacks, ``share`` panels, a block
 of rows at a time, so that all vectors of a row are written while it is in the nearest caches.
 
-If neighbours in memory are channels, a row is copied as it is. Otherwise neighbours are numbers of one channel, of
-all taps or of one. Vectors of them, one for each channel, are transposed in registers into scratch memory, which then
-has these rows in the order of memory.
+If neighbours in memory are channels, ``neighbours`` is 0, and a row is copied as it is. Otherwise neighbours are
+numbers of one channel, of all taps or of one. Vectors of them, one for each channel, are transposed in registers into
+scratch memory, which then has these rows in the order of memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ORDER_ARGUMENTS = {
     "outer_bytes": INT,
     "inner_bytes": INT,
     "inner_per_block": INT,
-    "neighbours": INT,  # floats of a channel in memory for each ``inner``: of all taps, 1 for those of a tap, or 0
+    "neighbours": INT,  # floats of a channel, for each of ``inner``, that lie together: all; 1, for each tap; or 0
     "scratch": POINTER,  # of each task: inner_per_block·neighbours rows, and up to whole blocks of ``lanes``
 }
 
@@ -65,7 +65,7 @@ def pack_panels(emit: Emitter, a: Arguments) -> None:
                     nonfinite.set(emit.fma(row, zero, nonfinite.get()))
                     emit.store(row, target + number * row_bytes)
             with emit.if_then(a.neighbours > 0):
-                last_lane = a.channels - channel - 1
+                last_lane = a.channels - channel - 1  # lanes behind it read its channel again, and become 0 below
                 lanes = [source + minimum(emit, last_lane, n) * a.channel_bytes for n in range(emit.lanes)]
                 for offset, taps, outer in _pieces(emit, a, start):
                     for first, valid in _vectors_of(emit, (stop - start) * a.neighbours):
