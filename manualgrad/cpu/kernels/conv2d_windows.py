@@ -145,8 +145,8 @@ def _new_entries(
 ) -> Iterator[tuple[Value, Value]]:
     """Append entries for the windows of a row to a tap's list: number and address of each.
 
-    ``first_window`` is the number of the row's first window in the chunk, ``columns`` are the first and the one behind
-    the last. The caller stores the pixel's address."""
+    ``first_window`` is the number of the row's first window in the chunk; ``columns`` are the first, and the one
+    behind the last. The caller stores the pixel's address."""
     first, last = columns
     length = emit.load(a.counts + tap * 8, INT64)
     entries = a.lists + (tap * a.chunk + length) * ENTRY_BYTES
