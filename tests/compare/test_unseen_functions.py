@@ -20,7 +20,7 @@ from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import corrected, modules, right_cases, wrong_functions
 
 SETS = ("first_half", "second_half", "third_set", "fourth_set")
-MEASURED = ("fifth_set", "sixth_set", "seventh_set", "eighth_set", "ninth_set", "tenth_set")
+MEASURED = ("fifth_set", "sixth_set", "seventh_set", "eighth_set", "ninth_set", "tenth_set", "eleventh_set")
 MODULES = [module for each in SETS for module in modules(each)]
 
 # One of each kind of mistake that the sets made the diagnosis name.

@@ -67,6 +67,11 @@ def _transposed(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
     if _equal(expected, expected.T, jacobian.limit) or _equal(expected, -expected.T, jacobian.limit):
         return
     square = float((expected * expected).sum())
+    if _equal(ours.T, torch.linalg.pinv(expected), jacobian.limit):
+        statement = "the incoming gradient is multiplied by the inverse of forward's derivative"
+        statement += " instead of its transpose (as when the function that undoes forward is applied to it)"
+        yield "not transposed", statement, _example(jacobian, jacobian.wrong)
+        return
     factor = float((ours * expected.T).sum()) / square
     if abs(factor) > 1e-6 and _equal(ours, factor * expected.T, jacobian.limit):
         times = "" if abs(factor - 1) < 1e-6 else f", times {format_number(factor)}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, Tape
-from compare.gradients.diagnosis.tape_operands import changed_operand, fits
+from compare.gradients.diagnosis.tape_operands import changed_operand, equal_slices, fits
 from compare.gradients.diagnosis.tape_operations import (
     FORMS,
     left_out,
@@ -115,7 +115,10 @@ def changed_inputs(tape: Tape) -> Iterator[tuple[str, str, Inputs]]:
     """Kind, words, and the inputs that backward has in the place of its own: changed copies, or two exchanged."""
     used = [number for number in tape.names if number not in tape.incoming]
     for number in used:
-        for kind, words, function in changed_operand(tape.values[number], tape.names[number]):
+        tensor, name = tape.values[number], tape.names[number]
+        # Rows that are all alike would have ties where native has none; one number for each head or channel has not.
+        alike = equal_slices(tensor, name) if max(tensor.shape, default=0) == tensor.numel() else ()
+        for kind, words, function in (*changed_operand(tensor, name), *alike):
             if kind != "missing term":
                 words = words.replace("the indices are", f"the indices in {tape.names[number]} are")
                 yield kind, words, lambda tape, n=number, f=function: {n: f(tape.values[n]).clone()}
