@@ -100,8 +100,9 @@ def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
     return _unsupported(_fits_grad_weight, geometry, g, x)
 
 
-def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
-    """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
+def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor | None:
+    """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry. None if a sum is not finite:
+    the kernel leaves out pixels outside the image, which the formula multiplies as zeros."""
     if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
         return depthwise.depthwise_grad_weight(module, g, x, geometry)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
@@ -116,8 +117,7 @@ def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any
     )  # fmt: skip
     x = x if program.contiguous[0] else _images(x, program)
     g = g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
-    program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr())
-    return grad_w
+    return grad_w if program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr()) else None
 
 
 def unsupported_conv2d_backward(g: Tensor, x: Tensor, w: Tensor, _: bool, geometry: Any) -> str:
@@ -127,7 +127,8 @@ def unsupported_conv2d_backward(g: Tensor, x: Tensor, w: Tensor, _: bool, geomet
 def conv2d_backward(
     module: KernelModule, g: Tensor, x: Tensor, w: Tensor, needs_bias: bool, geometry: Any
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
-    """X(g, w), W(g, x) and the gradient of the bias, or None for it. None at all as in :func:`conv2d_grad_input`."""
+    """X(g, w), W(g, x) and the gradient of the bias, or None for it. None at all as in :func:`conv2d_grad_input`
+    and :func:`conv2d_grad_weight`."""
     if (
         geometry.windows.stride != (1, 1)
         or is_depthwise(geometry, w.shape[0], w.shape[1])
@@ -135,9 +136,10 @@ def conv2d_backward(
     ):
         # with a stride one workspace for both would be much larger, since the input's gradient has several grids
         of_input = conv2d_grad_input(module, g, w, geometry)
-        if of_input is None:
+        of_weight = None if of_input is None else conv2d_grad_weight(module, g, x, geometry)
+        if of_input is None or of_weight is None:
             return None
-        return of_input, conv2d_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
+        return of_input, of_weight, _grad_bias(g, needs_bias)
     w, channels_last = _dense(w), geometry.channels_last
     grad_w = memory.new_channels_last(*w.shape) if channels_last else memory.new(*w.shape)
     program = programs.backward_program(

@@ -133,11 +133,15 @@ class GridCalls:
         )  # fmt: skip
 
     def unpack(
-        self, call: Call, share: int, *, sums: Address, grad_weight: Address, scratch: Address
+        self, call: Call, share: int, *, sums: Address, grad_weight: Address, scratch: Address, nonfinite: Address
     ) -> KernelCall:  # fmt: skip
         """Store ``share`` panels per task in the weight gradient."""
         return call(
-            "unpack_panels", partial_sums=sums, grad_weight=grad_weight, **self._order_arguments(share, scratch)
+            "unpack_panels",
+            partial_sums=sums,
+            grad_weight=grad_weight,
+            nonfinite=nonfinite,
+            **self._order_arguments(share, scratch),
         )
 
     def _order_arguments(self, share: int, scratch: Address) -> dict[str, Address]:
@@ -194,12 +198,12 @@ class GridCalls:
 
     def grad_weight(
         self, call: Call, share: int, chunk: int, *, x: Address, grad_out: Address, lists: Address, sums: Address,
-        packed_grads: Address,
+        packed_grads: Address, lists_zeros: bool,
     ) -> KernelCall:  # fmt: skip
         """Compute ``share`` tiles of the weight gradient per task."""
         return call(
             "conv2d_grad_weight", x=x, grad_out=grad_out, lists=lists, partial_sums=sums, packed_grads=packed_grads,
-            lists_zeros=self.grid.outer > 1,
+            lists_zeros=lists_zeros,
             units=self.units, share=share, groups=self.groups, channels=self.channels, run=self.grid.run, chunk=chunk,
             **self.grid.arguments(*self.constants),
         )  # fmt: skip

@@ -70,6 +70,14 @@ class Grid:
         return max(n for n in range(1, MAX_BLOCK_IMAGES + 1) if images % n == 0)
 
     @cached_property
+    def can_leave_out_pixels(self) -> bool:
+        """True if some pixels are outside the image, but of no window all of them, and rows are no runs.
+
+        Then every window has a product with a pixel inside, which is not finite if its gradient is not."""
+        sets = [*self._tap_sets(0), *self._tap_sets(1)]
+        return self.outer == 1 and self.has_border and all(map(any, sets))
+
+    @cached_property
     def has_border(self) -> bool:
         """True if a window has a tap outside the image."""
         return not all(all(inside) for axis in (0, 1) for inside in self._tap_sets(axis))

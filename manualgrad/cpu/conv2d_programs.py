@@ -23,6 +23,7 @@ from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.team import ParallelRegion
 
+WEIGHT_FLAGS, SUM_FLAGS = "weights not finite", "sums not finite"  # of ``kernels/pack_panels.py``
 MULTIPLICATIONS_PER_THREAD = 1 << 20  # fewer are done before another thread wakes up
 
 
@@ -38,7 +39,8 @@ class ConvProgram:
         is_partial: True if it does not write all numbers of the result, and the others are 0.
         margin: columns of zeros left and right of the images, and floats behind them.
         contiguous: True for each tensor, inputs and then the result, that is contiguous rather than channels_last.
-        needs_finite_weight: True if some weights are multiplied with zeros outside the image, and others are not.
+        flags: buffers of floats, of which one is NaN where a number is not finite that is multiplied with some of the
+            zeros outside the image, and not with others: a weight, or a sum with a gradient.
     """
 
     program: Program
@@ -48,7 +50,7 @@ class ConvProgram:
     is_partial: bool = False
     margin: tuple[int, int, int] = (0, 0, 0)
     contiguous: tuple[bool, ...] = (False, False)
-    needs_finite_weight: bool = True
+    flags: tuple[str, ...] = ()
 
     @cached_property
     def has_margin(self) -> bool:
@@ -57,11 +59,8 @@ class ConvProgram:
     def run(self, *addresses: int) -> bool:
         """Run the program on tensors at ``addresses``, in the order of its names; return True if its result is right.
 
-        It is wrong only if the program needs finite weights, and packed one that is not."""
-        if not self.needs_finite_weight:
-            self.program.run_in_workspace(self.layout, addresses)
-            return True
-        return not any(map(math.isnan, self.program.run_in_workspace(self.layout, addresses, "nonfinite")))
+        It is wrong only if a flag is NaN."""
+        return not any(map(math.isnan, self.program.run_in_workspace(self.layout, addresses, self.flags)))
 
 
 @lru_cache(maxsize=512)
@@ -80,7 +79,9 @@ def forward_program(
     names = ("x", "x, channels last"), ("out", "out, channels last")
     parts = _conv_regions(instructions, places, groups, channels, order, has_bias, shapes, names, threads, has_relu)
     made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
-    return ConvProgram(*made, result_shape, False, (*margin, 0), _are_transposed(shapes), grid.has_border)
+    return ConvProgram(
+        *made, result_shape, False, (*margin, 0), _are_transposed(shapes), (WEIGHT_FLAGS,) if grid.has_border else ()
+    )
 
 
 @lru_cache(maxsize=512)
@@ -96,7 +97,7 @@ def matrix_product_program(
     places, names = [(grid, 0, (0, 0, 4 * channels))], (("x", "x"), ("out", "out"))
     parts = _conv_regions(instructions, places, 1, channels, order, has_bias, (None, None), names, threads)
     made = parts.program(instructions, threads, ("x", "weight", "bias", "out"))
-    return ConvProgram(*made, (1, channels, 1, rows), needs_finite_weight=False)
+    return ConvProgram(*made, (1, channels, 1, rows))
 
 
 @lru_cache(maxsize=512)
@@ -109,7 +110,7 @@ def grad_input_program(
         instructions, g_shape, w_shape, strides, geometry, contiguous, threads
     )
     made = parts.program(instructions, threads, ("g", "weight", "grad_x"))
-    return ConvProgram(*made, result_shape, is_partial, contiguous=transposed)
+    return ConvProgram(*made, result_shape, is_partial, contiguous=transposed, flags=(WEIGHT_FLAGS,))
 
 
 def _grad_input_regions(
@@ -169,7 +170,7 @@ def _conv_regions(
     pack_tasks, pack_share = split_work(
         groups * -(-channels // (PANEL_VECTORS[module.lanes] * module.lanes)), threads
     )
-    sizes = {"nonfinite": 4 * len(places) * pack_tasks}
+    sizes = {WEIGHT_FLAGS: 4 * len(places) * pack_tasks}
     x, out = (BufferRef(copy if shape else name) for (name, copy), shape in zip(names, shapes, strict=True))
     for n, (grid, offset, out_strides) in enumerate(places):
         calls = GridCalls(module.lanes, grid, order, groups, channels)
@@ -185,7 +186,7 @@ def _conv_regions(
         packed, table, sums, scratch = (BufferRef(f"{name} {n}") for name in ("packed", "table", "sums", "scratch"))
         pack = calls.pack(
             module.call, pack_share, weight=BufferRef("weight"), bias=BufferRef("bias") if has_bias else None,
-            packed=packed, nonfinite=BufferRef("nonfinite", 4 * n * pack_tasks), scratch=scratch,
+            packed=packed, nonfinite=BufferRef(WEIGHT_FLAGS, 4 * n * pack_tasks), scratch=scratch,
         )  # fmt: skip
         packs.append(pack)
         call = calls.conv2d(
@@ -239,11 +240,11 @@ def grad_weight_program(
     geometry: Any, contiguous: tuple[bool, bool], threads: int,
 ) -> ConvProgram:  # fmt: skip
     """Program of (3) for x, g and the result with ``strides``."""
-    parts, margin, transposed = _grad_weight_regions(
+    parts, margin, transposed, flags = _grad_weight_regions(
         instructions, x_shape, w_shape, strides, geometry, contiguous, threads
     )
     made = parts.program(instructions, threads, ("x", "g", "grad_weight"))
-    return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed, needs_finite_weight=False)
+    return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed, flags=flags)
 
 
 @lru_cache(maxsize=512)
@@ -255,7 +256,7 @@ def backward_program(
 
     ``contiguous`` tells the formats of g, x and the gradient of x."""
     g_shape = x_shape[0], w_shape[0], *geometry.windows.output_size(*geometry.input_size)
-    of_weight, margin, (reads_x, reads_g) = _grad_weight_regions(
+    of_weight, margin, (reads_x, reads_g), flags = _grad_weight_regions(
         instructions, x_shape, w_shape, grad_strides, geometry, (contiguous[1], contiguous[0]), threads
     )
     of_input, result_shape, is_partial, (_, writes) = _grad_input_regions(
@@ -270,14 +271,14 @@ def backward_program(
     regions, constants = of_weight.regions + of_input.regions[reads_g:], of_weight.constants + of_input.constants
     parts = _Regions(regions, sizes, constants)
     made = parts.program(instructions, threads, ("g", "x", "weight", "grad_x", "grad_weight"))
-    return ConvProgram(*made, result_shape, is_partial, margin, (reads_g, reads_x, writes))
+    return ConvProgram(*made, result_shape, is_partial, margin, (reads_g, reads_x, writes), (WEIGHT_FLAGS, *flags))
 
 
 def _grad_weight_regions(
     instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
     geometry: Any, contiguous: tuple[bool, bool], threads: int,
-) -> tuple[_Regions, tuple[int, int, int], tuple[bool, bool]]:  # fmt: skip
-    """Regions of (3), the margin of x, and which of x and g are contiguous."""
+) -> tuple[_Regions, tuple[int, int, int], tuple[bool, bool], tuple[str, ...]]:  # fmt: skip
+    """Regions of (3), the margin of x, which of x and g are contiguous, and the flags."""
     module = instruction_set.load_group(instructions, CONV2D)
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
@@ -288,6 +289,7 @@ def _grad_weight_regions(
     unpack_tasks, unpack_share = split_work(calls.panels, threads)
     chunk = grid.grad_weight_chunk(module.lanes)
     sizes = {
+        SUM_FLAGS: 4 * unpack_tasks,
         "scratch 0": unpack_tasks * calls.scratch_bytes,
         "table 0": tasks * calls.lists_bytes(chunk),
         "packed 0": calls.units * calls.unit_bytes,
@@ -304,11 +306,12 @@ def _grad_weight_regions(
             regions.append(to_channels_last(module, BufferRef(name), sources[-1], shape, threads))
     call = calls.grad_weight(
         module.call, share, chunk, x=sources[0], grad_out=sources[1], lists=BufferRef("table 0"),
-        sums=BufferRef("packed 0"), packed_grads=BufferRef("sums 0"),
+        sums=BufferRef("packed 0"), packed_grads=BufferRef("sums 0"), lists_zeros=not grid.can_leave_out_pixels,
     )  # fmt: skip
     unpack = calls.unpack(
         module.call, unpack_share, sums=BufferRef("packed 0"), grad_weight=BufferRef("grad_weight"),
-        scratch=BufferRef("scratch 0"),
+        scratch=BufferRef("scratch 0"), nonfinite=BufferRef(SUM_FLAGS),
     )  # fmt: skip
     regions += [ParallelRegion(tasks, [call]), ParallelRegion(unpack_tasks, [unpack])]
-    return _Regions(regions, sizes, calls.constants), (*margin, slack), _are_transposed(shapes)
+    flags = (SUM_FLAGS,) if grid.can_leave_out_pixels else ()
+    return _Regions(regions, sizes, calls.constants), (*margin, slack), _are_transposed(shapes), flags

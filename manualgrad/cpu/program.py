@@ -95,10 +95,12 @@ class Program:
         else:
             team.run_program(self.module, 1 if team.single_thread_reason() else self.num_threads, self._pack(*parts))
 
-    def run_in_workspace(self, layout: WorkspaceLayout, addresses: tuple[int, ...], read: str = "") -> list[float]:
-        """Run all regions with a workspace, whose address comes last; return the numbers of its buffer ``read``."""
+    def run_in_workspace(
+        self, layout: WorkspaceLayout, addresses: tuple[int, ...], read: Sequence[str] = ()
+    ) -> list[float]:
+        """Run all regions with a workspace, whose address comes last; return the floats of its buffers ``read``."""
         workspace = memory.take_workspace(layout.nbytes, *layout.buffers)
         self.run((*addresses, workspace.data_ptr()))
-        numbers = layout.read_floats(workspace, read) if read else []
+        numbers = [number for name in read for number in layout.read_floats(workspace, name)]
         memory.give_back_workspace(workspace, layout.nbytes)
         return numbers

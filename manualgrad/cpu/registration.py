@@ -63,6 +63,7 @@ def _conv_relu_pool_backward(
 CPU = Backend("cpu", instruction_set.current_module, instruction_set.why_none)
 NONFINITE = "an element of x or w is not finite, and the kernel skips products with 0"
 NONFINITE_WEIGHT = "a weight is not finite, and the kernel multiplies some weights with zeros"
+NONFINITE_SUM = "a sum is not finite, and the kernel leaves out zeros outside the image"
 INVALID = "a label is no class, or none counts"
 KERNELS = (
     FormulaKernel("conv_relu_pool_forward", CPU, _unsupported_conv_relu_pool, _conv_relu_pool),
@@ -83,9 +84,19 @@ KERNELS = (
         NONFINITE_WEIGHT,
     ),
     FormulaKernel(
-        "conv2d_backward", CPU, conv2d.unsupported_conv2d_backward, conv2d.conv2d_backward, NONFINITE_WEIGHT
+        "conv2d_backward",
+        CPU,
+        conv2d.unsupported_conv2d_backward,
+        conv2d.conv2d_backward,
+        f"{NONFINITE_WEIGHT}; or {NONFINITE_SUM}",
     ),
-    FormulaKernel("conv2d_grad_weight_oihw", CPU, conv2d.unsupported_conv2d_grad_weight, conv2d.conv2d_grad_weight),
+    FormulaKernel(
+        "conv2d_grad_weight_oihw",
+        CPU,
+        conv2d.unsupported_conv2d_grad_weight,
+        conv2d.conv2d_grad_weight,
+        NONFINITE_SUM,
+    ),
     FormulaKernel("dense_forward", CPU, dense.unsupported_dense_forward, dense.dense_forward),
     FormulaKernel(
         "max_pool2d_forward", CPU, max_pool2d.unsupported_max_pool2d_forward, max_pool2d.max_pool2d_forward

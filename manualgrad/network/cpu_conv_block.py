@@ -108,6 +108,7 @@ class ConvBlock:
         buffers = {
             "lists": split.num_threads * self.calls.lists_bytes(chunk),
             "unpack_scratch": split.num_threads * self.calls.scratch_bytes,
+            "unpack_flags": 4 * split.num_threads,
             "sums_weight": self.calls.units * self.calls.unit_bytes,
             "grads": split.num_threads * self.calls.panel_bytes(chunk),
             "bias_parts": 4 * self.conv_size[2] * -(-self._conv_numel // (self.conv_size[2] * SUM_WINDOWS)),
@@ -250,6 +251,7 @@ class ConvBlock:
         weight = self.calls.grad_weight(
             self._call, split_work(self.calls.units, threads)[1], self._grad_chunk, x=self._x(at), grad_out=grad_z,
             lists=at.own("lists"), sums=at.own("sums_weight"), packed_grads=at.own("grads"),
+            lists_zeros=True,  # nothing checks the sums
         )  # fmt: skip
         windows, channels = self._conv_numel // self.conv_size[2], self.conv_size[2]
         if windows <= SUM_WINDOWS:
@@ -265,7 +267,7 @@ class ConvBlock:
     def unpack_grads(self, at: BlockBuffers) -> list[KernelCall]:
         unpack = self.calls.unpack(
             self._call, split_work(self.calls.panels, at.split.num_threads)[1], sums=at.own("sums_weight"),
-            grad_weight=at.own("dw"), scratch=at.own("unpack_scratch"),
+            grad_weight=at.own("dw"), scratch=at.own("unpack_scratch"), nonfinite=at.own("unpack_flags"),
         )  # fmt: skip
         return [unpack]
 

@@ -198,21 +198,26 @@ def test_the_formula_computes_what_the_kernels_decline(value):
     torch.testing.assert_close(result, F.conv2d(x, w), equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"dilation": 2, "padding": 2}, {"padding": 5}], ids=["", "dilated", "beyond"]
+)
 @pytest.mark.parametrize("channels", [2, 20])
-def test_infinite_gradients_at_a_border(channels):
-    """The formula multiplies infinity with zeros outside the image. The kernel does so for images of few channels,
-    which have a border of zeros, and leaves out these pixels of others."""
+def test_infinite_gradients_give_what_the_formula_gives(channels, options):
+    """The formula multiplies infinity with zeros outside the image, which the kernel can leave out: it declines then.
+    With more padding than the kernel reaches, some gradients belong to no pixel of the image."""
+    options = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1} | options
     x, w = torch.randn(1, channels, 6, 5), torch.randn(3, channels, 3, 3)
-    geometry, g = make_conv2d_geometry(x, w, None, 1, 1, 1, 1, False), torch.randn(1, 3, 6, 5)
+    geometry = make_conv2d_geometry(x, w, None, **options, flip_kernel=False)
+    g = torch.randn_like(F.conv2d(x, w, None, **options))
     x[0, 0, 0, 0] = g[0, 0, 0, 0] = torch.inf
     out = by_kernel("conv2d_forward_nchw", x, w, None, geometry)
-    torch.testing.assert_close(out, F.conv2d(x, w, None, 1, 1), equal_nan=True)
-    grad_w, formula = by_kernel("conv2d_grad_weight_oihw", g, x, geometry), FORMULAS["conv2d_grad_weight_oihw"]
-    expected = formula(g, x, geometry)
-    assert expected.isnan().any()
-    assert grad_w.isnan().any() == (channels == 2)
-    filled = torch.where(expected.isnan() & (channels == 20), grad_w, expected)
-    torch.testing.assert_close(grad_w, filled, equal_nan=True)
+    torch.testing.assert_close(out, F.conv2d(x, w, None, **options), equal_nan=True)
+    expected = FORMULAS["conv2d_grad_weight_oihw"](g, x, geometry)
+    torch.testing.assert_close(formulas.conv2d_grad_weight_oihw(g, x, geometry), expected, equal_nan=True)
+    _, grad_w, _ = formulas.conv2d_backward(g, x, w, (True, True, False), geometry)
+    torch.testing.assert_close(grad_w, expected, equal_nan=True)
+    leaves_out = options["padding"] < 5 and (channels == 20 or options["dilation"] == 2)
+    assert (by_kernel("conv2d_grad_weight_oihw", g, x, geometry) is None) == leaves_out
 
 
 def test_the_formula_computes_other_calls():

@@ -66,7 +66,10 @@ def _ask(mismatch: Mismatch, probe: Probe, search: NativePaths | None) -> Iterat
         yield from find_path_findings(search)
     yield from transformed
     yield from confirmed(lambda m: find_element_factors(m, probe, FUNCTIONS), mismatch, probe)
-    yield from confirmed(lambda m: find_used_derivative(m, probe), mismatch, probe)
+    used = list(confirmed(lambda m: find_used_derivative(m, probe), mismatch, probe))
+    if used:  # a factor on each side of a condition is no coincidence, as the product of two formulas can be
+        yield from find_condition_of_factor(mismatch, probe)
+    yield from used
 
 
 def ask_for_factors(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:

@@ -4,11 +4,13 @@ A kernel computes its windows a *chunk* at a time. A window is at (i, j) of a gr
 offsets (p, q) is (row_step·i + p, column_step·j + q). Stride and dilation are in the numbers of the taps.
 
 ``fill_table`` lists for each tap the addresses of the pixels of all windows of a chunk. A pixel outside the image is
-the address of zeros, so padding needs no instruction of its own. ``fill_lists`` leaves out windows whose pixel is
-outside, unless images have their columns of zeros: then all windows at a border are multiplied with zeros.
+the address of zeros, so padding needs no instruction of its own. ``fill_lists`` can leave out
+windows whose pixel is outside.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from manualgrad.cpu.ir.values import ADDRESS, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -110,32 +112,48 @@ def _fill_places(emit: Emitter, a: Arguments, table: Value, start: Value, stop: 
 def fill_lists(emit: Emitter, a: Arguments, lists: Value, counts: Value, windows: tuple[Value, Value]) -> None:
     """List for each tap of a chunk the pixels inside the image: lists (num_taps, chunk) of entries, and counts.
 
-    With ``lists_zeros`` a pixel of a row outside the image is listed as zeros."""
+    With ``lists_zeros`` pixels outside are listed too, as zeros."""
     start, stop = windows
     zero = emit.constant(INT64, 0)
     with emit.loop(0, a.num_taps) as tap:
         emit.store(zero, counts + tap * 8)
     with emit.loop(start // a.grid_columns, (stop + a.grid_columns - 1) // a.grid_columns) as grid_row:
         first, image, i = grid_row * a.grid_columns, grid_row // a.grid_rows, grid_row % a.grid_rows
+        first_column, last_column = _larger(emit, start - first, zero), minimum(emit, stop - first, a.grid_columns)
         with emit.loop(0, a.num_taps) as tap:
             row, column = _pixel_of_tap(emit, a, tap, i, zero)
-            is_inside = row.ult(a.height)
-            with emit.if_then(is_inside | (a.lists_zeros == 1)):
+            width = emit.select(row.ult(a.height), a.width, zero)
+            with emit.if_then((width > 0) & (a.lists_zeros == 0)):
                 # columns j inside have 0 <= column + column_step·j < width
-                before, behind = _at_least_0(emit, zero - column), _at_least_0(emit, a.width - column)
-                j = _larger(emit, (before + a.column_step - 1) // a.column_step, start - first)
-                last = minimum(
-                    emit, (behind + a.column_step - 1) // a.column_step, minimum(emit, stop - first, a.grid_columns)
-                )
-                length = emit.load(counts + tap * 8, INT64)
-                entries = lists + (tap * a.chunk + length) * ENTRY_BYTES
-                pixel, window = _pixel_address(a, image, row, column + j * a.column_step), first + j - start
-                pixel = emit.select(is_inside, pixel, a.zeros)
-                step = emit.select(is_inside, a.column_step * a.pixel_bytes, zero)
-                with emit.loop(0, last - j) as n:
-                    emit.store(pixel + n * step, entries + n * ENTRY_BYTES)
-                    emit.store(window + n, entries + n * ENTRY_BYTES + 8)
-                emit.store(length + _at_least_0(emit, last - j), counts + tap * 8)
+                before, behind = _at_least_0(emit, zero - column), _at_least_0(emit, width - column)
+                j = _larger(emit, (before + a.column_step - 1) // a.column_step, first_column)
+                last = minimum(emit, (behind + a.column_step - 1) // a.column_step, last_column)
+                pixel = _pixel_address(a, image, row, column + j * a.column_step)
+                for n, entry in _new_entries(emit, a, lists, counts, tap, (first - start, j, last)):
+                    emit.store(pixel + n * (a.column_step * a.pixel_bytes), entry)
+            with emit.if_then(a.lists_zeros == 1):
+                pixel = _pixel_address(a, image, row, column + first_column * a.column_step)
+                for n, entry in _new_entries(emit, a, lists, counts, tap, (first - start, first_column, last_column)):
+                    inside = (column + (first_column + n) * a.column_step).ult(width)
+                    address = emit.select(inside, pixel + n * (a.column_step * a.pixel_bytes), a.zeros)
+                    emit.store(address, entry)
+
+
+def _new_entries(
+    emit: Emitter, a: Arguments, lists: Value, counts: Value, tap: Value, columns: tuple[Value, Value, Value]
+) -> Iterator[tuple[Value, Value]]:
+    """Append entries for the windows of a row to a tap's list: number and address of each.
+
+    ``columns`` are the number of the row's first window in the chunk, and the first column and the one behind the
+    last. The caller stores the pixel's address."""
+    before, first, last = columns
+    length = emit.load(counts + tap * 8, INT64)
+    entries = lists + (tap * a.chunk + length) * ENTRY_BYTES
+    with emit.loop(0, last - first) as n:
+        entry = entries + n * ENTRY_BYTES
+        yield n, entry
+        emit.store(before + first + n, entry + 8)
+    emit.store(length + _at_least_0(emit, last - first), counts + tap * 8)
 
 
 def _pixel_of_tap(emit: Emitter, a: Arguments, tap: Value, i: Value, j: Value) -> tuple[Value, Value]:

@@ -84,10 +84,12 @@ def pack_panels(emit: Emitter, a: Arguments) -> None:
     **ORDER_ARGUMENTS,  # ``neighbours`` is not 0
     partial_sums=POINTER,  # of ``conv2d_grad_weight``: (units, TILE_ROWS, a panel's floats)
     grad_weight=POINTER,
+    nonfinite=POINTER,  # one float for each task: NaN if one of its sums is not finite, else 0
 )
 def unpack_panels(emit: Emitter, a: Arguments) -> None:
     """Store this task's panels in the weight gradient."""
     largest, scratch, run = panel_vectors(emit), _scratch(emit, a), a.outer * a.inner
+    zero, nonfinite = emit.constant(emit.float_vector, 0), emit.variable(emit.constant(emit.float_vector, 0))
     tiles = (run + (TILE_ROWS - 1)) // TILE_ROWS
     unit_bytes, panels = TILE_ROWS * largest * emit.vector_bytes, (_num_vectors(emit, a) + (largest - 1)) // largest
     for group, first_vector, vectors in _panels(emit, a):
@@ -100,8 +102,10 @@ def unpack_panels(emit: Emitter, a: Arguments) -> None:
                     tap, r = number // run, number % run
                     tile = r // TILE_ROWS
                     row = r - tile_of_run(emit, tile, run)[0]
-                    total = units + ((tap * tiles + tile) * unit_bytes + (row * vectors + v) * emit.vector_bytes)
-                    emit.store(emit.load(total, emit.float_vector), scratch + (row_offset - offset) * emit.lanes)
+                    address = units + ((tap * tiles + tile) * unit_bytes + (row * vectors + v) * emit.vector_bytes)
+                    total = emit.load(address, emit.float_vector)
+                    nonfinite.set(emit.fma(total, zero, nonfinite.get()))
+                    emit.store(total, scratch + (row_offset - offset) * emit.lanes)
                 for first, valid in _vectors_of(emit, (stop - start) * a.neighbours):
                     block = [
                         emit.load(scratch + (first + n) * emit.vector_bytes, emit.float_vector)
@@ -110,6 +114,7 @@ def unpack_panels(emit: Emitter, a: Arguments) -> None:
                     for n, lane in enumerate(transposed(emit, block)):
                         with emit.if_then(channels_left > n):
                             emit.masked_store(lane, target + (n * a.channel_bytes + offset + first * 4), valid)
+    emit.store(emit.reduce_add(nonfinite.get()), a.nonfinite + a.task * 4)
 
 
 def _pack_bias(

@@ -94,7 +94,7 @@ ACTIVATION = [
     elementwise("x |x|: zero gradient near 0", "only for some values", signed_square, zero_near_zero, shape=(8, 9)),
     elementwise("x |x|: large inputs clamped", {"few elements", "only for some values"}, signed_square,
                 lambda g, x: 2 * g * x.abs().clamp(max=2.1), shape=(8, 9), whole_numbers=False),
-    elementwise("square in blocks of 8: last block left out", {"few elements", "only at some indices"}, torch.square,
+    elementwise("square in blocks of 8: last block left out", {"missing term", "only at some indices"}, torch.square,
                 without_last_block, shape=(67,)),
     elementwise("sine and cosine: gradient of the second output left out", "missing term", sine_and_cosine,
                 lambda g_sine, g_cosine, x: g_sine * x.cos()),

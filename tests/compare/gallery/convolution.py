@@ -133,7 +133,7 @@ CONVOLUTION = [
         padding=1, wrong_formulas={"x": without_border_windows},
     ),
     wrong_function(
-        "convolution: gradient of the replicated border not added", {"only at borders", "missing term"}, "x",
+        "convolution: gradient of the replicated border not added", {"another operand", "missing term"}, "x",
         hand_written(replicate_padded_conv2d, replicate_padded_backward_cropped), replicate_padded_conv2d,
         randn(x=(2, 2, 7, 6), weight=(3, 2, 3, 3)),
     ),

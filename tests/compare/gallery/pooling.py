@@ -85,7 +85,7 @@ POOLING = [
     pooling("mean of a whole channel not divided", "constant factor", mean_of_channels,
             lambda g, x: g[:, :, None, None].expand_as(x), (2, 3, 5, 6), expected_words="30"),
     pooling(
-        "mean at the border divided by the whole window", "only at borders", padded_avg_pool,
+        "mean at the border divided by the whole window", "another operand", padded_avg_pool,
         lambda g, x: upsample(g)[:, :, 1:-1, 1:-1] / 4,
     ),
     pooling("upsampling: one of four copies contributes", "missing term", upsample, lambda g, x: g[:, :, ::2, ::2],
