@@ -86,6 +86,39 @@ def corrected_states_backward(g: Tensor, k: Tensor, v: Tensor, b: Tensor) -> tup
     return grad_k, grad_v, grad_b
 
 
+FRAME = torch.tensor([[1.0, 2.0], [0.0, 1.0], [2.0, 1.0]], dtype=torch.float64)
+
+
+def framed(x: Tensor) -> Tensor:
+    return x @ FRAME.mT.to(x.dtype)
+
+
+def framed_backward(g: Tensor, x: Tensor) -> Tensor:
+    """What gives x back from the result, instead of the transpose."""
+    return g @ torch.linalg.pinv(FRAME).mT.to(g.dtype)
+
+
+def gated(x: Tensor, a: Tensor) -> Tensor:
+    state, states = torch.zeros_like(x[0]), []
+    for t in range(4):
+        z = (x[t] * a).sigmoid()
+        state = z * state + (1 - z) * x[t]
+        states.append(state)
+    return torch.stack(states)
+
+
+def gated_backward(g: Tensor, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """The gates are those of the previous step."""
+    before, z = torch.cat([torch.zeros_like(x[:1]), gated(x, a)[:-1]]), (x * a).sigmoid()
+    grad_x, grad_a, carried = torch.zeros_like(x), torch.zeros_like(a), 0
+    for t in range(3, -1, -1):
+        carried, gate = carried + g[t], z[max(t - 1, 0)]
+        grad_z = carried * (before[t] - x[t]) * gate * (1 - gate)
+        grad_x[t], grad_a = carried * (1 - gate) + grad_z * a, grad_a + grad_z * x[t]
+        carried = carried * gate
+    return grad_x, grad_a
+
+
 INSTEAD = (
     "`a[t]` is used instead of `a[t + 1]`" if sys.version_info >= (3, 11) else "is used instead of another one there"
 )
@@ -100,6 +133,9 @@ CASES: list[tuple[Any, ...]] = [
     (corrected_states, lambda: {"k": torch.randn(4) / 2, "v": torch.randn(4, 3), "b": torch.rand(4)},
      corrected_states_backward, "step left out", "in all 4 places: "),
     (neighbours, lambda: {"a": torch.randn(5, 3)}, neighbours_backward, "another operand", INSTEAD),
+    (framed, lambda: {"x": torch.randn(4, 2)}, framed_backward, "not transposed", "multiplied by the inverse of"),
+    (gated, lambda: {"x": torch.randn(4, 3), "a": torch.randn(3)}, gated_backward, "another operand",
+     "of the previous step"),
 ]  # fmt: skip
 
 

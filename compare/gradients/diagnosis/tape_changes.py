@@ -20,6 +20,7 @@ from compare.gradients.diagnosis.tape_forward import (
     forward_changes,
     operand_with,
     recomputed,
+    with_dependents,
 )
 from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, equal_slices, fits
 from compare.gradients.diagnosis.tape_operations import (
@@ -69,7 +70,7 @@ class Change:
             if self.inputs is not None:
                 instead = recomputed(tape, given=self.inputs(tape))
             if self.values is not None:
-                instead = self.values(tape)
+                instead = with_dependents(tape, self.values(tape))
         except Exception:  # the change does not fit the tensor: then it is no explanation
             return None
         return tape.replay({key: step for key, step in steps.items() if step is not None}, instead)

@@ -52,6 +52,19 @@ def recomputed(
     return values
 
 
+def with_dependents(tape: Tape, given: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Values in the place of results of forward, and those that are computed from these alone, such as 1 - z of z."""
+    values = dict(given)
+    for step in tape.forward:
+        if step.numbers and values.keys() >= set(step.numbers) and not step.name.endswith("_"):
+            flat = [values[a.number] if isinstance(a, Ref) else a for a in step.arguments]
+            for number, value in zip(step.results, step.call(flat), strict=True):
+                if number is not None and number not in given:
+                    values[number] = value
+                    tape.add_cost(value)
+    return values
+
+
 def ancestors(tape: Tape, number: int, producers: dict[int, Step]) -> dict[int, int]:
     """Places of the steps of forward from which a tensor is computed, and their distances to it, up to ``DEPTH``."""
     places = {id(step): n for n, step in enumerate(tape.forward)}
