@@ -94,7 +94,7 @@ def framed(x: Tensor) -> Tensor:
 
 
 def framed_backward(g: Tensor, x: Tensor) -> Tensor:
-    """What gives x back from the result, instead of the transpose."""
+    """The map that gives x back is applied instead of the transpose."""
     return g @ torch.linalg.pinv(FRAME).mT.to(g.dtype)
 
 
