@@ -13,6 +13,8 @@ from torch.autograd import Function
 
 from compare import Case, compare
 from compare.gradients.diagnosis import jacobian
+from compare.gradients.diagnosis.conditions import separate
+from compare.gradients.diagnosis.features import Feature
 from compare.gradients.diagnosis.option_words import changed_option
 from tests.compare.gallery.unseen.operation import Formulas
 from tests.compare.gallery.unseen.score import wrong_functions
@@ -84,6 +86,39 @@ def corrected_states_backward(g: Tensor, k: Tensor, v: Tensor, b: Tensor) -> tup
     return grad_k, grad_v, grad_b
 
 
+FRAME = torch.tensor([[1.0, 2.0], [0.0, 1.0], [2.0, 1.0]], dtype=torch.float64)
+
+
+def framed(x: Tensor) -> Tensor:
+    return x @ FRAME.mT.to(x.dtype)
+
+
+def framed_backward(g: Tensor, x: Tensor) -> Tensor:
+    """The map that gives x back is applied instead of the transpose."""
+    return g @ torch.linalg.pinv(FRAME).mT.to(g.dtype)
+
+
+def gated(x: Tensor, a: Tensor) -> Tensor:
+    state, states = torch.zeros_like(x[0]), []
+    for t in range(4):
+        z = (x[t] * a).sigmoid()
+        state = z * state + (1 - z) * x[t]
+        states.append(state)
+    return torch.stack(states)
+
+
+def gated_backward(g: Tensor, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """The gates are those of the previous step."""
+    before, z = torch.cat([torch.zeros_like(x[:1]), gated(x, a)[:-1]]), (x * a).sigmoid()
+    grad_x, grad_a, carried = torch.zeros_like(x), torch.zeros_like(a), 0
+    for t in range(3, -1, -1):
+        carried, gate = carried + g[t], z[max(t - 1, 0)]
+        grad_z = carried * (before[t] - x[t]) * gate * (1 - gate)
+        grad_x[t], grad_a = carried * (1 - gate) + grad_z * a, grad_a + grad_z * x[t]
+        carried = carried * gate
+    return grad_x, grad_a
+
+
 INSTEAD = (
     "`a[t]` is used instead of `a[t + 1]`" if sys.version_info >= (3, 11) else "is used instead of another one there"
 )
@@ -98,6 +133,9 @@ CASES: list[tuple[Any, ...]] = [
     (corrected_states, lambda: {"k": torch.randn(4) / 2, "v": torch.randn(4, 3), "b": torch.rand(4)},
      corrected_states_backward, "step left out", "in all 4 places: "),
     (neighbours, lambda: {"a": torch.randn(5, 3)}, neighbours_backward, "another operand", INSTEAD),
+    (framed, lambda: {"x": torch.randn(4, 2)}, framed_backward, "not transposed", "multiplied by the inverse of"),
+    (gated, lambda: {"x": torch.randn(4, 3), "a": torch.randn(3)}, gated_backward, "another operand",
+     "of the previous step"),
 ]  # fmt: skip
 
 
@@ -131,6 +169,51 @@ def test_a_mistake_is_told_in_words(
 def test_options_have_words(option: str, value: Any, instead: Any, kind: str, words: str):
     assert changed_option(option, value, instead, "solve")[0] == kind
     assert words in changed_option(option, value, instead, "solve")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "words"),
+    [
+        ("a - b", lambda v: v == 0, "a equals b"),
+        ("a - b", lambda v: v >= 0, "a >= b"),
+        ("x", lambda v: v == 0.5, "x is 0.5"),
+        ("x", lambda v: v <= 0.5, "x <= 0.5"),
+        ("x", lambda v: v < 0.5, "x < 0.5"),
+    ],
+)
+def test_a_condition_says_of_its_bound_what_is_true_there(name: str, inside: Callable[[Tensor], Tensor], words: str):
+    """Several values are at the bound itself, as at ties and clamps: "a > b and a < b" contradicts itself."""
+    values = torch.tensor(
+        [0.0, 0.5] * 6 + [-3.2, -2.4, -1.3, -0.7, -0.2, 0.3, 0.7, 1.2, 1.9, 2.3, 3.1], dtype=torch.float64
+    )
+    mask = inside(values)
+    assert separate([Feature(name, values)], mask, torch.ones_like(mask)) == (words, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dropped elements, next random numbers", "backward draws random numbers again"),
+        ("logistic loss, overflow of the exponential", "only in float16, where it is NaN in 5 of 30 elements"),
+        ("ordered classes, lower cut", "an index one too large is used"),
+        pytest.param(
+            "attention that decays, decay of the first head", "decay is taken at index 0", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "linear layer and cross-entropy in chunks, last chunk", "rows 8, 9 of the mask", marks=pytest.mark.slow
+        ),
+        pytest.param("wavelet by lifting, inverse", "multiplied by the inverse of", marks=pytest.mark.slow),
+        pytest.param(
+            "clockwork network, steps counted from the end",
+            "the step with the same number from the end",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_mistake_of_the_eleventh_set_is_told_in_words(name: str, words: str):
+    wrong = next(wrong for wrong in wrong_functions("eleventh_set") if wrong.case.name == name)
+    (finding,) = compare(wrong.case).findings
+    assert words in finding.statement, finding
 
 
 class TwoOutputs(Function):

@@ -18,6 +18,7 @@ from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import right_cases, wrong_functions
 
 SETS = ("seventh_set", "eighth_set", "ninth_set", "tenth_set")
+WITH_OTHER_MISTAKES = "eleventh_set"  # of dtypes, layouts and calls too, which need not show in float64
 ROUNDING = 1e-12  # of the largest element; the sums have fewer than 100 terms of similar size
 DISTINCT = 1e-9  # the least error of a wrong gradient: one computed in float32
 
@@ -29,11 +30,13 @@ def in_float64(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gradients(function: Callable[..., Any], inputs: dict[str, Tensor], asked: tuple[str, ...]) -> list[Tensor | None]:
-    """Gradients of the asked inputs, for an incoming gradient that depends on nothing but the output's shape."""
+    """Gradients of the asked inputs, for incoming gradients that depend on nothing but the outputs' shapes."""
     leaves = {name: x.clone().requires_grad_(name in asked) for name, x in inputs.items()}
-    output = function(*leaves.values())
-    incoming = torch.randn(output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(1))
-    return list(torch.autograd.grad(output, [leaves[name] for name in asked], incoming, allow_unused=True))
+    result = function(*leaves.values())
+    outputs = [o for o in (result if isinstance(result, tuple) else (result,)) if o.requires_grad]
+    generator = torch.Generator().manual_seed(1)
+    incoming = [torch.randn(o.shape, dtype=o.dtype, generator=generator) for o in outputs]
+    return list(torch.autograd.grad(outputs, [leaves[name] for name in asked], incoming, allow_unused=True))
 
 
 def errors(case: Case, seed: int) -> Iterator[float]:
@@ -46,7 +49,11 @@ def errors(case: Case, seed: int) -> Iterator[float]:
             yield float("inf") if got is None else float((got - right).abs().max() / right.abs().max())
 
 
-@pytest.mark.parametrize("case", [case for each in SETS for case in right_cases(each)], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [case for each in (*SETS, WITH_OTHER_MISTAKES) for case in right_cases(each)],
+    ids=lambda case: case.name,
+)
 def test_a_right_function_has_the_gradients_of_native(case: Case):
     for seed in range(3):
         assert max(errors(case, seed)) <= ROUNDING

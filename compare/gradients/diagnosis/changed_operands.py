@@ -44,7 +44,8 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
     options = option_names(path.call.args, path.call.kwargs)
     for number, value in enumerate(flat):
         if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype is not torch.bool:
-            for words, lookup in other_indices(value):
+            is_index = path.call.operation == "indexing" and number == 1 and isinstance(flat[0], Tensor)
+            for words, lookup in other_indices(value, len(flat[0]) - 1 if is_index else None):
                 change = NativeChange(site, position, with_tensor(number, lookup))
                 yield "permuted", f"in the derivative through {path.words}, {words}", change
         for instead in other_numbers(value, path.call.result.dim()):

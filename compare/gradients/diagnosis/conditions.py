@@ -113,7 +113,9 @@ def _relation(name: str, verb: str, values: list[float]) -> str:
 def _threshold(name: str, inside: Tensor, outside: Tensor, *, is_whole: bool = False) -> Iterator[str]:
     """``inside`` is above or below all of ``outside``, or between two numbers."""
     low, high, out_low, out_high = (float(v) for v in (inside.min(), inside.max(), outside.min(), outside.max()))
-    if low > out_high:
+    if low == high and len(inside) > 2 and not is_whole and not bool((outside == low).any()):
+        yield _relation(name, "is", [low])
+    elif low > out_high:
         yield _inequality(name, ">", out_high, low, is_whole)
     elif high < out_low:
         yield _inequality(name, "<", high, out_low, is_whole)
@@ -129,13 +131,18 @@ def _threshold(name: str, inside: Tensor, outside: Tensor, *, is_whole: bool = F
 
 
 def _inequality(name: str, sign: str, a: float, b: float, is_whole: bool) -> str:
-    """An inequality between a and b, a < b; a simple number between them if there is one."""
+    """An inequality between a and b, a < b; a simple number between them if there is one.
+
+    Above, all of the elements are at least b, so b itself is the number of "at least"; below, a is that of "at most".
+    """
     if is_whole:
         number = format_number(a if sign == ">" else b)
         words = number
     else:
         simple = next((t for t in THRESHOLDS if a <= t <= b), None)
         words = format_number(simple) if simple is not None else f"about {(a + b) / 2:.3g}"
+        if simple == (b if sign == ">" else a):
+            sign += "="
     if " - " in name and words == "0" and not name.startswith("|"):
         first, second = name.split(" - ", 1)
         return f"{first} {sign} {second}"

@@ -139,7 +139,7 @@ def _diagnose_quantity(mismatches: list[Mismatch], rows: Sequence[Row], native: 
         return finding
     mismatch = mismatches[0]
     if torch.float64 not in wrong_dtypes and torch.float64 in tested_dtypes:
-        return dtype_finding(mismatch, wrong, rows)
+        return dtype_finding(mismatch, wrong, rows, native)
     in_widest = [v for v in wrong if v.dtype == mismatch.variant.dtype]  # rounding makes zeros and ties in the others
     if all(v.data == "whole numbers" for v in in_widest):
         return whole_numbers_finding(mismatch, native)

@@ -60,9 +60,16 @@ def _example(jacobian: Jacobian, mask: Tensor) -> str:
 
 
 def _transposed(jacobian: Jacobian) -> Iterator[tuple[str, str, str]]:
-    """The Jacobian itself in place of its transpose."""
+    """The Jacobian itself, or its inverse, in place of its transpose."""
     ours, expected = jacobian.ours, jacobian.expected
-    if not jacobian.is_complete or ours.shape[0] != ours.shape[1] or len(ours) < 3:
+    if not jacobian.is_complete or len(ours) < 3:
+        return
+    if _equal(ours.T, torch.linalg.pinv(expected), jacobian.limit):
+        statement = "the incoming gradient is multiplied by the inverse of forward's derivative"
+        statement += " instead of its transpose (as when the function that undoes forward is applied to it)"
+        yield "not transposed", statement, _example(jacobian, jacobian.wrong)
+        return
+    if ours.shape[0] != ours.shape[1]:
         return
     if _equal(expected, expected.T, jacobian.limit) or _equal(expected, -expected.T, jacobian.limit):
         return

@@ -30,6 +30,7 @@ from compare.gradients.diagnosis.path_findings import (
     find_scaled_path_findings,
 )
 from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.diagnosis.second_backward import find_other_gradient_of_second_backward
 from compare.gradients.diagnosis.second_question import (
     ask_again,
     ask_for_factors,
@@ -90,6 +91,7 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
         yield from locations.find_zero(mismatch)
         return
     probe = native.probe(mismatch.variant)
+    yield from find_other_gradient_of_second_backward(mismatch, probe)
     yield from find_narrower_dtype(mismatch, probe)
     if native.function is not None and not native.is_output_wrong:
         yield from with_examples(find_shared_cause(mismatch, probe), mismatch)

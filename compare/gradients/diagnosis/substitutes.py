@@ -93,8 +93,12 @@ def other_numbers(value: Any, dims: int) -> list[Any]:
     return []
 
 
-def other_indices(indices: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-    """Wrong indices: the first for all, the last for all, in another order, one off."""
+def other_indices(indices: Tensor, last: int | None = None) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """Wrong indices: the first for all, the last for all, in another order, one off.
+
+    Args:
+        last: the largest index that there is; by default the largest one in ``indices``.
+    """
     if indices.numel() < 2:
         return
     yield "the first index is used instead of each one's own", lambda t: t.flatten()[0].expand_as(t).contiguous()
@@ -102,7 +106,7 @@ def other_indices(indices: Tensor) -> Iterator[tuple[str, Callable[[Tensor], Ten
     yield "position 0 is used instead of each index", torch.zeros_like
     yield "the last position is used instead of each index", lambda t: torch.full_like(t, -1)
     yield "an index one too small is used (off by one)", lambda t: (t - 1).clamp(min=0)
-    yield "an index one too large is used (off by one)", lambda t: (t + 1).clamp(max=int(t.max()))
+    yield "an index one too large is used (off by one)", lambda t: (t + 1).clamp(max=last or int(t.max()))
     for d in range(indices.dim()):
         words = "each one's own position is used instead of the index that belongs there"
         yield words, lambda t, d=d: _positions(t, d)

@@ -20,6 +20,7 @@ from compare.gradients.diagnosis.tape_forward import (
     forward_changes,
     operand_with,
     recomputed,
+    with_dependents,
 )
 from compare.gradients.diagnosis.tape_operands import changed_operand, combinations, equal_slices, fits
 from compare.gradients.diagnosis.tape_operations import (
@@ -34,6 +35,7 @@ from compare.gradients.diagnosis.tape_operations import (
 from compare.gradients.diagnosis.transformations import transformations
 
 MAX_CANDIDATES = 16  # tensors that are tried in the place of one
+MIN_OF_A_LOOP = 3  # steps
 
 Value = Callable[[Tape, int], Tensor]  # what stands in the place of the tensor with a number
 Replacement = tuple[str, str, Value]  # with kind and words
@@ -52,6 +54,7 @@ class Change:
     instead: tuple[int, Value] | None = None  # number and value of a tensor of forward
     forward: tuple[Places, StepChange] | None = None  # places and change of equal steps of forward
     inputs: Inputs | None = None  # what all of backward has in the place of inputs
+    values: Inputs | None = None  # and in the place of results of forward
     also: tuple[Change, ...] = ()  # of further steps
 
     def gradient(self, tape: Tape) -> Tensor | None:
@@ -66,6 +69,8 @@ class Change:
                 instead = recomputed(tape, *self.forward)
             if self.inputs is not None:
                 instead = recomputed(tape, given=self.inputs(tape))
+            if self.values is not None:
+                instead = with_dependents(tape, self.values(tape))
         except Exception:  # the change does not fit the tensor: then it is no explanation
             return None
         return tape.replay({key: step for key, step in steps.items() if step is not None}, instead)
@@ -160,6 +165,26 @@ class Changes:
         """Inputs changed for all of backward, as by saving other tensors than forward uses."""
         for kind, words, inputs in changed_inputs(self.tape):
             yield Change(kind, f"in all of backward, {words}", inputs=inputs)
+
+    def other_steps(self) -> Iterator[Change]:
+        """The results of one operation in a loop, each in the place of that of another step."""
+        loops: dict[str, list[int]] = {}
+        for step in self.tape.forward:
+            if step.name not in FORMS:
+                loops.setdefault(f"{step.words} {step.name}", []).extend(n for n in step.results if n is not None)
+        for numbers in loops.values():
+            shapes = {self.tape.values[number].shape for number in numbers}
+            if len(numbers) < MIN_OF_A_LOOP or len(shapes) > 1 or self.uses.keys().isdisjoint(numbers):
+                continue
+            for which, others in (
+                ("the step with the same number from the end", numbers[::-1]),
+                ("the previous step", [numbers[0], *numbers[:-1]]),
+                ("the next step", [*numbers[1:], numbers[-1]]),
+            ):
+                what = "the mask, " if self.tape.values[numbers[0]].dtype is torch.bool else ""
+                said = f"in all of backward, each step of the loop uses {what}{self.name(numbers[0])}, of {which}"
+                pairs = list(zip(numbers, others, strict=True))
+                yield Change("another operand", said, values=lambda t, p=pairs: {n: t.values[m] for n, m in p})
 
     def _sources(self, last: Step) -> dict[int, list[Step]]:
         """Gradients from which a step's result is computed, and the steps between, the last first."""

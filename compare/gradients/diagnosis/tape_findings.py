@@ -101,6 +101,7 @@ class TapeSearch:
         yield from self._explaining(self.changes.operations())
         yield from self._weights()
         yield from self._explaining(self.changes.other_arguments())
+        yield from self._explaining(self.changes.other_steps())
         yield from self._explaining(self.changes.changed_operands())
         yield from self._explaining(self.changes.changed_inputs())
         yield from self._explaining(self.changes.recomputed_values())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.tape import Ref, Step, StepChange, Tape
-from compare.gradients.diagnosis.tape_operands import changed_operand, fits
+from compare.gradients.diagnosis.tape_operands import changed_operand, equal_slices, fits
 from compare.gradients.diagnosis.tape_operations import (
     FORMS,
     left_out,
@@ -49,6 +49,19 @@ def recomputed(
                     raise ValueError("the shapes differ")
                 values[number] = value
                 tape.add_cost(value)
+    return values
+
+
+def with_dependents(tape: Tape, given: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Values in the place of results of forward, and those that are computed from these alone, such as 1 - z of z."""
+    values = dict(given)
+    for step in tape.forward:
+        if step.numbers and values.keys() >= set(step.numbers) and not step.name.endswith("_"):
+            flat = [values[a.number] if isinstance(a, Ref) else a for a in step.arguments]
+            for number, value in zip(step.results, step.call(flat), strict=True):
+                if number is not None and number not in given:
+                    values[number] = value
+                    tape.add_cost(value)
     return values
 
 
@@ -115,7 +128,10 @@ def changed_inputs(tape: Tape) -> Iterator[tuple[str, str, Inputs]]:
     """Kind, words, and the inputs that backward has in the place of its own: changed copies, or two exchanged."""
     used = [number for number in tape.names if number not in tape.incoming]
     for number in used:
-        for kind, words, function in changed_operand(tape.values[number], tape.names[number]):
+        tensor, name = tape.values[number], tape.names[number]
+        # Rows that are all alike would have ties where native has none; one number for each head or channel has not.
+        alike = equal_slices(tensor, name) if max(tensor.shape, default=0) == tensor.numel() else ()
+        for kind, words, function in (*changed_operand(tensor, name), *alike):
             if kind != "missing term":
                 words = words.replace("the indices are", f"the indices in {tape.names[number]} are")
                 yield kind, words, lambda tape, n=number, f=function: {n: f(tape.values[n]).clone()}

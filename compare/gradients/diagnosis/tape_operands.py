@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.substitutes import other_indices
-from compare.gradients.diagnosis.transformations import transformations
+from compare.gradients.diagnosis.transformations import shift, transformations
+from compare.gradients.diagnosis.wording import dimension_name, slice_names
 
 Map = Callable[[Tensor], Tensor]
+MAX_LEFT_OUT = 3  # slices
 FUNCTIONS: dict[str, Map] = {
     "minus {}": torch.neg, "the square of {}": torch.square, "1 over {}": torch.reciprocal, "|{}|": torch.abs,
     "1 - {}": lambda t: 1 - t, "the square root of {}": torch.sqrt, "the sign of {}": torch.sign,
@@ -54,6 +56,9 @@ def _changed_mask(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:
 
 
 def _moved(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:
+    if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
+        yield from _with_zeros(tensor, name)
+        return  # elsewhere, equal elements are where they were
     for t in transformations(tensor.shape):
         if t.kind in ("transposed", "flipped", "shifted") or (
             t.kind == "wrong half" and tensor.dtype is not torch.bool
@@ -62,6 +67,17 @@ def _moved(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:
     if tensor.dim() > 1 and tensor.shape[-1] != tensor.shape[-2] and 1 in tensor.shape[-2:]:
         words = f"{name} is used along the other dimension (rows for columns: the dimension is not kept)"
         yield "wrong sum", words, lambda t: t.mT.contiguous()
+
+
+def _with_zeros(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:
+    """Zeros in the first or the last slices, as where a loop or a range ends too early."""
+    for d, size in enumerate(tensor.shape):
+        for count in range(1, min(size, MAX_LEFT_OUT + 1)):
+            for first, amount in ((0, count), (size - count, -count)):
+                slices = slice_names(dimension_name(tensor, d), range(first, first + count))
+                words = f"{slices} of {name} count{'s' if count == 1 else ''} as 0, as where a loop leaves "
+                words += "it out" if count == 1 else "them out"
+                yield "missing term", words, lambda t, d=d, a=amount: shift(t, d, a)
 
 
 def equal_slices(tensor: Tensor, name: str) -> Iterator[tuple[str, str, Map]]:

@@ -25,7 +25,7 @@ class Transformation:
     @property
     def gives_equal_slices(self) -> bool:
         """True if all slices along a dimension are equal: their mean, the first or the last."""
-        return self.kind == "wrong sum" and self.description.startswith(("averaged", "at "))
+        return self.kind == "wrong sum" and self.description.startswith(("averaged", "taken at "))
 
 
 def transformations(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformation]:
@@ -38,14 +38,14 @@ def transformations(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformat
         yield Transformation("wrong sum", words, lambda t, d=d: t.mean(d, keepdim=True).expand_as(t))
         words = f"summed over its {names[d]}"
         yield Transformation("wrong sum", words, lambda t, d=d: t.sum(d, keepdim=True).expand_as(t))
-        words = f"at index 0 of its {names[d]} for all"
+        words = f"taken at index 0 of its {names[d]} for all"
         yield Transformation("wrong sum", words, lambda t, d=d: t.narrow(d, 0, 1).expand_as(t))
-        words = f"at the last index of its {names[d]} for all"
+        words = f"taken at the last index of its {names[d]} for all"
         yield Transformation("wrong sum", words, lambda t, d=d: t.narrow(d, t.shape[d] - 1, 1).expand_as(t))
     if len(dims) > 1:
         yield Transformation("wrong sum", "averaged over all elements", lambda t: t.mean().expand_as(t))
         yield Transformation("wrong sum", "summed over all elements", lambda t: t.sum().expand_as(t))
-        yield Transformation("wrong sum", "at its first element for all", lambda t: t.flatten()[0].expand_as(t))
+        yield Transformation("wrong sum", "taken at its first element for all", lambda t: t.flatten()[0].expand_as(t))
     yield from moves(shape)
     for d in dims:
         words = f"added up along its {names[d]} (cumsum)"

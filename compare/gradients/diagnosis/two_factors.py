@@ -34,7 +34,8 @@ def find_two_factors(draws: list[Mismatch], features_of: list[list[Feature]]) ->
             if separated is None:
                 continue
             a, b = (format_number(float(quotients[mask].median())) for mask in (first, second))
-            statement = f"equals the expected gradient times {a} where {separated[0]}, and times {b} elsewhere"
+            statement = f"equals the expected gradient times {a} where {separated[0]}, and "
+            statement += "is right elsewhere" if b == "1" else f"times {b} elsewhere"
             kind = "only at some indices" if separated[1] else "only for some values"
             yield Finding(kind, draws[0].quantity, statement, worst_example(draws[0]))
             return

@@ -30,7 +30,7 @@ def has_float32_errors(mismatch: Mismatch) -> bool:
     return wrong_fraction > 0.25 and error < 16 * torch.finfo(torch.float32).eps * norm
 
 
-def dtype_finding(mismatch: Mismatch, wrong: set[Variant], rows: Sequence[Row]) -> Finding:
+def dtype_finding(mismatch: Mismatch, wrong: set[Variant], rows: Sequence[Row], native: NativeOracle) -> Finding:
     names = sorted({str(v.dtype).removeprefix("torch.") for v in wrong})
     if not mismatch.message:
         is_real_and_finite = not mismatch.has_complex_numbers and bool(mismatch.ours.isfinite().all())
@@ -42,8 +42,15 @@ def dtype_finding(mismatch: Mismatch, wrong: set[Variant], rows: Sequence[Row]) 
     if mismatch.message:
         return Finding("only in one dtype", mismatch.quantity, statement, mismatch.message)
     evidence = f"in {mismatch.variant}: {locations.worst_example(mismatch)}"
-    if not mismatch.has_complex_numbers:
-        for finding in find_factor(mismatch):
+    for nonfinite in locations.find_nonfinite(mismatch):
+        largest = torch.finfo(mismatch.variant.dtype).max
+        said = f"{statement}, where it {nonfinite.statement}"
+        evidence += f"; numbers beyond {largest:.6g} are infinite there, and inf / inf and inf - inf are NaN"
+        for condition in find_condition(mismatch, native.probe(mismatch.variant)):
+            evidence += f"; it {condition.statement}"
+        return Finding("only in one dtype", mismatch.quantity, said, evidence)
+    if not mismatch.has_complex_numbers and not mismatch.equals(mismatch.oracle):
+        for finding in find_factor(mismatch):  # where a factor of 1 fits nearly as well, another one tells nothing
             evidence += f"; it {finding.statement}"
     if row.tolerance_used < math.inf:
         evidence += f"; the error is {row.tolerance_used:.3g} times the tolerance"

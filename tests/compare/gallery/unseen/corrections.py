@@ -278,4 +278,25 @@ CORRECTIONS = (
         True,
         "the words 'negative incoming gradients' were expected: 'the incoming gradient < 0' says the same",
     ),
+    Correction(
+        "logarithm of a sum of two, equal values",
+        r"times 0 where (a equals b|b equals a), and is right elsewhere",
+        "named",
+        True,
+        "'a equals b' are the words for equal values",
+    ),
+    Correction(
+        "censored values, other tail",
+        r"if in div in line \d+, -1\.41421\d* is used instead of 1\.41421",
+        "named",
+        True,
+        "that quotient is the argument of erfc: its sign chooses the tail",
+    ),
+    Correction(
+        "recursive filter, inputs for outputs",
+        r"is wrong where the input's index of dimension 0 is not 0",
+        "unknown",
+        None,
+        "'input' matched by chance: that x is used instead of the outputs is not said",
+    ),
 )
