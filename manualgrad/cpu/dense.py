@@ -18,7 +18,7 @@ from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.jit import KernelModule, Unavailable, instruction_sets
 from manualgrad.cpu.tensor_checks import unsupported_tensor
 
-MIN_EXAMPLES, MIN_FEATURES = 256, 256  # measured: with fewer, packing the weight takes too long
+MIN_EXAMPLES, MIN_FEATURES = 1024, 256  # measured: with fewer, packing the weight takes too long
 MAX_WEIGHTS = 1 << 22  # 16 MB: the packed copy is memory that torch.mm does not need
 
 
