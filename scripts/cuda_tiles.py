@@ -40,6 +40,7 @@ CANDIDATES: Mapping[str, Sequence[Any]] = {
     "positions": (16, 32),
     "first_parts": (264, 528, 576, 1056, 2112),
     "first_windows": (16, 32),
+    "first_taps": (8, 16, 32),
     "dense_parts": (1, 2, 4, 8, 16),
     "reduce": ((16, 256), (32, 128), (64, 32), (64, 64), (128, 32)),
 }

@@ -174,14 +174,14 @@ class ConvBlock:
 
     def _first_grad_weight(self, at: BlockBuffers, after: ConvBlock) -> Launch:
         next_height, next_width = after.layer.kernel_size
-        sizes = self._sizes()
+        sizes, taps = self._sizes(), padded(next_height * next_width)
         launch: Launch = self._call(
             "first_grad_weight", (self._num_parts,), parts=at.own("conv_parts"),
             columns=BufferRef(f"columns{at.number + 1}"), pool_index=at.own("pool_index"), x=at.x, N=N,
             **{name: sizes[name] for name in ("H", "W", "C_IN", "C_OUT", "KH", "KW")}, NEXT_KH=next_height,
             NEXT_KW=next_width, SUBGRADIENT=self._subgradient, PARTS=self._num_parts, ROWS=padded(self.rows + 1),
-            BP=self.tiles.first_windows, BC=padded(self.layer.out_channels), TAPS=padded(next_height * next_width),
-            PRECISION="ieee", num_warps=2, num_stages=2,
+            BP=self.tiles.first_windows, BC=padded(self.layer.out_channels), TAPS=taps,
+            BT=min(taps, self.tiles.first_taps), PRECISION="ieee", num_warps=2, num_stages=2,
         )  # fmt: skip
         return launch
 

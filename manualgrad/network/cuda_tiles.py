@@ -21,6 +21,7 @@ class Tiles:
         columns: BN, PARTS of a convolution's columns.
         grad_parts, positions: parts of a convolution's weight gradient, and positions that a program adds at a time.
         first_parts, first_windows: those of the first convolution.
+        first_taps: columns of a pooled number that it adds up at a time; fewer take fewer registers.
         dense_parts: parts of a dense layer's weight gradient.
         reduce: BLOCK, BS of the sum of the parts.
     """
@@ -36,6 +37,7 @@ class Tiles:
     positions: int = 16
     first_parts: int = 576
     first_windows: int = 16
+    first_taps: int = 32
     dense_parts: int = 1
     reduce: tuple[int, int] = (16, 256)
 
@@ -45,7 +47,7 @@ MEDIUM = replace(
     SMALL, image_windows=32, windows=32, conv_warps=4, dense=(64, 64, 1), head=(16, 0, 32), columns=(64, 1),
     grad_parts=112, first_parts=2112, dense_parts=8, reduce=(64, 32),
 )  # fmt: skip
-LARGE = replace(MEDIUM, grad_parts=224, positions=32, first_parts=528, first_windows=32, dense_parts=16)
+LARGE = replace(MEDIUM, grad_parts=224, positions=32, first_parts=528, first_windows=32, first_taps=8, dense_parts=16)
 
 
 def tiles_for(batch_size: int) -> Tiles:

@@ -64,6 +64,7 @@ def by_formulas(model: DocumentCNN, x: torch.Tensor, labels: torch.Tensor, dtype
     ("architecture", "tiles_changed"),
     [
         (TINY, {}),
+        (TINY, {"first_taps": 4}),  # columns in parts, of which the last have no tap
         ({"image_size": (11, 9), "channels": (4,), "kernel_size": (3, 2), "hidden": (5, 6), "in_channels": 2}, {}),
         pytest.param(
             {"image_size": (12, 13), "channels": (17, 3), "kernel_size": (2, 3), "hidden": (), "classes": 3}, {},
