@@ -16,6 +16,7 @@ class Tiles:
     Attributes:
         image_windows, image_warps: pooling windows and warps of a program of the first convolution.
         windows, conv_warps: those of the others.
+        conv_split: parts of each sum in a program of theirs, in forward; several parts take a warp each.
         dense: BM, BN, PARTS of a dense layer's forward, which PARTS programs share.
         head: BM, BN, BH; with BN = 0 the gradient of its input is a product of its own.
         columns: BN, PARTS of a convolution's columns.
@@ -30,6 +31,7 @@ class Tiles:
     image_warps: int = 2
     windows: int = 4
     conv_warps: int = 2
+    conv_split: int = 1
     dense: tuple[int, int, int] = (16, 32, 8)
     head: tuple[int, int, int] = (16, 16, 128)
     columns: tuple[int, int] = (64, 7)

@@ -64,7 +64,7 @@ def by_formulas(model: DocumentCNN, x: torch.Tensor, labels: torch.Tensor, dtype
     ("architecture", "tiles_changed"),
     [
         (TINY, {}),
-        (TINY, {"first_taps": 4}),  # columns in parts, of which the last have no tap
+        (TINY, {"first_taps": 4, "conv_split": 2}),  # columns in parts, of which the last have no tap
         ({"image_size": (11, 9), "channels": (4,), "kernel_size": (3, 2), "hidden": (5, 6), "in_channels": 2}, {}),
         pytest.param(
             {"image_size": (12, 13), "channels": (17, 3), "kernel_size": (2, 3), "hidden": (), "classes": 3}, {},
@@ -107,8 +107,16 @@ NETWORKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["LeNet-5", *[pytest.param(n, marks=pytest.mark.slow) for n in list(NETWORKS)[1:]]])
-def test_converted_networks_have_native_gradients_of_whole_numbers(tiles, kernel_device, name):
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("LeNet-5", 1),
+        *[pytest.param(*case, marks=pytest.mark.slow)
+          for case in (("without pooling", 1), ("without pooling", 2), ("without ReLU", 1))],
+    ],
+)  # fmt: skip
+def test_converted_networks_have_native_gradients_of_whole_numbers(tiles, kernel_device, name, split):
+    tiles["tiles"] = replace(COARSE, conv_split=split)
     torch.manual_seed(0)
     native = copy.deepcopy(nn.Sequential(*NETWORKS[name])).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Promise: the kernels of a network compile without a GPU, spill next to nothing, and have tensor cores in products."""
+"""Promise: the kernels of a network compile without a GPU, spill next to nothing, and multiply by tensor cores."""
 
 from __future__ import annotations
 
