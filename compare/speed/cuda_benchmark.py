@@ -97,12 +97,13 @@ def compare_cuda_speed(
     *,
     device: str = "cuda",
     modes: dict[str, tuple[bool, Mode]] = CUDA_MODES,
+    precisions: Sequence[str] = tuple(PRECISIONS),
     rounds: int = 7,
     seconds: float = 0.05,
     limit_size: int = 8192,
     progress: Any = None,
 ) -> CudaSpeed:
-    """Measure every subject in both precisions.
+    """Measure every subject in each of ``precisions``, names of PRECISIONS.
 
     Args:
         timer: measures phases of a step; tests pass one of their own.
@@ -114,8 +115,8 @@ def compare_cuda_speed(
     """
     result = CudaSpeed()
     if progress is not None:
-        progress.total = len(PRECISIONS) * len(subjects)
-    for precision in PRECISIONS:
+        progress.total = len(precisions) * len(subjects)
+    for precision in precisions:
         with flags(precision):
             _measure_limits(result, precision, timer, device, limit_size)
             for subject in subjects:
