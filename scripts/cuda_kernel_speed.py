@@ -178,7 +178,7 @@ def summary(group: Group, result: CudaSpeed) -> list[str]:
             f"{1e6 * best_native.seconds:.1f} µs ({best_native.layout}); errors {error:.1e}, {native_error:.1e}"
         )
     lines += [f"  not measured: {label}: {reason}" for label, reason in result.not_measured]
-    lines += [f"  wrong: {sentence}" for sentence in result.wrong]
+    lines += [f"  wrong: {sentence}" for sentence in result.wrong + result.errors]
     if ratios:
         worst = max(ratios, key=lambda name: ratios[name])
         mean = statistics.geometric_mean(ratios.values())
@@ -198,7 +198,7 @@ def measure(group: Group, timer: Timer, device: str = "cuda", **options: object)
     precisions = (PRECISIONS[group.precision][1],)
     return compare_cuda_speed(
         group.subjects, timer, **{"device": device, "modes": modes, "precisions": precisions, **options}
-    )  # type: ignore[arg-type]
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str]) -> int:
     for group in chosen:
         result = measure(group, timer_for("cuda"))
         print("\n".join(summary(group, result)), flush=True)
-        is_wrong = is_wrong or bool(result.wrong)
+        is_wrong = is_wrong or bool(result.wrong or result.errors)
     return 1 if is_wrong else 0
 
 
