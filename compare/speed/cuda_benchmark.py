@@ -52,7 +52,8 @@ class CudaRow:
 
 @dataclass
 class CudaSpeed:
-    """Results: rows; FLOPs, bytes and images of a step by subject; limits by precision; contenders without a time."""
+    """Results: rows; FLOPs, bytes and images of a step by subject; limits by precision; contenders without a time;
+    subjects that ended with an error, each with what it says."""
 
     rows: list[CudaRow] = field(default_factory=list)
     flops: dict[str, int] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class CudaSpeed:
     flops_per_second: dict[str, float] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     not_measured: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 def capture(step: Step) -> Step:
@@ -97,12 +99,13 @@ def compare_cuda_speed(
     *,
     device: str = "cuda",
     modes: dict[str, tuple[bool, Mode]] = CUDA_MODES,
+    precisions: Sequence[str] = tuple(PRECISIONS),
     rounds: int = 7,
     seconds: float = 0.05,
     limit_size: int = 8192,
     progress: Any = None,
 ) -> CudaSpeed:
-    """Measure every subject in both precisions.
+    """Measure every subject in each of ``precisions``, names of PRECISIONS.
 
     Args:
         timer: measures phases of a step; tests pass one of their own.
@@ -114,14 +117,19 @@ def compare_cuda_speed(
     """
     result = CudaSpeed()
     if progress is not None:
-        progress.total = len(PRECISIONS) * len(subjects)
-    for precision in PRECISIONS:
+        progress.total = len(precisions) * len(subjects)
+    for precision in precisions:
         with flags(precision):
             _measure_limits(result, precision, timer, device, limit_size)
+    for precision in precisions:
+        with flags(precision):
             for subject in subjects:
                 if progress is not None:
                     progress.set_description_str(subject.name)
-                _measure_subject(result, subject, precision, timer, device, modes, rounds, seconds)
+                try:
+                    _measure_subject(result, subject, precision, timer, device, modes, rounds, seconds)
+                except RuntimeError as error:  # of native, or of every subject after a kernel that broke the context
+                    result.errors.append(f"{subject.name}, {PRECISIONS[precision]}: {_first_line(error)}")
                 if progress is not None:
                     progress.update(1)
     return result
@@ -177,7 +185,7 @@ def _measure_subject(
                     step = make(uncaptured)
                     actual = {str(n): t for n, t in enumerate(step())}
                 except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
-                    result.not_measured.append((label, (str(error).splitlines() or [type(error).__name__])[0]))
+                    result.not_measured.append((label, _first_line(error)))
                     continue
                 if mismatches := describe_mismatches(actual, expected, subject.tolerance):
                     result.wrong.append(f"{label}, {PRECISIONS[precision]}: {mismatches[0]}")
@@ -194,6 +202,10 @@ def _measure_subject(
         result.rows.append(
             CudaRow(subject.name, precision, side, layout, mode, tuple(measured), errors[side, layout, mode], peak)
         )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _timed(step: Step) -> Callable[[Callable[[], None]], None]:

@@ -32,7 +32,7 @@ def section(result: CudaSpeed) -> Section:
         *(fastest_sentence(result, subject, precision) for precision in PRECISIONS for subject in result.flops),
     ]
     compared = len(result.rows) + len(result.wrong)
-    return Section("speed", "Speed on CUDA", text, parts, result.wrong, asdict(result), compared)
+    return Section("speed", "Speed on CUDA", text, parts, result.wrong, asdict(result), compared, result.errors)
 
 
 def fastest_sentence(result: CudaSpeed, subject: str, precision: str) -> str:

@@ -75,8 +75,8 @@ def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geo
 def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
     """X(g, w) of equation (2): (N, C_in, H, W), in the memory format of the geometry.
 
-    Pixels near the border have windows outside of z. The formula leaves their products out. So do the kernels, but
-    with a stride: there the product of an infinite weight is 0 · w, which is NaN, unless it is depthwise."""
+    Pixels near the border have windows outside of z. The formula leaves their products out, and so do the kernels:
+    the product of an infinite weight would be 0 · w, which is NaN."""
     grad_x = _new_result(g, w.shape[1] * geometry.groups, geometry.input_size, geometry)
     if depthwise.is_depthwise(w.shape[1], geometry):
         return depthwise.grad_input(launch, grad_x, g, w, geometry)
@@ -148,9 +148,7 @@ def _gather_gemm(
     result = torch.empty(tile.parts * numel, dtype=torch.float32, device=y.device) if split else y
     num_tiles = -(-positions // tile.rows) * -(-columns // tile.columns)
     bias_step = 0 if b is None else b.stride(0)
-    # Not with a stride: there the sum without padding takes more registers than the product: one program in three.
-    looks_at_flags = backward and windows.stride == (1, 1)
-    flag_block = min(1024, next_power_of_2(weight.num_flags)) if looks_at_flags else 0
+    flag_block = min(1024, next_power_of_2(weight.num_flags)) if backward else 0
     launch(
         conv2d_gather_gemm, (num_tiles, groups, phases[0] * phases[1] * tile.parts),
         result, images.tensor, weight.tensor, None if split else b, positions, height, width, phase_height,

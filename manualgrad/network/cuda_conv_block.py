@@ -127,14 +127,15 @@ class ConvBlock:
         num_windows = self.batch_size * math.prod(self.out.shape[:2])
         programs = -(-num_windows * places // rows), -(-self.layer.out_channels // channels)
         is_small = is_first and self.rows <= 64  # multiply-adds are quicker than tensor cores then
-        warps = max(t.image_warps if is_first else t.conv_warps, rows * channels // 2048)
+        split = 1 if is_first else t.conv_split
+        warps = max(t.image_warps if is_first else t.conv_warps, rows * channels // 2048) if split == 1 else split
         call = self._call(
             "conv_relu_pool_forward", programs, out=at.out, pool_index=at.own("pool_index"), x=at.x,
             weight=at.own("w" if is_first else "packed"), bias=at.own("b"), N=N, **self._sizes(),
             IS_PADDED=any(self.windows.padding), HAS_RELU=self.layer.subgradient is not None,
             FLIP=self.layer.flip_kernel, IS_IMAGE=is_first, WINDOWS=rows // places, BC=channels,
-            BK=32 if is_small else 16, STAGES=1 if is_first else 3, PRECISION="ieee" if is_small else "tf32x3",
-            num_warps=warps,
+            BK=32 if is_small else 16, SPLIT=split, STAGES=1 if is_first else 3,
+            PRECISION="ieee" if is_small else "tf32x3", num_warps=warps,
         )  # fmt: skip
         return [call]  # eq. (16), (17)
 
@@ -174,14 +175,14 @@ class ConvBlock:
 
     def _first_grad_weight(self, at: BlockBuffers, after: ConvBlock) -> Launch:
         next_height, next_width = after.layer.kernel_size
-        sizes = self._sizes()
+        sizes, taps = self._sizes(), padded(next_height * next_width)
         launch: Launch = self._call(
             "first_grad_weight", (self._num_parts,), parts=at.own("conv_parts"),
             columns=BufferRef(f"columns{at.number + 1}"), pool_index=at.own("pool_index"), x=at.x, N=N,
             **{name: sizes[name] for name in ("H", "W", "C_IN", "C_OUT", "KH", "KW")}, NEXT_KH=next_height,
             NEXT_KW=next_width, SUBGRADIENT=self._subgradient, PARTS=self._num_parts, ROWS=padded(self.rows + 1),
-            BP=self.tiles.first_windows, BC=padded(self.layer.out_channels), TAPS=padded(next_height * next_width),
-            PRECISION="ieee", num_warps=2, num_stages=2,
+            BP=self.tiles.first_windows, BC=padded(self.layer.out_channels), TAPS=taps,
+            BT=min(taps, self.tiles.first_taps), PRECISION="ieee", num_warps=2, num_stages=2,
         )  # fmt: skip
         return launch
 

@@ -16,11 +16,13 @@ class Tiles:
     Attributes:
         image_windows, image_warps: pooling windows and warps of a program of the first convolution.
         windows, conv_warps: those of the others.
+        conv_split: parts of each sum in a program of theirs, in forward; several parts take a warp each.
         dense: BM, BN, PARTS of a dense layer's forward, which PARTS programs share.
         head: BM, BN, BH; with BN = 0 the gradient of its input is a product of its own.
         columns: BN, PARTS of a convolution's columns.
         grad_parts, positions: parts of a convolution's weight gradient, and positions that a program adds at a time.
         first_parts, first_windows: those of the first convolution.
+        first_taps: columns of a pooled number that it adds up at a time; fewer take fewer registers.
         dense_parts: parts of a dense layer's weight gradient.
         reduce: BLOCK, BS of the sum of the parts.
     """
@@ -29,6 +31,7 @@ class Tiles:
     image_warps: int = 2
     windows: int = 4
     conv_warps: int = 2
+    conv_split: int = 1
     dense: tuple[int, int, int] = (16, 32, 8)
     head: tuple[int, int, int] = (16, 16, 128)
     columns: tuple[int, int] = (64, 7)
@@ -36,6 +39,7 @@ class Tiles:
     positions: int = 16
     first_parts: int = 576
     first_windows: int = 16
+    first_taps: int = 32
     dense_parts: int = 1
     reduce: tuple[int, int] = (16, 256)
 
@@ -45,7 +49,7 @@ MEDIUM = replace(
     SMALL, image_windows=32, windows=32, conv_warps=4, dense=(64, 64, 1), head=(16, 0, 32), columns=(64, 1),
     grad_parts=112, first_parts=2112, dense_parts=8, reduce=(64, 32),
 )  # fmt: skip
-LARGE = replace(MEDIUM, grad_parts=224, positions=32, first_parts=528, first_windows=32, dense_parts=16)
+LARGE = replace(MEDIUM, grad_parts=224, positions=32, first_parts=528, first_windows=32, first_taps=8, dense_parts=16)
 
 
 def tiles_for(batch_size: int) -> Tiles:

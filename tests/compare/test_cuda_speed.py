@@ -16,7 +16,7 @@ from compare.report import as_text
 from compare.sections import Picture
 from compare.speed import cuda_subjects
 from compare.speed.correctness import relative_error
-from compare.speed.cuda_benchmark import CUDA_MODES, CudaRow, CudaSpeed, compare_cuda_speed, flags
+from compare.speed.cuda_benchmark import CUDA_MODES, PRECISIONS, CudaRow, CudaSpeed, compare_cuda_speed, flags
 from compare.speed.cuda_network import network_subject
 from compare.speed.cuda_section import fastest_sentence, section
 from compare.speed.cuda_subjects import Subject, model_subject, operation_subject
@@ -88,6 +88,23 @@ def test_a_wrong_result_is_a_failure_and_has_no_time() -> None:
     assert {row.side for row in result.rows} == {"native"} and len(result.wrong) == 4
     assert section(result).failures == result.wrong
     assert "no comparison, since a side has no time" in " ".join(section(result).text)
+
+
+def test_results_stay_when_the_gpu_fails_later() -> None:
+    """A kernel that reads memory that is not its own makes every later call of the process an error."""
+
+    def fail(side, layout, compiled):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    timer = FakeTimer()
+    seconds = {(side, layout): 1.0 for side in ("ours", "native") for layout in cuda_subjects.LAYOUTS}
+    subjects = [slow_subject(timer, seconds), replace(slow_subject(timer, seconds), name="broken", make=fail)]
+    modes = {"eager": CUDA_MODES["eager"]}
+    result = compare_cuda_speed(subjects, timer, device="cpu", modes=modes, rounds=1, limit_size=8)
+    assert {row.subject for row in result.rows} == {"toy"}
+    reason = "CUDA error: an illegal memory access was encountered"
+    errors = [f"broken, {precision}: {reason}" for precision in PRECISIONS.values()]
+    assert section(result).errors == errors and not result.not_measured
 
 
 @pytest.mark.parametrize("name", [*OPERATIONS, "model"])

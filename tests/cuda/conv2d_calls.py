@@ -56,6 +56,7 @@ CALLS: dict[str, Call] = {
     for calls in (
         _calls("3x3", (32, 64, 56, 56), (64, 64, 3, 3), padding=1),
         _calls("3x3 7x7", (32, 512, 7, 7), (512, 512, 3, 3), padding=1),
+        _calls("3x3 s2", (32, 64, 56, 56), (128, 64, 3, 3), stride=2, padding=1, only="grad_input"),
         _calls("3x3 s2 tf32", (32, 128, 28, 28), (256, 128, 3, 3), stride=2, padding=1, tf32=True),
         _calls("3x3 bf16", (32, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16),
         _calls("3x3 s2 fp16", (32, 256, 14, 14), (512, 256, 3, 3), stride=2, padding=1, dtype=torch.float16),

@@ -69,6 +69,7 @@ LAYERS = {
         (34, 4, 2, 2), (6, 2, 2, 1), ([PACK, GEMM], [PACK, GEMM], [COPIES, BATCH_LAST]), groups=2
     ),
     "one channel, two parts": Layer((2, 1, 13, 12), (3, 1, 1, 2), ([PACK, GEMM], [PACK, GEMM], [DIRECT, SUM_W])),
+    "one pixel": Layer((3, 5, 1, 1), (7, 5, 1, 1), ([PACK, GEMM], [PACK, GEMM], [DIRECT])),
     "depthwise": Layer(
         (3, 6, 13, 14), (6, 1, 3, 2), ([DEPTHWISE[0]], [DEPTHWISE[1]], [DEPTHWISE[2], SUM_W]), stride=(1, 2),
         padding=1, groups=6,

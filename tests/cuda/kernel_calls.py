@@ -97,6 +97,7 @@ CALLS: dict[str, Callable[[Launcher], Any]] = {
         launch, torch.empty(2, 21, 64, 64), torch.empty(2, 64, 64, dtype=torch.int64), None, -100, "mean", 0.0
     ),
     "network 64": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 64),
+    "network 64 split": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 64, conv_split=4),
     "network 512": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 512),
     "network 4096": lambda launch: network_calls(launch, DocumentCNN(), (1, 28, 28), 4096),
     "descent 64": lambda launch: descent_calls(launch, DocumentCNN(), (1, 28, 28), 64),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -10,14 +12,18 @@ from manualgrad.cuda.launch import Launcher
 from manualgrad.models import DocumentCNN
 from manualgrad.network import cuda_plan, guards
 from manualgrad.network.cuda_descent import CUDADescent
+from manualgrad.network.cuda_tiles import tiles_for
 from manualgrad.network.planners import PLANNERS
 
 
-def network_calls(launch: Launcher, model: DocumentCNN, image_shape: tuple[int, int, int], batch_size: int) -> None:
+def network_calls(
+    launch: Launcher, model: DocumentCNN, image_shape: tuple[int, int, int], batch_size: int, **tiles_changed: Any
+) -> None:
     """Run the plan for ``model`` with a launcher that computes nothing, on tensors of the CPU."""
+    tiles = replace(tiles_for(batch_size), **tiles_changed) if tiles_changed else None
     x, labels = torch.empty(batch_size, *image_shape), torch.zeros(batch_size, dtype=torch.int64)
     with (
-        mock.patch.dict(PLANNERS, cpu=cuda_plan.get_plan),
+        mock.patch.dict(PLANNERS, cpu=lambda network, size: cuda_plan.CUDAPlan(network, size, tiles)),
         mock.patch.object(cuda_plan, "unsupported_tensors", return_value=""),
         mock.patch.object(cuda_plan, "_launcher", return_value=launch),
     ):

@@ -48,8 +48,14 @@ def test_numbers_that_are_not_finite(kernel_device, special, allowed) -> None:
         (LAYERS["few channels, taps and channels on one axis"], "3xtf32"),
         (LAYERS["padding at the bottom and right only"], "tf32"),
         (Layer((1, 10, 2, 3), (3, 10, 1, 2), ([], [PACK, GEMM], [])), "half"),
+        (Layer((1, 4, 5, 6), (5, 4, 3, 3), ([], [], []), stride=(2, 1), padding=1, dilation=(1, 2)), "3xtf32"),
     ],
-    ids=["taps and channels on one axis", "padding at two sides", "more channels than are summed at a time"],
+    ids=[
+        "taps and channels on one axis",
+        "padding at two sides",
+        "more channels than are summed at a time",
+        "strides and dilation",
+    ],
 )
 def test_weights_that_are_not_finite_at_the_border(kernel_device, launches, layer, precision) -> None:
     """The input's gradient has no product with the padding around g, which would be 0 · w."""

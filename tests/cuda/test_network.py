@@ -64,6 +64,7 @@ def by_formulas(model: DocumentCNN, x: torch.Tensor, labels: torch.Tensor, dtype
     ("architecture", "tiles_changed"),
     [
         (TINY, {}),
+        (TINY, {"first_taps": 4, "conv_split": 2}),  # columns in parts, of which the last have no tap
         ({"image_size": (11, 9), "channels": (4,), "kernel_size": (3, 2), "hidden": (5, 6), "in_channels": 2}, {}),
         pytest.param(
             {"image_size": (12, 13), "channels": (17, 3), "kernel_size": (2, 3), "hidden": (), "classes": 3}, {},
@@ -106,19 +107,31 @@ NETWORKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["LeNet-5", *[pytest.param(n, marks=pytest.mark.slow) for n in list(NETWORKS)[1:]]])
-def test_converted_networks_have_native_gradients_of_whole_numbers(tiles, kernel_device, name):
+@pytest.mark.parametrize(
+    ("name", "split", "weight"),
+    [
+        ("LeNet-5", 1, 1),
+        *[pytest.param("without pooling", *case, marks=pytest.mark.slow) for case in ((1, 1), (2, 1), (1, -INF))],
+        pytest.param("without ReLU", 1, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_converted_networks_have_native_gradients_of_whole_numbers(tiles, kernel_device, name, split, weight):
+    """An infinite weight makes NaN of the gradients of one input channel; the others are computed without it."""
+    tiles["tiles"] = replace(COARSE, conv_split=split)
     torch.manual_seed(0)
     native = copy.deepcopy(nn.Sequential(*NETWORKS[name])).double()
     with torch.no_grad():
         for parameter in native.parameters():
             parameter.copy_(torch.randint(-1, 2, parameter.shape))
+        if weight == -INF:  # the output channel is inactive; no number of the input channel is 0
+            native[0].bias += 10
+            native[2].weight[1, 2, 0, 0] = weight
     x, g = torch.randint(-1, 2, (2, 1, 6, 6)).double(), torch.randint(-1, 2, (2, 3)).double()
     converted = from_torch(native).float()
     converted, on_device, g_on_device = on(kernel_device, converted, x.float(), g.float())
     assert guards.explain(converted, on_device) is None
     for actual, expected in zip(gradients(converted, on_device, g_on_device), gradients(native, x, g), strict=True):
-        assert torch.equal(actual.double().cpu(), expected)
+        torch.testing.assert_close(actual.double().cpu(), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.slow
@@ -160,6 +173,19 @@ def test_infinities_and_nans_spread_as_by_the_formulas(tiles, kernel_device, nam
     for actual, expected in zip(gradients(model, x, g), gradients(formulas, x, g), strict=True):
         assert torch.equal(actual.isnan(), expected.isnan())
         assert torch.equal(actual.isinf(), expected.isinf())
+
+
+def test_an_infinite_weight_is_not_multiplied_by_a_gradient_outside_of_the_output(tiles, kernel_device):
+    """Its channel is inactive, so the loss is finite; its tap has no output for pixels at one side of an image."""
+    model, x, labels = make_model(2, **TINY)
+    with torch.no_grad():
+        model.conv0.bias += 10  # no input of the channel is 0
+        model.conv1.weight[1, 2, 0, 0] = -INF
+    model, x, labels = on(kernel_device, model, x, labels)
+    actual = backprop.backpropagate(model, x, labels).deltas[0]
+    expected = backprop.backpropagate(copy.deepcopy(model).double(), x.double(), labels).deltas[0]
+    assert expected.isnan().any() and expected.isfinite().any()
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @pytest.mark.parametrize("hidden", [(6,), pytest.param((5, 6), marks=pytest.mark.slow)])

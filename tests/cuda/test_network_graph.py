@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 
-from manualgrad import DocumentCNN, backprop
+from manualgrad import DocumentCNN, backprop, tensor_checks
 from manualgrad.network.cuda_graph import capture_step
+from tests.cuda.test_capture import RefuseToWait
 from tests.cuda.test_network import FUSED_STEP, TINY, on, tiles  # noqa: F401
 from tests.network.plan_models import make_model
 
@@ -28,6 +29,21 @@ def test_a_replay_has_the_bits_of_an_eager_step(tiles, kernel_device, launches):
     assert model.conv0.weight._version > version
     if kernel_device == "cpu":
         assert launches == 2 * FUSED_STEP
+
+
+@pytest.mark.parametrize("engine", ["autograd", "document"])
+def test_others_can_capture_a_step(tiles, kernel_device, launches, monkeypatch, engine):  # noqa: F811
+    """Nothing of it reads a value of a tensor, or copies numbers to the device."""
+    model, x, labels = on(kernel_device, *make_model(3, **TINY))
+    if kernel_device == "cpu":
+        monkeypatch.setattr(tensor_checks, "HOST_DEVICES", ())
+        monkeypatch.setattr(tensor_checks, "dispatch_mode_count", lambda: 0)  # the plan runs under the mode
+    with RefuseToWait():
+        if engine == "autograd":
+            model.cost(x, labels).backward()
+        else:
+            backprop.descend(model, x, labels, 0.5)
+    assert launches == FUSED_STEP
 
 
 def test_what_cannot_be_captured_or_replayed_raises(tiles, kernel_device):  # noqa: F811

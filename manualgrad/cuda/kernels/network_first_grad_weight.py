@@ -21,26 +21,43 @@ def image_patch(x, n, f, place: tl.constexpr, H: tl.constexpr, W: tl.constexpr, 
 
 
 @triton.jit
+def sum_of_columns(
+    columns, n, f, k, t0, QH: tl.constexpr, QW: tl.constexpr, NEXT_KH: tl.constexpr, NEXT_KW: tl.constexpr,
+    C_OUT: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """The sum of BT columns, taps from t0 on, of the channels k of the pooled numbers f of image n.
+
+    One load of all: the taps lie in the middle dimension, so a thread adds up numbers that it has."""
+    SH: tl.constexpr = QH - NEXT_KH + 1
+    SW: tl.constexpr = QW - NEXT_KW + 1
+    t = t0 + tl.arange(0, BT)
+    di = (f // QW)[:, None] - (t // NEXT_KW)[None, :]
+    dj = (f % QW)[:, None] - (t % NEXT_KW)[None, :]
+    ok = (t < NEXT_KH * NEXT_KW)[None, :] & (f < QH * QW)[:, None]
+    ok &= (di >= 0) & (di < SH) & (dj >= 0) & (dj < SW)
+    at = (n * (SH * SW) + di * SW + dj) * (NEXT_KH * NEXT_KW * C_OUT) + (t * C_OUT)[None, :]
+    mask = ok[:, :, None] & (k < C_OUT)[None, None, :]
+    return tl.sum(tl.load(columns + at[:, :, None] + k[None, None, :], mask=mask, other=0.0), axis=1)  # eq. (20)
+
+
+@triton.jit
 def first_grad_weight(
     parts, columns, pool_index, x, N, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, NEXT_KH: tl.constexpr, NEXT_KW: tl.constexpr, SUBGRADIENT: tl.constexpr,
-    PARTS: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, TAPS: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, TAPS: tl.constexpr, BT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Part ``p`` of PARTS of the first convolution's weight gradient, from the columns of the next convolution.
 
     A program adds up the columns to the gradient of BP pooled numbers, sends them back through pooling and ReLU, and
     multiplies by the image's windows. parts is (PARTS, KH·KW·C_IN + 1, C_OUT), the last row is the bias's gradient.
-    ROWS, BC and TAPS are the rows, C_OUT and the next kernel's size, padded to powers of two."""
+    ROWS, BC and TAPS are the rows, C_OUT and the next kernel's size, padded to powers of two. BT columns of a pooled
+    number are read at a time: with 32 numbers a program has no registers for all of them."""
     QH: tl.constexpr = (H - KH + 1) // 2
     QW: tl.constexpr = (W - KW + 1) // 2
-    SH: tl.constexpr = QH - NEXT_KH + 1
-    SW: tl.constexpr = QW - NEXT_KW + 1
-    COLUMNS: tl.constexpr = NEXT_KH * NEXT_KW * C_OUT
     CHUNKS: tl.constexpr = (QH * QW + BP - 1) // BP
     part = tl.program_id(0)
     k = tl.arange(0, BC)
-    t = tl.arange(0, TAPS)
     sums = tl.zeros((ROWS, BC), dtype=tl.float32)
     for chunk in tl.range(part, N * CHUNKS, PARTS, num_stages=1):
         n = chunk // CHUNKS
@@ -52,13 +69,12 @@ def first_grad_weight(
         inside = f < QH * QW
         at = (n * (QH * QW) + f)[:, None] * C_OUT + k[None, :]
         index = tl.load(pool_index + at, mask=inside[:, None] & (k < C_OUT)[None, :], other=255).to(tl.int32)
-        # one load of all taps, which lie in the middle dimension: so a thread adds up numbers that it has
-        di = (f // QW)[:, None] - (t // NEXT_KW)[None, :]
-        dj = (f % QW)[:, None] - (t % NEXT_KW)[None, :]
-        ok = (t < NEXT_KH * NEXT_KW)[None, :] & inside[:, None] & (di >= 0) & (di < SH) & (dj >= 0) & (dj < SW)
-        at = (n * (SH * SW) + di * SW + dj) * COLUMNS + (t * C_OUT)[None, :]
-        mask = ok[:, :, None] & (k < C_OUT)[None, None, :]
-        g = tl.sum(tl.load(columns + at[:, :, None] + k[None, None, :], mask=mask, other=0.0), axis=1)  # eq. (20)
+        if BT == TAPS:
+            g = sum_of_columns(columns, n, f, k, 0, QH, QW, NEXT_KH, NEXT_KW, C_OUT, BT)
+        else:
+            g = tl.zeros((BP, BC), dtype=tl.float32)
+            for t0 in tl.range(0, TAPS, BT, num_stages=1):
+                g += sum_of_columns(columns, n, f, k, t0, QH, QW, NEXT_KH, NEXT_KW, C_OUT, BT)
         sums += product(x0, at_place(g, index, 0, SUBGRADIENT), PRECISION)  # eq. (18), (21), ∂C/∂w
         sums += product(x1, at_place(g, index, 1, SUBGRADIENT), PRECISION)
         sums += product(x2, at_place(g, index, 2, SUBGRADIENT), PRECISION)

@@ -32,14 +32,45 @@ def prepare(
 
 
 @triton.jit
+def sum_in_parts(
+    x, weight, row, i, j, is_row, channel, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, IS_PADDED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
+    BC: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """z (ROWS, BC) of :func:`conv_relu_pool_forward` without the bias, as SPLIT sums that one program adds up.
+
+    Where it has SPLIT warps, each computes one of the sums, so that the steps in turn are 1/SPLIT as many."""
+    K: tl.constexpr = KH * KW * C_IN
+    STEPS: tl.constexpr = (K + SPLIT * BK - 1) // (SPLIT * BK)
+    first = tl.arange(0, SPLIT)[:, None] * (STEPS * BK) + tl.arange(0, BK)[None, :]
+    z = tl.zeros((SPLIT, ROWS, BC), dtype=tl.float32)
+    for step in tl.range(0, STEPS, num_stages=STAGES):
+        k = first + step * BK
+        t, r = k // C_IN, k % C_IN
+        column = ((t // KW) * W + t % KW) * C_IN + r
+        inside = is_row[None, :, None] & (k < K)[:, None, :]
+        if IS_PADDED:
+            i_x, j_x = i[None, :, None] + (t // KW)[:, None, :], j[None, :, None] + (t % KW)[:, None, :]
+            inside &= is_in_image(i_x, j_x, H, W)
+        patch = tl.load(x + row[None, :, None] + column[:, None, :], mask=inside, other=0.0)
+        at = k[:, :, None] * C_OUT + channel[None, None, :]
+        w = tl.load(weight + at, mask=(k < K)[:, :, None] & (channel < C_OUT)[None, None, :], other=0.0)
+        z += product(patch, w, PRECISION)  # eq. (1), (17), f = C
+    return tl.sum(z, axis=0)
+
+
+@triton.jit
 def conv_relu_pool_forward(
     out, pool_index, x, weight, bias, N, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr, STRIDE_H: tl.constexpr,
     STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr,
     HAS_RELU: tl.constexpr, CHANNEL_MAJOR: tl.constexpr, FLIP: tl.constexpr, IS_IMAGE: tl.constexpr,
-    WINDOWS: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOWS: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P(R(C(x, w) + b)) and the pooling indices, of Z_H // POOL by Z_W // POOL: WINDOWS windows and BC channels.
+
+    With SPLIT > 1, which is for packed weights, the sum of a number of C is SPLIT sums.
 
     IS_IMAGE: x is (N, C_IN, H, W) and weight (C_OUT, C_IN, KH, KW); else x is (N, H, W, C_IN) and weight packed.
     C, whose output is Z_H by Z_W, has TOP rows and LEFT columns of zeros before the image."""
@@ -56,22 +87,28 @@ def conv_relu_pool_forward(
     i = (POOL * (u // QW) + (m % PLACES) // POOL) * STRIDE_H - TOP
     j = (POOL * (u % QW) + m % POOL) * STRIDE_W - LEFT
     row = n * (H * W * C_IN) + (i * W + j) * X_W
-    z = tl.zeros((PLACES * WINDOWS, BC), dtype=tl.float32)
-    for k0 in tl.range(0, K, BK, num_stages=STAGES):
-        k = k0 + tl.arange(0, BK)
-        t, r = k // C_IN, k % C_IN
-        column = ((t // KW) * W + t % KW) * X_W + r * X_C
-        inside = (n < N)[:, None] & (k < K)[None, :]
-        if IS_PADDED:
-            inside &= is_in_image(i[:, None] + (t // KW)[None, :], j[:, None] + (t % KW)[None, :], H, W)
-        patch = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
-        if IS_IMAGE:
-            tap = KH * KW - 1 - t if FLIP else t
-            at = ((channel * (C_IN * KH * KW))[None, :]) + (r * (KH * KW) + tap)[:, None]
-        else:
-            at = k[:, None] * C_OUT + channel[None, :]
-        w = tl.load(weight + at, mask=(k < K)[:, None] & (channel < C_OUT)[None, :], other=0.0)
-        z += product(patch, w, PRECISION)  # eq. (1), (17), f = C
+    if SPLIT > 1:
+        z = sum_in_parts(
+            x, weight, row, i, j, n < N, channel, H, W, C_IN, C_OUT, KH, KW, IS_PADDED, SPLIT, PLACES * WINDOWS, BC,
+            BK, STAGES, PRECISION,
+        )  # fmt: skip
+    else:
+        z = tl.zeros((PLACES * WINDOWS, BC), dtype=tl.float32)
+        for k0 in tl.range(0, K, BK, num_stages=STAGES):
+            k = k0 + tl.arange(0, BK)
+            t, r = k // C_IN, k % C_IN
+            column = ((t // KW) * W + t % KW) * X_W + r * X_C
+            inside = (n < N)[:, None] & (k < K)[None, :]
+            if IS_PADDED:
+                inside &= is_in_image(i[:, None] + (t // KW)[None, :], j[:, None] + (t % KW)[None, :], H, W)
+            patch = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
+            if IS_IMAGE:
+                tap = KH * KW - 1 - t if FLIP else t
+                at = ((channel * (C_IN * KH * KW))[None, :]) + (r * (KH * KW) + tap)[:, None]
+            else:
+                at = k[:, None] * C_OUT + channel[None, :]
+            w = tl.load(weight + at, mask=(k < K)[:, None] & (channel < C_OUT)[None, :], other=0.0)
+            z += product(patch, w, PRECISION)  # eq. (1), (17), f = C
     z += tl.load(bias + channel, mask=channel < C_OUT, other=0.0)[None, :]
     pooled, index = relu_pool(z, HAS_RELU, PLACES, WINDOWS, BC)  # eq. (16), σ = P∘R
     window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
