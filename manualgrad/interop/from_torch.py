@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from manualgrad._torch_compat import CONV_FORWARD, own_parameters, set_fx_leaf
 from manualgrad.interop.copies import copy_module
-from manualgrad.interop.functional_calls import replace_functional_calls
+from manualgrad.interop.functional_calls import replace_functional_calls, rewrite_chains
 from manualgrad.interop.layers import COUNTERPARTS
 from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
 from manualgrad.interop.rewritten_class import original_class
@@ -123,6 +123,8 @@ def from_torch(
                 "from_torch: functional=True, but not every call can be replaced; pass report=True to leave these "
                 "as they are and list them:\n" + "\n".join(f"  {entry}" for entry in unchanged)
             )
+    else:
+        rewrite_chains(converted)
     layers = zip(module.modules(), converted.modules(), strict=True)
     changed: set[type] = {type(native) for native, ours in layers if type(native) is not type(ours)}
     comparisons = find_type_comparisons(converted, changed) if changed else []

@@ -17,15 +17,17 @@ from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from manualgrad._torch_compat import has_global_hooks, has_hooks, is_compiled_in_place, own_parameters
+from manualgrad._torch_compat import child_modules, has_global_hooks, has_hooks, is_compiled_in_place, own_parameters
 from manualgrad.ops.relu import relu
 from manualgrad.ops.relu_in_place import relu_in_place
 from manualgrad.tensor_checks import PLAIN_TYPES, active_mode, has_values
 
 _ORIGINAL_CALL = nn.Module.__call__
-LAYER, RELU, POOL = "layer", "relu", "pool"
+LAYER, SOURCE, RELU, POOL = "layer", "source", "relu", "pool"
+CHAINS = {(LAYER, RELU), (LAYER, RELU, POOL), (SOURCE, RELU, POOL), (RELU, POOL)}
 LENGTHS = (3, 2)  # of chains
 
 
@@ -48,7 +50,7 @@ class Role:
     """Place of a class of layers, or of a function, in a chain.
 
     Attributes:
-        name: LAYER, RELU or POOL.
+        name: LAYER, SOURCE, RELU or POOL. What a LAYER and a SOURCE return is a new tensor, which nobody else has.
         forward: the forward of the class.
         with_relu: for a LAYER, ``with_relu(layer, x)`` computes the ReLU of its result; None if nothing does.
         allows: for a RELU, returns True if the call writes over its input; for a POOL, if it may stand before the
@@ -68,7 +70,7 @@ def register_layer(kind: type[nn.Module], with_relu: Callable[[Any, Any], Any] |
     """Add a class of layers whose results are new tensors, which the layers do not keep for themselves.
 
     ``with_relu(layer, x)`` stands for ``relu(layer(x))`` of instances of exactly this class."""
-    _roles[kind] = Role(LAYER, kind.forward, with_relu)
+    _roles[kind] = Role(LAYER if with_relu else SOURCE, kind.forward, with_relu)
 
 
 def register_relu(kind: Any, is_in_place: Callable[..., bool]) -> None:
@@ -89,6 +91,12 @@ def _role(function: Any) -> Role | None:
     return _roles.get(function) if isinstance(function, FunctionType) else None
 
 
+def child_roles(module: nn.Module) -> dict[str, str]:
+    """The roles of the children that have one, by name."""
+    roles = {name: _role(child) for name, child in child_modules(module).items()}
+    return {name: role.name for name, role in roles.items() if role}
+
+
 def has_chain(layers: Iterable[nn.Module | None]) -> bool:
     """Return True if some of the layers may be computed together with the next ones."""
     calls = [Call(layer) for layer in layers]
@@ -105,7 +113,7 @@ def run_calls(calls: Sequence[Call], x: Any) -> Any:
     position = 0
     while position < len(calls):
         chain = calls[position : position + 1]
-        if _role(chain[0].function):
+        if not torch.compiler.is_compiling() and _role(chain[0].function):
             for length in LENGTHS:
                 longer = calls[position : position + length]
                 if _is_chain(longer) and _is_unseen(longer, x):
@@ -118,18 +126,22 @@ def run_calls(calls: Sequence[Call], x: Any) -> Any:
 
 def run_as_one(calls: Sequence[Call], x: Any) -> Any | None:
     """The result of all calls, one after the other, on ``x``, or None if they are not one chain; then nothing ran."""
-    return run_chain(calls, x) if _is_chain(calls) and _is_unseen(calls, x) else None
+    if torch.compiler.is_compiling() or not (_is_chain(calls) and _is_unseen(calls, x)):
+        return None
+    return run_chain(calls, x)
 
 
 def _is_chain(calls: Sequence[Call]) -> bool:
     """Return True if the calls, two or three, are one of the chains that this file begins with."""
+    if len(calls) < 2:
+        return False
     roles = [_role(call.function) for call in calls]
     names = tuple([role.name if role else None for role in roles])
-    if names == (LAYER, RELU):
-        return roles[0].with_relu is not None  # type: ignore[union-attr]
-    if names == (LAYER, RELU, POOL):
-        return _allows(roles[2], calls[2])
-    return names == (RELU, POOL) and _allows(roles[1], calls[1]) and not _allows(roles[0], calls[0])
+    if names not in CHAINS:
+        return False
+    if names[-1] == POOL and not _allows(roles[-1], calls[-1]):
+        return False
+    return names[0] != RELU or not _allows(roles[0], calls[0])
 
 
 def _allows(role: Any, call: Call) -> bool:
@@ -164,7 +176,7 @@ def _is_unseen(calls: Sequence[Call], x: Any) -> bool:
             or "forward" in vars(module)
             or has_hooks(module)
             or is_compiled_in_place(module)
-            or (role.name == LAYER and type(own_parameters(module).get("weight")) not in PLAIN_TYPES)
+            or (role.name in (LAYER, SOURCE) and type(own_parameters(module).get("weight")) not in PLAIN_TYPES)
         ):
             return False
     return type(x) in PLAIN_TYPES and has_values(x)

@@ -31,12 +31,12 @@ def num_fused(model: Callable[[Tensor], object], x: Tensor = X) -> int:
 
 
 def run(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Result, and gradients of all parameters that need one, and of ``x``."""
+    """Result, and gradients of ``x`` and of all parameters that need one, 0 of those that are not used."""
     x = x.detach().requires_grad_()
     y = model(x)
     weights = torch.linspace(-1, 1, y.numel(), dtype=x.dtype).view(y.shape)
     needs_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [y.detach(), *torch.autograd.grad((y * weights).sum(), [x, *needs_grad])]
+    return [y.detach(), *torch.autograd.grad((y * weights).sum(), [x, *needs_grad], materialize_grads=True)]
 
 
 def one_by_one(model: nn.Module) -> nn.Module:
