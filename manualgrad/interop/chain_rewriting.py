@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -25,11 +25,10 @@ from typing import Any
 from torch import Tensor
 
 from manualgrad.interop import operations
-from manualgrad.interop.native_calls import replacement_of_method
-from manualgrad.network import call_chains
-from manualgrad.network.call_chains import CHAINS, LAYER, POOL, RELU, Call
+from manualgrad.interop.links import LINKS, LINKS_AS_ONE, REPLACEMENT_OF, REPLACEMENT_OF_METHOD
+from manualgrad.network.call_chains import CHAINS, LAYER, POOL, RELU
 
-LINKS, LINKS_AS_ONE, RESULT = "_manualgrad_links", "_manualgrad_links_as_one", "_manualgrad_result"
+RESULT = "_manualgrad_result"
 ROLES_OF_OURS: dict[Callable[..., Any], str] = {
     operations.relu: RELU, operations.relu_: RELU, operations.max_pool2d: POOL,
 }  # fmt: skip
@@ -39,54 +38,13 @@ NESTED_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lam
 CATCHING = (ast.Try, ast.With, ast.AsyncWith, *([ast.TryStar] if hasattr(ast, "TryStar") else []))
 
 
-# ------------------------------------------------------------------------------------------ when the calls are made
-
-
-def _relu_method(x: Any) -> Any:
-    return replacement_of_method(x, "relu")()
-
-
-def _relu_method_in_place(x: Any) -> Any:
-    return replacement_of_method(x, "relu_")()
-
-
-_METHODS = {"relu": _relu_method, "relu_": _relu_method_in_place}
-call_chains.register_relu(_relu_method, lambda: False)
-call_chains.register_relu(_relu_method_in_place, lambda: True)
-
-
-def run_links(links: Sequence[Any], x: Any) -> Any:
-    """The result of the links on ``x``, the last one first.
-
-    A link is a callable, (callable, arguments behind the input, options), or the name of a method of a tensor."""
-    return call_chains.run_calls(_calls(links), x)
-
-
-def run_links_as_one(links: Sequence[Any], x: Any) -> Any | None:
-    """The same, or None if they are not computed together."""
-    return call_chains.run_as_one(_calls(links), x)
-
-
-def _calls(links: Sequence[Any]) -> list[Call]:
-    return [
-        Call(*link) if type(link) is tuple else Call(_METHODS[link] if type(link) is str else link)
-        for link in reversed(links)
-    ]
-
-
-RUNTIME: dict[str, Callable[..., Any]] = {LINKS: run_links, LINKS_AS_ONE: run_links_as_one}
-
-
-# ----------------------------------------------------------------------------------------------- the syntax tree
-
-
 @dataclass(frozen=True)
 class Link:
     """A call in the tree.
 
     Attributes:
         role: LAYER, SOURCE, RELU or POOL.
-        node: expression that :func:`run_links` takes as a link.
+        node: expression that :func:`~manualgrad.interop.links.run_links` takes as a link.
         input: the input of the call.
         is_repeatable: True if ``node`` may be evaluated twice.
     """
@@ -101,7 +59,7 @@ class ChainRewriter(ast.NodeTransformer):
     """Rewrites chains in the body of one function, not in the functions inside of it.
 
     Attributes:
-        used_names: names of :data:`RUNTIME` in the new tree.
+        used_names: names of ``links.RUNTIME`` in the new tree.
     """
 
     def __init__(self, code: CodeType, own_name: str | None, roles: Mapping[str, str]) -> None:
@@ -144,7 +102,7 @@ class ChainRewriter(ast.NodeTransformer):
 
     def _link(self, node: ast.Call) -> Link | None:
         function, role = node.func, getattr(node, ROLE, None)
-        if role and isinstance(function, ast.Call) and len(function.args) == 2:  # the method of a tensor
+        if role and isinstance(function, ast.Call) and _is_name(function.func, REPLACEMENT_OF_METHOD):
             return None if node.args or node.keywords else Link(role, function.args[1], function.args[0], True)
         if not node.args or isinstance(node.args[0], ast.Starred):
             return None
@@ -161,9 +119,7 @@ class ChainRewriter(ast.NodeTransformer):
             return Link(role, function, node.args[0], True) if role else None
         if isinstance(function, ast.Attribute) and hasattr(Tensor, function.attr):
             return None
-        held = (
-            function.args[0] if isinstance(function, ast.Call) and function.args else function
-        )  # replacement_of(layer)
+        held = function.args[0] if _is_call_of(function, REPLACEMENT_OF) else function  # type: ignore[attr-defined]
         is_local = isinstance(root := _root(held), ast.Name) and root.id in self.local_names
         return Link(LAYER, function, node.args[0], isinstance(held, ast.Name)) if is_local else None
 
@@ -204,10 +160,10 @@ class ChainRewriter(ast.NodeTransformer):
             is_last = n == len(body) - 1
             if not (_target(statement) == variable or (is_last and isinstance(statement, ast.Return))):
                 return None
-            found = self._links(statement.value)  # type: ignore[attr-defined]  # an Assign or a Return
-            if not found or not (n == 0 or _is_name(found[-1].input, variable)):
+            own_links = self._links(statement.value)  # type: ignore[attr-defined]  # an Assign or a Return
+            if not own_links or not (n == 0 or _is_name(own_links[-1].input, variable)):
                 return None
-            links = found + links
+            links = own_links + links
         x = links[-1].input
         if not _is_chain(links) or not all(link.is_repeatable for link in links):
             return None
@@ -239,6 +195,10 @@ def _is_chain(links: list[Link]) -> bool:
 
 def _is_name(node: ast.expr, name: str | None) -> bool:
     return isinstance(node, ast.Name) and node.id == name
+
+
+def _is_call_of(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Call) and _is_name(node.func, name)
 
 
 def _is_constant(node: ast.expr) -> bool:

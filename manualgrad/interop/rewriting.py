@@ -21,7 +21,6 @@ from torch import nn
 
 from manualgrad.interop.calls import Calls
 from manualgrad.interop.chain_rewriting import ROLE, ROLES_OF_OURS, ChainRewriter
-from manualgrad.interop.chain_rewriting import RUNTIME as CHAIN_RUNTIME
 from manualgrad.interop.known_values import (
     UNKNOWN,
     Owner,
@@ -33,6 +32,7 @@ from manualgrad.interop.known_values import (
     variable_of,
 )
 from manualgrad.interop.layers import COUNTERPARTS
+from manualgrad.interop.links import REPLACEMENT_OF, REPLACEMENT_OF_LAYER, REPLACEMENT_OF_METHOD, RUNTIME
 from manualgrad.interop.name_values import LOCAL, SELF, NameValues
 from manualgrad.interop.native_calls import (
     FUNCTIONS,
@@ -40,9 +40,6 @@ from manualgrad.interop.native_calls import (
     METHODS,
     NATIVE_FUNCTIONS,
     is_replaceable,
-    replacement_of,
-    replacement_of_layer,
-    replacement_of_method,
     set_replacement,
     without_partials,
 )
@@ -56,12 +53,6 @@ from manualgrad.interop.source_code import (
 )
 from manualgrad.network.call_chains import RELU
 
-RUNTIME = {
-    "_manualgrad_replacement_of": replacement_of,
-    "_manualgrad_method": replacement_of_method,
-    "_manualgrad_layer": replacement_of_layer,
-}
-REPLACEMENT_OF, REPLACEMENT_OF_METHOD, REPLACEMENT_OF_LAYER = RUNTIME
 OPERATIONS = "manualgrad.interop.operations"
 NAMES = {name.rpartition(".")[2] for name, _ in FUNCTIONS.values()} | {"max_pool2d_with_indices"}
 
@@ -97,7 +88,7 @@ def rewrite(function: FunctionType, owner: Owner | None = None) -> tuple[Functio
     if not (rewriter.is_changed or chains.used_names):
         return None, calls
     used_names = rewriter.used_names | chains.used_names
-    used = {name: value for name, value in (RUNTIME | CHAIN_RUNTIME).items() if name in used_names}
+    used = {name: value for name, value in RUNTIME.items() if name in used_names}
     return make_function(function, replace(definition, node=node), used), calls
 
 

@@ -121,3 +121,22 @@ class Closure(Layers):
         x = self.conv(x)
         x = self.relu(x)
         return read()
+
+
+LAYERS_MADE: list[int] = []
+
+
+def make_layer(channels: int) -> nn.Module:
+    LAYERS_MADE.append(channels)
+    torch.manual_seed(0)
+    return nn.Conv2d(channels, channels, 3)
+
+
+class Making(nn.Module):
+    """A layer that is made in the call, where making it again would show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        x = make_layer(channels)(x)
+        x = F.relu(x)
+        return F.relu(make_layer(channels)(x))

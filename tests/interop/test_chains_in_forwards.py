@@ -72,41 +72,41 @@ def test_results_that_are_used_again_are_computed(name):
 
 
 OBSERVERS = {
-    "forward hook": lambda m, seen: m.conv.register_forward_hook(lambda *args: seen.append(args[2])),
-    "pre-hook": lambda m, seen: m.conv.register_forward_pre_hook(lambda *args: seen.append(args[1])),
-    "backward hook": lambda m, seen: m.conv.register_full_backward_hook(lambda *args: seen.append(args[2])),
-    "hook of the ReLU": lambda m, seen: m.relu.register_forward_hook(lambda *args: seen.append(args[2])),
-    "forward of an instance": lambda m, seen: setattr(
-        m.conv, "forward", lambda x, forward=m.conv.forward: seen.append(x) or forward(x)
+    "forward hook": lambda m, noted: m.conv.register_forward_hook(lambda *args: noted.append(args[2])),
+    "pre-hook": lambda m, noted: m.conv.register_forward_pre_hook(lambda *args: noted.append(args[1])),
+    "backward hook": lambda m, noted: m.conv.register_full_backward_hook(lambda *args: noted.append(args[2])),
+    "hook of the ReLU": lambda m, noted: m.relu.register_forward_hook(lambda *args: noted.append(args[2])),
+    "forward of an instance": lambda m, noted: setattr(
+        m.conv, "forward", lambda x, forward=m.conv.forward: noted.append(x) or forward(x)
     ),
-    "subclass": lambda m, seen: setattr(m.conv, "__class__", make_subclass(seen)),
-    "another layer": lambda m, seen: setattr(m, "relu", nn.ReLU()) or m.relu.register_forward_hook(
-        lambda *args: seen.append(args[2])
+    "subclass": lambda m, noted: setattr(m.conv, "__class__", make_subclass(noted)),
+    "another layer": lambda m, noted: setattr(m, "relu", nn.ReLU()) or m.relu.register_forward_hook(
+        lambda *args: noted.append(args[2])
     ),
 }  # fmt: skip
 
 
-def make_subclass(seen: list) -> type[layers.Conv2d]:
-    class Seen(layers.Conv2d):
+def make_subclass(noted: list) -> type[layers.Conv2d]:
+    class Noting(layers.Conv2d):
         def forward(self, input: Tensor) -> Tensor:
-            seen.append(input)
+            noted.append(input)
             return super().forward(input)
 
-    return Seen
+    return Noting
 
 
 @pytest.mark.parametrize("name", OBSERVERS)
 @pytest.mark.parametrize("model_name", ["Returned", "Statements"])
 def test_who_observes_a_layer_after_the_conversion_sees_it(name, model_name):
-    model, seen = mg.from_torch(make(model_name)), []
+    model, noted = mg.from_torch(make(model_name)), []
     expected = model(X)
-    OBSERVERS[name](model, seen)
+    OBSERVERS[name](model, noted)
     assert num_fused(model, X) == (model_name == "Statements" and "ReLU" not in name and name != "another layer")
-    seen.clear()
+    noted.clear()
     y = model(X)
     y.sum().backward()
     calls = {"Returned": 1, "Statements": 3 if "ReLU" in name or name == "another layer" else 2}
-    assert len(seen) == calls[model_name]
+    assert len(noted) == calls[model_name]
     torch.testing.assert_close(y, expected)
 
 
@@ -163,6 +163,12 @@ def test_a_compiled_model():
     model = mg.from_torch(make("Statements"))
     compiled = torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(X), model(X))
+
+
+def test_what_a_call_is_made_of_is_evaluated_once():
+    chained_models.LAYERS_MADE.clear()
+    torch.testing.assert_close(mg.from_torch(make("Making"), functional=True, report=True)[0](X), make("Making")(X))
+    assert chained_models.LAYERS_MADE == [3] * 4
 
 
 def test_without_source_the_layers_run_one_by_one():
