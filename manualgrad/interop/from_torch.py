@@ -73,7 +73,8 @@ def from_torch(
 
     An ``nn.Sequential`` becomes :class:`manualgrad.Sequential` if kernels can run its layers as one program, or if
     there is a ``ReLU`` behind a ``Conv2d`` or a ``Linear`` in it, or before a ``MaxPool2d``, which are then computed
-    together.
+    together. A module whose methods call such layers one after the other gets a subclass of its class, with the same
+    name, that computes them together. Where a hook or anything else could see the layers' results, they are called.
 
     Parameters and buffers keep their names, so state dicts load in both directions. Shared layers and tied weights
     stay shared. Training mode, dtype, device, memory format, ``requires_grad``, hooks and attributes are kept.

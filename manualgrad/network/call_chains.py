@@ -27,7 +27,7 @@ from manualgrad.tensor_checks import PLAIN_TYPES, active_mode, has_values
 
 _ORIGINAL_CALL = nn.Module.__call__
 LAYER, SOURCE, RELU, POOL = "layer", "source", "relu", "pool"
-CHAINS = {(LAYER, RELU), (LAYER, RELU, POOL), (SOURCE, RELU, POOL), (RELU, POOL)}
+CHAINS = frozenset({(LAYER, RELU), (LAYER, RELU, POOL), (SOURCE, RELU, POOL), (RELU, POOL)})
 LENGTHS = (3, 2)  # of chains
 
 
