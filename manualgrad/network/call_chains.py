@@ -20,9 +20,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from manualgrad._torch_compat import child_modules, has_global_hooks, has_hooks, is_compiled_in_place, own_parameters
-from manualgrad.ops.relu import relu
-from manualgrad.ops.relu_in_place import relu_in_place
+from manualgrad._torch_compat import (
+    child_modules,
+    has_global_hooks,
+    has_hooks,
+    is_compiled_in_place,
+    own_parameters,
+)
+from manualgrad.ops.relu import relu_keeping_input_apply
 from manualgrad.tensor_checks import PLAIN_TYPES, active_mode, has_values
 
 _ORIGINAL_CALL = nn.Module.__call__
@@ -155,8 +160,8 @@ def run_chain(calls: Sequence[Call], x: Any) -> Any:
     if len(calls) == 2 and role and role.with_relu:
         return role.with_relu(calls[0].function, x)
     maxima = calls[-1](calls[0](x) if len(calls) == 3 else x)
-    # the maxima of one image are a view, of whose base autograd would have to follow the change
-    return relu_in_place(maxima) if maxima.dim() == 4 else relu(maxima, subgradient=0)
+    # Autograd keeps the maxima and not their ReLU: the result of a pooling may be changed in place.
+    return relu_keeping_input_apply(maxima, 0)
 
 
 def _is_unseen(calls: Sequence[Call], x: Any) -> bool:

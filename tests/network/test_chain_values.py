@@ -10,7 +10,7 @@ import manualgrad as mg
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
 from manualgrad.ops.conv_relu import conv_relu_apply
 from manualgrad.ops.dense_relu import dense_relu_apply
-from tests.network.chain_models import assert_equal, one_by_one, run
+from tests.network.chain_models import assert_equal, num_fused, one_by_one, run
 
 POOLS = [
     nn.MaxPool2d(2),
@@ -68,6 +68,28 @@ def test_the_maxima_are_kept_in_place_of_the_pixels():
     model = mg.from_torch(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)))
     pixels, maxima = 2 * 8 * 16 * 16 * 4, 2 * 8 * 8 * 8 * 4
     assert kept_bytes(one_by_one(model)) - kept_bytes(model) == pixels - maxima
+
+
+def test_the_result_of_a_pooling_may_be_changed_in_place():
+    model = mg.from_torch(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.5, inplace=True))
+    )
+    grads = []
+    for m in (model, one_by_one(model)):
+        torch.manual_seed(0)
+        y = m(torch.ones(2, 3, 18, 18)).sub_(1)
+        grads.append(torch.autograd.grad(y.square().sum(), list(m.parameters())))
+    assert all(torch.equal(a, e) for a, e in zip(*grads, strict=True))
+
+
+def test_forward_mode_and_second_derivatives_of_a_chain():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 2, 2), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3), nn.ReLU()
+    model = mg.from_torch(nn.Sequential(*layers)).double()
+    x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert num_fused(model, x) == 2
+    assert torch.autograd.gradcheck(model, x, check_forward_ad=True) and torch.autograd.gradgradcheck(model, x)
+    assert torch.autograd.gradcheck(model[:3], x[0].detach().requires_grad_(), check_forward_ad=True)
 
 
 def test_derivatives_of_the_dense_function():
