@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from manualgrad._torch_compat import child_modules
-from manualgrad.network import guards, kinds, layer_pairs
+from manualgrad.network import call_chains, guards, kinds
 from manualgrad.network.function import logits_apply
 
 
@@ -18,8 +18,9 @@ class Sequential(nn.Sequential):
     ReLU, with ReLU and max pooling, with max pooling, or alone; then ``Flatten``; then dense layers with ReLU between
     them. Input and parameters are contiguous float32 on the CPU. On CUDA a pooling is 2×2 behind ReLU. Any other list
     runs layer by layer, as in ``nn.Sequential``, and gives the same numbers up to rounding.
-    :func:`manualgrad.network.guards.explain` says why. A ``Conv2d`` of :func:`manualgrad.from_torch` and the ``ReLU``
-    behind it are computed as one then, unless a hook, a tracer or a replaced forward could see the two calls.
+    :func:`manualgrad.network.guards.explain` says why. A ``Conv2d`` or ``Linear`` of :func:`manualgrad.from_torch`
+    and the ``ReLU`` behind it are computed as one then, and a ``ReLU`` before a ``MaxPool2d`` after it, unless a
+    hook, a tracer or a replaced forward could see the calls (``network/call_chains.py``).
 
     Everything else is as in ``nn.Sequential``: indices, slices, names, state dicts, hooks, copies, tracing.
     """
@@ -28,7 +29,7 @@ class Sequential(nn.Sequential):
         """The output of the last layer."""
         usable = guards.find_usable_plan(self, input)
         if isinstance(usable, str):
-            return layer_pairs.run_layers(child_modules(self).values(), input)
+            return call_chains.run_layers(child_modules(self).values(), input)
         return logits_apply(input, *usable)
 
     def find_plan(self, x: Tensor) -> guards.PlanAndParameters | str:

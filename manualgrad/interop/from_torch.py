@@ -12,13 +12,13 @@ from torch.nn.utils import parametrize
 
 from manualgrad._torch_compat import CONV_FORWARD, own_parameters, set_fx_leaf
 from manualgrad.interop.copies import copy_module
-from manualgrad.interop.functional_calls import replace_functional_calls
+from manualgrad.interop.functional_calls import replace_functional_calls, rewrite_chains
 from manualgrad.interop.layers import COUNTERPARTS
 from manualgrad.interop.report import NO_SUCH_LAYER, Left, Replaced, Report, type_name
 from manualgrad.interop.rewritten_class import original_class
 from manualgrad.interop.type_comparisons import find_type_comparisons
 from manualgrad.network import guards
-from manualgrad.network.layer_pairs import has_pair
+from manualgrad.network.call_chains import has_chain
 from manualgrad.sequential import Sequential
 
 SUPPORTED_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -72,7 +72,9 @@ def from_torch(
     too; the derivative at 0 is 0), ``Linear``, ``Softmax``, ``CrossEntropyLoss`` and ``Flatten`` (PyTorch's order).
 
     An ``nn.Sequential`` becomes :class:`manualgrad.Sequential` if kernels can run its layers as one program, or if
-    there is a ``ReLU`` behind a ``Conv2d`` in it, which are then computed as one.
+    there is a ``ReLU`` behind a ``Conv2d`` or a ``Linear`` in it, or before a ``MaxPool2d``, which are then computed
+    together. A module whose methods call such layers one after the other gets a subclass of its class, with the same
+    name, that computes them together. Where a hook or anything else could see the layers' results, they are called.
 
     Parameters and buffers keep their names, so state dicts load in both directions. Shared layers and tied weights
     stay shared. Training mode, dtype, device, memory format, ``requires_grad``, hooks and attributes are kept.
@@ -109,7 +111,7 @@ def from_torch(
     for name, layer in list(converted.named_modules()):
         _convert_layer(name, layer, subclasses, full_report)
     for layer in converted.modules():
-        if type(layer) is nn.Sequential and (has_pair(layer.children()) or guards.may_have_plan(layer)):
+        if type(layer) is nn.Sequential and (has_chain(layer.children()) or guards.may_have_plan(layer)):
             layer.__class__ = Sequential
     if functional:
         unchanged = replace_functional_calls(converted, full_report)
@@ -122,6 +124,8 @@ def from_torch(
                 "from_torch: functional=True, but not every call can be replaced; pass report=True to leave these "
                 "as they are and list them:\n" + "\n".join(f"  {entry}" for entry in unchanged)
             )
+    else:
+        rewrite_chains(converted)
     layers = zip(module.modules(), converted.modules(), strict=True)
     changed: set[type] = {type(native) for native, ours in layers if type(native) is not type(ours)}
     comparisons = find_type_comparisons(converted, changed) if changed else []

@@ -10,7 +10,24 @@ from manualgrad.interop import library_attributes
 from manualgrad.interop.known_values import is_library, is_model_code, is_plain_object, may_call, note_functions
 from manualgrad.interop.native_calls import without_partials
 from manualgrad.interop.report import Left, Replaced, Report, type_name
-from manualgrad.interop.rewritten_class import ORIGINAL_FORWARD, clear_caches, original_class, rewrite_methods
+from manualgrad.interop.rewritten_class import (
+    ORIGINAL_FORWARD,
+    clear_caches,
+    forget_rewritten,
+    original_class,
+    replaces_functions,
+    restore_methods,
+    rewrite_methods,
+)
+from manualgrad.network.call_chains import RELU, child_roles
+
+
+def rewrite_chains(model: nn.Module) -> None:
+    """Let the methods of every module of ``model`` compute chains of layers together, and change nothing else."""
+    forget_rewritten()
+    for module in model.modules():
+        if RELU in child_roles(module).values() and not (original_class(module) or is_library(type(module))):
+            rewrite_methods(module, functional=False)
 
 
 def replace_functional_calls(model: nn.Module, report: Report) -> list[Left]:
@@ -23,8 +40,10 @@ def replace_functional_calls(model: nn.Module, report: Report) -> list[Left]:
     clear_caches()
     note_functions(model)
     for name, module in model.named_modules():
-        if original_class(module):
+        if replaces_functions(module):
             continue
+        if original_class(module):
+            restore_methods(module)
         library_attributes.replace(name, module, report)
         if is_library(type(module)) and "forward" not in vars(module):
             continue

@@ -7,7 +7,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -43,10 +43,14 @@ class Owner:
         kind: the class of a module.
         functions: the functions among the attributes of a module's instance, such as ``self.activation``, and a
             tuple of functions for each attribute that holds some: a list, tuple, dict or object.
+        roles: the roles of a module's children in chains of calls, by name (``network/call_chains.py``).
+        functional: False if only chains of layers are rewritten, and calls of functions stay native.
     """
 
     kind: type
     functions: Mapping[str, Any]
+    roles: Mapping[str, str] = field(default_factory=dict)
+    functional: bool = True
 
     def attribute(self, name: str) -> Any:
         """A function or a table of functions that ``self.name`` is, else UNKNOWN."""

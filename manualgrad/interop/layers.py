@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from manualgrad._torch_compat import reversed_padding
 from manualgrad.interop import operations
-from manualgrad.network import kinds, layer_pairs
+from manualgrad.network import call_chains, kinds
 from manualgrad.network.layers import Flatten as FlattenLayer
 from manualgrad.network.layers import ReLU as ReLULayer
 from manualgrad.ops.targets import Reduction
@@ -104,7 +104,18 @@ kinds.register(
 )
 kinds.register(Linear, kinds.describe_dense, has_parameters=True)
 
-layer_pairs.register(Conv2d, ReLU, lambda conv, x: _convolve(operations.conv2d_relu, conv, x))
+# Calls of them, one on the result of the other, may be computed together (``network/call_chains.py``).
+call_chains.register_layer(Conv2d, lambda conv, x: _convolve(operations.conv2d_relu, conv, x))
+call_chains.register_layer(Linear, lambda linear, x: operations.linear_relu(x, linear.weight, linear.bias))
+call_chains.register_layer(nn.BatchNorm2d)
+call_chains.register_relu(ReLU, lambda relu: relu.inplace)
+call_chains.register_pool(
+    MaxPool2d,
+    lambda pool: operations.returns_fewer(pool.kernel_size, pool.stride, return_indices=pool.return_indices),
+)
+call_chains.register_relu(operations.relu, lambda inplace=False, *_, **__: inplace)
+call_chains.register_relu(operations.relu_, lambda *_, **__: True)
+call_chains.register_pool(operations.max_pool2d, operations.returns_fewer)
 
 # Native layer: our subclass of it.
 COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from manualgrad import functional
-from manualgrad.ops import conv_relu
+from manualgrad.ops import conv_relu, dense_relu
 from manualgrad.ops.relu_in_place import relu_in_place
 from manualgrad.ops.targets import Reduction
 from manualgrad.ops.tracers import traceable, untraced
@@ -80,6 +80,18 @@ def max_pool2d(
     )
 
 
+def returns_fewer(
+    kernel_size: Any = 1, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: Any = False,
+    return_indices: Any = False, *_: Any, **__: Any,
+) -> bool:  # fmt: skip
+    """Return True if :func:`max_pool2d` of these arguments returns only the maxima, fewer than there are pixels.
+
+    False for arguments that it does not take."""
+    stride = kernel_size if stride is None else stride
+    strides = stride if type(stride) is tuple else (stride,)
+    return return_indices is False and all(type(s) is int for s in strides) and any(s > 1 for s in strides)
+
+
 @traceable
 def max_pool2d_with_indices(
     input: Tensor, kernel_size: int | tuple[int, int], *args: Any, **options: Any
@@ -93,6 +105,11 @@ def max_pool2d_with_indices(
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``."""
     return functional.dense(input, weight, bias)
+
+
+def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """:func:`relu` of :func:`linear`."""
+    return dense_relu.dense_relu(input, weight, bias)
 
 
 @traceable

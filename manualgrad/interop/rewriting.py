@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from manualgrad.interop.calls import Calls
+from manualgrad.interop.chain_rewriting import ROLE, ROLES_OF_OURS, ChainRewriter
 from manualgrad.interop.known_values import (
     UNKNOWN,
     Owner,
@@ -31,6 +32,7 @@ from manualgrad.interop.known_values import (
     variable_of,
 )
 from manualgrad.interop.layers import COUNTERPARTS
+from manualgrad.interop.links import REPLACEMENT_OF, REPLACEMENT_OF_LAYER, REPLACEMENT_OF_METHOD, RUNTIME
 from manualgrad.interop.name_values import LOCAL, SELF, NameValues
 from manualgrad.interop.native_calls import (
     FUNCTIONS,
@@ -38,9 +40,6 @@ from manualgrad.interop.native_calls import (
     METHODS,
     NATIVE_FUNCTIONS,
     is_replaceable,
-    replacement_of,
-    replacement_of_layer,
-    replacement_of_method,
     set_replacement,
     without_partials,
 )
@@ -52,13 +51,8 @@ from manualgrad.interop.source_code import (
     make_function,
     nested_codes,
 )
+from manualgrad.network.call_chains import RELU
 
-RUNTIME = {
-    "_manualgrad_replacement_of": replacement_of,
-    "_manualgrad_method": replacement_of_method,
-    "_manualgrad_layer": replacement_of_layer,
-}
-REPLACEMENT_OF, REPLACEMENT_OF_METHOD, REPLACEMENT_OF_LAYER = RUNTIME
 OPERATIONS = "manualgrad.interop.operations"
 NAMES = {name.rpartition(".")[2] for name, _ in FUNCTIONS.values()} | {"max_pool2d_with_indices"}
 
@@ -73,20 +67,29 @@ def rewrite(function: FunctionType, owner: Owner | None = None) -> tuple[Functio
     wrapped = getattr(function, "__wrapped__", None)
     if isinstance(wrapped, FunctionType) and wrapped.__code__ is not function.__code__:
         return _rewrite_decorated(function, wrapped, owner)
-    if not is_model_code(function) or not may_call(function, owner, set()):
+    if not is_model_code(function):
+        return None, calls
+    replaces_functions = (owner is None or owner.functional) and may_call(function, owner, set())
+    names = {name for code in nested_codes(function.__code__) for name in code.co_names}
+    if not (replaces_functions or (owner and RELU in {owner.roles.get(name) for name in names})):
         return None, calls
     try:
         definition = find_definition(function)
     except SourceUnavailable as error:
-        if NAMES & {name for code in nested_codes(function.__code__) for name in code.co_names}:
+        if replaces_functions and NAMES & names:
             calls.unreadable[function.__name__] = str(error)
         return None, calls
     rewriter = _Rewriter(function, owner, calls)
-    node = rewriter.rewrite(copy.deepcopy(definition.node))
-    if not rewriter.is_changed:
+    node = copy.deepcopy(definition.node)
+    if replaces_functions:
+        node = rewriter.rewrite(node)
+    chains = ChainRewriter(function.__code__, rewriter.names.own_name, owner.roles if owner else {})
+    node = chains.rewrite(node)
+    if not (rewriter.is_changed or chains.used_names):
         return None, calls
-    names = {name: value for name, value in RUNTIME.items() if name in rewriter.used_names}
-    return make_function(function, replace(definition, node=node), names), calls
+    used_names = rewriter.used_names | chains.used_names
+    used = {name: value for name, value in RUNTIME.items() if name in used_names}
+    return make_function(function, replace(definition, node=node), used), calls
 
 
 def _rewrite_decorated(
@@ -232,6 +235,7 @@ class _Rewriter(ast.NodeTransformer):
             self.calls.left[native_name] = f"our function does not take {' and '.join(unknown)}, line {node.lineno}"
             return node.func
         self._list(native_name, ours)
+        setattr(node, ROLE, ROLES_OF_OURS.get(ours))
         return self._look_up(node.func)
 
     def _replace_method(self, node: ast.Call, function: ast.Attribute) -> ast.expr:
@@ -240,6 +244,7 @@ class _Rewriter(ast.NodeTransformer):
             self.calls.left[f"Tensor.{function.attr}"] = NO_SUCH_FUNCTION
             return function
         self._list(f"Tensor.{function.attr}", METHODS[function.attr])
+        setattr(node, ROLE, ROLES_OF_OURS.get(METHODS[function.attr]))
         return self._wrap(REPLACEMENT_OF_METHOD, function.value, ast.Constant(function.attr))
 
     def _may_be_tensor_method(self, node: ast.Call, function: ast.Attribute) -> bool:

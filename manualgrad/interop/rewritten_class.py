@@ -19,8 +19,9 @@ from manualgrad.interop.known_values import (
     note_functions,
 )
 from manualgrad.interop.rewriting import clear_cache, rewrite
+from manualgrad.network.call_chains import child_roles
 
-ORIGINAL_CLASS = "_original_class"
+ORIGINAL_CLASS, FUNCTIONAL = "_original_class", "_replaces_functions"
 OWN_FORWARD, ORIGINAL_FORWARD = "_manualgrad_forward", "_manualgrad_original_forward"
 KEPT_METHODS = {"__init__", "__new__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}
 
@@ -30,8 +31,15 @@ def original_class(module: nn.Module) -> type[nn.Module] | None:
     return vars(type(module)).get(ORIGINAL_CLASS)
 
 
-def rewrite_methods(module: nn.Module) -> Calls:
+def replaces_functions(module: nn.Module) -> bool:
+    """Return True if the methods of ``module`` were rewritten, and not only in chains of layers."""
+    return bool(vars(type(module)).get(FUNCTIONAL))
+
+
+def rewrite_methods(module: nn.Module, functional: bool = True) -> Calls:
     """Change the class of ``module`` to one with rewritten methods, if they have calls that are replaced.
+
+    With ``functional=False`` only chains of layers are (``chain_rewriting.py``).
 
     Returns:
         The calls in all methods of the class.
@@ -42,8 +50,8 @@ def rewrite_methods(module: nn.Module) -> Calls:
     if not is_model_code(own_forward):
         own_forward = None
     base: Any = type(module)
-    functions = tuple(attributes_with_functions(module).items())
-    kind, calls = _rewritten_class(base, own_forward, is_method, functions)
+    functions, roles = tuple(attributes_with_functions(module).items()), tuple(child_roles(module).items())
+    kind, calls = _rewritten_class(base, own_forward, is_method, functions, roles, functional)
     if kind is not base:
         module.__class__ = kind
     if OWN_FORWARD in vars(kind):
@@ -66,12 +74,15 @@ def _rewritten_class(
     own_forward: FunctionType | None,
     is_method: bool,
     functions: tuple[tuple[str, Any], ...],
+    roles: tuple[tuple[str, str], ...],
+    functional: bool,
 ) -> tuple[type[nn.Module], Calls]:
     """(a subclass of ``base``, of the same name, with rewritten methods, or ``base``; the calls in the methods).
 
     ``own_forward`` is the forward of an instance, which it calls as a method or as a plain function.
     """
-    owner, calls, members = Owner(base, dict(functions)), Calls(), dict[str, Any]()
+    owner = Owner(base, dict(functions), dict(roles), functional)
+    calls, members = Calls(), dict[str, Any]()
     if own_forward is not None:
         new, calls = rewrite(own_forward, owner if is_method else None)
         if new is not None:
@@ -96,16 +107,18 @@ def _rewritten_class(
         return base, replace(calls, replaced={}, left=calls.left | {name: reason for name, _ in calls.replaced})
     names: dict[str, Any] = {name: getattr(base, name) for name in ("__module__", "__qualname__", "__doc__")}
     names |= {"__reduce_ex__": _reduce, "__prepare_scriptable__": _refuse_script, ORIGINAL_CLASS: base}
+    names[FUNCTIONAL] = functional
     return type(base.__name__, (base,), names | members | calls.super_methods), calls
 
 
 def clear_caches() -> None:
     """Forget rewritten classes, so that the next conversion sees functions that were defined anew."""
     ATTRIBUTE_FUNCTIONS.clear()
-    _forget_rewritten()
+    forget_rewritten()
 
 
-def _forget_rewritten() -> None:
+def forget_rewritten() -> None:
+    """Forget rewritten classes and functions alone."""
     _rewritten_class.cache_clear()
     clear_cache()
 
@@ -114,7 +127,7 @@ def _reduce(module: nn.Module, protocol: int) -> tuple[Any, ...]:
     base = original_class(module)
     assert base is not None
     state = object.__reduce_ex__(module, max(protocol, 2))[2]
-    return _new_instance, (base,), _native_state(module, state)
+    return _new_instance, (base, replaces_functions(module)), _native_state(module, state)
 
 
 def _native_state(module: nn.Module, state: Any) -> Any:
@@ -130,22 +143,23 @@ def _native_state(module: nn.Module, state: Any) -> Any:
 def _refuse_script(module: nn.Module) -> NoReturn:
     """Raise TypeError. ``torch.jit.script`` would compile the source, which has the native calls."""
     raise TypeError(
-        f"torch.jit.script cannot compile {type(module).__name__}, whose functional calls were replaced; compile "
+        f"torch.jit.script cannot compile {type(module).__name__}, whose calls were replaced; compile "
         "manualgrad.to_torch(model), which computes the same, or use torch.jit.trace"
     )
 
 
-def _new_instance(base: type[nn.Module]) -> nn.Module:
+def _new_instance(base: type[nn.Module], functional: bool = True) -> nn.Module:
     """A module without attributes, to which ``copy`` and ``pickle`` add the state."""
-    kind: type[nn.Module] = type(base.__name__, (base,), {"__setstate__": _set_state, ORIGINAL_CLASS: base})
+    members = {"__setstate__": _set_state, ORIGINAL_CLASS: base, FUNCTIONAL: functional}
+    kind: type[nn.Module] = type(base.__name__, (base,), members)
     return kind.__new__(kind)
 
 
 def _set_state(module: nn.Module, state: Any) -> None:
-    base = original_class(module)
+    base, functional = original_class(module), replaces_functions(module)
     assert base is not None
     module.__class__ = base
     module.__setstate__(state)  # type: ignore[no-untyped-call]  # torch ships it untyped
     if note_functions(module):
-        _forget_rewritten()
-    rewrite_methods(module)
+        forget_rewritten()
+    rewrite_methods(module, functional)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualgrad.dispatch import dispatched
 from manualgrad.ops import checks
-from manualgrad.ops.linear_maps import bilinear
+from manualgrad.ops.linear_maps import Apply, bilinear
 from manualgrad.ops.precision import cast_to_autocast_dtype
 from manualgrad.ops.tracers import traceable
 
@@ -76,6 +76,11 @@ def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         TypeError: a tensor is not real floating point, or dtypes differ.
         ValueError: shapes or devices do not fit.
     """
+    return apply_dense(dense_apply, input, weight, bias)
+
+
+def apply_dense(apply: Apply, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Check the arguments of :func:`dense`, and call ``apply`` with a matrix of inputs and one of weights."""
     checks.require_tensor("dense", "input", input)
     checks.require_tensor("dense", "weight", weight)
     input, weight, bias = cast_to_autocast_dtype(input, weight, bias)
@@ -97,5 +102,5 @@ def dense(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         input = input.flatten(0, -2) if input.dim() > 2 else input.unsqueeze(0)
     if weight.dim() == 1:
         weight, bias = weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
-    output = dense_apply(input, weight, bias)
+    output = apply(input, weight, bias)
     return output if output.shape == shape else output.reshape(shape)

@@ -105,7 +105,18 @@ class ReLUBackwardFunction(Function):
         return torch.zeros_like(z) if g_t is None else relu_backward_apply(g_t, z, ctx.subgradient)
 
 
+class ReLUKeepingInputFunction(ReLUFunction):
+    """The same, which always saves z: for a z that nobody else has, so that R(z) may be changed in place."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        z, ctx.subgradient = inputs
+        ctx.save_for_forward(z)
+        ctx.save_for_backward(z)
+
+
 relu_apply: Callable[[Tensor, float], Tensor] = differentiable(ReLUFunction)
+relu_keeping_input_apply: Callable[[Tensor, float], Tensor] = differentiable(ReLUKeepingInputFunction)
 relu_backward_apply: Callable[[Tensor, Tensor, float], Tensor] = differentiable(ReLUBackwardFunction)
 
 

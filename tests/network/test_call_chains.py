@@ -1,4 +1,4 @@
-"""Promise: a converted convolution and the ReLU behind it run as one operation where nothing shows the difference."""
+"""Promise: converted layers, one behind the other, are computed together where nothing shows the difference."""
 
 from __future__ import annotations
 
@@ -7,56 +7,13 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize, prune
 
 import manualgrad as mg
 from manualgrad import kernels
 from manualgrad.interop import layers
-from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
-from manualgrad.ops.conv_relu import conv_relu_apply
-
-X = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
-
-
-def make_native(inplace: bool = False, padding_mode: str = "zeros") -> nn.Sequential:
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1, padding_mode=padding_mode), nn.ReLU(inplace), nn.MaxPool2d(2),
-        nn.Conv2d(6, 6, 2, groups=6, bias=False), nn.ReLU(inplace), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4), nn.ReLU(),
-    )  # fmt: skip
-
-
-def num_fused(model: nn.Module, x: Tensor = X) -> int:
-    """Number of fused operations in a call of ``model``."""
-    return sum(record.formula == "conv_relu_forward" for record in kernels.explain(model, x).records)
-
-
-def run(model: nn.Module, x: Tensor) -> list[Tensor]:
-    """Result, and gradients of all parameters that need one, and of ``x``."""
-    x = x.detach().requires_grad_()
-    y = model(x)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=x.dtype).view(y.shape)
-    needs_grad = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [y.detach(), *torch.autograd.grad((y * weights).sum(), [x, *needs_grad])]
-
-
-def one_by_one(model: nn.Module) -> nn.Module:
-    """A copy whose layers run one by one."""
-    copied = copy.deepcopy(model)
-    for module in list(copied.modules()):
-        if type(module) is mg.Sequential:
-            module.__class__ = nn.Sequential
-    return copied
-
-
-def assert_equal(model: nn.Module, x: Tensor = X, fused: int = 2) -> None:
-    assert num_fused(model, x) == fused and num_fused(one_by_one(model), x) == 0
-    for actual, expected in zip(run(model, x), run(one_by_one(model), x), strict=True):
-        assert actual.stride() == expected.stride()
-        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
-    with torch.no_grad():
-        assert torch.equal(model(x), one_by_one(model)(x))
+from tests.network.chain_models import X, assert_equal, make_native, num_fused, one_by_one
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -112,14 +69,39 @@ SLOW = {"compiled in place"}  # it imports the compiler
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in OBSERVERS]
+    ("name", "inplace"),
+    [
+        pytest.param(name, inplace, marks=pytest.mark.slow if name in SLOW else ())
+        for name in OBSERVERS
+        for inplace in (False, True)
+        if not (inplace and name == "backward hook")  # PyTorch allows no in-place change of what such a hook has seen
+    ],
 )
-def test_a_pair_that_is_observed_runs_as_two_layers(name):
-    model = mg.from_torch(make_native())
+def test_layers_that_are_observed_run_one_by_one(name, inplace):
+    model = mg.from_torch(make_native(inplace))
     assert num_fused(model) == 2
     OBSERVERS[name](model)
-    assert num_fused(model) == 1, "the other pair is not observed"
-    assert torch.equal(model(X), mg.from_torch(make_native())(X))
+    # the other pair is not observed; nor are the first ReLU and the pooling, if the ReLU leaves what is seen as it is
+    assert num_fused(model) == (1 if inplace or name == "hook of the ReLU" else 2)
+    assert torch.equal(model(X), mg.from_torch(make_native(inplace))(X))
+
+
+def test_each_layer_of_a_chain_is_looked_at():
+    model = mg.from_torch(make_native())
+    handle = model[2].register_forward_hook(lambda *_: None)
+    assert num_fused(model) == 2 and num_fused(model[:3]) == 1 and num_fused(model[1:3]) == 0, "the first two are one"
+    handle.remove()
+    model[2].return_indices = True
+    assert num_fused(model[:3]) == 1 and model[:3](X)[1].dtype == torch.int64
+    model[2].return_indices, model[2].stride = False, 1
+    assert num_fused(model[:3]) == 1 and num_fused(model[1:3]) == 0, "there are as many maxima as pixels"
+
+
+def test_a_relu_in_place_before_pooling_changes_an_input_that_somebody_else_has():
+    model, x = mg.from_torch(nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2))), X.clone()
+    assert num_fused(model, x) == 0 and x.min() == 0
+    model = mg.from_torch(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))
+    assert num_fused(model, X) == 1 and X.min() < 0
 
 
 def test_hooks_of_all_modules_and_of_the_whole_model():
@@ -159,24 +141,13 @@ def test_modes_that_see_operators_get_the_layers():
     checkpointed.sum().backward()
 
 
-def test_derivatives_of_the_function():
-    torch.manual_seed(0)
-    x, w, b = (torch.randn(*shape, dtype=torch.float64) for shape in ((1, 2, 3, 3), (2, 2, 2, 2), (2,)))
-    geometry = make_conv2d_geometry(x, w, b, 1, 0, 1, 1, False, True)
-    tensors = tuple(t.requires_grad_() for t in (x, w, b))
-    assert torch.autograd.gradcheck(lambda *t: conv_relu_apply(*t, geometry), tensors, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(lambda *t: conv_relu_apply(*t, geometry), tensors)
-    batch = torch.stack([x.detach(), -x.detach()])
-    actual = torch.vmap(lambda x: conv_relu_apply(x, w, b, geometry))(batch)
-    torch.testing.assert_close(actual, torch.stack([conv_relu_apply(x, w, b, geometry) for x in batch]))
-
-
 @pytest.mark.skipif(not kernels.available().instructions, reason=str(kernels.available()))
 def test_the_kernel_computes_the_pairs_of_torchvision_models():
     models = pytest.importorskip("torchvision").models
     x = torch.randn(1, 3, 32, 32)
-    for make, fused in ((models.vgg11, 8), (models.squeezenet1_1, 2)):
+    for make, pairs, chains in ((models.vgg11, 3, 8), (models.squeezenet1_1, 25, 26)):  # vgg11 has five poolings
         model = mg.from_torch(make())
-        model = model.features if fused == 8 else model
+        model = model.features if chains == 8 else model
         records = [r for r in kernels.explain(model, x).records if r.formula == "conv_relu_forward"]
-        assert [r.computed_by for r in records] == ["cpu kernel"] * fused
+        assert [r.computed_by for r in records] == ["cpu kernel"] * pairs
+        assert num_fused(model, x) == chains
