@@ -1,17 +1,18 @@
-"""Edits of calls, subscripts and tuples."""
+"""Edits of calls: one left out or exchanged, its arguments exchanged or left out."""
 
 from __future__ import annotations
 
 import ast
+import types
 from collections.abc import Iterator
 
 from compare.gradients.source_changes.called_functions import CalledFunction
 from compare.gradients.source_changes.edits import Edit, Site
-from compare.gradients.source_changes.expression_edits import LEFT_OUT, MISSING, OPERAND, SURPLUS, name, number
+from compare.gradients.source_changes.expression_edits import name, number
 
 # Functions that are written in one another's place.
 FAMILIES = (
-    ("sum", "mean", "amax", "prod", "nansum"),
+    ("sum", "mean", "amax", "prod"),
     ("max", "amax", "min", "amin", "argmax", "argmin"),
     ("var", "std"),
     ("sin", "cos", "tan"), ("sinh", "cosh", "tanh", "sigmoid"), ("asin", "acos", "atan"),
@@ -37,139 +38,99 @@ RELATIVES: dict[str, list[str]] = {}
 for _family in FAMILIES:
     for _name in _family:
         RELATIVES.setdefault(_name, []).extend(n for n in _family if n != _name and n not in RELATIVES.get(_name, ()))
-TRANSPOSITIONS = {"t", "transpose", "permute", "conj", "flip", "adjoint", "swapaxes", "movedim"}
+REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min", "logsumexp", "norm", "var", "std"}
+PAIRS_OF_DIMENSIONS = ((0, 1), (-2, -1), (0, 2), (1, 2), (0, 2, 3))
 
 
-def call_edits(site: Site) -> Iterator[Edit]:
-    """A call left out or exchanged, its arguments exchanged or left out."""
+def call_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """Every edit of a call, and of a transposition written as an attribute."""
     node = site.node
-    if isinstance(node, ast.Attribute) and node.attr in ("T", "mT", "H", "mH", "real"):
-        yield site.edit(node.value, 1, "transposed" if node.attr != "real" else OPERAND)
-        if node.attr in ("T", "mT"):
-            yield site.edit(ast.Attribute(node.value, "mH", ast.Load()), 1, "conjugated")
-        if node.attr in ("H", "mH"):
-            yield site.edit(ast.Attribute(node.value, "mT", ast.Load()), 1, "conjugated")
-    if not isinstance(node, ast.Call):
-        return
-    function, arguments, keywords = node.func, node.args, node.keywords
-    called = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    kind = {"conj": "conjugated", "flip": "flipped", "roll": "shifted"}.get(called, SURPLUS)
-    kind = "transposed" if called in TRANSPOSITIONS - {"conj", "flip"} else kind
-    if isinstance(function, ast.Attribute) and not isinstance(function.value, ast.Name):
-        yield site.edit(function.value, 1, kind)
-    elif isinstance(function, ast.Attribute) and function.value.id not in ("torch", "F", "math", "np"):  # type: ignore[attr-defined]
-        yield site.edit(function.value, 1, kind)
+    if isinstance(node, ast.Attribute) and node.attr in ("T", "mT", "H", "mH"):
+        yield site.edit(node.value, 1)
+        other = {"T": "mH", "mT": "mH", "H": "mT", "mH": "mT"}[node.attr]
+        yield site.edit(ast.Attribute(node.value, other, ast.Load()), 1)
+    if isinstance(node, ast.Call):
+        yield from _left_out(site, called)
+        yield from _other_arguments(site)
+        yield from _other_reductions(site)
+        yield from _other_ranges(site)
+
+
+def _name_of(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _left_out(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """The call replaced by its operand, or another function called."""
+    node = site.node
+    function, arguments = node.func, node.args
+    if isinstance(function, ast.Attribute):
+        scope = called.functions[0].__globals__
+        is_module = isinstance(function.value, ast.Name) and isinstance(
+            scope.get(function.value.id), types.ModuleType
+        )
+        is_deeper = isinstance(function.value, ast.Attribute) and function.value.attr in ("linalg", "fft", "special")
+        if not is_module and not is_deeper:
+            yield site.edit(function.value, 1)
+        elif arguments:
+            yield site.edit(arguments[0], 1)
+        for other in RELATIVES.get(function.attr, ()):
+            exchanged = ast.Attribute(function.value, other, ast.Load())
+            yield site.edit(ast.Call(exchanged, arguments, node.keywords), 1)
     elif arguments:
-        yield site.edit(arguments[0], 1, kind)
-    if called == "where" and len(arguments) == 3:
+        yield site.edit(arguments[0], 1)
+
+
+def _other_arguments(site: Site) -> Iterator[Edit]:
+    """Two arguments exchanged, one left out; the branches of ``where``."""
+    node = site.node
+    function, arguments, keywords = node.func, node.args, node.keywords
+    if _name_of(node) == "where" and len(arguments) == 3:
         condition, a, b = arguments
         for parts in ([condition, b, a], [condition, a, number(0)], [condition, number(0), b]):
-            yield site.edit(ast.Call(function, parts, keywords), 1, "only for some values")
-        yield site.edit(a, 1, "only for some values")
-        yield site.edit(b, 1, "only for some values")
-    elif len(arguments) >= 2 and not any(isinstance(a, ast.Starred) for a in arguments):
-        for n in range(len(arguments) - 1):
-            exchanged = [*arguments[:n], arguments[n + 1], arguments[n], *arguments[n + 2 :]]
-            yield site.edit(ast.Call(function, exchanged, keywords), 1, OPERAND)
+            yield site.edit(ast.Call(function, parts, keywords), 1)
+        yield site.edit(a, 1)
+        yield site.edit(b, 1)
+        return
+    for n in range(len(arguments) - 1):
+        exchanged = [*arguments[:n], arguments[n + 1], arguments[n], *arguments[n + 2 :]]
+        yield site.edit(ast.Call(function, exchanged, keywords), 1)
     for n in range(len(keywords)):
-        yield site.edit(ast.Call(function, arguments, keywords[:n] + keywords[n + 1 :]), 1, OPERAND)
+        yield site.edit(ast.Call(function, arguments, keywords[:n] + keywords[n + 1 :]), 1)
     for n in range(len(arguments)):
-        if not isinstance(arguments[n], ast.Starred) and len(arguments) > (not isinstance(function, ast.Attribute)):
-            yield site.edit(ast.Call(function, arguments[:n] + arguments[n + 1 :], keywords), 2, OPERAND)
-    for other in RELATIVES.get(called, ()):
-        if isinstance(function, ast.Attribute):
-            exchanged_function = ast.Attribute(function.value, other, ast.Load())
-            yield site.edit(ast.Call(exchanged_function, arguments, keywords), 1, OPERAND)
-    if called in ("sum", "mean", "amax", "amin", "max", "min", "logsumexp", "norm", "cumsum", "softmax", "var", "std"):
-        names = {keyword.arg for keyword in keywords}
-        if isinstance(function, ast.Attribute) and "keepdim" not in names and called not in ("cumsum", "softmax"):
-            with_keepdim = [*keywords, ast.keyword("keepdim", ast.Constant(True))]
-            if arguments:
-                yield site.edit(ast.Call(function, arguments, with_keepdim), 1, "wrong sum")
-            else:
-                for dim in (0, 1, 2, -1):
-                    yield site.edit(ast.Call(function, [number(dim)], with_keepdim), 2, "wrong sum")
-        if isinstance(function, ast.Attribute) and not names & {"dim", "axis"}:
-            for dims in ((0, 1), (-2, -1), (0, 2), (1, 2), (0, 2, 3)):
-                pair = ast.Tuple([number(d) for d in dims], ast.Load())
-                yield site.edit(ast.Call(function, [pair], keywords), 2, "wrong sum")
-    if called in ("var", "std"):
-        yield site.edit(ast.Call(function, arguments, [*keywords, ast.keyword("unbiased", ast.Constant(False))]), 1, OPERAND)
-    if called == "range" and len(arguments) <= 2:
-        yield site.edit(ast.Call(name("reversed"), [node], []), 1, "another operand")
-        first = [number(1)] if len(arguments) == 1 else [ast.BinOp(arguments[0], ast.Add(), number(1))]
-        yield site.edit(ast.Call(function, [*first, arguments[-1]], []), 1, MISSING)
-        for operator in (ast.Sub(), ast.Add()):
-            last = ast.BinOp(arguments[-1], operator, number(1))
-            yield site.edit(ast.Call(function, [*arguments[:-1], last], []), 1, MISSING)
-        if len(arguments) == 2:
-            yield site.edit(ast.Call(function, arguments[1:], []), 1, MISSING)
+        yield site.edit(ast.Call(function, arguments[:n] + arguments[n + 1 :], keywords), 2)
 
 
-def subscript_edits(site: Site) -> Iterator[Edit]:
-    """Slices moved, indices left out."""
+def _other_reductions(site: Site) -> Iterator[Edit]:
+    """A sum that keeps its dimension, or is over another dimension or several; a variance with another divisor."""
     node = site.node
-    if not isinstance(node, ast.Subscript):
+    function, arguments, keywords = node.func, node.args, node.keywords
+    if _name_of(node) not in REDUCTIONS or not isinstance(function, ast.Attribute):
         return
-    if isinstance(node.ctx, ast.Load):
-        yield site.edit(node.value, 2, SURPLUS)
-    parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-    for n, part in enumerate(parts):
-        for other in _other_slices(part):
-            changed = [*parts[:n], other, *parts[n + 1 :]]
-            new = ast.Tuple(changed, ast.Load()) if isinstance(node.slice, ast.Tuple) else other
-            yield site.edit(ast.Subscript(node.value, new, node.ctx), 1, "shifted")
-    if len(parts) > 1:
-        for n in range(len(parts) - 1):
-            exchanged = [*parts[:n], parts[n + 1], parts[n], *parts[n + 2 :]]
-            yield site.edit(ast.Subscript(node.value, ast.Tuple(exchanged, ast.Load()), node.ctx), 1, "transposed")
+    names = {keyword.arg for keyword in keywords}
+    if "keepdim" not in names:
+        kept = [*keywords, ast.keyword("keepdim", ast.Constant(True))]
+        for parts in [arguments] if arguments or "dim" in names else [[number(dim)] for dim in (0, 1, 2, -1)]:
+            yield site.edit(ast.Call(function, parts, kept), 1 if arguments else 2)
+    if not names & {"dim", "axis"}:
+        for dims in PAIRS_OF_DIMENSIONS:
+            pair = ast.Tuple([number(dim) for dim in dims], ast.Load())
+            yield site.edit(ast.Call(function, [pair], keywords), 2)
+    if _name_of(node) in ("var", "std") and "unbiased" not in names:
+        biased = ast.keyword("unbiased", ast.Constant(False))
+        yield site.edit(ast.Call(function, arguments, [*keywords, biased]), 1)
 
 
-def _other_slices(part: ast.expr) -> Iterator[ast.expr]:
-    if not isinstance(part, ast.Slice):
-        return
-    lower, upper, step = part.lower, part.upper, part.step
-    if lower is not None and upper is None:
-        yield ast.Slice(None, ast.UnaryOp(ast.USub(), lower), step)
-    if upper is not None and lower is None:
-        yield ast.Slice(ast.UnaryOp(ast.USub(), upper) if not isinstance(upper, ast.UnaryOp) else upper.operand, None, step)
-        yield ast.Slice(upper, None, step)
-    if lower is not None or upper is not None:
-        yield ast.Slice(None, None, step)
-    for bounds in ((lower, upper),):
-        for operator in (ast.Add(), ast.Sub()):
-            if lower is not None:
-                yield ast.Slice(ast.BinOp(lower, operator, number(1)), upper, step)
-            if upper is not None:
-                yield ast.Slice(lower, ast.BinOp(upper, operator, number(1)), step)
-            if lower is not None and upper is not None:
-                yield ast.Slice(ast.BinOp(lower, operator, number(1)), ast.BinOp(upper, operator, number(1)), step)
-    if step is not None:
-        yield ast.Slice(lower, upper, None)
-        yield ast.Slice(number(1), upper, step)
-    if lower is None and upper is None:
-        yield ast.Slice(number(1), None, step)
-        yield ast.Slice(None, number(-1), step)
-
-
-def tuple_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
-    """Elements of a tuple or list exchanged or replaced, such as the returned gradients."""
+def _other_ranges(site: Site) -> Iterator[Edit]:
+    """A loop in the other direction, or one step longer or shorter."""
     node = site.node
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "save_for_backward":
-        for n, argument in enumerate(node.args):
-            for other in called.tensor_names():
-                if not (isinstance(argument, ast.Name) and argument.id == other):
-                    changed = [*node.args[:n], name(other), *node.args[n + 1 :]]
-                    yield site.edit(ast.Call(node.func, changed, []), 1, OPERAND)
-    if not isinstance(node, (ast.Tuple, ast.List)) or not isinstance(node.ctx, ast.Load):
+    if _name_of(node) != "range" or not 1 <= len(node.args) <= 2:
         return
-    elements = node.elts
-    make = type(node)
-    for n in range(len(elements)):
-        for m in range(n + 1, len(elements)):
-            exchanged = list(elements)
-            exchanged[n], exchanged[m] = elements[m], elements[n]
-            yield site.edit(make(exchanged, ast.Load()), 1, "swapped")
-        if isinstance(elements[n], ast.Constant) and elements[n].value is None:  # type: ignore[attr-defined]
-            for other in called.tensor_names():
-                yield site.edit(make([*elements[:n], name(other), *elements[n + 1 :]], ast.Load()), 2, LEFT_OUT)
+    *first, last = node.args
+    start = first[0] if first else number(0)
+    yield site.edit(ast.Call(name("reversed"), [node], []), 1)
+    yield site.edit(ast.Call(node.func, [ast.BinOp(start, ast.Add(), number(1)), last], []), 1)
+    for operator in (ast.Sub(), ast.Add()):
+        yield site.edit(ast.Call(node.func, [*first, ast.BinOp(last, operator, number(1))], []), 1)
+    if first:
+        yield site.edit(ast.Call(node.func, [last], []), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from torch import Tensor
 
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 TORCH = str(Path(torch.__file__).parent)
-COMPARE = str(Path(__file__).parents[1])
+COMPARE = str(Path(__file__).parents[2])
 BACKWARD_CALL = (str(Path(TORCH, "autograd", "__init__.py")), "grad")
-LIBRARIES = {"numpy", "scipy", "sympy", "triton", "pytest", "_pytest", "pluggy"}  # with torch, their code is no user's
+LIBRARIES = {"numpy", "scipy", "sympy", "triton", "pytest", "_pytest", "pluggy"}  # installed, and no user's code
 
 
 @dataclass
@@ -28,31 +29,40 @@ class CalledFunction:
     Attributes:
         functions: every function object with this code, such as the closures that one ``def`` made.
         in_backward: True if backward called it first.
-        local_values: the values that its names had where it returned, of its last call.
+        local_values: the values that its names had where its last call returned.
+        constants: the numbers among the global names of the user's functions.
     """
 
     code: CodeType
     functions: list[FunctionType]
     in_backward: bool
     local_values: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)
 
-    def tensor_names(self) -> list[str]:
-        """Names of local tensors that are not empty."""
-        return [name for name, value in self.local_values.items() if isinstance(value, Tensor) and value.numel()]
-
-    def number_names(self) -> list[str]:
-        """Names of local numbers."""
-        return [
-            name
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Local tensors that are not empty."""
+        return {
+            name: value
             for name, value in self.local_values.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
-        ]
+            if isinstance(value, Tensor) and value.numel() and name.isidentifier() and name != "_"
+        }
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Local and global numbers."""
+        return {name: value for name, value in self.local_values.items() if is_number(value)} | self.constants
+
+
+def is_number(value: Any) -> bool:
+    """True for a finite number that is no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction], int]:
     """Call ``run``; return the user's functions that it called, those of backward first, and the number of all calls.
 
-    Where another profiler is at work, there are none: two profilers exclude each other.
+    There are none where another profiler is at work, since two exclude each other.
     """
     if sys.getprofile() is not None:
         return [], 0
@@ -64,17 +74,12 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
     def note(frame: FrameType, event: str, arg: Any) -> None:
         nonlocal num_calls
         num_calls += 1
-        if event not in ("call", "return"):
-            return
         file = frame.f_code.co_filename
-        if file not in is_users:
-            is_users[file] = _is_users(file)
-        if not is_users[file]:
-            return
-        if event == "call":
-            in_backward.setdefault(frame.f_code, _is_in_backward(frame))
-        else:
-            local_values[frame.f_code] = dict(frame.f_locals)
+        if event in ("call", "return") and is_users.setdefault(file, _is_users(file)):
+            if event == "call":
+                in_backward.setdefault(frame.f_code, _is_in_backward(frame))
+            else:
+                local_values[frame.f_code] = dict(frame.f_locals)
 
     sys.setprofile(note)
     try:
@@ -85,9 +90,15 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
     for function in gc.get_referrers(*functions) if functions else []:
         if isinstance(function, FunctionType) and function.__code__ in functions:
             functions[function.__code__].append(function)
-    inner = {const for code in functions for const in code.co_consts if isinstance(const, CodeType)}
+    inner = {constant for code in functions for constant in code.co_consts if isinstance(constant, CodeType)}
+    constants = {
+        name: found[0].__globals__[name]
+        for code, found in functions.items()
+        for name in code.co_names
+        if found and is_number(found[0].__globals__.get(name))
+    }
     called = [
-        CalledFunction(code, found, in_backward[code], local_values.get(code, {}))
+        CalledFunction(code, found, in_backward[code], local_values.get(code, {}), constants)
         for code, found in functions.items()
         if found and code not in inner  # an inner function is part of its outer one
     ]
@@ -95,7 +106,7 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
 
 
 def _is_users(file: str) -> bool:
-    if file.startswith(("<frozen", TORCH, COMPARE)) or not file:
+    if not file or file.startswith(("<", TORCH, COMPARE)):
         return False
     parts = Path(file).parts
     if "site-packages" in parts or "dist-packages" in parts:

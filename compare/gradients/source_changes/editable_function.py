@@ -1,10 +1,12 @@
 """The syntax tree of a function that is in use, and the exchange of its code for an edited one."""
 
 from __future__ import annotations
+import __future__
 
 import ast
+import copy
 import linecache
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CodeType
 
@@ -12,6 +14,7 @@ from compare.gradients.source_changes.called_functions import CalledFunction
 
 FunctionNode = ast.FunctionDef | ast.Lambda
 WRAPPER = "_function_with_free_variables"
+_trees: dict[str, tuple[list[str], ast.Module]] = {}  # of files, with the lines that were parsed
 
 
 class SourceUnknown(Exception):
@@ -22,28 +25,34 @@ class EditableFunction:
     """A function of the user with its syntax tree, which may be edited in place.
 
     Attributes:
-        node: the definition; :meth:`exchanged` compiles it as it is then.
+        node: the definition; :meth:`compiled` compiles it as it is then.
 
     Raises:
-        SourceUnknown: there is no source, or it has changed since it was compiled, or a construct is not supported.
+        SourceUnknown: there is no source, it has changed since it was compiled, or a construct is not supported.
     """
+
+    node: FunctionNode
 
     def __init__(self, called: CalledFunction) -> None:
         self.called = called
         self.code = called.code
-        if "__class__" in self.code.co_freevars:
-            raise SourceUnknown
-        tree = _tree(self.code.co_filename)
+        tree = _parse(self.code.co_filename)
+        # Python compiles a call of an imported module's function in another way than one of an object's method.
+        self._imports = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module != "__future__")
+        ]
         for node in ast.walk(tree):
-            if _may_be(node, self.code):
-                self.node: FunctionNode = node  # type: ignore[assignment]
+            if isinstance(node, (ast.FunctionDef, ast.Lambda)) and _may_be(node, self.code):
+                self.node = node
                 compiled = self._compile(keeps_free_variables=False)
                 if compiled is not None and _is_same(compiled, self.code):
                     return
         raise SourceUnknown
 
     def compiled(self) -> CodeType | None:
-        """Code of the definition as it is now; None if it is not valid, or cannot take the place of the present one."""
+        """Code of the definition as it is now; None if it is no Python or cannot replace the present code."""
         code = self._compile(keeps_free_variables=True)
         return code if code is not None and code.co_freevars == self.code.co_freevars else None
 
@@ -60,59 +69,42 @@ class EditableFunction:
 
     def _compile(self, *, keeps_free_variables: bool) -> CodeType | None:
         free = self.code.co_freevars
-        definition: ast.stmt
         names = ast.Tuple([ast.Name(name, ast.Load()) for name in free], ast.Load())
+        kept = free and keeps_free_variables  # an edit may have removed the last use of one
+        definition: ast.stmt
         if isinstance(self.node, ast.Lambda):
-            body = self.node.body
-            if free and keeps_free_variables:
-                body = ast.IfExp(ast.Constant(True), body, names)
+            body = ast.IfExp(ast.Constant(True), self.node.body, names) if kept else self.node.body
             definition = ast.Expr(ast.Lambda(self.node.args, body))
         else:
-            statements = list(self.node.body)
-            if free and keeps_free_variables:
-                statements.append(ast.If(ast.Constant(False), [ast.Expr(names)], []))
-            definition = ast.FunctionDef(self.node.name, self.node.args, statements, [], None, **_no_type_parameters())
-        body_of_module: list[ast.stmt] = [definition]
+            definition = copy.copy(self.node)
+            definition.decorator_list = []
+            if kept:
+                definition.body = [*self.node.body, ast.If(ast.Constant(False), [ast.Expr(names)], [])]
         if free:
-            arguments = ast.arguments([], [ast.arg(name) for name in free], None, [], [], None, [])
-            body_of_module = [ast.FunctionDef(WRAPPER, arguments, [definition], [], None, **_no_type_parameters())]
-        module = ast.Module(body_of_module, [])
-        ast.fix_missing_locations(module)
+            wrapper = ast.parse(f"def {WRAPPER}({', '.join(free)}): pass").body[0]
+            assert isinstance(wrapper, ast.FunctionDef)
+            wrapper.body = [definition]
+            definition = wrapper
+        module = ast.fix_missing_locations(ast.Module([*self._imports, definition], []))
+        flags = self.code.co_flags & __future__.annotations.compiler_flag
         try:
-            whole = compile(
-                module, self.code.co_filename, "exec", self.code.co_flags & _future_flags(), dont_inherit=True
-            )
-        except (SyntaxError, ValueError, TypeError):  # an edit that is no Python, such as None as the target of +=
+            whole = compile(module, self.code.co_filename, "exec", flags, dont_inherit=True)
+        except (SyntaxError, ValueError, TypeError):  # an edit that is no Python, such as two names as one argument
             return None
         return next(_inner_codes(whole, self.code.co_name), None)
 
 
-def _no_type_parameters() -> dict[str, list[ast.AST]]:
-    return {"type_params": []} if "type_params" in ast.FunctionDef._fields else {}
-
-
-def _future_flags() -> int:
-    import __future__
-
-    return __future__.annotations.compiler_flag
-
-
 def _inner_codes(code: CodeType, name: str) -> Iterator[CodeType]:
-    for const in code.co_consts:
-        if isinstance(const, CodeType):
-            if const.co_name == name:
-                yield const
-            if const.co_name == WRAPPER:
-                yield from _inner_codes(const, name)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_name == name:
+                yield constant
+            if constant.co_name == WRAPPER:
+                yield from _inner_codes(constant, name)
 
 
-_trees: dict[str, tuple[list[str], ast.Module]] = {}
-
-
-def _tree(file: str) -> ast.Module:
+def _parse(file: str) -> ast.Module:
     lines = linecache.getlines(file)
-    if not lines:
-        raise SourceUnknown
     if file not in _trees or _trees[file][0] != lines:
         try:
             _trees[file] = lines, ast.parse("".join(lines))
@@ -121,27 +113,22 @@ def _tree(file: str) -> ast.Module:
     return _trees[file][1]
 
 
-def _may_be(node: ast.AST, code: CodeType) -> bool:
+def _may_be(node: FunctionNode, code: CodeType) -> bool:
     if isinstance(node, ast.Lambda):
         return code.co_name == "<lambda>" and node.lineno == code.co_firstlineno
-    if isinstance(node, ast.FunctionDef) and node.name == code.co_name:
-        first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-        return first == code.co_firstlineno
-    return False
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return node.name == code.co_name and first == code.co_firstlineno
 
 
 def _is_same(a: CodeType, b: CodeType) -> bool:
-    """True if two codes do the same; line numbers and names of outer functions do not matter."""
-
-    def plain(constants: Sequence[object]) -> list[object]:
-        return [(type(c), repr(c)) for c in constants if not isinstance(c, CodeType)]
-
+    """True if two codes do the same; line numbers and the names of outer functions do not matter."""
     inner = [[c for c in code.co_consts if isinstance(c, CodeType)] for code in (a, b)]
+    plain = [[repr(c) for c in code.co_consts if not isinstance(c, CodeType)] for code in (a, b)]
+    names = [(code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars) for code in (a, b)]
     return (
         a.co_code == b.co_code
-        and (a.co_names, a.co_varnames, a.co_freevars, a.co_cellvars)
-        == (b.co_names, b.co_varnames, b.co_freevars, b.co_cellvars)
-        and plain(a.co_consts) == plain(b.co_consts)
+        and names[0] == names[1]
+        and plain[0] == plain[1]
         and len(inner[0]) == len(inner[1])
         and all(_is_same(x, y) for x, y in zip(*inner, strict=True))
     )

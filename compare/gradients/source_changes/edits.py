@@ -10,16 +10,43 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
 from compare.gradients.source_changes.called_functions import CalledFunction
 
 # Modules and builtins whose functions compute, and change nothing outside of the function.
 PURE_MODULES = ("torch", "math", "cmath", "numpy", "itertools", "functools", "operator")
-IMPURE_FUNCTIONS = {"save", "load", "set_default_dtype", "manual_seed", "seed", "compile", "set_num_threads"}
+IMPURE_FUNCTIONS = {
+    "save",
+    "load",
+    "set_default_dtype",
+    "manual_seed",
+    "seed",
+    "compile",
+    "set_num_threads",
+    "tofile",
+}
 PURE_BUILTINS = {
     "abs", "all", "any", "bool", "dict", "divmod", "enumerate", "float", "int", "isinstance", "iter", "len", "list",
     "map", "max", "min", "next", "pow", "range", "reversed", "round", "set", "slice", "sorted", "str", "sum", "tuple",
-    "zip", "super",
+    "zip",
 }  # fmt: skip
+VALUES = (Tensor, FunctionCtx, int, float, complex, str, tuple, list, dict, torch.dtype, type(None))
+# Statements with nothing to edit; a loop that an edit could make endless.
+LEFT_ALONE = (ast.While, ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.Raise, ast.Assert)
+FIELDS_LEFT_ALONE = {
+    "annotation",
+    "returns",
+    "decorator_list",
+    "ctx",
+    "op",
+    "ops",
+    "type_params",
+    "targets",
+    "target",
+}
 
 
 @dataclass(frozen=True)
@@ -31,7 +58,7 @@ class Place:
     index: int | None
 
     def put(self, node: ast.AST | None) -> None:
-        """Set the node at this place; None deletes a statement."""
+        """Set the node at this place; None leaves a statement out."""
         if self.index is None:
             setattr(self.parent, self.field, node)
         else:
@@ -40,17 +67,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit: the nodes at some places are replaced.
+    """One edit of a function.
 
     Attributes:
         changes: places, with the old and the new node of each; the new one is None for a statement left out.
         cost: how far the edit is from the source; edits of a smaller cost are tried first.
-        kind: kind of the finding; one of :data:`compare.gradients.diagnosis.findings.KINDS`.
+        ancestors: nodes from the function to the parent of the first place.
     """
 
-    changes: tuple[tuple[Place, ast.AST, ast.AST | None], ...]
+    changes: tuple[tuple[Place, Any, ast.AST | None], ...]
     cost: int
-    kind: str
+    ancestors: tuple[ast.AST, ...]
 
     @contextmanager
     def made(self) -> Iterator[None]:
@@ -76,9 +103,9 @@ class Site:
     place: Place
     ancestors: tuple[ast.AST, ...]
 
-    def edit(self, new: ast.AST | None, cost: int, kind: str) -> Edit:
+    def edit(self, new: ast.AST | None, cost: int) -> Edit:
         """The edit that replaces this node."""
-        return Edit(((self.place, self.node, new),), cost, kind)
+        return Edit(((self.place, self.node, new),), cost, self.ancestors)
 
 
 def find_sites(called: CalledFunction, function: ast.FunctionDef | ast.Lambda) -> list[Site]:
@@ -87,51 +114,54 @@ def find_sites(called: CalledFunction, function: ast.FunctionDef | ast.Lambda) -
     Loops that an edit could make endless, and calls that may do something else than to compute, are left out.
     """
     sites: list[Site] = []
-    body = function.body if isinstance(function.body, list) else [function.body]
-    field_is_list = isinstance(function.body, list)
-    for n, node in enumerate(body):
-        if n == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            continue  # the docstring
-        _visit(node, Place(function, "body", n if field_is_list else None), (function,), called, sites)
+    if isinstance(function, ast.Lambda):
+        _visit(function.body, Place(function, "body", None), (function,), called, sites)
+        return sites
+    for n, node in enumerate(function.body):
+        is_docstring = n == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if not is_docstring:
+            _visit(node, Place(function, "body", n), (function,), called, sites)
     return sites
 
 
 def _visit(
     node: ast.AST, place: Place, ancestors: tuple[ast.AST, ...], called: CalledFunction, sites: list[Site]
 ) -> None:
-    if isinstance(node, (ast.While, ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.Raise, ast.Assert)):
+    if isinstance(node, LEFT_ALONE):
         return
-    if isinstance(node, ast.Call) and not computes(node, called):
+    if isinstance(node, ast.Call) and not _computes(node, called):
         return
     if isinstance(node, (ast.stmt, ast.expr)):
         sites.append(Site(node, place, ancestors))
     for name, value in ast.iter_fields(node):
-        if name in ("annotation", "returns", "decorator_list", "ctx", "op", "ops", "type_params", "targets", "target"):
+        if name in FIELDS_LEFT_ALONE or (isinstance(node, (ast.FunctionDef, ast.Lambda)) and name == "args"):
             continue
-        if isinstance(node, ast.FunctionDef) and name == "args":
+        if isinstance(node, ast.With) and name == "items":
             continue
         for n, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(child, ast.AST):
+            if isinstance(child, (ast.expr, ast.stmt, ast.keyword, ast.comprehension)):
                 _visit(child, Place(node, name, n), (*ancestors, node), called, sites)
 
 
-def computes(call: ast.Call, called: CalledFunction) -> bool:
+def _computes(call: ast.Call, called: CalledFunction) -> bool:
     """True if a call is of a tensor's method, of a mathematical function, or of a Python function of the user."""
-    root = call.func
-    attributes = []
+    root: ast.expr = call.func
+    attributes = set()
     while isinstance(root, (ast.Attribute, ast.Call, ast.Subscript)):
         if isinstance(root, ast.Attribute):
-            attributes.append(root.attr)
+            attributes.add(root.attr)
         root = root.func if isinstance(root, ast.Call) else root.value
+    if attributes & IMPURE_FUNCTIONS:
+        return False
     if not isinstance(root, ast.Name):
         return True  # a method of an expression
-    if IMPURE_FUNCTIONS & set(attributes):
-        return False
-    if root.id in called.local_values or root.id in called.code.co_varnames:
-        return True
+    if root.id in called.local_values:
+        return isinstance(called.local_values[root.id], (*VALUES, types.FunctionType, type))
     scope = called.functions[0].__globals__
     if root.id not in scope:
         return root.id in PURE_BUILTINS or not hasattr(builtins, root.id)
     value = scope[root.id]
+    if isinstance(value, (*VALUES, types.FunctionType, type)):
+        return True
     module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    return isinstance(value, (types.FunctionType, type)) or (module or "builtins").split(".")[0] in PURE_MODULES
+    return (module or "").split(".")[0] in PURE_MODULES

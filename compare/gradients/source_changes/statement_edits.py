@@ -6,7 +6,6 @@ import ast
 from collections.abc import Iterator
 
 from compare.gradients.source_changes.edits import Edit, Site
-from compare.gradients.source_changes.expression_edits import FACTOR, MISSING, SURPLUS, number
 
 
 def statement_edits(site: Site) -> Iterator[Edit]:
@@ -15,48 +14,31 @@ def statement_edits(site: Site) -> Iterator[Edit]:
     if isinstance(node, ast.Assign) and len(node.targets) == 1:
         target = node.targets[0]
         if isinstance(target, (ast.Name, ast.Subscript)):
-            yield site.edit(ast.AugAssign(target, ast.Add(), node.value), 1, MISSING)
-            yield site.edit(None, 2, SURPLUS)
+            yield site.edit(ast.AugAssign(target, ast.Add(), node.value), 1)
+            yield site.edit(None, 2)
     if isinstance(node, ast.AugAssign):
-        yield site.edit(ast.Assign([node.target], node.value), 1, SURPLUS)
+        yield site.edit(ast.Assign([node.target], node.value), 1)
         for other in (ast.Add(), ast.Sub(), ast.Mult(), ast.Div()):
             if not isinstance(node.op, type(other)):
-                yield site.edit(ast.AugAssign(node.target, other, node.value), 1, FACTOR)
-        yield site.edit(None, 1, SURPLUS)
+                yield site.edit(ast.AugAssign(node.target, other, node.value), 1)
+        yield site.edit(None, 1)
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        yield site.edit(None, 1, SURPLUS)
+        yield site.edit(None, 1)
     if isinstance(node, ast.If):
         for test in (ast.UnaryOp(ast.Not(), node.test), ast.Constant(True), ast.Constant(False)):
-            yield site.edit(ast.If(test, node.body, node.orelse), 1, "only for some values")
+            yield site.edit(ast.If(test, node.body, node.orelse), 1)
 
 
-def order_edits(function: ast.FunctionDef | ast.Lambda, sites: list[Site]) -> Iterator[Edit]:
-    """Two statements in the other order."""
-    for site in sites:
-        place = site.place
-        if not isinstance(site.node, ast.stmt) or place.index is None:
-            continue
-        block = getattr(place.parent, place.field)
-        if place.index + 1 >= len(block) or isinstance(block[place.index + 1], ast.Return):
-            continue
-        after = next((s for s in sites if s.place.parent is place.parent and s.place.field == place.field
-                      and s.place.index == place.index + 1), None)
-        if after is not None:
-            changes = ((place, site.node, after.node), (after.place, after.node, site.node))
-            yield Edit(changes, 2, "another operand")
-    for site in sites:  # a statement at the end of a loop's body belongs after the loop, and the other way round
-        if isinstance(site.node, ast.For) and site.place.index is not None:
-            block = getattr(site.place.parent, site.place.field)
-            moved = site.node.body[-1]
-            if len(site.node.body) > 1:
-                shorter = ast.For(site.node.target, site.node.iter, site.node.body[:-1], site.node.orelse)
-                yield site.edit(ast.If(ast.Constant(True), [shorter, moved], []), 3, "another operand")
-            del block
-
-
-def exponent_edits(site: Site) -> Iterator[Edit]:
-    """Other exponents."""
-    node = site.node
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        for exponent in (2, 3, -1, -2, 0.5, -0.5, 1.5, -1.5, -3):
-            yield site.edit(ast.BinOp(node.left, ast.Pow(), number(exponent)), 1, "another operand")
+def order_edits(sites: list[Site]) -> Iterator[Edit]:
+    """Two statements in the other order; the last statement of a loop after it."""
+    statements = {
+        (id(s.place.parent), s.place.field, s.place.index): s for s in sites if isinstance(s.node, ast.stmt)
+    }
+    for (parent, field, index), site in statements.items():
+        after = statements.get((parent, field, index + 1)) if index is not None else None
+        if after is not None and not isinstance(after.node, ast.Return):
+            changes = ((site.place, site.node, after.node), (after.place, after.node, site.node))
+            yield Edit(changes, 2, site.ancestors)
+        if isinstance(site.node, ast.For) and len(site.node.body) > 1:
+            shorter = ast.For(site.node.target, site.node.iter, site.node.body[:-1], site.node.orelse)
+            yield site.edit(ast.If(ast.Constant(True), [shorter, site.node.body[-1]], []), 3)
