@@ -54,6 +54,7 @@ def call_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         yield from _other_arguments(site)
         yield from _other_reductions(site)
         yield from _other_ranges(site)
+        yield from _scattered(site)
 
 
 def _name_of(call: ast.Call) -> str:
@@ -134,3 +135,16 @@ def _other_ranges(site: Site) -> Iterator[Edit]:
         yield site.edit(ast.Call(node.func, [*first, ast.BinOp(last, operator, number(1))], []), 1)
     if first:
         yield site.edit(ast.Call(node.func, [last], []), 1)
+
+
+def _scattered(site: Site) -> Iterator[Edit]:
+    """Elements put to indices in place of elements taken from there, and the other way round."""
+    node = site.node
+    if not isinstance(node.func, ast.Attribute) or node.func.attr not in ("gather", "index_select"):
+        return
+    if len(node.args) == 2 and not node.keywords:
+        zeros = ast.Call(
+            ast.Attribute(ast.Name("torch", ast.Load()), "zeros_like", ast.Load()), [node.func.value], []
+        )
+        put = "scatter" if node.func.attr == "gather" else "index_add"
+        yield site.edit(ast.Call(ast.Attribute(zeros, put, ast.Load()), [*node.args, node.func.value], []), 2)

@@ -43,6 +43,11 @@ class EditableFunction:
             for node in tree.body
             if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module != "__future__")
         ]
+        self._wrapper: ast.FunctionDef | None = None
+        if self.code.co_freevars:
+            wrapper = ast.parse(f"def {WRAPPER}({', '.join(self.code.co_freevars)}): pass").body[0]
+            assert isinstance(wrapper, ast.FunctionDef)
+            self._wrapper = wrapper
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.Lambda)) and _may_be(node, self.code):
                 self.node = node
@@ -68,30 +73,32 @@ class EditableFunction:
                 function.__code__ = self.code
 
     def _compile(self, *, keeps_free_variables: bool) -> CodeType | None:
-        free = self.code.co_freevars
-        names = ast.Tuple([ast.Name(name, ast.Load()) for name in free], ast.Load())
-        kept = free and keeps_free_variables  # an edit may have removed the last use of one
-        definition: ast.stmt
-        if isinstance(self.node, ast.Lambda):
-            body = ast.IfExp(ast.Constant(True), self.node.body, names) if kept else self.node.body
-            definition = ast.Expr(ast.Lambda(self.node.args, body))
-        else:
-            definition = copy.copy(self.node)
-            definition.decorator_list = []
-            if kept:
-                definition.body = [*self.node.body, ast.If(ast.Constant(False), [ast.Expr(names)], [])]
-        if free:
-            wrapper = ast.parse(f"def {WRAPPER}({', '.join(free)}): pass").body[0]
-            assert isinstance(wrapper, ast.FunctionDef)
-            wrapper.body = [definition]
-            definition = wrapper
-        module = ast.fix_missing_locations(ast.Module([*self._imports, definition], []))
+        definition: ast.stmt = self._definition(keeps_free_variables)
+        if self._wrapper is not None:
+            self._wrapper.body = [definition]
+            definition = self._wrapper
         flags = self.code.co_flags & __future__.annotations.compiler_flag
+        module = ast.Module([*self._imports, definition], [])
         try:
             whole = compile(module, self.code.co_filename, "exec", flags, dont_inherit=True)
         except (SyntaxError, ValueError, TypeError):  # an edit that is no Python, such as two names as one argument
             return None
         return next(_inner_codes(whole, self.code.co_name), None)
+
+    def _definition(self, keeps_free_variables: bool) -> ast.stmt:
+        """The definition as a statement. An edit may remove the last use of a free variable, so all are read."""
+        free = self.code.co_freevars if keeps_free_variables else ()
+        names = ast.Tuple([ast.Name(name, ast.Load()) for name in free], ast.Load())
+        if isinstance(self.node, ast.Lambda):
+            body = ast.IfExp(ast.Constant(True), self.node.body, names) if free else self.node.body
+            function = ast.Expr(ast.Lambda(self.node.args, body))
+            return ast.fix_missing_locations(ast.copy_location(function, self.node))
+        definition = copy.copy(self.node)
+        definition.decorator_list = []
+        if free:
+            unused = ast.copy_location(ast.If(ast.Constant(False), [ast.Expr(names)], []), self.node)
+            definition.body = [*self.node.body, ast.fix_missing_locations(unused)]
+        return definition
 
 
 def _inner_codes(code: CodeType, name: str) -> Iterator[CodeType]:

@@ -83,7 +83,9 @@ class Edit:
     def made(self) -> Iterator[None]:
         """Make the edit in the tree, and take it back."""
         try:
-            for place, _, new in self.changes:
+            for place, old, new in self.changes:
+                if new is not None and not hasattr(new, "lineno"):
+                    ast.fix_missing_locations(ast.copy_location(new, old))
                 place.put(new)
             yield
         finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+import torch
+
 from compare.gradients.source_changes.called_functions import CalledFunction, is_number
 from compare.gradients.source_changes.edits import Edit, Site
 from compare.gradients.source_changes.expression_edits import name, number
@@ -36,6 +38,9 @@ def step_edits(site: Site, called: CalledFunction, dims: int) -> Iterator[Edit]:
     for step in STEPS:
         yield site.edit(_method(node, step), 2)
     yield site.edit(_method(node, "sum"), 2)
+    if isinstance(node, ast.Name) and called.tensors[node.id].dtype == torch.int64:
+        yield site.edit(_method(node, "argsort"), 1)  # the inverse of a permutation
+        yield site.edit(_method(node, "argsort", number(-1)), 1)
     yield site.edit(_method(node, "clamp", min=number(0)), 2)
     if dims >= 2:
         yield from _matrix_edits(site)
@@ -81,6 +86,8 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
             continue
         for operator in OPERATORS:
             yield site.edit(ast.BinOp(node, operator, name(other)), 2)
+            for shaped in _broadcast(called, other):
+                yield site.edit(ast.BinOp(node, operator, shaped), 3)
         for factor in _functions_of(name(other)):
             yield site.edit(ast.BinOp(node, ast.Mult(), factor), 3)
             for operator in OPERATORS[1:]:
@@ -135,6 +142,17 @@ def _method(node: ast.expr, called: str, *arguments: ast.expr, **keywords: ast.e
     """The call of a tensor's method."""
     function = ast.Attribute(node, called, ast.Load())
     return ast.Call(function, list(arguments), [ast.keyword(key, value) for key, value in keywords.items()])
+
+
+def _broadcast(called: CalledFunction, local: str) -> Iterator[ast.expr]:
+    """A local tensor with one or two more dimensions, where others have more."""
+    missing = max(tensor.dim() for tensor in called.tensors.values()) - called.tensors[local].dim()
+    for count in range(1, min(missing, 2) + 1):
+        index = [ast.Constant(...), *[ast.Constant(None)] * count]
+        yield ast.Subscript(name(local), ast.Tuple(index, ast.Load()), ast.Load())
+    if missing == 2:
+        index = [ast.Slice(), ast.Constant(None)]
+        yield ast.Subscript(name(local), ast.Tuple([*index], ast.Load()), ast.Load())
 
 
 def _functions_of(node: ast.expr) -> Iterator[ast.expr]:

@@ -12,14 +12,15 @@ from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.measure import WRONG
 from compare.gradients.numbers import as_real
-from compare.gradients.run_variant import RunResult, run_variant
+from compare.gradients.run_variant import RunResult
 from compare.gradients.source_changes.called_functions import find_called_functions
 from compare.gradients.source_changes.candidates import Candidate, Candidates
+from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.variants import Variant
 
 MAX_CALLS = 1_000_000  # of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds
 RUN_CALLS = 120
-MAX_COMPARISONS = 40  # of edited functions in all variants
+MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do
 ALTERNATIVES = 6
 MAX_TEXT = 60  # characters of an expression in a report
@@ -61,31 +62,27 @@ def find_corrections(
     targets = [m for m in mismatches if m.variant == first.variant]
     wrong = frozenset(m.quantity for m in mismatches)
 
-    def run() -> RunResult:
-        return run_variant(runner.case.ours, first.inputs, first.variant, runner.seed, finds_changes=False)
-
-    called, num_calls = find_called_functions(run)
-    runs, comparisons = MAX_CALLS // (num_calls + RUN_CALLS), MAX_COMPARISONS
+    runs = EditedRuns(runner, first)
+    called, num_calls = find_called_functions(runs.run)
+    calls, comparisons = MAX_CALLS, MAX_COMPARISONS
     found: list[tuple[int, Correction]] = []
     for candidate in Candidates(called):
         complete = [cost for cost, correction in found if correction.makes_all_right]
-        if (
-            not runs
-            or not comparisons
-            or len(complete) == ALTERNATIVES
-            or (complete and candidate.cost > complete[0])
-        ):
+        is_enough = len(complete) == ALTERNATIVES or (complete and candidate.cost > complete[0])
+        if calls < 0 or not comparisons or is_enough:
             break
         function = candidate.function
         with candidate.edit.made():
             code = function.compiled()
             if code is None:
                 continue
-            runs -= 1
+            in_backward = function.called.in_backward and runs.backward_is_repeatable
+            calls -= RUN_CALLS + (num_calls // 2 if in_backward else num_calls)
             with function.exchanged(code):
-                result = run()
-                if not any(_is_right(result, target) for target in targets):
-                    continue
+                result = runs.run_backward() if in_backward else runs.run()
+                right = frozenset(target.quantity for target in targets if _is_right(result, target))
+                if not right or any(right <= c.quantities and right != wrong for _, c in found):
+                    continue  # the nearest edit for these quantities is known
                 comparisons -= 1
                 still_wrong = _wrong_quantities(runner, mismatches, variants)
         if still_wrong < wrong:
