@@ -60,13 +60,15 @@ class Finding:
         quantity: the affected output or gradient, or the modified argument.
         statement: the mistake in words.
         evidence: what was measured.
+        correction: the change of the source that makes it right, if one is known.
     """
 
     kind: str
     quantity: str
     statement: str
     evidence: str = ""
+    correction: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.quantity}: {self.statement} [{self.kind}]"
-        return f"{text}\n  {self.evidence}" if self.evidence else text
+        lines = (f"{self.quantity}: {self.statement} [{self.kind}]", self.evidence, self.correction)
+        return "\n  ".join(line for line in lines if line)

@@ -23,7 +23,7 @@ RUN_CALLS = 120
 MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do
 ALTERNATIVES = 6
-MAX_TEXT = 60  # characters of an expression in a report
+MIN_TEXT, MAX_TEXT = 20, 70  # characters of an expression in a report
 SIMPLE = (ast.Return, ast.Assign, ast.AugAssign, ast.Expr)  # statements in one line
 MIN_CHANGE = 1e-3  # a right element has lost at least this share of its error, or is within the tolerance
 
@@ -61,7 +61,7 @@ def find_corrections(
         return []
     targets = [m for m in mismatches if m.variant == first.variant]
     wrong = frozenset(m.quantity for m in mismatches)
-
+    raises = first.run.error is not None  # then nothing is known of the other quantities
     runs = EditedRuns(runner, first)
     called, num_calls = find_called_functions(runs.run)
     calls, comparisons = MAX_CALLS, MAX_COMPARISONS
@@ -84,8 +84,8 @@ def find_corrections(
                 if not right or any(right <= c.quantities and right != wrong for _, c in found):
                     continue  # the nearest edit for these quantities is known
                 comparisons -= 1
-                still_wrong = _wrong_quantities(runner, mismatches, variants)
-        if still_wrong < wrong:
+                still_wrong = _wrong_quantities(runner, mismatches, variants, ends_early=not raises)
+        if still_wrong < wrong or (raises and still_wrong and not wrong & still_wrong):
             found.append((candidate.cost, _correction(candidate, wrong - still_wrong, not still_wrong)))
     corrections = [correction for _, correction in found]
     return [c for c in corrections if c.makes_all_right] or corrections
@@ -109,9 +109,9 @@ def _is_right(result: RunResult, target: Mismatch) -> bool:
 
 
 def _wrong_quantities(
-    runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant]
+    runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], *, ends_early: bool
 ) -> frozenset[str]:
-    """What is wrong in any variant; the search for it ends with the first variant in which more is wrong."""
+    """What is wrong in any variant; with ``ends_early``, until no less is wrong than before."""
     fresh = copy.copy(runner)
     fresh.mismatches, fresh.examples = [], {}
     before = {m.quantity for m in mismatches}
@@ -119,7 +119,7 @@ def _wrong_quantities(
     first = dict.fromkeys(m.variant for m in mismatches)
     for variant in [*first, *(v for v in variants if v not in first)]:
         wrong |= {row.quantity for row in fresh.rows(variant) if row.status == WRONG}
-        if not wrong < before:
+        if ends_early and not wrong < before:
             return frozenset(before | wrong)
     return frozenset(wrong)
 
@@ -128,9 +128,11 @@ def _correction(candidate: Candidate, quantities: frozenset[str], makes_all_righ
     edit = candidate.edit
     _, old, new = edit.changes[0]
     shown: Any = old
-    for ancestor in reversed(edit.ancestors[1:]):  # as much of the statement as is short
+    for ancestor in reversed(edit.ancestors[1:]):  # as much as it takes to recognize the place
         if isinstance(ancestor, (ast.keyword, ast.comprehension)):
             continue
+        if len(ast.unparse(shown)) >= MIN_TEXT:
+            break
         if not isinstance(ancestor, (ast.expr, *SIMPLE)) or len(ast.unparse(ancestor)) > MAX_TEXT:
             break
         shown = ancestor

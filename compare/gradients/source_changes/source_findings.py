@@ -12,66 +12,57 @@ from compare.gradients.diagnosis.wording import join_words
 from compare.gradients.measure import REFUSED, Row
 from compare.gradients.source_changes.search import Correction, find_corrections
 
-# Kinds of findings about calls that depend on each other: an edited call would leave something behind, too.
-OF_SEVERAL_CALLS = ("depends on earlier calls", "not repeatable")
-VAGUE = ("unknown", "few elements")
 KIND = "one change of the source"
+VAGUE = ("unknown", "few elements")
+# Calls depend on each other: those of an edited function would leave something behind, too.
+OF_SEVERAL_CALLS = ("depends on earlier calls", "not repeatable")
 
 
 def add_corrections(
     findings: Sequence[Finding], runner: CaseRunner, rows: Sequence[Row], side_effects: Mapping[str, str]
 ) -> list[Finding]:
-    """Return ``findings``; where one edit of the source makes something right, they say which.
+    """Return ``findings``; where one edit of the source makes a wrong quantity right, the finding says which.
 
-    A finding that names no mistake becomes one of kind "one change of the source".
+    A finding without a name for the mistake becomes one of kind "one change of the source". Other findings of that
+    sort whose quantities the same edit makes right are left out.
     """
     if not runner.mismatches or side_effects or any(f.kind in OF_SEVERAL_CALLS for f in findings):
         return list(findings)
     variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
     corrections = find_corrections(runner, runner.mismatches, variants)
-    told: set[frozenset[str]] = set()
-    result = []
-    for finding in sorted(findings, key=lambda f: f.kind not in VAGUE):
-        own = [c for c in corrections if any(_is_about(finding, quantity) for quantity in c.quantities)]
-        if not own:
+    result: list[Finding] = []
+    told: set[Correction] = set()
+    for finding in findings:
+        correction = _correction_of(finding, corrections)
+        if correction is None or (correction in told and finding.kind not in VAGUE):
             result.append(finding)
-            continue
-        correction = _simplest(own)
-        if correction.quantities in told:
-            if finding.kind not in VAGUE:
-                result.append(finding)
-            continue
-        told.add(correction.quantities)
-        result.append(_with_correction(finding, correction, own))
-    order = {id(f): n for n, f in enumerate(findings)}
-    del order
+        elif correction not in told:
+            told.add(correction)
+            result.append(_with_correction(finding, correction))
     return result
 
 
-def _is_about(finding: Finding, quantity: str) -> bool:
-    return quantity in finding.quantity.replace(" and ", ", ").split(", ")
+def _correction_of(finding: Finding, corrections: Sequence[Correction]) -> Correction | None:
+    """The simplest of the corrections that make the finding's quantities right; None without one."""
+    quantities = set(finding.quantity.replace(" and ", ", ").split(", "))
+    own = [c for c in corrections if quantities & c.quantities or "backward" in quantities]
+    return min(own, key=lambda c: (-len(c.quantities), len(c.new)), default=None)
 
 
-def _simplest(corrections: Sequence[Correction]) -> Correction:
-    return min(corrections, key=lambda c: (-len(c.quantities), len(c.new)))
-
-
-def _with_correction(finding: Finding, correction: Correction, others: Sequence[Correction]) -> Finding:
-    statement = describe(correction, others)
-    what = "all comparisons are" if correction.makes_all_right else "it is"
+def _with_correction(finding: Finding, correction: Correction) -> Finding:
+    what = "all comparisons are" if correction.makes_all_right else f"{_names(correction)} is"
     proof = f"with this change {what} right"
     if finding.kind not in VAGUE:
-        return replace(finding, evidence="; ".join(filter(None, (finding.evidence, f"{statement}: {proof}"))))
-    quantity = join_words(sorted(correction.quantities))
-    evidence = "; ".join(filter(None, (f"{proof}", finding.statement, finding.evidence)))
-    return Finding(KIND, quantity, statement, evidence)
+        return replace(finding, correction=f"{describe(correction)}: {proof}")
+    evidence = "; ".join(text for text in (proof, finding.statement, finding.evidence) if text)
+    return Finding(KIND, _names(correction), describe(correction), evidence)
 
 
-def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
+def _names(correction: Correction) -> str:
+    return join_words(sorted(correction.quantities))
+
+
+def describe(correction: Correction) -> str:
     """The edit in words: "in line 3 of functions.py, `g * y` should be `g * (1 - y)`"."""
     where = f"in line {correction.line} of {Path(correction.file).name}, `{correction.old}`"
-    if not correction.new:
-        return f"{where} should be left out"
-    alternatives = [c.new for c in others if (c.line, c.old) == (correction.line, correction.old) and c.new]
-    second = next((new for new in alternatives if new != correction.new), "")
-    return f"{where} should be `{correction.new}`" + (f" or `{second}`" if second else "")
+    return f"{where} should be `{correction.new}`" if correction.new else f"{where} should be left out"
