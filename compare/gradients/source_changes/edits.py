@@ -131,7 +131,8 @@ def _visit(
 ) -> None:
     if isinstance(node, LEFT_ALONE):
         return
-    if isinstance(node, ast.Call) and not _computes(node, called):
+    call = node.value if isinstance(node, ast.Expr) else node
+    if isinstance(call, ast.Call) and not _computes(call, called):
         return
     if isinstance(node, (ast.stmt, ast.expr)):
         sites.append(Site(node, place, ancestors))
@@ -164,6 +165,6 @@ def _computes(call: ast.Call, called: CalledFunction) -> bool:
         return root.id in PURE_BUILTINS or not hasattr(builtins, root.id)
     value = scope[root.id]
     if isinstance(value, (*VALUES, types.FunctionType, type)):
-        return True
+        return not isinstance(value, (list, dict))  # a method may change it for every later call
     module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
     return (module or "").split(".")[0] in PURE_MODULES

@@ -93,10 +93,11 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
             for operator in OPERATORS[1:]:
                 yield site.edit(ast.BinOp(node, operator, factor), 4)
     for value in (2, 0.5, 3, 4, 0.25):
-        yield site.edit(ast.BinOp(number(value), ast.Mult(), node), 2)
+        yield site.edit(ast.BinOp(number(value), ast.Mult(), node), 3)  # as the sizes, which may be equal to it
     for size in _sizes(called):
-        yield site.edit(ast.BinOp(node, ast.Div(), size), 3)
-        yield site.edit(ast.BinOp(node, ast.Mult(), size), 3)
+        cost = 4 if isinstance(size, ast.BinOp) and isinstance(size.op, ast.Sub) else 3
+        yield site.edit(ast.BinOp(node, ast.Div(), size), cost)
+        yield site.edit(ast.BinOp(node, ast.Mult(), size), cost)
 
 
 def mask_edits(site: Site, called: CalledFunction, bounds: list[ast.expr]) -> Iterator[Edit]:

@@ -18,7 +18,9 @@ from compare.gradients.source_changes.candidates import Candidate, Candidates
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.variants import Variant
 
-MAX_CALLS = 1_000_000  # of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds
+# Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
+# mistakes have names already.
+MAX_CALLS, MAX_CALLS_IF_NAMED = 1_000_000, 400_000
 RUN_CALLS = 120
 MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do
@@ -48,13 +50,17 @@ class Correction:
 
 
 def find_corrections(
-    runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant]
+    runner: CaseRunner,
+    mismatches: Sequence[Mismatch],
+    variants: Sequence[Variant],
+    max_calls: int = MAX_CALLS,
 ) -> list[Correction]:
     """The nearest edits with which nothing is wrong in any variant; without one, those for some of the quantities.
 
     Args:
         mismatches: everything that is wrong.
         variants: those that were compared.
+        max_calls: limit of the work, in calls of functions.
     """
     first = mismatches[0]
     if sum(value.numel() for value in first.inputs.values()) > MAX_ELEMENTS:
@@ -64,7 +70,7 @@ def find_corrections(
     raises = first.run.error is not None  # then nothing is known of the other quantities
     runs = EditedRuns(runner, first)
     called, num_calls = find_called_functions(runs.run)
-    calls, comparisons = MAX_CALLS, MAX_COMPARISONS
+    calls, comparisons = max_calls, MAX_COMPARISONS
     found: list[tuple[int, Correction]] = []
     for candidate in Candidates(called):
         complete = [cost for cost, correction in found if correction.makes_all_right]
