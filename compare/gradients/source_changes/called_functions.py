@@ -106,7 +106,7 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
 
 
 def _is_users(file: str) -> bool:
-    if not file or file.startswith(("<", TORCH, COMPARE)):
+    if not file or file.startswith(("<frozen", "<string>", TORCH, COMPARE)):
         return False
     parts = Path(file).parts
     if "site-packages" in parts or "dist-packages" in parts:

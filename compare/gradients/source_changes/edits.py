@@ -57,12 +57,12 @@ class Place:
     field: str
     index: int | None
 
-    def put(self, node: ast.AST | None) -> None:
-        """Set the node at this place; None leaves a statement out."""
+    def put(self, node: ast.AST) -> None:
+        """Set the node at this place."""
         if self.index is None:
             setattr(self.parent, self.field, node)
         else:
-            getattr(self.parent, self.field)[self.index] = ast.Pass() if node is None else node
+            getattr(self.parent, self.field)[self.index] = node
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,10 @@ class Edit:
         """Make the edit in the tree, and take it back."""
         try:
             for place, old, new in self.changes:
-                if new is not None and not hasattr(new, "lineno"):
-                    ast.fix_missing_locations(ast.copy_location(new, old))
-                place.put(new)
+                node = ast.Pass() if new is None else new
+                if not hasattr(node, "lineno"):
+                    ast.fix_missing_locations(ast.copy_location(node, old))
+                place.put(node)
             yield
         finally:
             for place, old, _ in self.changes:

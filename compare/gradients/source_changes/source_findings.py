@@ -13,7 +13,6 @@ from compare.gradients.measure import REFUSED, Row
 from compare.gradients.source_changes.search import MAX_CALLS, MAX_CALLS_IF_NAMED, Correction, find_corrections
 
 KIND = "one change of the source"
-VAGUE = ("unknown", "few elements")
 # Calls depend on each other: those of an edited function would leave something behind, too.
 OF_SEVERAL_CALLS = ("depends on earlier calls", "not repeatable")
 
@@ -29,13 +28,13 @@ def add_corrections(
     if not runner.mismatches or side_effects or any(f.kind in OF_SEVERAL_CALLS for f in findings):
         return list(findings)
     variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
-    max_calls = MAX_CALLS if any(f.kind in VAGUE for f in findings) else MAX_CALLS_IF_NAMED
+    max_calls = MAX_CALLS if any(f.kind == "unknown" for f in findings) else MAX_CALLS_IF_NAMED
     corrections = find_corrections(runner, runner.mismatches, variants, max_calls)
     result: list[Finding] = []
     told: set[Correction] = set()
     for finding in findings:
         correction = _correction_of(finding, corrections)
-        if correction is None or (correction in told and finding.kind not in VAGUE):
+        if correction is None or (correction in told and finding.kind != "unknown"):
             result.append(finding)
         elif correction not in told:
             told.add(correction)
@@ -53,7 +52,7 @@ def _correction_of(finding: Finding, corrections: Sequence[Correction]) -> Corre
 def _with_correction(finding: Finding, correction: Correction, words: str) -> Finding:
     what = "all comparisons are" if correction.makes_all_right else f"{_names(correction)} is"
     proof = f"with this change {what} right"
-    if finding.kind not in VAGUE:
+    if finding.kind != "unknown":
         return replace(finding, correction=f"{words}: {proof}")
     evidence = "; ".join(text for text in (proof, finding.statement, finding.evidence) if text)
     return Finding(KIND, _names(correction), words, evidence)
