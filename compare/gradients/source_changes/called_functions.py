@@ -92,15 +92,15 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
             functions[function.__code__].append(function)
     inner = {constant for code in functions for constant in code.co_consts if isinstance(constant, CodeType)}
     constants = {
-        name: found[0].__globals__[name]
-        for code, found in functions.items()
+        name: objects[0].__globals__[name]
+        for code, objects in functions.items()
         for name in code.co_names
-        if found and is_number(found[0].__globals__.get(name))
+        if objects and is_number(objects[0].__globals__.get(name))
     }
     called = [
-        CalledFunction(code, found, in_backward[code], local_values.get(code, {}), constants)
-        for code, found in functions.items()
-        if found and code not in inner  # an inner function is part of its outer one
+        CalledFunction(code, objects, in_backward[code], local_values.get(code, {}), constants)
+        for code, objects in functions.items()
+        if objects and code not in inner  # an inner function is part of its outer one
     ]
     return sorted(called, key=lambda each: not each.in_backward), num_calls
 

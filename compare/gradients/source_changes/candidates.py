@@ -1,4 +1,4 @@
-"""All single edits of the functions that ran, those nearest to the source first."""
+"""Single edits of the functions that ran, those nearest to the source first."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ class Candidates:
     def __iter__(self) -> Iterator[Candidate]:
         """Every edit: exchanges first, then insertions, then those with other parts of the source."""
         for edits in (self._exchanges, self._insertions, self._compositions):
-            found = [Candidate(function, e) for function, sites in self.functions for e in edits(function, sites)]
-            yield from sorted(found, key=lambda candidate: candidate.cost)
+            candidates = [
+                Candidate(function, e) for function, sites in self.functions for e in edits(function, sites)
+            ]
+            yield from sorted(candidates, key=lambda candidate: candidate.cost)
 
     def _exchanges(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         called = function.called

@@ -169,9 +169,9 @@ def whole_name_edits(sites: list[Site], called: CalledFunction) -> Iterator[Edit
     for site in sites:
         if isinstance(site.node, ast.Name) and isinstance(site.node.ctx, ast.Load):
             reads.setdefault(site.node.id, []).append(site)
-    for old, found in reads.items():
-        if len(found) > 1 and old in tensors:
+    for old, same_name in reads.items():
+        if len(same_name) > 1 and old in tensors:
             for other in tensors:
                 if other != old:
-                    changes = tuple((site.place, site.node, name(other)) for site in found)
-                    yield Edit(changes, 3, found[0].ancestors)
+                    changes = tuple((site.place, site.node, name(other)) for site in same_name)
+                    yield Edit(changes, 3, same_name[0].ancestors)

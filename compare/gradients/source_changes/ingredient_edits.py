@@ -16,14 +16,16 @@ COMPOSITE = (ast.BinOp, ast.Call, ast.UnaryOp, ast.Compare, ast.Subscript, ast.A
 
 def find_ingredients(sites: Sequence[Site]) -> dict[str, ast.expr]:
     """Expressions of several nodes by their text, the shortest first."""
-    found = {}
+    ingredients = {}
     for site in sites:
         node = site.node
         if isinstance(node, COMPOSITE) and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
             text = ast.unparse(node)
-            if len(text) <= MAX_LENGTH and text not in found:
-                found[text] = copy.deepcopy(node)  # or the tree would contain itself where its own part is replaced
-    return dict(sorted(found.items(), key=lambda item: len(item[0])))
+            if len(text) <= MAX_LENGTH and text not in ingredients:
+                ingredients[text] = copy.deepcopy(
+                    node
+                )  # or the tree would contain itself where its own part is replaced
+    return dict(sorted(ingredients.items(), key=lambda item: len(item[0])))
 
 
 def ingredient_edits(site: Site, called: CalledFunction, ingredients: dict[str, ast.expr]) -> Iterator[Edit]:

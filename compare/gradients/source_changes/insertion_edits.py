@@ -174,17 +174,17 @@ def _functions_of(node: ast.expr) -> Iterator[ast.expr]:
 
 def _sizes(called: CalledFunction) -> Iterator[ast.expr]:
     """Numbers that formulas divide by: lengths of dimensions, their roots, and named numbers."""
-    seen: set[int] = set()
+    known: set[int] = set()
     for local, value in called.tensors.items():
         for dim, length in enumerate(value.shape):
-            if length > 1 and length not in seen:
-                seen.add(length)
+            if length > 1 and length not in known:
+                known.add(length)
                 size = ast.Subscript(ast.Attribute(name(local), "shape", ast.Load()), number(dim), ast.Load())
                 yield size
                 yield ast.BinOp(size, ast.Pow(), number(0.5))
                 yield ast.BinOp(size, ast.Sub(), number(1))
-        if value.dim() > 1 and value.numel() not in seen:
-            seen.add(value.numel())
+        if value.dim() > 1 and value.numel() not in known:
+            known.add(value.numel())
             yield _method(name(local), "numel")
     for local, factor in called.numbers.items():
         if factor not in (0, 1):

@@ -71,9 +71,9 @@ def find_corrections(
     runs = EditedRuns(runner, first)
     called, num_calls = find_called_functions(runs.run)
     calls, comparisons = max_calls, MAX_COMPARISONS
-    found: list[tuple[int, Correction]] = []
+    corrections: list[tuple[int, Correction]] = []
     for candidate in Candidates(called):
-        complete = [cost for cost, correction in found if correction.makes_all_right]
+        complete = [cost for cost, correction in corrections if correction.makes_all_right]
         is_enough = len(complete) == ALTERNATIVES or (complete and candidate.cost > complete[0])
         if calls < 0 or not comparisons or is_enough:
             break
@@ -87,14 +87,14 @@ def find_corrections(
             with function.exchanged(code):
                 result = runs.run_backward() if in_backward else runs.run()
                 right = frozenset(target.quantity for target in targets if _is_right(result, target))
-                if not right or any(right <= c.quantities and right != wrong for _, c in found):
+                if not right or any(right <= c.quantities and right != wrong for _, c in corrections):
                     continue  # the nearest edit for these quantities is known
                 comparisons -= 1
                 still_wrong = _wrong_quantities(runner, mismatches, variants, ends_early=not raises)
         if still_wrong < wrong or (raises and still_wrong and not wrong & still_wrong):
-            found.append((candidate.cost, _correction(candidate, wrong - still_wrong, not still_wrong)))
-    corrections = [correction for _, correction in found]
-    return [c for c in corrections if c.makes_all_right] or corrections
+            corrections.append((candidate.cost, _correction(candidate, wrong - still_wrong, not still_wrong)))
+    complete_ones = [c for _, c in corrections if c.makes_all_right]
+    return complete_ones or [c for _, c in corrections]
 
 
 def _is_right(result: RunResult, target: Mismatch) -> bool:
@@ -117,7 +117,7 @@ def _is_right(result: RunResult, target: Mismatch) -> bool:
 def _wrong_quantities(
     runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], *, ends_early: bool
 ) -> frozenset[str]:
-    """What is wrong in any variant; with ``ends_early``, until no less is wrong than before."""
+    """Names of what is wrong in any variant; with ``ends_early``, until no less is wrong than before."""
     fresh = copy.copy(runner)
     fresh.mismatches, fresh.examples = [], {}
     before = {m.quantity for m in mismatches}

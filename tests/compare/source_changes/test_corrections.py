@@ -37,7 +37,7 @@ def corrections_of(case: Case) -> list[Correction]:
     return find_corrections(runner, runner.mismatches, list(dict.fromkeys(row.variant for row in rows)))
 
 
-# Function, native, inputs, what is found and what replaces it.
+# Function, native, inputs, what is result and what replaces it.
 MISTAKES = [
     (mistakes.Swish, torch.nn.functional.silu, (matrix,), "g * (s + s * (1 - s))", "g * (s + s * (1 - s) * x)"),
     (mistakes.Tanh, torch.tanh, (matrix,), "return g * (1 - x ** 2)", "return g * (1 - y ** 2)"),
@@ -67,8 +67,8 @@ NAMES = [function.__name__ for function, *_ in MISTAKES]
 def test_the_line_and_the_edit_are_told(function, native, inputs, old, new):
     corrections = corrections_of(case_of(function, native, inputs))
     assert corrections and all(c.makes_all_right for c in corrections)
-    found = {(c.old, c.new) for c in corrections}
-    assert any(old in c_old and new in c_new for c_old, c_new in found), found
+    result = {(c.old, c.new) for c in corrections}
+    assert any(old in c_old and new in c_new for c_old, c_new in result), result
 
 
 def test_reports_tell_it_after_the_evidence():

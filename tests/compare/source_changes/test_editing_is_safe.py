@@ -138,10 +138,10 @@ def test_where_a_profiler_runs_there_is_no_search():
     previous = sys.getprofile()
     sys.setprofile(lambda *_: None)
     try:
-        found = corrections_of(case_of(mistakes.Tanh, torch.tanh, (matrix,)))
+        result = corrections_of(case_of(mistakes.Tanh, torch.tanh, (matrix,)))
     finally:
         sys.setprofile(previous)
-    assert found == []
+    assert result == []
 
 
 def closure(factor):
@@ -177,8 +177,8 @@ class Closures(Function):
 
 
 def test_closures_and_decorated_functions_are_edited():
-    found = corrections_of(Case("closures", Closures.apply, lambda x: 1.5 * x * x, lambda: (matrix(),)))
-    assert {("return -triple(g, x)", "return triple(g, x)")} <= {(c.old, c.new) for c in found}, found
+    result = corrections_of(Case("closures", Closures.apply, lambda x: 1.5 * x * x, lambda: (matrix(),)))
+    assert {("return -triple(g, x)", "return triple(g, x)")} <= {(c.old, c.new) for c in result}, result
     called = called_by(run_backward(Closures.apply, matrix()))
     function = EditableFunction(called["multiplied"])
     assert function.code.co_freevars == ("factor",)
