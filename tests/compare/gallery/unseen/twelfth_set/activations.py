@@ -1,27 +1,16 @@
-"""Activations: the inverse of softplus, sparse probabilities, inverse square roots, the cardinal sine, LiSHT."""
+"""Activations: the inverse of softplus, sparse probabilities, an inverse square root, the cardinal sine."""
 
 from __future__ import annotations
 
 import torch
 from torch.autograd import Function
 
-from tests.compare.gallery.unseen.operation import Operation, wrong_and_right
+from compare import Case
+from tests.compare.gallery.unseen.operation import Operation, WrongFunction, wrong_and_right
 
 
 def inverse_softplus(y):
     return y + torch.log(-torch.expm1(-y))
-
-
-class InverseSoftplusFunction(Function):
-    @staticmethod
-    def forward(ctx, y):
-        ctx.save_for_backward(y)
-        return inverse_softplus(y)
-
-    @staticmethod
-    def backward(ctx, g):
-        (y,) = ctx.saved_tensors
-        return g / -torch.expm1(-y)
 
 
 class InvSoftplus(Function):
@@ -144,49 +133,7 @@ class Sinc(Function):
         return grad_y * (torch.cos(x) - y) / x
 
 
-def lisht(x):
-    return x * torch.tanh(x)
-
-
-class LiSHTFunction(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return lisht(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        t = x.tanh()
-        return g * (t + x * (1 - t * t))
-
-
-class LiSHT(Function):
-    @staticmethod
-    def forward(ctx, x):
-        out = x * x.tanh()
-        ctx.save_for_backward(x, out)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad_out):
-        x, out = ctx.saved_tensors
-        return grad_out * (x.tanh() + x * (1 - out**2))
-
-
 OPERATIONS = [
-    Operation(
-        "inverse of softplus, sigmoid",
-        InverseSoftplusFunction,
-        InvSoftplus,
-        inverse_softplus,
-        lambda: (0.3 + torch.rand(5, 4) * 3,),
-        named="the derivative is softplus's at x, the sigmoid: its reciprocal belongs there",
-        kinds=("another operand", "factor by element", "step left out"),
-        named_words=(r"sigmoid|softplus", r"reciprocal|\b1 ?/|divi[ds]", r"another (function|derivative)"),
-        located=(r"gradient of (y|input 0)",),
-        options={"whole_numbers": False},
-    ),
     Operation(
         "sparse probabilities, Jacobian of the softmax",
         Entmax15Function,
@@ -221,17 +168,21 @@ OPERATIONS = [
         named_words=(r"\bNaN\b|finite", r"zeros?\b|= ?0\b"),
         located=(r"gradient of (x|input 0)", r"\b0\b|zeros?"),
     ),
-    Operation(
-        "x tanh(x), square of the product",
-        LiSHTFunction,
-        LiSHT,
-        lisht,
-        lambda: (torch.randn(5, 4),),
-        named="1 minus the square of the output x tanh(x), where tanh(x) belongs",
-        kinds=("another operand", "factor by element", "step left out"),
-        named_words=(r"\boutput\b|\bresult\b|product", r"\btanh\b.*(instead|place)|(instead|place).*\btanh\b"),
-        located=(r"gradient of (x|input 0)",),
-    ),
 ]
 
 WRONG, RIGHT = wrong_and_right(OPERATIONS)
+WRONG += [
+    WrongFunction(
+        Case(
+            "inverse of softplus, sigmoid",
+            InvSoftplus.apply,
+            inverse_softplus,
+            lambda: (0.3 + torch.rand(5, 4) * 3,),
+            whole_numbers=False,
+        ),
+        named="the derivative is softplus's at x, the sigmoid: its reciprocal belongs there",
+        kinds=("another operand", "factor by element", "step left out"),
+        named_words=(r"sigmoid|softplus", r"reciprocal|\b1 ?/|divi[ds]", r"another (function|derivative)"),
+        located=(r"gradient of (y|input 0)",),
+    ),
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.autograd import Function
 
-from tests.compare.gallery.unseen.operation import Operation, wrong_and_right
+from compare import Case
+from tests.compare.gallery.unseen.operation import Operation, WrongFunction, wrong_and_right
 
 FACES = torch.tensor([[0, 1, 2], [0, 2, 3], [1, 4, 2]])
 
@@ -29,13 +30,19 @@ class RotationMatrixFunction(Function):
     @staticmethod
     def backward(ctx, g):
         w, x, y, z = ctx.saved_tensors[0].unbind(1)
-        odd = g - g.transpose(1, 2)
-        even = g + g.transpose(1, 2)
-        a, b, c = odd[:, 2, 1], odd[:, 0, 2], odd[:, 1, 0]
+        skew = g - g.transpose(1, 2)
+        symmetric = g + g.transpose(1, 2)
+        a, b, c = skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]
         grad_w = a * x + b * y + c * z
-        grad_x = a * w + even[:, 0, 1] * y + even[:, 0, 2] * z - (even[:, 1, 1] + even[:, 2, 2]) * x
-        grad_y = b * w + even[:, 0, 1] * x + even[:, 1, 2] * z - (even[:, 0, 0] + even[:, 2, 2]) * y
-        grad_z = c * w + even[:, 0, 2] * x + even[:, 1, 2] * y - (even[:, 0, 0] + even[:, 1, 1]) * z
+        grad_x = (
+            a * w + symmetric[:, 0, 1] * y + symmetric[:, 0, 2] * z - (symmetric[:, 1, 1] + symmetric[:, 2, 2]) * x
+        )
+        grad_y = (
+            b * w + symmetric[:, 0, 1] * x + symmetric[:, 1, 2] * z - (symmetric[:, 0, 0] + symmetric[:, 2, 2]) * y
+        )
+        grad_z = (
+            c * w + symmetric[:, 0, 2] * x + symmetric[:, 1, 2] * y - (symmetric[:, 0, 0] + symmetric[:, 1, 1]) * z
+        )
         return 2 * torch.stack([grad_w, grad_x, grad_y, grad_z], 1)
 
 
@@ -62,21 +69,6 @@ def projected(points, focal, centre):
     return points[:, :2] / points[:, 2:] * focal + centre
 
 
-class ProjectionFunction(Function):
-    @staticmethod
-    def forward(ctx, points, focal, centre):
-        ctx.save_for_backward(points, focal)
-        return projected(points, focal, centre)
-
-    @staticmethod
-    def backward(ctx, g):
-        points, focal = ctx.saved_tensors
-        plane, depth = points[:, :2], points[:, 2:]
-        grad_plane = g * focal / depth
-        grad_depth = -(grad_plane * plane / depth).sum(1, keepdim=True)
-        return torch.cat([grad_plane, grad_depth], 1), (g * plane / depth).sum(0), g.sum(0)
-
-
 class PinholeCamera(Function):
     @staticmethod
     def forward(ctx, points, focal, centre):
@@ -101,19 +93,6 @@ class PinholeCamera(Function):
 def polygon_area(corners):
     x, y = corners.unbind(2)
     return (x * y.roll(-1, 1) - y * x.roll(-1, 1)).sum(1) / 2
-
-
-class PolygonAreaFunction(Function):
-    @staticmethod
-    def forward(ctx, corners):
-        ctx.save_for_backward(corners)
-        return polygon_area(corners)
-
-    @staticmethod
-    def backward(ctx, g):
-        (corners,) = ctx.saved_tensors
-        chord = corners.roll(-1, 1) - corners.roll(1, 1)
-        return g[:, None, None] / 2 * torch.stack([chord[:, :, 1], -chord[:, :, 0]], 2)
 
 
 class Shoelace(Function):
@@ -221,33 +200,6 @@ OPERATIONS = [
         located=(r"gradient of (q|quat|input 0)",),
     ),
     Operation(
-        "camera, square of the depth in one term",
-        ProjectionFunction,
-        PinholeCamera,
-        projected,
-        lambda: {
-            "points": torch.cat([torch.randn(5, 2), 1.5 + torch.rand(5, 1)], 1),
-            "focal": torch.rand(2) + 1,
-            "centre": torch.randn(2),
-        },
-        named="depth: the second coordinate's term is divided by the depth where its square belongs",
-        kinds=("step left out", "factor of one term", "another operand", "missing term", "factor by element"),
-        named_words=(r"divi[ds]|\bdiv\b", r"square|depth|points\[:, 2", r"one term"),
-        located=(r"gradient of points",),
-        options={"whole_numbers": False},
-    ),
-    Operation(
-        "area of a polygon, previous corner",
-        PolygonAreaFunction,
-        Shoelace,
-        polygon_area,
-        lambda: (torch.randn(4, 5, 2),),
-        named="next corner minus the corner itself, where next minus previous belongs",
-        kinds=("another operand", "shifted", "missing term", "step left out"),
-        named_words=(r"roll|shift|previous|neighbour", r"step left out|left out", r"\bind(ex|ices)\b"),
-        located=(r"gradient of (corners|vertices|input 0)",),
-    ),
-    Operation(
         "normals of faces, common corner",
         FaceNormalsFunction,
         FaceNormals,
@@ -255,7 +207,7 @@ OPERATIONS = [
         lambda: (torch.randn(5, 3),),
         named="the second edge's gradient is subtracted at the second corner, where it starts at the first",
         kinds=("another operand", "permuted", "missing term", "shifted"),
-        named_words=(r"corner|\bplaces?\b|\bind(ex|ices)\b", r"\ba\b.*\bb\b|\bb\b.*\ba\b", r"exchang|instead"),
+        named_words=(r"corner|\bplaces?\b|\bind(ex|ices)\b", r"\b[abc]\b.*instead of.*\b[abc]\b", r"exchang|swap"),
         located=(r"gradient of (vertices|verts|input 0)",),
     ),
     Operation(
@@ -272,3 +224,29 @@ OPERATIONS = [
 ]
 
 WRONG, RIGHT = wrong_and_right(OPERATIONS)
+WRONG += [
+    WrongFunction(
+        Case(
+            "camera, square of the depth in one term",
+            PinholeCamera.apply,
+            projected,
+            lambda: {
+                "points": torch.cat([torch.randn(5, 2), 1.5 + torch.rand(5, 1)], 1),
+                "focal": torch.rand(2) + 1,
+                "centre": torch.randn(2),
+            },
+            whole_numbers=False,
+        ),
+        named="depth: the second coordinate's term is divided by the depth where its square belongs",
+        kinds=("step left out", "factor of one term", "another operand", "missing term", "factor by element"),
+        named_words=(r"divi[ds]|\bdiv\b", r"square|depth|points\[:, 2", r"one term"),
+        located=(r"gradient of points",),
+    ),
+    WrongFunction(
+        Case("area of a polygon, previous corner", Shoelace.apply, polygon_area, lambda: (torch.randn(4, 5, 2),)),
+        named="next corner minus the corner itself, where next minus previous belongs",
+        kinds=("another operand", "shifted", "missing term", "step left out"),
+        named_words=(r"roll|shift|previous|neighbour", r"step left out|left out", r"\bind(ex|ices)\b"),
+        located=(r"gradient of (corners|vertices|input 0)",),
+    ),
+]

@@ -1,76 +1,20 @@
-"""Losses: wing, Jensen-Shannon, negative binomial, logistic bins, Lovász's extension of the hinge."""
+"""Losses: Jensen-Shannon, negative binomial, logistic bins, Lovász's extension of the hinge."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch.autograd import Function
 
-from tests.compare.gallery.unseen.operation import Operation, wrong_and_right
+from compare import Case
+from tests.compare.gallery.unseen.operation import Operation, WrongFunction, wrong_and_right
 
-WIDTH, CURVATURE = 1.5, 0.4
 LABELS = torch.tensor([1, 0, 0, 1, 0, 1, 1, 0])
 HALF_BIN = 0.75
-
-
-def wing(prediction, target):
-    distance = (prediction - target).abs()
-    offset = WIDTH - WIDTH * math.log(1 + WIDTH / CURVATURE)
-    return torch.where(distance < WIDTH, WIDTH * torch.log1p(distance / CURVATURE), distance - offset).mean()
-
-
-class WingLossFunction(Function):
-    @staticmethod
-    def forward(ctx, prediction, target):
-        ctx.save_for_backward(prediction, target)
-        return wing(prediction, target)
-
-    @staticmethod
-    def backward(ctx, g):
-        difference = torch.sub(*ctx.saved_tensors)
-        distance = difference.abs()
-        slope = torch.where(distance < WIDTH, WIDTH / (CURVATURE + distance), torch.ones_like(distance))
-        grad = g / difference.numel() * slope * difference.sign()
-        return grad, -grad
-
-
-class WingLoss(Function):
-    @staticmethod
-    def forward(ctx, pred, target):
-        diff = pred - target
-        a = diff.abs()
-        small = a < WIDTH
-        c = WIDTH - WIDTH * math.log(1 + WIDTH / CURVATURE)
-        loss = torch.where(small, WIDTH * torch.log(1 + a / CURVATURE), a - c)
-        ctx.save_for_backward(diff, small)
-        return loss.mean()
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        diff, small = ctx.saved_tensors
-        d = diff.sign()
-        d[small] = (WIDTH * d / (1 + diff.abs() / CURVATURE))[small]
-        d = d * grad_output / diff.numel()
-        return d, -d
 
 
 def jensen_shannon(p, q):
     log_mean = ((p + q) / 2).log()
     return ((p * (p.log() - log_mean) + q * (q.log() - log_mean)) / 2).sum(1)
-
-
-class JensenShannonFunction(Function):
-    @staticmethod
-    def forward(ctx, p, q):
-        ctx.save_for_backward(p, q)
-        return jensen_shannon(p, q)
-
-    @staticmethod
-    def backward(ctx, g):
-        p, q = ctx.saved_tensors
-        log_mean = ((p + q) / 2).log()
-        return g[:, None] * (p.log() - log_mean) / 2, g[:, None] * (q.log() - log_mean) / 2
 
 
 class JSD(Function):
@@ -231,30 +175,6 @@ class LovaszHinge(Function):
 
 OPERATIONS = [
     Operation(
-        "wing loss, inner derivative",
-        WingLossFunction,
-        WingLoss,
-        wing,
-        lambda: {"prediction": torch.randn(5, 4) * 2, "target": torch.randn(5, 4)},
-        named="small distances: the inner derivative, 1 / curvature, is left out",
-        kinds=("step left out", "factor by element", "only for some values", "factor of one term", "another operand"),
-        named_words=(r"\bdiv\b|divi[ds]|distance / ", r"0\.4\b|2\.5\b", r"<.*1\.5|WIDTH|small"),
-        located=(r"gradient of (prediction|pred)",),
-        options={"kinks": True},
-    ),
-    Operation(
-        "divergence from the mean of two, constant",
-        JensenShannonFunction,
-        JSD,
-        jensen_shannon,
-        lambda: {"p": torch.rand(4, 5).add(0.2).log().softmax(1), "q": torch.rand(4, 5).add(0.2).log().softmax(1)},
-        named="the mean of the two distributions is treated as a constant: 1/2 is added to each derivative",
-        kinds=("missing term",),
-        named_words=(r"missing|one too many|extra", r"constant", r"detach", r"no effect"),
-        located=(r"gradient of p",),
-        options={"whole_numbers": False},
-    ),
-    Operation(
         "negative binomial likelihood, quotient of the size",
         NegativeBinomialFunction,
         NegBinNLL,
@@ -297,3 +217,21 @@ OPERATIONS = [
 ]
 
 WRONG, RIGHT = wrong_and_right(OPERATIONS)
+WRONG += [
+    WrongFunction(
+        Case(
+            "divergence from the mean of two, constant",
+            JSD.apply,
+            jensen_shannon,
+            lambda: {
+                "p": torch.rand(4, 5).add(0.2).log().softmax(1),
+                "q": torch.rand(4, 5).add(0.2).log().softmax(1),
+            },
+            whole_numbers=False,
+        ),
+        named="the mean of the two distributions is treated as a constant: 1/2 is added to each derivative",
+        kinds=("missing term",),
+        named_words=(r"missing|one too many|extra", r"constant", r"detach", r"no effect"),
+        located=(r"gradient of p",),
+    ),
+]
