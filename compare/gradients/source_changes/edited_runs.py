@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from types import CodeType
 
 import torch
 from torch import Tensor
@@ -19,7 +19,11 @@ from compare.gradients.run_variant import (
     output_name,
     run_variant,
 )
+from compare.gradients.source_changes.editable_function import EditableFunction
 from compare.gradients.variants import gradient_to_layout, incoming_gradient
+
+MODIFIED = "modified by an inplace operation"
+CHECKED_AFTER = 50  # runs of backward: an edit may have changed something that the next ones need
 
 
 class EditedRuns:
@@ -32,21 +36,41 @@ class EditedRuns:
     def __init__(self, runner: CaseRunner, first: Mismatch) -> None:
         self.runner, self.first = runner, first
         self.backward_is_repeatable = False
+        self._count = 0
         try:
-            self._leaves, self._outputs, self._incoming, self._values = self._run_forward()
-            repeated = [self.run_backward() for _ in range(2)]
+            self._run_forward()
         except Exception:  # whatever the function raises: then there is no forward to start from
             return
-        expected = first.run.values.get(first.quantity)
-        self.backward_is_repeatable = all(_is_same(r.values.get(first.quantity), expected) for r in repeated)
+        self.backward_is_repeatable = all(self._is_as_before() for _ in range(2))
 
     def run(self) -> RunResult:
         """Run forward and backward."""
         runner, first = self.runner, self.first
         return run_variant(runner.case.ours, first.inputs, first.variant, runner.seed, finds_changes=False)
 
-    def run_backward(self) -> RunResult:
-        """Run backward alone."""
+    def run_edited(self, function: EditableFunction, code: CodeType) -> RunResult:
+        """Run with other code for a function; of backward alone where that calls the function."""
+        if not (function.called.in_backward and self.backward_is_repeatable):
+            with function.exchanged(code):
+                return self.run()
+        self._count += 1
+        if self._count % CHECKED_AFTER == 0 and not self._is_as_before():
+            self._run_forward()
+        versions = [tensor._version for tensor in self._kept]
+        with function.exchanged(code):
+            result = self._run_backward()
+        if [tensor._version for tensor in self._kept] != versions or MODIFIED in str(result.error):
+            self._run_forward()  # this edit, or the one before, wrote into a tensor that further runs need
+            with function.exchanged(code):
+                result = self._run_backward()
+            self._run_forward()
+        return result
+
+    def _is_as_before(self) -> bool:
+        name = self.first.quantity
+        return _is_same(self._run_backward().values.get(name), self.first.run.values.get(name))
+
+    def _run_backward(self) -> RunResult:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -60,20 +84,19 @@ class EditedRuns:
             self._values | {gradient_name(name): None if g is None else dense_copy(g) for name, g in named}
         )
 
-    def _run_forward(self) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor], dict[str, Any]]:
-        variant = self.first.variant
+    def _run_forward(self) -> None:
+        variant, seed = self.first.variant, self.runner.seed
         inputs = {name: make_leaf(value, variant) for name, value in self.first.inputs.items()}
         outputs = call(self.runner.case.ours, inputs.values())
-        values: dict[str, Any] = {output_name(n): dense_copy(output) for n, output in enumerate(outputs)}
+        self._values: dict[str, Tensor | None] = {output_name(n): dense_copy(o) for n, o in enumerate(outputs)}
         numbered = [(n, output) for n, output in enumerate(outputs) if output.requires_grad]
-        incoming = [
-            gradient_to_layout(
-                incoming_gradient(output, variant, self.runner.seed + n).to(output.dtype), variant.gradient_layout
-            )
-            for n, output in numbered
+        self._incoming = [
+            gradient_to_layout(incoming_gradient(o, variant, seed + n).to(o.dtype), variant.gradient_layout)
+            for n, o in numbered
         ]
-        leaves = {name: leaf for name, leaf in inputs.items() if leaf.requires_grad}
-        return leaves, [output for _, output in numbered], incoming, values
+        self._leaves = {name: leaf for name, leaf in inputs.items() if leaf.requires_grad}
+        self._outputs = [output for _, output in numbered]
+        self._kept = [*inputs.values(), *outputs, *self._incoming]
 
 
 def _is_same(value: Tensor | None, expected: Tensor | None) -> bool:

@@ -74,6 +74,7 @@ def operator_edits(site: Site) -> Iterator[Edit]:
         yield site.edit(right, 1)
     if isinstance(left, ast.BinOp):  # (a - b) * c to a - b * c
         yield site.edit(joined(left.left, left.op, joined(left.right, op, right)), 2)
+        yield site.edit(joined(joined(left.left, op, right), left.op, left.right), 2)
     if isinstance(right, ast.BinOp):
         yield site.edit(joined(joined(left, op, right.left), right.op, right.right), 2)
 
@@ -108,8 +109,8 @@ def constant_edits(site: Site) -> Iterator[Edit]:
     if isinstance(value, bool):
         yield site.edit(ast.Constant(not value), 1)
     elif isinstance(value, int) and abs(value) < 100:
-        near = (value + 1, value - 1, -value, 0, 1, -1, 2, -2, 3)
-        far = (0.5, 2 * value, value * value, 1 / (value or 1))
+        near = (value + 1, value - 1, -value, 0, 1)
+        far = (-1, 2, -2, 3, 0.5, 2 * value, value * value, 1 / (value or 1))
     elif isinstance(value, float):
         near = (-value, 1 - value, 2 * value, value / 2, value * value, 1 / (value or 1), 0.0, 1.0, 0.5, 2.0)
     for others, cost in ((near, 1), (far, 2)):
@@ -127,7 +128,7 @@ def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         if isinstance(owner, FunctionCtx):
             for attribute in vars(owner):
                 if attribute != node.attr:
-                    yield site.edit(ast.Attribute(node.value, attribute, ast.Load()), 1)
+                    yield site.edit(ast.Attribute(node.value, attribute, ast.Load()), 2)
     if not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load):
         return
     parent = site.ancestors[-1]

@@ -28,20 +28,20 @@ def step_edits(site: Site, called: CalledFunction, dims: int) -> Iterator[Edit]:
     if not is_value(site, called):
         return
     if not isinstance(site.ancestors[-1], ast.UnaryOp):
-        yield site.edit(ast.UnaryOp(ast.USub(), node), 1)
-    yield site.edit(_method(node, "conj"), 1)
+        yield site.edit(ast.UnaryOp(ast.USub(), node), 2)
+    yield site.edit(_method(node, "conj"), 2)
     one, square = number(1), ast.BinOp(node, ast.Pow(), number(2))
-    yield site.edit(ast.BinOp(one, ast.Sub(), node), 2)
-    yield site.edit(ast.BinOp(one, ast.Sub(), square), 3)
-    yield site.edit(ast.BinOp(one, ast.Add(), square), 3)
-    yield site.edit(ast.BinOp(node, ast.Mult(), ast.BinOp(one, ast.Sub(), node)), 3)
+    yield site.edit(ast.BinOp(one, ast.Sub(), node), 3)
+    yield site.edit(ast.BinOp(one, ast.Sub(), square), 4)
+    yield site.edit(ast.BinOp(one, ast.Add(), square), 4)
+    yield site.edit(ast.BinOp(node, ast.Mult(), ast.BinOp(one, ast.Sub(), node)), 4)
     for step in STEPS:
-        yield site.edit(_method(node, step), 2)
-    yield site.edit(_method(node, "sum"), 2)
+        yield site.edit(_method(node, step), 3)
+    yield site.edit(_method(node, "sum"), 3)
     if isinstance(node, ast.Name) and called.tensors[node.id].dtype == torch.int64:
         yield site.edit(_method(node, "argsort"), 1)  # the inverse of a permutation
-        yield site.edit(_method(node, "argsort", number(-1)), 1)
-    yield site.edit(_method(node, "clamp", min=number(0)), 2)
+        yield site.edit(_method(node, "argsort", number(-1)), 2)
+    yield site.edit(_method(node, "clamp", min=number(0)), 3)
     if dims >= 2:
         yield from _matrix_edits(site)
     for dim in range(dims):
@@ -51,29 +51,29 @@ def step_edits(site: Site, called: CalledFunction, dims: int) -> Iterator[Edit]:
 def _matrix_edits(site: Site) -> Iterator[Edit]:
     node = site.node
     transposed = ast.Attribute(node, "mT", ast.Load())
-    yield site.edit(transposed, 1)
+    yield site.edit(transposed, 2)
     both = ast.BinOp(node, ast.Add(), transposed)
-    yield site.edit(both, 2)
-    yield site.edit(ast.BinOp(both, ast.Div(), number(2)), 2)
+    yield site.edit(both, 3)
+    yield site.edit(ast.BinOp(both, ast.Div(), number(2)), 3)
     for half, diagonal in (("tril", -1), ("triu", 1)):
-        yield site.edit(_method(node, half), 2)
-        yield site.edit(_method(node, half, number(diagonal)), 2)
+        yield site.edit(_method(node, half), 3)
+        yield site.edit(_method(node, half, number(diagonal)), 3)
 
 
 def _edits_along(site: Site, dim: int) -> Iterator[Edit]:
     node, at = site.node, number(dim)
     mean = _method(node, "mean", at, keepdim=ast.Constant(True))
     for summed in ("sum", "mean"):
-        yield site.edit(_method(node, summed, at, keepdim=ast.Constant(True)), 2)
-        yield site.edit(_method(node, summed, at), 2)
-    yield site.edit(ast.BinOp(node, ast.Sub(), mean), 3)
+        yield site.edit(_method(node, summed, at, keepdim=ast.Constant(True)), 3)
+        yield site.edit(_method(node, summed, at), 3)
+    yield site.edit(ast.BinOp(node, ast.Sub(), mean), 4)
     axes = ast.List([at], ast.Load())
-    yield site.edit(_method(node, "flip", axes), 2)
-    yield site.edit(_method(node, "cumsum", at), 2)
-    yield site.edit(_method(_method(_method(node, "flip", axes), "cumsum", at), "flip", axes), 3)
+    yield site.edit(_method(node, "flip", axes), 3)
+    yield site.edit(_method(node, "cumsum", at), 3)
+    yield site.edit(_method(_method(_method(node, "flip", axes), "cumsum", at), "flip", axes), 4)
     for shift in (1, -1):
-        yield site.edit(_method(node, "roll", number(shift), at), 2)
-    yield site.edit(_method(node, "unsqueeze", at), 2)
+        yield site.edit(_method(node, "roll", number(shift), at), 3)
+    yield site.edit(_method(node, "unsqueeze", at), 3)
 
 
 def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
@@ -85,17 +85,17 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         if isinstance(node, ast.Name) and node.id == other:
             continue
         for operator in OPERATORS:
-            yield site.edit(ast.BinOp(node, operator, name(other)), 2)
+            yield site.edit(ast.BinOp(node, operator, name(other)), 3)
             for shaped in _broadcast(called, other):
-                yield site.edit(ast.BinOp(node, operator, shaped), 3)
+                yield site.edit(ast.BinOp(node, operator, shaped), 4)
         for factor in _functions_of(name(other)):
-            yield site.edit(ast.BinOp(node, ast.Mult(), factor), 3)
+            yield site.edit(ast.BinOp(node, ast.Mult(), factor), 4)
             for operator in OPERATORS[1:]:
                 yield site.edit(ast.BinOp(node, operator, factor), 4)
     for value in (2, 0.5, 3, 4, 0.25):
-        yield site.edit(ast.BinOp(number(value), ast.Mult(), node), 3)  # as the sizes, which may be equal to it
+        yield site.edit(ast.BinOp(number(value), ast.Mult(), node), 4)  # as the sizes, which may be equal to it
     for size in _sizes(called):
-        cost = 4 if isinstance(size, ast.BinOp) and isinstance(size.op, ast.Sub) else 3
+        cost = 5 if isinstance(size, ast.BinOp) and isinstance(size.op, ast.Sub) else 4
         yield site.edit(ast.BinOp(node, ast.Div(), size), cost)
         yield site.edit(ast.BinOp(node, ast.Mult(), size), cost)
 

@@ -20,7 +20,7 @@ from compare.gradients.variants import Variant
 
 # Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
 # mistakes have names already.
-MAX_CALLS, MAX_CALLS_IF_NAMED = 1_000_000, 400_000
+MAX_CALLS, MAX_CALLS_IF_NAMED = 2_000_000, 200_000
 RUN_CALLS = 120
 MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do
@@ -82,14 +82,13 @@ def find_corrections(
             code = function.compiled()
             if code is None:
                 continue
-            in_backward = function.called.in_backward and runs.backward_is_repeatable
-            calls -= RUN_CALLS + (num_calls // 2 if in_backward else num_calls)
+            calls -= RUN_CALLS + num_calls // (1 + runs.backward_is_repeatable)
+            result = runs.run_edited(function, code)
+            right = frozenset(target.quantity for target in targets if _is_right(result, target))
+            if not right or any(right <= c.quantities and right != wrong for _, c in corrections):
+                continue  # the nearest edit for these quantities is known
+            comparisons -= 1
             with function.exchanged(code):
-                result = runs.run_backward() if in_backward else runs.run()
-                right = frozenset(target.quantity for target in targets if _is_right(result, target))
-                if not right or any(right <= c.quantities and right != wrong for _, c in corrections):
-                    continue  # the nearest edit for these quantities is known
-                comparisons -= 1
                 still_wrong = _wrong_quantities(runner, mismatches, variants, ends_early=not raises)
         if still_wrong < wrong or (raises and still_wrong and not wrong & still_wrong):
             corrections.append((candidate.cost, _correction(candidate, wrong - still_wrong, not still_wrong)))

@@ -33,29 +33,39 @@ def add_corrections(
     result: list[Finding] = []
     told: set[Correction] = set()
     for finding in findings:
-        correction = _correction_of(finding, corrections)
-        if correction is None or (correction in told and finding.kind != "unknown"):
+        own = _corrections_of(finding, corrections)
+        if not own or (own[0] in told and finding.kind != "unknown"):
             result.append(finding)
-        elif correction not in told:
-            told.add(correction)
-            result.append(_with_correction(finding, correction, describe(correction, corrections)))
+        elif own[0] not in told:
+            told.update(own)
+            result.append(_with_corrections(finding, own, corrections))
     return result
 
 
-def _correction_of(finding: Finding, corrections: Sequence[Correction]) -> Correction | None:
-    """The simplest of the corrections that make the finding's quantities right; None without one."""
+def _corrections_of(finding: Finding, corrections: Sequence[Correction]) -> list[Correction]:
+    """The simplest correction for the finding's quantities, and one for each that it leaves wrong."""
     quantities = set(finding.quantity.replace(" and ", ", ").split(", "))
-    own = [c for c in corrections if quantities & c.quantities or "backward" in quantities]
-    return min(own, key=lambda c: (-len(c.quantities), len(c.new)), default=None)
+    own: list[Correction] = []
+    for each in sorted(corrections, key=lambda c: (-len(c.quantities), len(c.new))):
+        told = {quantity for correction in own for quantity in correction.quantities}
+        if (quantities - told) & each.quantities or ("backward" in quantities and not own):
+            own.append(each)
+    return own
 
 
-def _with_correction(finding: Finding, correction: Correction, words: str) -> Finding:
-    what = "all comparisons are" if correction.makes_all_right else f"{_names(correction)} is"
-    proof = f"with this change {what} right"
+def _with_corrections(finding: Finding, own: Sequence[Correction], others: Sequence[Correction]) -> Finding:
     if finding.kind != "unknown":
-        return replace(finding, correction=f"{words}: {proof}")
-    evidence = "; ".join(text for text in (proof, finding.statement, finding.evidence) if text)
-    return Finding(KIND, _names(correction), words, evidence)
+        words = "\n  ".join(f"{describe(each, others)}: {_proof(each)}" for each in own)
+        return replace(finding, correction=words)
+    first = own[0]
+    evidence = "; ".join(text for text in (_proof(first), finding.statement, finding.evidence) if text)
+    more = "\n  ".join(f"{describe(each, others)}: {_proof(each)}" for each in own[1:])
+    return Finding(KIND, _names(first), describe(first, others), evidence, more)
+
+
+def _proof(correction: Correction) -> str:
+    what = "all comparisons are" if correction.makes_all_right else f"the {_names(correction)} is"
+    return f"with this change {what} right"
 
 
 def _names(correction: Correction) -> str:
