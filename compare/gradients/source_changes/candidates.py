@@ -22,6 +22,7 @@ from compare.gradients.source_changes.expression_edits import (
 )
 from compare.gradients.source_changes.ingredient_edits import find_ingredients, ingredient_edits
 from compare.gradients.source_changes.insertion_edits import mask_edits, operand_edits, product_edits, step_edits
+from compare.gradients.source_changes.moved_operands import moved_operand_edits
 from compare.gradients.source_changes.statement_edits import order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, tuple_edits
 
@@ -77,6 +78,7 @@ class Candidates:
             yield from statement_edits(site)
         yield from whole_name_edits(sites, called)
         yield from order_edits(sites)
+        yield from moved_operand_edits(sites, called)
 
     def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         called = function.called

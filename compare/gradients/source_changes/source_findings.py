@@ -13,6 +13,15 @@ from compare.gradients.measure import REFUSED, Row
 from compare.gradients.source_changes.search import MAX_CALLS, MAX_CALLS_IF_NAMED, Correction, find_corrections
 
 KIND = "one change of the source"
+# Findings that tell where a gradient is wrong rather than why: a longer search is worth its time.
+VAGUE = (
+    "unknown",
+    "few elements",
+    "factor by element",
+    "only at some indices",
+    "only for some values",
+    "missing term",
+)
 # Calls depend on each other: those of an edited function would leave something behind, too.
 OF_SEVERAL_CALLS = ("depends on earlier calls", "not repeatable")
 
@@ -28,7 +37,7 @@ def add_corrections(
     if not runner.mismatches or side_effects or any(f.kind in OF_SEVERAL_CALLS for f in findings):
         return list(findings)
     variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
-    max_calls = MAX_CALLS if any(f.kind == "unknown" for f in findings) else MAX_CALLS_IF_NAMED
+    max_calls = MAX_CALLS if any(f.kind in VAGUE for f in findings) else MAX_CALLS_IF_NAMED
     corrections = find_corrections(runner, runner.mismatches, variants, max_calls)
     result: list[Finding] = []
     told: set[Correction] = set()
