@@ -18,6 +18,7 @@ from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.one_cause import tell_once
 from compare.gradients.measure import REFUSED, WRONG, Row
 from compare.gradients.run_variant import OUTPUT, gradient_name
+from compare.gradients.source_changes.source_findings import add_corrections
 from compare.gradients.variants import DATA, DTYPES, Variant, variants
 from compare.gradients.zeros_and_ties import count_zeros_and_ties
 
@@ -149,6 +150,7 @@ def compare(
         native = NativeOracle(case, runner.native_rerunner, seed, right_inputs, is_output_wrong)
         findings = diagnose(runner.mismatches, rows, side_effects, native)
         findings = tell_once(add_call_mistakes(findings, runner, dtypes, rows, side_effects))
+        findings = add_corrections(findings, runner, rows, side_effects)
         kinds_of_data = DATA if whole_numbers else DATA[:1]
         census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
         if progress is not None:

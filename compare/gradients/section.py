@@ -90,7 +90,11 @@ def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] =
 
 
 def _findings(comparisons: Sequence[Comparison]) -> Table | None:
-    rows = [(c.case.name, f.quantity, f.kind, f.statement, f.evidence) for c in comparisons for f in c.findings]
+    rows = [
+        (c.case.name, f.quantity, f.kind, f.statement, "; ".join(filter(None, (f.evidence, f.correction))))
+        for c in comparisons
+        for f in c.findings
+    ]
     columns = ("case", "quantity", "kind of mistake", "finding", "evidence")
     return Table("Findings", columns, rows, failed=range(len(rows))) if rows else None
 

@@ -45,6 +45,7 @@ KINDS = {
     "wrong half": "one triangle, the diagonal or the symmetric part of the expected matrix",
     "only for some values": "wrong exactly where a condition on values holds",
     "only at some indices": "wrong exactly where a condition on indices holds",
+    "one change of the source": "right in every comparison if one place in the source is changed",
     "few elements": "wrong in a few elements, without a pattern",
     "unknown": "no pattern fits",
 }
@@ -59,13 +60,15 @@ class Finding:
         quantity: the affected output or gradient, or the modified argument.
         statement: the mistake in words.
         evidence: what was measured.
+        correction: the change of the source that makes it right, if one is known.
     """
 
     kind: str
     quantity: str
     statement: str
     evidence: str = ""
+    correction: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.quantity}: {self.statement} [{self.kind}]"
-        return f"{text}\n  {self.evidence}" if self.evidence else text
+        lines = (f"{self.quantity}: {self.statement} [{self.kind}]", self.evidence, self.correction)
+        return "\n  ".join(line for line in lines if line)

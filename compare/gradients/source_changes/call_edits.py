@@ -1,0 +1,150 @@
+"""Edits of calls: one left out or exchanged, its arguments exchanged or left out."""
+
+from __future__ import annotations
+
+import ast
+import types
+from collections.abc import Iterator
+
+from compare.gradients.source_changes.called_functions import CalledFunction
+from compare.gradients.source_changes.edits import Edit, Site
+from compare.gradients.source_changes.expression_edits import name, number
+
+# Functions that are written in one another's place.
+FAMILIES = (
+    ("sum", "mean", "amax", "prod"),
+    ("max", "amax", "min", "amin", "argmax", "argmin"),
+    ("var", "std"),
+    ("sin", "cos", "tan"), ("sinh", "cosh", "tanh", "sigmoid"), ("asin", "acos", "atan"),
+    ("exp", "expm1", "exp2"), ("log", "log1p", "log2", "log10", "exp"),
+    ("sqrt", "rsqrt", "square", "reciprocal"),
+    ("abs", "sign", "neg", "relu"),
+    ("floor", "round", "ceil", "trunc"),
+    ("softmax", "log_softmax"), ("sigmoid", "tanh", "logsigmoid", "softplus"),
+    ("cumsum", "cumprod", "logcumsumexp"),
+    ("tril", "triu"), ("triu_indices", "tril_indices"),
+    ("maximum", "minimum", "fmax", "fmin"), ("clamp_min", "clamp_max"),
+    ("zeros_like", "ones_like"), ("zeros", "ones"), ("new_zeros", "new_ones"),
+    ("real", "imag", "abs", "angle"),
+    ("fft", "ifft"), ("rfft", "fft"), ("irfft", "ifft"), ("fft2", "ifft2"), ("fftn", "ifftn"),
+    ("lt", "le", "gt", "ge", "eq", "ne"), ("add", "sub"), ("mul", "div"), ("add_", "sub_"), ("mul_", "div_"),
+    ("scatter_add", "scatter", "scatter_reduce"), ("scatter_add_", "scatter_"), ("index_add", "index_copy"),
+    ("index_add_", "index_copy_"), ("inv", "pinv"), ("outer", "ger"), ("logsumexp", "sum"),
+    ("unsqueeze", "squeeze"), ("view", "reshape"), ("repeat", "repeat_interleave"), ("roll", "flip"),
+    ("log_", "log1p_"), ("lgamma", "digamma"), ("erf", "erfc", "erfinv"), ("det", "logdet"),
+    ("cross", "mul"), ("argsort", "sort"), ("mm", "mul"), ("bmm", "matmul"),
+)  # fmt: skip
+RELATIVES: dict[str, list[str]] = {}
+for _family in FAMILIES:
+    for _name in _family:
+        RELATIVES.setdefault(_name, []).extend(n for n in _family if n != _name and n not in RELATIVES.get(_name, ()))
+REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min", "logsumexp", "norm", "var", "std"}
+PAIRS_OF_DIMENSIONS = ((0, 1), (-2, -1), (0, 2), (1, 2), (0, 2, 3))
+
+
+def call_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """Every edit of a call, and of a transposition written as an attribute."""
+    node = site.node
+    if isinstance(node, ast.Attribute) and node.attr in ("T", "mT", "H", "mH"):
+        yield site.edit(node.value, 1)
+        other = {"T": "mH", "mT": "mH", "H": "mT", "mH": "mT"}[node.attr]
+        yield site.edit(ast.Attribute(node.value, other, ast.Load()), 1)
+    if isinstance(node, ast.Call):
+        yield from _left_out(site, called)
+        yield from _other_arguments(site)
+        yield from _other_reductions(site)
+        yield from _other_ranges(site)
+        yield from _scattered(site)
+
+
+def _name_of(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _left_out(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """The call replaced by its operand, or another function called."""
+    node = site.node
+    function, arguments = node.func, node.args
+    if isinstance(function, ast.Attribute):
+        scope = called.functions[0].__globals__
+        is_module = isinstance(function.value, ast.Name) and isinstance(
+            scope.get(function.value.id), types.ModuleType
+        )
+        is_deeper = isinstance(function.value, ast.Attribute) and function.value.attr in ("linalg", "fft", "special")
+        if not is_module and not is_deeper:
+            yield site.edit(function.value, 1)
+        elif arguments:
+            yield site.edit(arguments[0], 1)
+        for other in RELATIVES.get(function.attr, ()):
+            exchanged = ast.Attribute(function.value, other, ast.Load())
+            yield site.edit(ast.Call(exchanged, arguments, node.keywords), 1)
+    elif arguments:
+        yield site.edit(arguments[0], 1)
+
+
+def _other_arguments(site: Site) -> Iterator[Edit]:
+    """Two arguments exchanged, one left out; the branches of ``where``."""
+    node = site.node
+    function, arguments, keywords = node.func, node.args, node.keywords
+    if _name_of(node) == "where" and len(arguments) == 3:
+        condition, a, b = arguments
+        for parts in ([condition, b, a], [condition, a, number(0)], [condition, number(0), b]):
+            yield site.edit(ast.Call(function, parts, keywords), 1)
+        yield site.edit(a, 1)
+        yield site.edit(b, 1)
+        return
+    for n in range(len(arguments) - 1):
+        exchanged = [*arguments[:n], arguments[n + 1], arguments[n], *arguments[n + 2 :]]
+        yield site.edit(ast.Call(function, exchanged, keywords), 1)
+    for n in range(len(keywords)):
+        yield site.edit(ast.Call(function, arguments, keywords[:n] + keywords[n + 1 :]), 1)
+    for n in range(len(arguments)):
+        yield site.edit(ast.Call(function, arguments[:n] + arguments[n + 1 :], keywords), 2)
+
+
+def _other_reductions(site: Site) -> Iterator[Edit]:
+    """A sum that keeps its dimension, or is over another dimension or several; a variance with another divisor."""
+    node = site.node
+    function, arguments, keywords = node.func, node.args, node.keywords
+    if _name_of(node) not in REDUCTIONS or not isinstance(function, ast.Attribute):
+        return
+    names = {keyword.arg for keyword in keywords}
+    if "keepdim" not in names:
+        kept = [*keywords, ast.keyword("keepdim", ast.Constant(True))]
+        for parts in [arguments] if arguments or "dim" in names else [[number(dim)] for dim in (0, 1, 2, -1)]:
+            yield site.edit(ast.Call(function, parts, kept), 1 if arguments else 2)
+    if not names & {"dim", "axis"}:
+        for dims in PAIRS_OF_DIMENSIONS:
+            pair = ast.Tuple([number(dim) for dim in dims], ast.Load())
+            yield site.edit(ast.Call(function, [pair], keywords), 2)
+    if _name_of(node) in ("var", "std") and "unbiased" not in names:
+        biased = ast.keyword("unbiased", ast.Constant(False))
+        yield site.edit(ast.Call(function, arguments, [*keywords, biased]), 1)
+
+
+def _other_ranges(site: Site) -> Iterator[Edit]:
+    """A loop in the other direction, or one step longer or shorter."""
+    node = site.node
+    if _name_of(node) != "range" or not 1 <= len(node.args) <= 2:
+        return
+    *first, last = node.args
+    start = first[0] if first else number(0)
+    yield site.edit(ast.Call(name("reversed"), [node], []), 1)
+    yield site.edit(ast.Call(node.func, [ast.BinOp(start, ast.Add(), number(1)), last], []), 1)
+    for operator in (ast.Sub(), ast.Add()):
+        yield site.edit(ast.Call(node.func, [*first, ast.BinOp(last, operator, number(1))], []), 1)
+    if first:
+        yield site.edit(ast.Call(node.func, [last], []), 1)
+
+
+def _scattered(site: Site) -> Iterator[Edit]:
+    """Elements put to indices in place of elements taken from there, and the other way round."""
+    node = site.node
+    if not isinstance(node.func, ast.Attribute) or node.func.attr not in ("gather", "index_select"):
+        return
+    if len(node.args) == 2 and not node.keywords:
+        zeros = ast.Call(
+            ast.Attribute(ast.Name("torch", ast.Load()), "zeros_like", ast.Load()), [node.func.value], []
+        )
+        put = "scatter" if node.func.attr == "gather" else "index_add"
+        yield site.edit(ast.Call(ast.Attribute(zeros, put, ast.Load()), [*node.args, node.func.value], []), 2)

@@ -1,0 +1,122 @@
+"""The Python functions that a run of a function calls, and the local values that each of them had."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType, FrameType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+TORCH = str(Path(torch.__file__).parent)
+COMPARE = str(Path(__file__).parents[2])
+BACKWARD_CALL = (str(Path(TORCH, "autograd", "__init__.py")), "grad")
+LIBRARIES = {"numpy", "scipy", "sympy", "triton", "pytest", "_pytest", "pluggy"}  # installed, and no user's code
+
+
+@dataclass
+class CalledFunction:
+    """A Python function of the user that ran.
+
+    Attributes:
+        functions: every function object with this code, such as the closures that one ``def`` made.
+        in_backward: True if backward called it first.
+        local_values: the values that its names had where its last call returned.
+        constants: the numbers among the global names of the user's functions.
+    """
+
+    code: CodeType
+    functions: list[FunctionType]
+    in_backward: bool
+    local_values: dict[str, Any] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Local tensors that are not empty."""
+        return {
+            name: value
+            for name, value in self.local_values.items()
+            if isinstance(value, Tensor) and value.numel() and name.isidentifier() and name != "_"
+        }
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Local and global numbers."""
+        return {name: value for name, value in self.local_values.items() if is_number(value)} | self.constants
+
+
+def is_number(value: Any) -> bool:
+    """True for a finite number that is no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction], int]:
+    """Call ``run``; return the user's functions that it called, those of backward first, and the number of all calls.
+
+    There are none where another profiler is at work, since two exclude each other.
+    """
+    if sys.getprofile() is not None:
+        return [], 0
+    local_values: dict[CodeType, dict[str, Any]] = {}
+    in_backward: dict[CodeType, bool] = {}
+    is_users: dict[str, bool] = {}
+    num_calls = 0
+
+    def note(frame: FrameType, event: str, arg: Any) -> None:
+        nonlocal num_calls
+        num_calls += 1
+        file = frame.f_code.co_filename
+        if event in ("call", "return") and is_users.setdefault(file, _is_users(file)):
+            if event == "call":
+                in_backward.setdefault(frame.f_code, _is_in_backward(frame))
+            else:
+                local_values[frame.f_code] = dict(frame.f_locals)
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    functions: dict[CodeType, list[FunctionType]] = {code: [] for code in in_backward}
+    for function in gc.get_referrers(*functions) if functions else []:
+        if isinstance(function, FunctionType) and function.__code__ in functions:
+            functions[function.__code__].append(function)
+    inner = {constant for code in functions for constant in code.co_consts if isinstance(constant, CodeType)}
+    constants = {
+        name: objects[0].__globals__[name]
+        for code, objects in functions.items()
+        for name in code.co_names
+        if objects and is_number(objects[0].__globals__.get(name))
+    }
+    called = [
+        CalledFunction(code, objects, in_backward[code], local_values.get(code, {}), constants)
+        for code, objects in functions.items()
+        if objects and code not in inner  # an inner function is part of its outer one
+    ]
+    return sorted(called, key=lambda each: not each.in_backward), num_calls
+
+
+def _is_users(file: str) -> bool:
+    if not file or file.startswith(("<frozen", "<string>", TORCH, COMPARE)):
+        return False
+    parts = Path(file).parts
+    if "site-packages" in parts or "dist-packages" in parts:
+        return not LIBRARIES & set(parts)
+    return not file.startswith(STANDARD_LIBRARY)
+
+
+def _is_in_backward(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if (frame.f_code.co_filename, frame.f_code.co_name) == BACKWARD_CALL:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,105 @@
+"""Runs of a function with an edit: of its backward alone, on one forward, where only backward is edited."""
+
+from __future__ import annotations
+
+import warnings
+from types import CodeType
+
+import torch
+from torch import Tensor
+
+from compare.gradients.case_runner import CaseRunner
+from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.run_variant import (
+    RunResult,
+    call,
+    dense_copy,
+    gradient_name,
+    make_leaf,
+    output_name,
+    run_variant,
+)
+from compare.gradients.source_changes.editable_function import EditableFunction
+from compare.gradients.variants import gradient_to_layout, incoming_gradient
+
+MODIFIED = "modified by an inplace operation"
+CHECKED_AFTER = 50  # runs of backward: an edit may have changed something that the next ones need
+
+
+class EditedRuns:
+    """Runs of a case's function in the variant of one mismatch.
+
+    Attributes:
+        backward_is_repeatable: True if backward gives the same again after one forward; otherwise each run is whole.
+    """
+
+    def __init__(self, runner: CaseRunner, first: Mismatch) -> None:
+        self.runner, self.first = runner, first
+        self.backward_is_repeatable = False
+        self._count = 0
+        try:
+            self._run_forward()
+        except Exception:  # whatever the function raises: then there is no forward to start from
+            return
+        self.backward_is_repeatable = all(self._is_as_before() for _ in range(2))
+
+    def run(self) -> RunResult:
+        """Run forward and backward."""
+        runner, first = self.runner, self.first
+        return run_variant(runner.case.ours, first.inputs, first.variant, runner.seed, finds_changes=False)
+
+    def run_edited(self, function: EditableFunction, code: CodeType) -> RunResult:
+        """Run with other code for a function; of backward alone where that calls the function."""
+        if not (function.called.in_backward and self.backward_is_repeatable):
+            with function.exchanged(code):
+                return self.run()
+        self._count += 1
+        if self._count % CHECKED_AFTER == 0 and not self._is_as_before():
+            self._run_forward()
+        versions = [tensor._version for tensor in self._kept]
+        with function.exchanged(code):
+            result = self._run_backward()
+        if [tensor._version for tensor in self._kept] != versions or MODIFIED in str(result.error):
+            self._run_forward()  # this edit, or the one before, wrote into a tensor that further runs need
+            with function.exchanged(code):
+                result = self._run_backward()
+            self._run_forward()
+        return result
+
+    def _is_as_before(self) -> bool:
+        name = self.first.quantity
+        return _is_same(self._run_backward().values.get(name), self.first.run.values.get(name))
+
+    def _run_backward(self) -> RunResult:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                gradients = torch.autograd.grad(
+                    self._outputs, list(self._leaves.values()), self._incoming, retain_graph=True, allow_unused=True
+                )
+        except Exception as error:  # most edits raise one
+            return RunResult(self._values, error)
+        named = zip(self._leaves, gradients, strict=True)
+        return RunResult(
+            self._values | {gradient_name(name): None if g is None else dense_copy(g) for name, g in named}
+        )
+
+    def _run_forward(self) -> None:
+        variant, seed = self.first.variant, self.runner.seed
+        inputs = {name: make_leaf(value, variant) for name, value in self.first.inputs.items()}
+        outputs = call(self.runner.case.ours, inputs.values())
+        self._values: dict[str, Tensor | None] = {output_name(n): dense_copy(o) for n, o in enumerate(outputs)}
+        numbered = [(n, output) for n, output in enumerate(outputs) if output.requires_grad]
+        self._incoming = [
+            gradient_to_layout(incoming_gradient(o, variant, seed + n).to(o.dtype), variant.gradient_layout)
+            for n, o in numbered
+        ]
+        self._leaves = {name: leaf for name, leaf in inputs.items() if leaf.requires_grad}
+        self._outputs = [output for _, output in numbered]
+        self._kept = [*inputs.values(), *outputs, *self._incoming]
+
+
+def _is_same(value: Tensor | None, expected: Tensor | None) -> bool:
+    if value is None or expected is None:
+        return value is expected
+    return torch.equal(value.nan_to_num(), expected.nan_to_num())

@@ -1,0 +1,178 @@
+"""Edits of operators, numbers, names and comparisons."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from torch.autograd.function import FunctionCtx
+
+from compare.gradients.source_changes.called_functions import CalledFunction
+from compare.gradients.source_changes.edits import Edit, Site
+
+COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
+
+
+def name(identifier: str) -> ast.Name:
+    """A name that is read."""
+    return ast.Name(identifier, ast.Load())
+
+
+def number(value: float) -> ast.expr:
+    """A number; a negative one as Python's grammar has it."""
+    return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if value < 0 else ast.Constant(value)
+
+
+def transposed(node: ast.expr) -> ast.expr:
+    """``node.mT``."""
+    return ast.Attribute(node, "mT", ast.Load())
+
+
+def operator_edits(site: Site) -> Iterator[Edit]:
+    """Signs, operands left out or exchanged, and operators exchanged."""
+    node = site.node
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        yield site.edit(node.operand, 1)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.Invert, ast.Not)):
+        yield site.edit(node.operand, 1)
+    if not isinstance(node, ast.BinOp):
+        return
+    left, right, op = node.left, node.right, node.op
+
+    def joined(a: ast.expr, operator: ast.operator, b: ast.expr) -> ast.expr:
+        return ast.BinOp(a, operator, b)
+
+    if isinstance(op, (ast.Add, ast.Sub)):
+        other = ast.Sub() if isinstance(op, ast.Add) else ast.Add()
+        yield site.edit(joined(left, other, right), 1)
+        yield site.edit(left, 1)
+        yield site.edit(right if isinstance(op, ast.Add) else ast.UnaryOp(ast.USub(), right), 1)
+        yield site.edit(joined(left, ast.Mult(), right), 2)
+        yield site.edit(joined(right, ast.Sub(), left), 2)
+    if isinstance(op, ast.Mult):
+        yield site.edit(left, 1)
+        yield site.edit(right, 1)
+        yield site.edit(joined(left, ast.Div(), right), 1)
+        yield site.edit(joined(right, ast.Div(), left), 2)
+        yield site.edit(joined(left, ast.Add(), right), 2)
+        yield site.edit(joined(left, ast.Sub(), right), 2)
+        yield site.edit(joined(left, ast.MatMult(), right), 2)
+    if isinstance(op, (ast.Div, ast.FloorDiv)):
+        yield site.edit(left, 1)
+        yield site.edit(joined(right, ast.Div(), left), 1)
+        yield site.edit(joined(left, ast.Mult(), right), 1)
+        yield site.edit(joined(left, ast.Div(), joined(right, ast.Mult(), right)), 2)
+    if isinstance(op, ast.Pow):
+        yield site.edit(left, 1)
+        yield from exponent_edits(site)
+    if isinstance(op, ast.MatMult):
+        yield site.edit(joined(right, op, left), 1)
+        yield site.edit(joined(left, ast.Mult(), right), 2)
+    if isinstance(op, (ast.BitAnd, ast.BitOr)):
+        yield site.edit(joined(left, ast.BitOr() if isinstance(op, ast.BitAnd) else ast.BitAnd(), right), 1)
+        yield site.edit(left, 1)
+        yield site.edit(right, 1)
+    if isinstance(left, ast.BinOp):  # (a - b) * c to a - b * c
+        yield site.edit(joined(left.left, left.op, joined(left.right, op, right)), 2)
+        yield site.edit(joined(joined(left.left, op, right), left.op, left.right), 2)
+    if isinstance(right, ast.BinOp):
+        yield site.edit(joined(joined(left, op, right.left), right.op, right.right), 2)
+
+
+def comparison_edits(site: Site) -> Iterator[Edit]:
+    """Comparisons exchanged; ``and`` and ``or``; a condition left out."""
+    node = site.node
+    if isinstance(node, ast.Compare) and len(node.ops) == 1:
+        for other in COMPARISONS:
+            if isinstance(node.ops[0], COMPARISONS) and not isinstance(node.ops[0], other):
+                yield site.edit(ast.Compare(node.left, [other()], node.comparators), 1)
+    if isinstance(node, ast.BoolOp):
+        other_op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
+        yield site.edit(ast.BoolOp(other_op, node.values), 1)
+        for value in node.values:
+            yield site.edit(value, 1)
+    if isinstance(node, ast.IfExp):
+        yield site.edit(node.body, 1)
+        yield site.edit(node.orelse, 1)
+        yield site.edit(ast.IfExp(node.test, node.orelse, node.body), 1)
+
+
+def constant_edits(site: Site) -> Iterator[Edit]:
+    """Other numbers and truth values."""
+    node = site.node
+    if not isinstance(node, ast.Constant):
+        return
+    value = node.value
+    is_negated = isinstance(site.ancestors[-1], ast.UnaryOp)
+    near: tuple[float, ...] = ()
+    far: tuple[float, ...] = ()
+    if isinstance(value, bool):
+        yield site.edit(ast.Constant(not value), 1)
+    elif isinstance(value, int) and abs(value) < 100:
+        near = (value + 1, value - 1, -value, 0, 1)
+        far = (-1, 2, -2, 3, 0.5, 2 * value, value * value, 1 / (value or 1))
+    elif isinstance(value, float):
+        near = (-value, 1 - value, 2 * value, value / 2, value * value, 1 / (value or 1), 0.0, 1.0, 0.5, 2.0)
+    for others, cost in ((near, 1), (far, 2)):
+        for other in dict.fromkeys(others):
+            if other != value and not (is_negated and other < 0):
+                yield site.edit(number(other), cost)
+
+
+def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """Another name of the same kind in the place of a name; another attribute of ctx."""
+    node = site.node
+    tensors, numbers = called.tensors, called.numbers
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        owner = called.local_values.get(node.value.id) if isinstance(node.value, ast.Name) else None
+        if isinstance(owner, FunctionCtx):
+            for attribute in vars(owner):
+                if attribute != node.attr:
+                    yield site.edit(ast.Attribute(node.value, attribute, ast.Load()), 2)
+    if not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load):
+        return
+    parent = site.ancestors[-1]
+    if isinstance(parent, ast.Call) and parent.func is node:
+        return
+    if node.id in tensors:
+        for other in tensors:
+            if other != node.id:
+                yield site.edit(name(other), 1)
+    elif node.id in numbers:
+        for other in numbers:
+            if other != node.id:
+                yield site.edit(name(other), 1)
+        for shift in (-1, 1):
+            operator = ast.Add() if shift > 0 else ast.Sub()
+            yield site.edit(ast.BinOp(name(node.id), operator, number(1)), 1)
+        yield site.edit(ast.UnaryOp(ast.USub(), name(node.id)), 1)
+        value = numbers[node.id]
+        if isinstance(value, float) or abs(value) < 1000:
+            yield site.edit(ast.BinOp(number(1), ast.Sub(), name(node.id)), 2)
+            yield site.edit(ast.BinOp(name(node.id), ast.Pow(), number(2)), 2)
+            yield site.edit(ast.BinOp(name(node.id), ast.Pow(), number(0.5)), 2)
+            yield site.edit(ast.BinOp(number(2), ast.Mult(), name(node.id)), 2)
+    elif isinstance(called.local_values.get(node.id), bool):
+        yield site.edit(ast.UnaryOp(ast.Not(), name(node.id)), 1)
+
+
+def exponent_edits(site: Site) -> Iterator[Edit]:
+    """Other exponents."""
+    node = site.node
+    for exponent in (2, 3, -1, -2, 0.5, -0.5, 1.5, -1.5, -3):
+        yield site.edit(ast.BinOp(node.left, ast.Pow(), number(exponent)), 1)
+
+
+def whole_name_edits(sites: list[Site], called: CalledFunction) -> Iterator[Edit]:
+    """One name in the place of another everywhere, where it is read several times."""
+    tensors = called.tensors
+    reads: dict[str, list[Site]] = {}
+    for site in sites:
+        if isinstance(site.node, ast.Name) and isinstance(site.node.ctx, ast.Load):
+            reads.setdefault(site.node.id, []).append(site)
+    for old, same_name in reads.items():
+        if len(same_name) > 1 and old in tensors:
+            for other in tensors:
+                if other != old:
+                    changes = tuple((site.place, site.node, name(other)) for site in same_name)
+                    yield Edit(changes, 3, same_name[0].ancestors)

@@ -1,0 +1,48 @@
+"""Edits with expressions that stand elsewhere in the source: what one line lacks is often written in another."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Iterator, Sequence
+
+from compare.gradients.source_changes.called_functions import CalledFunction
+from compare.gradients.source_changes.edits import Edit, Site
+from compare.gradients.source_changes.insertion_edits import OPERATORS, is_value, is_whole
+
+MAX_LENGTH = 60  # of an expression's text
+COMPOSITE = (ast.BinOp, ast.Call, ast.UnaryOp, ast.Compare, ast.Subscript, ast.Attribute)
+
+
+def find_ingredients(sites: Sequence[Site]) -> dict[str, ast.expr]:
+    """Expressions of several nodes by their text, the shortest first."""
+    ingredients = {}
+    for site in sites:
+        node = site.node
+        if isinstance(node, COMPOSITE) and isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+            text = ast.unparse(node)
+            if len(text) <= MAX_LENGTH and text not in ingredients:
+                ingredients[text] = copy.deepcopy(
+                    node
+                )  # or the tree would contain itself where its own part is replaced
+    return dict(sorted(ingredients.items(), key=lambda item: len(item[0])))
+
+
+def ingredient_edits(site: Site, called: CalledFunction, ingredients: dict[str, ast.expr]) -> Iterator[Edit]:
+    """An expression replaced by another of the source, or times, divided by, plus or minus it."""
+    node = site.node
+    if not is_value(site, called):
+        return
+    text, known = ast.unparse(node), set(called.local_values) | set(called.functions[0].__globals__)
+    for other, ingredient in ingredients.items():
+        if other == text or not _names(ingredient) <= known:
+            continue
+        yield site.edit(ingredient, 4)
+        yield site.edit(ast.BinOp(ingredient, ast.Pow(), ast.Constant(2)), 5)
+        if is_whole(site):
+            for operator in OPERATORS:
+                yield site.edit(ast.BinOp(node, operator, ingredient), 5)
+
+
+def _names(node: ast.expr) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}

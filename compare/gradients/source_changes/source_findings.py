@@ -1,0 +1,96 @@
+"""Findings with the edit of the user's source that makes a wrong function right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from compare.gradients.case_runner import CaseRunner
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.wording import join_words
+from compare.gradients.measure import REFUSED, Row
+from compare.gradients.source_changes.search import MAX_CALLS, MAX_CALLS_IF_NAMED, Correction, find_corrections
+
+KIND = "one change of the source"
+# Findings that tell where a gradient is wrong rather than why: a longer search is worth its time.
+VAGUE = (
+    "unknown",
+    "few elements",
+    "factor by element",
+    "only at some indices",
+    "only for some values",
+    "missing term",
+)
+# Calls depend on each other: those of an edited function would leave something behind, too.
+OF_SEVERAL_CALLS = ("depends on earlier calls", "not repeatable")
+
+
+def add_corrections(
+    findings: Sequence[Finding], runner: CaseRunner, rows: Sequence[Row], side_effects: Mapping[str, str]
+) -> list[Finding]:
+    """Return ``findings``; where one edit of the source makes a wrong quantity right, the finding says which.
+
+    A finding without a name for the mistake becomes one of kind "one change of the source". Other findings of that
+    sort whose quantities the same edit makes right are left out.
+    """
+    if not runner.mismatches or side_effects or any(f.kind in OF_SEVERAL_CALLS for f in findings):
+        return list(findings)
+    variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
+    max_calls = MAX_CALLS if any(f.kind in VAGUE for f in findings) else MAX_CALLS_IF_NAMED
+    corrections = find_corrections(runner, runner.mismatches, variants, max_calls)
+    result: list[Finding] = []
+    told: set[Correction] = set()
+    for finding in findings:
+        own = _corrections_of(finding, corrections)
+        if not own or (own[0] in told and finding.kind != "unknown"):
+            result.append(finding)
+        elif own[0] not in told:
+            told.update(own)
+            result.append(_with_corrections(finding, own, corrections))
+    return result
+
+
+def _corrections_of(finding: Finding, corrections: Sequence[Correction]) -> list[Correction]:
+    """The simplest correction for the finding's quantities, and one for each that it leaves wrong."""
+    quantities = set(finding.quantity.replace(" and ", ", ").split(", "))
+    own: list[Correction] = []
+    for each in sorted(corrections, key=lambda c: (-len(c.quantities), len(c.new))):
+        told = {quantity for correction in own for quantity in correction.quantities}
+        if (quantities - told) & each.quantities or ("backward" in quantities and not own):
+            own.append(each)
+    return own
+
+
+def _with_corrections(finding: Finding, own: Sequence[Correction], others: Sequence[Correction]) -> Finding:
+    if finding.kind != "unknown":
+        words = "\n  ".join(f"{describe(each, others)}: {_proof(each)}" for each in own)
+        return replace(finding, correction=words)
+    first = own[0]
+    evidence = "; ".join(text for text in (_proof(first), finding.statement, finding.evidence) if text)
+    more = "\n  ".join(f"{describe(each, others)}: {_proof(each)}" for each in own[1:])
+    return Finding(KIND, _names(first), describe(first, others), evidence, more)
+
+
+def _proof(correction: Correction) -> str:
+    what = "all comparisons are" if correction.makes_all_right else f"the {_names(correction)} is"
+    return f"with this change {what} right"
+
+
+def _names(correction: Correction) -> str:
+    return join_words(sorted(correction.quantities))
+
+
+def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
+    """The edit in words: "in line 3 of functions.py, `g * y` should be `g * (1 - y)`".
+
+    Args:
+        others: further edits that make the same right. Where the number 2 does, and a size that is 2, both are told.
+    """
+    where = f"in line {correction.line} of {Path(correction.file).name}, `{correction.old}`"
+    if not correction.new:
+        return f"{where} should be left out"
+    place = correction.line, correction.old
+    at_place = [c.new for c in others if (c.line, c.old) == place]
+    sizes = [new for new in at_place if new.count(".shape") != correction.new.count(".shape")]
+    return f"{where} should be `{correction.new}`" + (f" or `{sizes[0]}`" if sizes else "")

@@ -1,0 +1,44 @@
+"""Edits of statements: one left out, moved, or accumulated instead of assigned."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+from compare.gradients.source_changes.edits import Edit, Site
+
+
+def statement_edits(site: Site) -> Iterator[Edit]:
+    """A statement left out or changed; the branches of an ``if``."""
+    node = site.node
+    if isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0]
+        if isinstance(target, (ast.Name, ast.Subscript)):
+            yield site.edit(ast.AugAssign(target, ast.Add(), node.value), 1)
+            yield site.edit(None, 2)
+    if isinstance(node, ast.AugAssign):
+        yield site.edit(ast.Assign([node.target], node.value), 1)
+        for other in (ast.Add(), ast.Sub(), ast.Mult(), ast.Div()):
+            if not isinstance(node.op, type(other)):
+                yield site.edit(ast.AugAssign(node.target, other, node.value), 1)
+        yield site.edit(None, 1)
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield site.edit(None, 1)
+    if isinstance(node, ast.If):
+        for test in (ast.UnaryOp(ast.Not(), node.test), ast.Constant(True), ast.Constant(False)):
+            yield site.edit(ast.If(test, node.body, node.orelse), 1)
+
+
+def order_edits(sites: list[Site]) -> Iterator[Edit]:
+    """Two statements in the other order; the last statement of a loop after it."""
+    statements = {
+        (id(s.place.parent), s.place.field, s.place.index): s for s in sites if isinstance(s.node, ast.stmt)
+    }
+    for (parent, field, index), site in statements.items():
+        after = statements.get((parent, field, index + 1)) if index is not None else None
+        if after is not None and not isinstance(after.node, ast.Return):
+            changes = ((site.place, site.node, after.node), (after.place, after.node, site.node))
+            yield Edit(changes, 2, site.ancestors)
+        if isinstance(site.node, ast.For) and len(site.node.body) > 1:
+            shorter = ast.For(site.node.target, site.node.iter, site.node.body[:-1], site.node.orelse)
+            yield site.edit(ast.If(ast.Constant(True), [shorter, site.node.body[-1]], []), 3)

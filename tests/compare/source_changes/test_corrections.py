@@ -1,0 +1,104 @@
+"""Promise: where one edit of the source makes a wrong Function right, compare tells the line and the edit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import Function
+
+from compare import Case, compare
+from compare.gradients.case_runner import CaseRunner
+from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.measure import Row
+from compare.gradients.source_changes.search import Correction, find_corrections
+from compare.gradients.source_changes.source_findings import add_corrections
+from compare.gradients.variants import variants
+from tests.compare.source_changes import mistakes
+
+DTYPES = (torch.float64,)
+INDEX = torch.tensor([2, 0, 3, 1])
+
+
+def matrix(rows=5, columns=4):
+    return torch.randn(rows, columns)
+
+
+def run(case: Case) -> tuple[CaseRunner, list[Row]]:
+    """Compare a case in float64 alone."""
+    runner = CaseRunner(case, "cpu", 0, DTYPES)
+    rows = [row for variant in variants(DTYPES) if runner.has_layouts_of(variant) for row in runner.rows(variant)]
+    assert runner.mismatches, "the function is right"
+    return runner, rows
+
+
+def corrections_of(case: Case) -> list[Correction]:
+    """The corrections of a case."""
+    runner, rows = run(case)
+    return find_corrections(runner, runner.mismatches, list(dict.fromkeys(row.variant for row in rows)))
+
+
+# Function, native, inputs, what is result and what replaces it.
+MISTAKES = [
+    (mistakes.Swish, torch.nn.functional.silu, (matrix,), "g * (s + s * (1 - s))", "g * (s + s * (1 - s) * x)"),
+    (mistakes.Tanh, torch.tanh, (matrix,), "return g * (1 - x ** 2)", "return g * (1 - y ** 2)"),
+    (mistakes.SavesTheArgument, torch.exp, (matrix,), "ctx.save_for_backward(x)", "ctx.save_for_backward(y)"),
+    (mistakes.Difference, torch.sub, (matrix, matrix), "(g.clone(), g.clone())", "(g.clone(), -g.clone())"),
+    (mistakes.Transposed, torch.matmul, (matrix, lambda: matrix(4, 4)), "(g @ w, x.t()", "(g @ w.mT, x.t()"),
+    (mistakes.Clamp, lambda x: x.clamp(min=0.25), (matrix,), "return g * (x < 0.25)", "return g * (x > 0.25)"),
+    (mistakes.Exchanged, torch.mul, (matrix, matrix), "return (g * a, g * b)", "return (g * b, g * a)"),
+    (mistakes.RunningSum, lambda x: x.cumsum(0), (matrix,), "carry = g[t]", "carry += g[t]"),
+    (mistakes.ShortLoop, lambda x: 2 * x, (matrix,), "range(len(g) - 1)", "range(len(g))"),
+    (mistakes.Power, lambda x: x**3, (matrix,), "3 * g * x ** 3", "3 * g * x ** 2"),
+    (mistakes.Scaled, lambda x: (mistakes.BETA * x).sin(), (matrix,), "(BETA * x).cos()", "(BETA * x).cos() * BETA"),
+    (mistakes.Root, lambda x, y: x * y / 2, (matrix, matrix), ", g * x)", "0.5 * (g * x))"),
+    (mistakes.Permuted, lambda x, index: x[:, index], (matrix, lambda: INDEX), "[:, index]", "[:, index.argsort()]"),
+    (mistakes.Gaussian, lambda x: torch.exp(-x * x), (matrix,), "-x * torch.exp", "2 * (-x * torch.exp"),
+]  # fmt: skip
+
+
+def case_of(function: type[Function], native, inputs) -> Case:
+    return Case(function.__name__, function.apply, native, lambda: tuple(make() for make in inputs))
+
+
+NAMES = [function.__name__ for function, *_ in MISTAKES]
+
+
+@pytest.mark.parametrize(("function", "native", "inputs", "old", "new"), MISTAKES, ids=NAMES)
+def test_the_line_and_the_edit_are_told(function, native, inputs, old, new):
+    corrections = corrections_of(case_of(function, native, inputs))
+    assert corrections and all(c.makes_all_right for c in corrections)
+    result = {(c.old, c.new) for c in corrections}
+    assert any(old in c_old and new in c_new for c_old, c_new in result), result
+
+
+def test_reports_tell_it_after_the_evidence():
+    report = str(compare(case_of(mistakes.Exchanged, torch.mul, (matrix, matrix)), dtypes=DTYPES))
+    line = mistakes.Exchanged.backward.__code__.co_firstlineno + 3
+    words = f"in line {line} of mistakes.py, `return (g * a, g * b)` should be `return (g * b, g * a)`"
+    assert f"\n    {words}: with this change all comparisons are right" in report, report
+
+
+def test_where_no_pattern_fits_the_edit_is_the_finding():
+    runner, rows = run(case_of(mistakes.Exchanged, torch.mul, (matrix, matrix)))
+    unknown = [Finding("unknown", f"gradient of input {n}", "12 of 12 elements are wrong") for n in (0, 1)]
+    (finding,) = add_corrections(unknown, runner, rows, {})
+    assert finding.kind == "one change of the source"
+    assert finding.quantity == "gradient of input 0 and gradient of input 1"
+    assert finding.statement.endswith("`return (g * a, g * b)` should be `return (g * b, g * a)`")
+    assert finding.evidence == "with this change all comparisons are right; 12 of 12 elements are wrong"
+
+
+def test_two_mistakes_of_one_gradient_have_no_correction():
+    assert corrections_of(case_of(mistakes.TwoMistakes, lambda a, b: a.sin() * b, (matrix, matrix))) == []
+
+
+def test_of_two_wrong_gradients_each_has_its_own_correction():
+    corrections = corrections_of(case_of(mistakes.OneInEach, lambda a, b: a.sin() * b, (matrix, matrix)))
+    assert {c.quantities for c in corrections} == {frozenset({"gradient of a"}), frozenset({"gradient of b"})}
+    assert not any(c.makes_all_right for c in corrections)
+
+
+def test_a_number_that_is_also_a_size_is_told_as_both():
+    case = case_of(mistakes.Root, lambda x, y: x * y / 2, (matrix, matrix))
+    (finding,) = compare(case, dtypes=DTYPES).findings
+    assert "0.5 * (g * x))` or `" in finding.correction and "g * x / " in finding.correction, finding.correction

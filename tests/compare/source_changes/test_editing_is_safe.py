@@ -1,0 +1,224 @@
+"""Promise: the search for corrections leaves functions as they were, and edits only what computes."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import sys
+import textwrap
+from pathlib import Path
+from types import CodeType
+
+import pytest
+import torch
+from torch.autograd import Function
+
+from compare import Case, compare
+from compare.gradients.source_changes.called_functions import CalledFunction, find_called_functions
+from compare.gradients.source_changes.candidates import Candidates
+from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown
+from compare.gradients.source_changes.edits import find_sites
+from tests.compare.source_changes import mistakes
+from tests.compare.source_changes.test_corrections import case_of, corrections_of, matrix
+
+WRITTEN: list[str] = []
+
+
+def called_by(run) -> dict[str, CalledFunction]:
+    """The functions that ``run`` calls, by their names."""
+    return {each.code.co_name: each for each in find_called_functions(run)[0]}
+
+
+def run_backward(function, *inputs):
+    def run():
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        torch.autograd.grad(function(*leaves).sum(), leaves)
+
+    return run
+
+
+def codes_in(module) -> dict[str, CodeType]:
+    return {
+        f"{name}.{method}": getattr(value, method).__code__
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Function) and value is not Function
+        for method in ("forward", "backward")
+    }
+
+
+def test_the_code_is_what_it_was_after_a_search():
+    before = {name: id(code) for name, code in codes_in(mistakes).items()}
+    corrections_of(case_of(mistakes.Scaled, lambda x: (mistakes.BETA * x).sin(), (matrix,)))
+    assert {name: id(code) for name, code in codes_in(mistakes).items()} == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_the_code_and_the_tree_are_what_they_were_after_an_interrupt(error):
+    backward = called_by(run_backward(mistakes.Tanh.apply, matrix()))["backward"]
+    text, code = ast.unparse(EditableFunction(backward).node), mistakes.Tanh.backward.__code__
+    candidate = next(iter(Candidates([backward])))
+
+    def interrupt():
+        with candidate.edit.made():
+            edited = candidate.function.compiled()
+            assert edited is not None and ast.unparse(candidate.function.node) != text
+            with candidate.function.exchanged(edited):
+                assert mistakes.Tanh.backward.__code__ is edited
+                raise error
+
+    with pytest.raises(error):
+        interrupt()
+    assert mistakes.Tanh.backward.__code__ is code and ast.unparse(candidate.function.node) == text
+
+
+class Logs(Function):
+    """Writes a line in backward, and has a mistake."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        WRITTEN.append("backward")
+        print("backward", x.shape, end="")
+        while g.dim() < 0:
+            g = g * 2
+        return 3 * g * x
+
+
+def test_calls_that_do_more_than_compute_are_never_edited():
+    backward = called_by(run_backward(Logs.apply, matrix()))["backward"]
+    function = EditableFunction(backward)
+    edited = {ast.unparse(site.node) for site in find_sites(backward, function.node)}
+    assert "3 * g * x" in edited
+    assert not any(word in text for text in edited for word in ("print", "while", "shape", "WRITTEN", "0")), edited
+
+
+def test_its_output_is_written_again_and_nothing_else(capsys):
+    (correction,) = corrections_of(Case("logs", Logs.apply, torch.square, lambda: (matrix(),)))
+    assert (correction.old, correction.new) == ("return 3 * g * x", "return 2 * g * x")
+    assert set(WRITTEN) == {"backward"}
+    assert not capsys.readouterr().out.replace("backward torch.Size([5, 4])", "")
+
+
+def test_without_a_source_there_is_no_correction():
+    source = """
+        class Unsourced(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return 2 * x
+            @staticmethod
+            def backward(ctx, g):
+                return 3 * g
+    """
+    scope = {"torch": torch, "__name__": "unsourced"}
+    exec(compile_source(textwrap.dedent(source)), scope)
+    case = Case("unsourced", scope["Unsourced"].apply, lambda x: 2 * x, lambda: (matrix(),))
+    assert corrections_of(case) == []
+
+
+def compile_source(source: str) -> CodeType:
+    return compile(source, str(Path("nowhere", "unsourced.py")), "exec")
+
+
+def test_a_source_that_has_changed_since_is_not_used(tmp_path, monkeypatch):
+    file = tmp_path / "changed_functions.py"
+    file.write_text("def double(x):\n    return 2 * x\n")
+    scope: dict = {}
+    exec(compile(file.read_text(), str(file), "exec"), scope)
+    file.write_text("def double(x):\n    return 3 * x\n")
+    with pytest.raises(SourceUnknown):
+        EditableFunction(called_by(lambda: scope["double"](1))["double"])
+
+
+def test_where_a_profiler_runs_there_is_no_search():
+    previous = sys.getprofile()
+    sys.setprofile(lambda *_: None)
+    try:
+        result = corrections_of(case_of(mistakes.Tanh, torch.tanh, (matrix,)))
+    finally:
+        sys.setprofile(previous)
+    assert result == []
+
+
+def closure(factor):
+    def multiplied(g, x):
+        return g * factor * x
+
+    return multiplied
+
+
+triple = closure(3)
+
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(ctx, g):
+        return function(ctx, g)
+
+    return wrapper
+
+
+class Closures(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 1.5 * x * x
+
+    @staticmethod
+    @decorated
+    def backward(ctx, g):
+        """The factor of the closure is right; the sign is not."""
+        (x,) = ctx.saved_tensors
+        return -triple(g, x)
+
+
+def test_closures_and_decorated_functions_are_edited():
+    result = corrections_of(Case("closures", Closures.apply, lambda x: 1.5 * x * x, lambda: (matrix(),)))
+    assert {("return -triple(g, x)", "return triple(g, x)")} <= {(c.old, c.new) for c in result}, result
+    called = called_by(run_backward(Closures.apply, matrix()))
+    function = EditableFunction(called["multiplied"])
+    assert function.code.co_freevars == ("factor",)
+    assert any(candidate.function.node.name == "multiplied" for candidate in Candidates([called["multiplied"]]))
+
+
+def test_a_closure_keeps_its_free_variables():
+    called = called_by(lambda: triple(torch.ones(2), torch.ones(2)))["multiplied"]
+    for candidate in Candidates([called]):
+        with candidate.edit.made():
+            code = candidate.function.compiled()
+            assert code is None or code.co_freevars == ("factor",)
+
+
+def test_a_lambda_and_two_in_one_line():
+    pair = (lambda x: 2 * x, lambda x: 3 * x)
+    called = find_called_functions(lambda: pair[1](torch.ones(1)))[0]
+    (function,) = [each for each in called if each.functions == [pair[1]]]
+    assert ast.unparse(EditableFunction(function).node) == "lambda x: 3 * x"
+
+
+def test_a_function_that_depends_on_its_calls_is_left_alone():
+    case = Case("counts", Counts.apply, lambda x: 2 * x, lambda: (matrix(),))
+    findings = compare(case, dtypes=(torch.float64,)).findings
+    assert findings and not any(finding.correction or "source" in finding.kind for finding in findings)
+
+
+class Counts(Function):
+    calls = 0
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        Counts.calls += 1
+        return 2 * g * (1 + 0.01 * Counts.calls)
+
+
+def test_functions_of_libraries_are_not_the_users():
+    names = called_by(lambda: torch.nn.functional.gelu(torch.ones(3)) + torch.nn.Linear(3, 3)(torch.ones(3)))
+    assert set(names) == {"<lambda>"}
