@@ -93,9 +93,9 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
             for operator in OPERATORS[1:]:
                 yield site.edit(ast.BinOp(node, operator, factor), 4)
     for value in (2, 0.5, 3, 4, 0.25):
-        yield site.edit(ast.BinOp(number(value), ast.Mult(), node), 4)  # as the sizes, which may be equal to it
+        yield site.edit(ast.BinOp(number(value), ast.Mult(), node), 3)  # as the sizes, which may be equal to it
     for size in _sizes(called):
-        cost = 5 if isinstance(size, ast.BinOp) and isinstance(size.op, ast.Sub) else 4
+        cost = 4 if isinstance(size, ast.BinOp) and isinstance(size.op, ast.Sub) else 3
         yield site.edit(ast.BinOp(node, ast.Div(), size), cost)
         yield site.edit(ast.BinOp(node, ast.Mult(), size), cost)
 

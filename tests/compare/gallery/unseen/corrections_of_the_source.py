@@ -1,0 +1,55 @@
+"""Judgements of a reader on the twelfth set; most are on changes of the source."""
+
+from __future__ import annotations
+
+from tests.compare.gallery.unseen.correction import Correction
+
+CHANGE = "the change of the source is the mistake's correction"
+
+CORRECTIONS_OF_THE_SOURCE = (
+    Correction("matrix of a quaternion, one sign", r"should be .* - w \* \(v\[6\] - v\[2\]\)", "named", True, CHANGE),
+    Correction("camera, square of the depth in one term", r"should be .*/ \(z \* z\)", "named", True, CHANGE),
+    Correction(
+        "products of exponentials, divisor of a's gradient",
+        r"should be `pa \* \(grad_out / total @ pb",
+        "named",
+        True,
+        CHANGE,
+    ),
+    Correction("best path, pointers of the step before", r"should be `psi\[b, t \+ 1", "named", True, CHANGE),
+    Correction(
+        "normals of faces, common corner",
+        r"should be `e1, e2 = \(v1 - v0, v2 - v1\)",
+        "named",
+        True,
+        "with edges that meet at v1, what is subtracted there is right: another correction",
+    ),
+    Correction(
+        "divergence from the mean of two, constant",
+        r"through the first argument \(the result of log\) .* is 2 times as large",
+        "named",
+        True,
+        "the 1 that the two corrected lines leave out is what the finding says in other words",
+    ),
+    Correction(
+        "dense gate, gradient of x inside of the weight's",
+        r"is wrong where only x wants one",
+        "named",
+        True,
+        "which inputs want a gradient decides, as expected",
+    ),
+    Correction(
+        "leapfrog, order of the sums",
+        r"the incoming gradient is used instead of the result of the addition",
+        "named",
+        True,
+        "that addition adds the second kick to the position's gradient",
+    ),
+    Correction(
+        "logistic bins, half of the bin in the scale's gradient",
+        r"the derivative is another function",
+        "unknown",
+        None,
+        "this says that every element is wrong, and does not say why",
+    ),
+)
