@@ -1,4 +1,4 @@
-"""Judgements of a reader on the twelfth set; most are on changes of the source."""
+"""Judgements of a reader on changes of the source, and others on the twelfth set."""
 
 from __future__ import annotations
 
@@ -51,5 +51,12 @@ CORRECTIONS_OF_THE_SOURCE = (
         "unknown",
         None,
         "this says that every element is wrong, and does not say why",
+    ),
+    Correction(
+        "rotation of neighbouring columns, halves in backward",
+        r"`halves` should be `not halves`",
+        "unknown",
+        None,
+        "that is the argument with which the tests switch the mistake on",
     ),
 )
