@@ -55,6 +55,7 @@ def call_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         yield from _other_reductions(site)
         yield from _other_ranges(site)
         yield from _scattered(site)
+        yield from _from_the_end(site)
 
 
 def _name_of(call: ast.Call) -> str:
@@ -117,6 +118,11 @@ def _other_reductions(site: Site) -> Iterator[Edit]:
         for dims in PAIRS_OF_DIMENSIONS:
             pair = ast.Tuple([number(dim) for dim in dims], ast.Load())
             yield site.edit(ast.Call(function, [pair], keywords), 2)
+    if _name_of(node) == "mean" and len(arguments) == 1:
+        summed = ast.Call(ast.Attribute(function.value, "sum", ast.Load()), arguments, keywords)
+        shape = ast.Attribute(function.value, "shape", ast.Load())
+        size = ast.Subscript(shape, arguments[0], ast.Load())
+        yield site.edit(ast.BinOp(summed, ast.Div(), ast.BinOp(size, ast.Sub(), number(1))), 2)
     if _name_of(node) in ("var", "std") and "unbiased" not in names:
         biased = ast.keyword("unbiased", ast.Constant(False))
         yield site.edit(ast.Call(function, arguments, [*keywords, biased]), 1)
@@ -148,3 +154,15 @@ def _scattered(site: Site) -> Iterator[Edit]:
         )
         put = "scatter" if node.func.attr == "gather" else "index_add"
         yield site.edit(ast.Call(ast.Attribute(zeros, put, ast.Load()), [*node.args, node.func.value], []), 2)
+
+
+def _from_the_end(site: Site) -> Iterator[Edit]:
+    """A cumulative sum from the end, the transpose of one from the start; and the other way round."""
+    node = site.node
+    if _name_of(node) not in ("cumsum", "logcumsumexp") or len(node.args) != 1 or node.keywords:
+        return
+    if isinstance(node.func, ast.Attribute):
+        axes = ast.List([node.args[0]], ast.Load())
+        reverse = lambda value: ast.Call(ast.Attribute(value, "flip", ast.Load()), [axes], [])  # noqa: E731
+        summed = ast.Call(ast.Attribute(reverse(node.func.value), node.func.attr, ast.Load()), node.args, [])
+        yield site.edit(reverse(summed), 2)

@@ -8,12 +8,14 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 TORCH = str(Path(torch.__file__).parent)
@@ -39,19 +41,24 @@ class CalledFunction:
     local_values: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Local tensors that are not empty."""
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Local values, and those that ctx has, such as "ctx.scale"."""
+        contexts = {name: vars(value) for name, value in self.local_values.items() if isinstance(value, FunctionCtx)}
+        kept = {f"{name}.{key}": value for name, known in contexts.items() for key, value in known.items()}
         return {
-            name: value
-            for name, value in self.local_values.items()
-            if isinstance(value, Tensor) and value.numel() and name.isidentifier() and name != "_"
-        }
+            name: value for name, value in self.local_values.items() if name.isidentifier() and name != "_"
+        } | kept
 
-    @property
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of the values that are tensors with elements."""
+        return {name: v for name, v in self.values.items() if isinstance(v, Tensor) and v.numel()}
+
+    @cached_property
     def numbers(self) -> dict[str, float]:
-        """Local and global numbers."""
-        return {name: value for name, value in self.local_values.items() if is_number(value)} | self.constants
+        """Those of the values that are numbers, and global numbers."""
+        return {name: v for name, v in self.values.items() if is_number(v)} | self.constants
 
 
 def is_number(value: Any) -> bool:

@@ -23,7 +23,7 @@ from compare.gradients.source_changes.expression_edits import (
 from compare.gradients.source_changes.ingredient_edits import find_ingredients, ingredient_edits
 from compare.gradients.source_changes.insertion_edits import mask_edits, operand_edits, product_edits, step_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
-from compare.gradients.source_changes.statement_edits import order_edits, statement_edits
+from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, tuple_edits
 
 MAX_BOUNDS = 6
@@ -59,7 +59,7 @@ class Candidates:
 
     def __iter__(self) -> Iterator[Candidate]:
         """Every edit: exchanges first, then insertions, then those with other parts of the source."""
-        for edits in (self._exchanges, self._insertions, self._compositions):
+        for edits in (self._exchanges, self._insertions, self._compositions, self._products):
             candidates = [
                 Candidate(function, e) for function, sites in self.functions for e in edits(function, sites)
             ]
@@ -76,6 +76,7 @@ class Candidates:
             yield from subscript_edits(site)
             yield from tuple_edits(site, called)
             yield from statement_edits(site)
+            yield from index_edits(site)
         yield from whole_name_edits(sites, called)
         yield from order_edits(sites)
         yield from moved_operand_edits(sites, called)
@@ -94,7 +95,10 @@ class Candidates:
         for site in sites:
             yield from ingredient_edits(site, called, self._ingredients)
             yield from mask_edits(site, called, self._bounds)
-            yield from product_edits(site, called)
+
+    def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
+        for site in sites if function.called.in_backward else []:
+            yield from product_edits(site, function.called)
 
 
 def _find_bounds(called: list[CalledFunction], sites: list[Site]) -> list[ast.expr]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from torch.autograd.function import FunctionCtx
-
 from compare.gradients.source_changes.called_functions import CalledFunction
 from compare.gradients.source_changes.edits import Edit, Site
 
 COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 
 
-def name(identifier: str) -> ast.Name:
-    """A name that is read."""
-    return ast.Name(identifier, ast.Load())
+def name(identifier: str) -> ast.Name | ast.Attribute:
+    """A name, or a name with an attribute, that is read."""
+    owner, _, attribute = identifier.partition(".")
+    node = ast.Name(owner, ast.Load())
+    return ast.Attribute(node, attribute, ast.Load()) if attribute else node
 
 
 def number(value: float) -> ast.expr:
@@ -123,12 +123,10 @@ def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
     """Another name of the same kind in the place of a name; another attribute of ctx."""
     node = site.node
     tensors, numbers = called.tensors, called.numbers
-    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-        owner = called.local_values.get(node.value.id) if isinstance(node.value, ast.Name) else None
-        if isinstance(owner, FunctionCtx):
-            for attribute in vars(owner):
-                if attribute != node.attr:
-                    yield site.edit(ast.Attribute(node.value, attribute, ast.Load()), 2)
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in called.values:
+        for other in called.values:
+            if other.count(".") and other != ast.unparse(node):
+                yield site.edit(name(other), 2)
     if not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load):
         return
     parent = site.ancestors[-1]

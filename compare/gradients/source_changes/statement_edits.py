@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Iterator
 
 from compare.gradients.source_changes.edits import Edit, Site
@@ -27,6 +28,30 @@ def statement_edits(site: Site) -> Iterator[Edit]:
     if isinstance(node, ast.If):
         for test in (ast.UnaryOp(ast.Not(), node.test), ast.Constant(True), ast.Constant(False)):
             yield site.edit(ast.If(test, node.body, node.orelse), 1)
+
+
+def index_edits(site: Site) -> Iterator[Edit]:
+    """Values that are added at repeated indices, or put to one place of each row."""
+    node = site.node
+    target = node.target if isinstance(node, ast.AugAssign) else None
+    if isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0]
+    if not isinstance(target, ast.Subscript) or isinstance(getattr(node, "op", ast.Add()), (ast.Mult, ast.Div)):
+        return
+    if isinstance(target.slice, (ast.Name, ast.Attribute)):
+        owner = copy.deepcopy(target.value)
+        function = ast.Attribute(owner, "index_add_", ast.Load())
+        yield site.edit(ast.Expr(ast.Call(function, [ast.Constant(0), target.slice, node.value], [])), 2)
+    if isinstance(target.slice, ast.Tuple) and len(target.slice.elts) == 2:
+        first, second = target.slice.elts
+        if isinstance(first, ast.Slice) and isinstance(second, ast.Name):
+            length = ast.Call(ast.Name("len", ast.Load()), [second], [])
+            rows = ast.Call(ast.Attribute(ast.Name("torch", ast.Load()), "arange", ast.Load()), [length], [])
+            place = ast.Subscript(target.value, ast.Tuple([rows, second], ast.Load()), ast.Store())
+            if isinstance(node, ast.Assign):
+                yield site.edit(ast.Assign([place], node.value), 2)
+            else:
+                yield site.edit(ast.AugAssign(place, node.op, node.value), 2)
 
 
 def order_edits(sites: list[Site]) -> Iterator[Edit]:
