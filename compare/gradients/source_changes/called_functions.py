@@ -68,14 +68,14 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
         return [], 0
     local_values: dict[CodeType, dict[str, Any]] = {}
     in_backward: dict[CodeType, bool] = {}
-    is_users: dict[str, bool] = {}
+    from_user: dict[str, bool] = {}
     num_calls = 0
 
     def note(frame: FrameType, event: str, arg: Any) -> None:
         nonlocal num_calls
         num_calls += 1
         file = frame.f_code.co_filename
-        if event in ("call", "return") and is_users.setdefault(file, _is_users(file)):
+        if event in ("call", "return") and from_user.setdefault(file, is_users(file)):
             if event == "call":
                 in_backward.setdefault(frame.f_code, _is_in_backward(frame))
             else:
@@ -105,7 +105,8 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
     return sorted(called, key=lambda each: not each.in_backward), num_calls
 
 
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """True for a file of the user's: none of PyTorch's, the standard library's, or of :data:`LIBRARIES`."""
     if not file or file.startswith(("<frozen", "<string>", TORCH, COMPARE)):
         return False
     parts = Path(file).parts
