@@ -122,7 +122,7 @@ class Case:
         """Draw the inputs, by name. The global random state is left unchanged.
 
         Raises:
-            CaseError: ``make_inputs`` raises, or returns something else than tensors.
+            CaseError: ``make_inputs`` raises, or returns something else than dense tensors.
         """
         with seeded(INPUT_STREAM + seed), errors_name_the_case(self.name):
             drawn = self.make_inputs()
@@ -138,7 +138,7 @@ def name_inputs(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor
     """Name the inputs by their own keys, or by the arguments of the first function that has a name for each.
 
     Raises:
-        CaseError: ``inputs`` is no tensor and no tuple, list or dict of tensors.
+        CaseError: ``inputs`` is no tensor and no tuple, list or dict of tensors, or one of them is sparse.
     """
     if isinstance(inputs, Tensor):
         inputs = (inputs,)
@@ -152,6 +152,8 @@ def name_inputs(inputs: Any, *functions: Callable[..., Any]) -> dict[str, Tensor
             raise CaseError(f"expected names as the keys of make_inputs' dict, got {key!r} of type {_type_name(key)}")
         if not isinstance(tensor, Tensor):
             raise CaseError(f"expected tensors from make_inputs, got {key} of type {_type_name(tensor)}")
+        if "sparse" in str(tensor.layout):
+            raise CaseError(f"expected dense tensors from make_inputs, got a sparse one: {key}")
     return named
 
 

@@ -81,7 +81,7 @@ def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] =
     parts.append(_census(comparisons))
     parts += _heat_maps(comparisons)
     sentences = [
-        f"{c.case.name}: {finding.quantity}: {finding.statement} ({finding.kind})"
+        f"{c.case.name}: {finding.quantity}: {finding.statement} ({finding.kind_in_words})"
         for c in comparisons
         for finding in c.findings
     ]
@@ -91,7 +91,7 @@ def section(comparisons: Sequence[Comparison], failures: Sequence[CaseFailure] =
 
 def _findings(comparisons: Sequence[Comparison]) -> Table | None:
     rows = [
-        (c.case.name, f.quantity, f.kind, f.statement, "; ".join(filter(None, (f.evidence, f.correction))))
+        (c.case.name, f.quantity, f.kind_in_words, f.statement, "; ".join(filter(None, (f.evidence, f.correction))))
         for c in comparisons
         for f in c.findings
     ]

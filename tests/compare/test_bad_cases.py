@@ -42,6 +42,7 @@ CASES = [
     case("nested", make_inputs=lambda: ((t,),)),
     case("array", make_inputs=lambda: numpy.ones(3)),
     case("number as key", make_inputs=lambda: {1: t}),
+    case("sparse", make_inputs=lambda: {"x": t.to_sparse()}),
     case("census exits", census=leave),
     case("census raises", census=boom),
     case("convention exits", conventions={"c": leave}),
@@ -90,6 +91,7 @@ def bad_cases_result(tmp_path_factory):
         ("nested", "got input 0 of type tuple (mine.py, line 27)"),
         ("array", "got ndarray (mine.py, line 28)"),
         ("number as key", "got 1 of type int (mine.py, line 29)"),
+        ("sparse", "expected dense tensors from make_inputs, got a sparse one: x (mine.py, line 30)"),
         ("census exits", "calls sys.exit(0) (mine.py, line 6)"),
         ("census raises", r"ValueError: boom \x1b[31m (mine.py, line 5)"),
         ("convention exits", "calls sys.exit(0) (mine.py, line 6)"),
@@ -105,9 +107,9 @@ def test_an_error_is_about_its_case(bad_cases_result, name, message):
 def test_every_other_case_is_reported_and_the_exit_code_is_2(bad_cases_result):
     assert bad_cases_result.returncode == 2
     report = json.loads((bad_cases_result.out / "report.json").read_text(encoding="utf-8"))
-    assert report["headline"].endswith("15 cases could not be compared.")
+    assert report["headline"].endswith("16 cases could not be compared.")
     cases = {case["case"]: case for case in report["sections"]["gradients"]["data"]}
-    assert len(cases) == 20
+    assert len(cases) == 21
     assert all(cases[name]["ok"] for name in ("fine", "same tensor twice", "leaf"))
     (finding,) = (f for f in cases["ours raises"]["findings"])
     assert finding["evidence"].endswith("(mine.py, line 5)")

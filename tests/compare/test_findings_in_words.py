@@ -233,6 +233,12 @@ def test_an_output_that_nothing_uses_has_none_as_its_gradient():
     assert finding.kind == "raises" and "an output that nothing uses is None" in finding.statement, finding
 
 
+def test_a_gradient_that_is_not_returned_reads_as_no_gradient():
+    case = Case("detached", lambda x: (2 * x).detach(), lambda x: 2 * x, lambda: {"x": torch.randn(3)})
+    (finding,) = compare(case, dtypes=(torch.float64,)).findings
+    assert finding.kind == "none" and "[no gradient]" in str(finding) and "[none]" not in str(finding)
+
+
 def test_what_was_not_asked_is_told(monkeypatch: pytest.MonkeyPatch):
     """A gradient without a pattern, by an output of more elements than are asked for."""
     monkeypatch.setattr(jacobian, "MAX_ROWS", 16)

@@ -69,6 +69,11 @@ class Finding:
     evidence: str = ""
     correction: str = ""
 
+    @property
+    def kind_in_words(self) -> str:
+        """The kind as reports show it: "none" alone would read as "no mistake"."""
+        return "no gradient" if self.kind == "none" else self.kind
+
     def __str__(self) -> str:
-        lines = (f"{self.quantity}: {self.statement} [{self.kind}]", self.evidence, self.correction)
+        lines = (f"{self.quantity}: {self.statement} [{self.kind_in_words}]", self.evidence, self.correction)
         return "\n  ".join(line for line in lines if line)

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+import manualgrad
+
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 TORCH = str(Path(torch.__file__).parent)
-COMPARE = str(Path(__file__).parents[2])
+OURS = (str(Path(__file__).parents[2]), str(Path(manualgrad.__file__).parent))
 BACKWARD_CALL = (str(Path(TORCH, "autograd", "__init__.py")), "grad")
 LIBRARIES = {"numpy", "scipy", "sympy", "triton", "pytest", "_pytest", "pluggy"}  # installed, and no user's code
 
@@ -75,14 +77,14 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
         return [], 0
     local_values: dict[CodeType, dict[str, Any]] = {}
     in_backward: dict[CodeType, bool] = {}
-    is_users: dict[str, bool] = {}
+    from_user: dict[str, bool] = {}
     num_calls = 0
 
     def note(frame: FrameType, event: str, arg: Any) -> None:
         nonlocal num_calls
         num_calls += 1
         file = frame.f_code.co_filename
-        if event in ("call", "return") and is_users.setdefault(file, _is_users(file)):
+        if event in ("call", "return") and from_user.setdefault(file, is_users(file)):
             if event == "call":
                 in_backward.setdefault(frame.f_code, _is_in_backward(frame))
             else:
@@ -112,10 +114,16 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
     return sorted(called, key=lambda each: not each.in_backward), num_calls
 
 
-def _is_users(file: str) -> bool:
-    if not file or file.startswith(("<frozen", "<string>", TORCH, COMPARE)):
+def is_users(file: str) -> bool:
+    """True for a file of the user's: none of PyTorch's, the standard library's, ours, or of :data:`LIBRARIES`.
+
+    manualgrad's functions check their arguments and hand addresses of tensors to machine code; edited, they may not.
+    """
+    if not file or file.startswith(("<frozen", "<string>", TORCH, *OURS)):
         return False
     parts = Path(file).parts
+    if parts[-1].startswith("__editable__"):  # finds the modules of a package that is being developed
+        return False
     if "site-packages" in parts or "dist-packages" in parts:
         return not LIBRARIES & set(parts)
     return not file.startswith(STANDARD_LIBRARY)

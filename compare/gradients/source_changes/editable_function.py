@@ -6,6 +6,7 @@ import __future__
 import ast
 import copy
 import linecache
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CodeType
@@ -80,7 +81,9 @@ class EditableFunction:
         flags = self.code.co_flags & __future__.annotations.compiler_flag
         module = ast.Module([*self._imports, definition], [])
         try:
-            whole = compile(module, self.code.co_filename, "exec", flags, dont_inherit=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "'int' object is not subscriptable; perhaps ..."
+                whole = compile(module, self.code.co_filename, "exec", flags, dont_inherit=True)
         except (SyntaxError, ValueError, TypeError):  # an edit that is no Python, such as two names as one argument
             return None
         return next(_inner_codes(whole, self.code.co_name), None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,16 @@ def find_corrections(
         variants: those that were compared.
         max_calls: limit of the work, in calls of functions.
     """
+    with (
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+    ):  # or each run would print
+        return _find_corrections(runner, mismatches, variants, max_calls)
+
+
+def _find_corrections(
+    runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], max_calls: int
+) -> list[Correction]:
     first = mismatches[0]
     if sum(value.numel() for value in first.inputs.values()) > MAX_ELEMENTS:
         return []

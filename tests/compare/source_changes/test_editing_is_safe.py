@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import sys
 import textwrap
 from pathlib import Path
@@ -13,15 +14,21 @@ import pytest
 import torch
 from torch.autograd import Function
 
+import manualgrad
 from compare import Case, compare
 from compare.gradients.source_changes.called_functions import CalledFunction, find_called_functions
 from compare.gradients.source_changes.candidates import Candidates
 from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown
 from compare.gradients.source_changes.edits import find_sites
-from tests.compare.source_changes import mistakes
-from tests.compare.source_changes.test_corrections import case_of, corrections_of, matrix
+from compare.gradients.source_changes.search import find_corrections
+from tests.compare.source_changes import effects, mistakes
+from tests.compare.source_changes.test_corrections import case_of, corrections_of, matrix, run
 
 WRITTEN: list[str] = []
+EFFECTS = (
+    "WritesAFile", "SavesATensor", "MightWrite", "AssignsAGlobalName", "FillsACache", "SetsThreads",
+    "KeepsAnAttribute",
+)  # fmt: skip
 
 
 def called_by(run) -> dict[str, CalledFunction]:
@@ -97,11 +104,39 @@ def test_calls_that_do_more_than_compute_are_never_edited():
     assert not any(word in text for text in edited for word in ("print", "while", "shape", "WRITTEN", "0")), edited
 
 
-def test_its_output_is_written_again_and_nothing_else(capsys):
-    (correction,) = corrections_of(Case("logs", Logs.apply, torch.square, lambda: (matrix(),)))
+def test_what_edited_runs_print_is_not_shown(capsys):
+    case = Case("logs", Logs.apply, torch.square, lambda: (matrix(),))
+    runner, rows = run(case)
+    assert "backward torch.Size([5, 4])" in capsys.readouterr().out
+    WRITTEN.clear()
+    (correction,) = find_corrections(runner, runner.mismatches, list(dict.fromkeys(row.variant for row in rows)))
     assert (correction.old, correction.new) == ("return 3 * g * x", "return 2 * g * x")
-    assert set(WRITTEN) == {"backward"}
-    assert not capsys.readouterr().out.replace("backward torch.Size([5, 4])", "")
+    assert len(WRITTEN) > 1 and set(WRITTEN) == {"backward"}
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_a_function_that_does_more_than_compute_is_left_alone(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(effects, "FOLDER", str(tmp_path))
+    function = getattr(effects, name)
+    ours = function() if issubclass(function, torch.nn.Module) else function.apply
+    assert corrections_of(Case(name, ours, torch.square, lambda: (matrix(),))) == []
+    written = [file.stem for file in tmp_path.iterdir()]
+    assert written == (["step1"] if name in ("WritesAFile", "SavesATensor") else [])
+    assert effects.LAST in (0, 1.5) and effects.CACHE.get("scale", 1.5) == 1.5
+
+
+def test_the_same_function_without_the_effect_has_a_correction():
+    """Or the test above could not fail."""
+    (correction,) = corrections_of(Case("square", WrongSquare.apply, torch.square, lambda: (matrix(),)))
+    assert correction.new == "return 2 * g * x"
+
+
+class WrongSquare(effects.Square):
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 3 * g * x
 
 
 def test_without_a_source_there_is_no_correction():
@@ -222,3 +257,21 @@ class Counts(Function):
 def test_functions_of_libraries_are_not_the_users():
     names = called_by(lambda: torch.nn.functional.gelu(torch.ones(3)) + torch.nn.Linear(3, 3)(torch.ones(3)))
     assert set(names) == {"<lambda>"}
+
+
+@pytest.mark.parametrize("module", ["ctypes", "torch.utils.cpp_extension"])
+def test_where_machine_code_gets_addresses_nothing_is_edited(module, monkeypatch):
+    """In float32 alone, say, so that no function that has run names it."""
+    corrected = case_of(mistakes.Exchanged, torch.mul, (matrix, matrix))
+    assert corrections_of(corrected)
+    monkeypatch.setitem(vars(mistakes), "machine_code", importlib.import_module(module))
+    assert not corrections_of(corrected)
+
+
+def test_functions_of_manualgrad_are_not_edited():
+    """An edited one could hand addresses of other tensors to its kernels, and end the process."""
+    wrong = Case("twice", lambda x: 2 * manualgrad.softmax(x), lambda x: x.softmax(-1), lambda: (matrix(),))
+    x = matrix()
+    assert set(called_by(lambda: wrong.ours(x))) == {"<lambda>"}
+    findings = compare(wrong, dtypes=(torch.float32,)).findings
+    assert "should be `manualgrad.softmax(x)`" in findings[0].correction, findings
