@@ -23,7 +23,6 @@ STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 TORCH = str(Path(torch.__file__).parent)
 OURS = (str(Path(__file__).parents[2]), str(Path(manualgrad.__file__).parent))
 BACKWARD_CALL = (str(Path(TORCH, "autograd", "__init__.py")), "grad")
-LIBRARIES = {"numpy", "scipy", "sympy", "triton", "pytest", "_pytest", "pluggy"}  # installed, and no user's code
 
 
 @dataclass
@@ -54,12 +53,12 @@ class CalledFunction:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Those of the values that are tensors with elements."""
+        """Tensors among the values, but for empty ones."""
         return {name: v for name, v in self.values.items() if isinstance(v, Tensor) and v.numel()}
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """Those of the values that are numbers, and global numbers."""
+        """Numbers among the values, and global ones."""
         return {name: v for name, v in self.values.items() if is_number(v)} | self.constants
 
 
@@ -115,17 +114,14 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
 
 
 def is_users(file: str) -> bool:
-    """True for a file of the user's: none of PyTorch's, the standard library's, ours, or of :data:`LIBRARIES`.
+    """True for a file of the user's: none of the standard library's, of an installed library's, or of ours.
 
     manualgrad's functions check their arguments and hand addresses of tensors to machine code; edited, they may not.
     """
     if not file or file.startswith(("<frozen", "<string>", TORCH, *OURS)):
         return False
-    parts = Path(file).parts
-    if parts[-1].startswith("__editable__"):  # finds the modules of a package that is being developed
+    if {"site-packages", "dist-packages"} & set(Path(file).parts):  # installed libraries
         return False
-    if "site-packages" in parts or "dist-packages" in parts:
-        return not LIBRARIES & set(parts)
     return not file.startswith(STANDARD_LIBRARY)
 
 
