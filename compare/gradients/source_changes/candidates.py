@@ -96,6 +96,7 @@ class Candidates:
         for site in sites:
             yield from step_edits(site, called, dims)
             yield from operand_edits(site, called)
+            yield from mask_edits(site, called, self._bounds)
 
     def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         called = function.called
@@ -103,7 +104,6 @@ class Candidates:
             return
         for site in sites:
             yield from ingredient_edits(site, called, self._ingredients)
-            yield from mask_edits(site, called, self._bounds)
 
     def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         for site in sites if function.called.in_backward else []:

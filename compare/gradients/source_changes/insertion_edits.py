@@ -112,7 +112,7 @@ def mask_edits(site: Site, called: CalledFunction, bounds: list[ast.expr]) -> It
         for bound in bounds:
             for comparison in COMPARISONS:
                 mask = ast.Compare(name(other), [comparison], [bound])
-                yield site.edit(ast.BinOp(site.node, ast.Mult(), mask), 4)
+                yield site.edit(ast.BinOp(site.node, ast.Mult(), mask), 3)
         for low in bounds:
             for high in bounds:
                 if low is not high:
