@@ -29,7 +29,7 @@ def test_a_wrong_function_is_found_and_its_mistake_named(wrong):
 
 def test_the_gallery_is_large_and_has_every_kind():
     assert len(WRONG) >= 25
-    other = {"wrong output", "unknown", "one change of the source"}  # the last one is tested in source_changes
+    other = {"wrong output", "unknown", "change of the source"}  # the last one is tested in source_changes
     assert set.union(*(set(wrong.kinds) for wrong in WRONG)) | other == compare.KINDS.keys()
 
 

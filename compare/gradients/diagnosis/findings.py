@@ -45,7 +45,7 @@ KINDS = {
     "wrong half": "one triangle, the diagonal or the symmetric part of the expected matrix",
     "only for some values": "wrong exactly where a condition on values holds",
     "only at some indices": "wrong exactly where a condition on indices holds",
-    "one change of the source": "right in every comparison if one place in the source is changed",
+    "change of the source": "right in every comparison if one place in the source is changed",
     "few elements": "wrong in a few elements, without a pattern",
     "unknown": "no pattern fits",
 }

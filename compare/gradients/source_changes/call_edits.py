@@ -56,6 +56,8 @@ def call_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         yield from _other_ranges(site)
         yield from _scattered(site)
         yield from _from_the_end(site)
+        yield from _repeated(site)
+        yield from _half_diagonal(site)
 
 
 def _name_of(call: ast.Call) -> str:
@@ -166,3 +168,28 @@ def _from_the_end(site: Site) -> Iterator[Edit]:
         reverse = lambda value: ast.Call(ast.Attribute(value, "flip", ast.Load()), [axes], [])  # noqa: E731
         summed = ast.Call(ast.Attribute(reverse(node.func.value), node.func.attr, ast.Load()), node.args, [])
         yield site.edit(reverse(summed), 2)
+
+
+def _repeated(site: Site) -> Iterator[Edit]:
+    """Each element repeated in place of the whole."""
+    node = site.node
+    if _name_of(node) not in ("repeat", "tile") or not isinstance(node.func, ast.Attribute) or node.keywords:
+        return
+    counts = node.args[0].elts if len(node.args) == 1 and isinstance(node.args[0], ast.Tuple) else node.args
+    result: ast.expr = node.func.value
+    for n, count in enumerate(counts):
+        if not (isinstance(count, ast.Constant) and count.value == 1):
+            dim = number(n - len(counts))
+            result = ast.Call(ast.Attribute(result, "repeat_interleave", ast.Load()), [count, dim], [])
+    yield site.edit(result, 2)
+
+
+def _half_diagonal(site: Site) -> Iterator[Edit]:
+    """A triangle of a matrix with half of its diagonal."""
+    node = site.node
+    if _name_of(node) not in ("tril", "triu"):
+        return
+    upper = ast.Call(ast.Attribute(node, "triu", ast.Load()), [], [])
+    diagonal = ast.Call(ast.Attribute(upper, "tril", ast.Load()), [], [])
+    half = ast.BinOp(diagonal, ast.Div(), number(2))
+    yield site.edit(ast.BinOp(node, ast.Sub(), half), 3)

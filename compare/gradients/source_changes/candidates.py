@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 from compare.gradients.source_changes.call_edits import call_edits
 from compare.gradients.source_changes.called_functions import CalledFunction, is_number
 from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown
 from compare.gradients.source_changes.edits import Edit, Site, find_sites
+from compare.gradients.source_changes.einsum_edits import einsum_edits
 from compare.gradients.source_changes.expression_edits import (
     comparison_edits,
     constant_edits,
@@ -18,29 +21,47 @@ from compare.gradients.source_changes.expression_edits import (
     name_edits,
     number,
     operator_edits,
-    whole_name_edits,
 )
 from compare.gradients.source_changes.ingredient_edits import find_ingredients, ingredient_edits
 from compare.gradients.source_changes.insertion_edits import mask_edits, operand_edits, product_edits, step_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
 from compare.gradients.source_changes.outside_effects import has_outside_effects, stores_outside
+from compare.gradients.source_changes.repeated_edits import repeated_edits
 from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
-from compare.gradients.source_changes.subscript_edits import subscript_edits, tuple_edits
+from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
 
 MAX_BOUNDS = 6
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One edit of one function."""
+    """One edit, or several that are made together.
 
-    function: EditableFunction
-    edit: Edit
+    Attributes:
+        parts: each edit with the function that it is in.
+    """
+
+    parts: tuple[tuple[EditableFunction, Edit], ...]
 
     @property
     def cost(self) -> int:
-        """Cost of the edit; backward, where most mistakes are, comes before forward."""
-        return self.edit.cost + (not self.function.called.in_backward)
+        """Cost of the edits; backward, where most mistakes are, comes before forward."""
+        in_forward = any(not function.called.in_backward for function, _ in self.parts)
+        return sum(edit.cost for _, edit in self.parts) + in_forward
+
+    @contextmanager
+    def made(self) -> Iterator[None]:
+        """Make the edits in the trees, and take them back."""
+        with ExitStack() as stack:
+            for _, edit in self.parts:
+                stack.enter_context(edit.made())
+            yield
+
+    def compiled(self) -> dict[EditableFunction, CodeType] | None:
+        """Code of each edited function while the edits are made; None if one is no Python."""
+        codes = {function: function.compiled() for function in dict.fromkeys(f for f, _ in self.parts)}
+        compiled = {function: code for function, code in codes.items() if code is not None}
+        return compiled if len(compiled) == len(codes) else None
 
 
 class Candidates:
@@ -67,11 +88,19 @@ class Candidates:
         self._bounds = _find_bounds(called, every_site)
 
     def __iter__(self) -> Iterator[Candidate]:
-        """Every edit: exchanges first, then insertions, sums of products, and other parts of the source."""
-        tiers = (self._exchanges, self._insertions, self._products, self._insertions_in_forward, self._compositions)
-        for edits in tiers:
+        """Every edit: exchanges, the same at several places, insertions, sums of products, parts of the source."""
+        for edits in (
+            _one_by_one(self._exchanges),
+            self._repeated,
+            _one_by_one(self._insertions),
+            _one_by_one(self._products),
+            _one_by_one(self._insertions_in_forward),
+            _one_by_one(self._compositions),
+        ):
             candidates = [
-                Candidate(function, e) for function, sites in self.functions for e in edits(function, sites)
+                Candidate(tuple((function, edit) for edit in together))
+                for function, sites in self.functions
+                for together in edits(function, sites)
             ]
             yield from sorted(candidates, key=lambda candidate: candidate.cost)
 
@@ -83,13 +112,17 @@ class Candidates:
             yield from comparison_edits(site)
             yield from name_edits(site, called)
             yield from call_edits(site, called)
+            yield from einsum_edits(site)
             yield from subscript_edits(site)
+            yield from target_edits(site, called)
             yield from tuple_edits(site, called)
             yield from statement_edits(site)
             yield from index_edits(site)
-        yield from whole_name_edits(sites, called)
         yield from order_edits(sites)
         yield from moved_operand_edits(sites, called)
+
+    def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
+        yield from repeated_edits(list(self._exchanges(function, sites)))
 
     def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         if function.called.in_backward:
@@ -117,6 +150,12 @@ class Candidates:
     def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         for site in sites if function.called.in_backward else []:
             yield from product_edits(site, function.called)
+
+
+def _one_by_one(
+    edits: Callable[[EditableFunction, list[Site]], Iterator[Edit]],
+) -> Callable[[EditableFunction, list[Site]], Iterator[tuple[Edit, ...]]]:
+    return lambda function, sites: ((edit,) for edit in edits(function, sites))
 
 
 def _find_bounds(called: list[CalledFunction], sites: list[Site]) -> list[ast.expr]:

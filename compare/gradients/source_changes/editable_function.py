@@ -7,7 +7,7 @@ import ast
 import copy
 import linecache
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType
 
@@ -62,17 +62,6 @@ class EditableFunction:
         code = self._compile(keeps_free_variables=True)
         return code if code is not None and code.co_freevars == self.code.co_freevars else None
 
-    @contextmanager
-    def exchanged(self, code: CodeType) -> Iterator[None]:
-        """Let every function object with the present code run ``code`` instead."""
-        try:
-            for function in self.called.functions:
-                function.__code__ = code
-            yield
-        finally:
-            for function in self.called.functions:
-                function.__code__ = self.code
-
     def _compile(self, *, keeps_free_variables: bool) -> CodeType | None:
         definition: ast.stmt = self._definition(keeps_free_variables)
         if self._wrapper is not None:
@@ -102,6 +91,20 @@ class EditableFunction:
             unused = ast.copy_location(ast.If(ast.Constant(False), [ast.Expr(names)], []), self.node)
             definition.body = [*self.node.body, ast.fix_missing_locations(unused)]
         return definition
+
+
+@contextmanager
+def exchanged(codes: Mapping[EditableFunction, CodeType]) -> Iterator[None]:
+    """Let every function object with the present code of a function run the code given for it."""
+    try:
+        for editable, code in codes.items():
+            for function in editable.called.functions:
+                function.__code__ = code
+        yield
+    finally:
+        for editable in codes:
+            for function in editable.called.functions:
+                function.__code__ = editable.code
 
 
 def _inner_codes(code: CodeType, name: str) -> Iterator[CodeType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from types import CodeType
 
 import torch
@@ -19,7 +20,7 @@ from compare.gradients.run_variant import (
     output_name,
     run_variant,
 )
-from compare.gradients.source_changes.editable_function import EditableFunction
+from compare.gradients.source_changes.editable_function import EditableFunction, exchanged
 from compare.gradients.variants import gradient_to_layout, incoming_gradient
 
 MODIFIED = "modified by an inplace operation"
@@ -48,20 +49,20 @@ class EditedRuns:
         runner, first = self.runner, self.first
         return run_variant(runner.case.ours, first.inputs, first.variant, runner.seed, finds_changes=False)
 
-    def run_edited(self, function: EditableFunction, code: CodeType) -> RunResult:
-        """Run with other code for a function; of backward alone where that calls the function."""
-        if not (function.called.in_backward and self.backward_is_repeatable):
-            with function.exchanged(code):
+    def run_edited(self, codes: Mapping[EditableFunction, CodeType]) -> RunResult:
+        """Run with other code for some functions; backward alone where that calls them."""
+        if not (self.backward_is_repeatable and all(function.called.in_backward for function in codes)):
+            with exchanged(codes):
                 return self.run()
         self._count += 1
         if self._count % CHECKED_AFTER == 0 and not self._is_as_before():
             self._run_forward()
         versions = [tensor._version for tensor in self._kept]
-        with function.exchanged(code):
+        with exchanged(codes):
             result = self._run_backward()
         if [tensor._version for tensor in self._kept] != versions or MODIFIED in str(result.error):
             self._run_forward()  # this edit, or the one before, wrote into a tensor that further runs need
-            with function.exchanged(code):
+            with exchanged(codes):
                 result = self._run_backward()
             self._run_forward()
         return result

@@ -159,18 +159,3 @@ def exponent_edits(site: Site) -> Iterator[Edit]:
     node = site.node
     for exponent in (2, 3, -1, -2, 0.5, -0.5, 1.5, -1.5, -3):
         yield site.edit(ast.BinOp(node.left, ast.Pow(), number(exponent)), 1)
-
-
-def whole_name_edits(sites: list[Site], called: CalledFunction) -> Iterator[Edit]:
-    """One name in the place of another everywhere, where it is read several times."""
-    tensors = called.tensors
-    reads: dict[str, list[Site]] = {}
-    for site in sites:
-        if isinstance(site.node, ast.Name) and isinstance(site.node.ctx, ast.Load):
-            reads.setdefault(site.node.id, []).append(site)
-    for old, same_name in reads.items():
-        if len(same_name) > 1 and old in tensors:
-            for other in tensors:
-                if other != old:
-                    changes = tuple((site.place, site.node, name(other)) for site in same_name)
-                    yield Edit(changes, 3, same_name[0].ancestors)

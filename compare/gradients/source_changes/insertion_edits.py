@@ -47,6 +47,11 @@ def step_edits(site: Site, called: CalledFunction, dims: int) -> Iterator[Edit]:
         yield from _matrix_edits(site)
     for dim in range(dims):
         yield from _edits_along(site, dim)
+    shapes = {tensor.shape: local for local, tensor in called.tensors.items() if tensor.dim()}
+    for local in shapes.values():
+        shape = ast.Attribute(name(local), "shape", ast.Load())
+        for step in ("sum_to_size", "reshape", "expand"):
+            yield site.edit(_method(node, step, shape), 3)
 
 
 def _matrix_edits(site: Site) -> Iterator[Edit]:

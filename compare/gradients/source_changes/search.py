@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from typing import Any
 
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.mismatch import Mismatch
@@ -17,7 +14,10 @@ from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import RunResult
 from compare.gradients.source_changes.called_functions import find_called_functions
 from compare.gradients.source_changes.candidates import Candidate, Candidates
+from compare.gradients.source_changes.correction import Correction, correction, of_parts
+from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
+from compare.gradients.source_changes.effects import Effects
 from compare.gradients.variants import Variant
 
 # Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
@@ -27,28 +27,7 @@ RUN_CALLS = 120
 MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do
 ALTERNATIVES = 6
-MIN_TEXT, MAX_TEXT = 20, 70  # characters of an expression in a report
-SIMPLE = (ast.Return, ast.Assign, ast.AugAssign, ast.Expr)  # statements in one line
 MIN_CHANGE = 1e-3  # a right element has lost at least this share of its error, or is within the tolerance
-
-
-@dataclass(frozen=True)
-class Correction:
-    """An edit that makes quantities right, and no other wrong.
-
-    Attributes:
-        file, line: where it is.
-        old, new: the text of the edited expression or statement, before and after.
-        quantities: those that were wrong and are right with the edit.
-        makes_all_right: True if nothing is wrong with the edit.
-    """
-
-    file: str
-    line: int
-    old: str
-    new: str
-    quantities: frozenset[str]
-    makes_all_right: bool
 
 
 def find_corrections(
@@ -64,48 +43,82 @@ def find_corrections(
         variants: those that were compared.
         max_calls: limit of the work, in calls of functions.
     """
+    if sum(value.numel() for value in mismatches[0].inputs.values()) > MAX_ELEMENTS:
+        return []
     with (
         open(os.devnull, "w") as nowhere,
         redirect_stdout(nowhere),
     ):  # or each run would print
-        return _find_corrections(runner, mismatches, variants, max_calls)
+        search = _Search(runner, mismatches, variants)
+        return search.find(max_calls)
 
 
-def _find_corrections(
-    runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], max_calls: int
-) -> list[Correction]:
-    first = mismatches[0]
-    if sum(value.numel() for value in first.inputs.values()) > MAX_ELEMENTS:
-        return []
-    targets = [m for m in mismatches if m.variant == first.variant]
-    wrong = frozenset(m.quantity for m in mismatches)
-    raises = first.run.error is not None  # then nothing is known of the other quantities
-    runs = EditedRuns(runner, first)
-    called, num_calls = find_called_functions(runs.run)
-    calls, comparisons = max_calls, MAX_COMPARISONS
-    corrections: list[tuple[int, Correction]] = []
-    for candidate in Candidates(called):
-        complete = [cost for cost, correction in corrections if correction.makes_all_right]
-        is_enough = len(complete) == ALTERNATIVES or (complete and candidate.cost > complete[0])
-        if calls < 0 or not comparisons or is_enough:
-            break
-        function = candidate.function
-        with candidate.edit.made():
-            code = function.compiled()
-            if code is None:
-                continue
-            calls -= RUN_CALLS + num_calls // (1 + runs.backward_is_repeatable)
-            result = runs.run_edited(function, code)
-            right = frozenset(target.quantity for target in targets if _is_right(result, target))
-            if not right or any(right <= c.quantities and right != wrong for _, c in corrections):
-                continue  # the nearest edit for these quantities is known
-            comparisons -= 1
-            with function.exchanged(code):
-                still_wrong = _wrong_quantities(runner, mismatches, variants, ends_early=not raises)
-        if still_wrong < wrong or (raises and still_wrong and not wrong & still_wrong):
-            corrections.append((candidate.cost, _correction(candidate, wrong - still_wrong, not still_wrong)))
-    complete_ones = [c for _, c in corrections if c.makes_all_right]
-    return complete_ones or [c for _, c in corrections]
+class _Search:
+    """A search that is under way.
+
+    Attributes:
+        corrections: those that are known, with the cost of their edits.
+    """
+
+    def __init__(self, runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant]) -> None:
+        self.runner, self.mismatches, self.variants = runner, mismatches, variants
+        first = mismatches[0]
+        self.targets = [m for m in mismatches if m.variant == first.variant]
+        self.wrong = frozenset(m.quantity for m in mismatches)
+        self.raises = first.run.error is not None  # then nothing is known of the other quantities
+        self.runs = EditedRuns(runner, first)
+        self.effects = Effects(self.targets)
+        self.comparisons = MAX_COMPARISONS
+        self.corrections: list[tuple[int, Correction]] = []
+
+    def find(self, max_calls: int) -> list[Correction]:
+        """Try single edits, then two together; return the corrections."""
+        called, num_calls = find_called_functions(self.runs.run)
+        for candidate in Candidates(called):
+            if max_calls < 0 or not self.comparisons or self._is_enough(candidate):
+                break
+            if self._try(candidate):
+                max_calls -= RUN_CALLS + num_calls // (1 + self.runs.backward_is_repeatable)
+        told = frozenset().union(*(c.quantities for _, c in self.corrections))
+        if told == self.wrong:
+            complete = [c for _, c in self.corrections if c.makes_all_right]
+            return complete or [c for _, c in self.corrections]
+        self.comparisons = MAX_COMPARISONS
+        for first, second in self.effects.pairs():
+            self._try(Candidate((*first.parts, *second.parts)))
+            if self.corrections and self.corrections[-1][1].makes_all_right:
+                return [self.corrections[-1][1]]
+        if self.corrections:
+            return [c for _, c in self.corrections]
+        quantities = frozenset(target.quantity for target in self.targets)
+        parts = [(correction(candidate, quantities, False), words) for candidate, words in self.effects.parts()]
+        if len(parts) != 2 or any(len(each.changes) > 1 for each, _ in parts):
+            return []
+        return [of_parts(parts[0][0], parts[1][0], [words for _, words in parts])]
+
+    def _is_enough(self, candidate: Candidate) -> bool:
+        complete = [cost for cost, known in self.corrections if known.makes_all_right]
+        return len(complete) == ALTERNATIVES or bool(complete and candidate.cost > complete[0])
+
+    def _try(self, candidate: Candidate) -> bool:
+        """Run with the edits; keep them if they correct something. Return True if there was a run."""
+        with candidate.made():
+            codes = candidate.compiled()
+            if codes is None:
+                return False
+            result = self.runs.run_edited(codes)
+            self.effects.add(candidate, result)
+            right = frozenset(target.quantity for target in self.targets if _is_right(result, target))
+            known = [c.quantities for _, c in self.corrections]
+            if not right or any(right <= quantities and right != self.wrong for quantities in known):
+                return True  # the nearest edit for these quantities is known
+            self.comparisons -= 1
+            with exchanged(codes):
+                still_wrong = _wrong_quantities(self.runner, self.mismatches, self.variants, not self.raises)
+        if still_wrong < self.wrong or (self.raises and still_wrong and not self.wrong & still_wrong):
+            corrected = correction(candidate, self.wrong - still_wrong, not still_wrong)
+            self.corrections.append((candidate.cost, corrected))
+        return True
 
 
 def _is_right(result: RunResult, target: Mismatch) -> bool:
@@ -126,7 +139,7 @@ def _is_right(result: RunResult, target: Mismatch) -> bool:
 
 
 def _wrong_quantities(
-    runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], *, ends_early: bool
+    runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], ends_early: bool
 ) -> frozenset[str]:
     """Names of what is wrong in any variant; with ``ends_early``, until no less is wrong than before."""
     fresh = copy.copy(runner)
@@ -139,28 +152,3 @@ def _wrong_quantities(
         if ends_early and not wrong < before:
             return frozenset(before | wrong)
     return frozenset(wrong)
-
-
-def _correction(candidate: Candidate, quantities: frozenset[str], makes_all_right: bool) -> Correction:
-    edit = candidate.edit
-    _, old, new = edit.changes[0]
-    shown: Any = old
-    for ancestor in reversed(edit.ancestors[1:]):  # as much as it takes to recognize the place
-        if isinstance(ancestor, (ast.keyword, ast.comprehension)):
-            continue
-        if len(ast.unparse(shown)) >= MIN_TEXT:
-            break
-        if not isinstance(ancestor, (ast.expr, *SIMPLE)) or len(ast.unparse(ancestor)) > MAX_TEXT:
-            break
-        shown = ancestor
-    before = _text(shown)
-    with edit.made():
-        after = "" if new is None else _text(new if shown is old else shown)
-    if len(edit.changes) > 1 and isinstance(old, ast.stmt):  # two statements in the other order
-        before, after = f"{_text(old)}; {_text(new)}", f"{_text(new)}; {_text(old)}"
-    return Correction(candidate.function.code.co_filename, old.lineno, before, after, quantities, makes_all_right)
-
-
-def _text(node: Any) -> str:
-    """The text of a node in one line."""
-    return "; ".join(line.strip() for line in ast.unparse(ast.fix_missing_locations(node)).splitlines())

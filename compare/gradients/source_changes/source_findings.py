@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.wording import join_words
 from compare.gradients.measure import REFUSED, Row
-from compare.gradients.source_changes.search import MAX_CALLS, MAX_CALLS_IF_NAMED, Correction, find_corrections
+from compare.gradients.source_changes.correction import Correction, describe
+from compare.gradients.source_changes.search import MAX_CALLS, MAX_CALLS_IF_NAMED, find_corrections
 
-KIND = "one change of the source"
+KIND = "change of the source"
 # Findings that tell where a gradient is wrong rather than why: a longer search is worth its time.
 VAGUE = (
     "unknown",
@@ -31,7 +30,7 @@ def add_corrections(
 ) -> list[Finding]:
     """Return ``findings``; where one edit of the source makes a wrong quantity right, the finding says which.
 
-    A finding without a name for the mistake becomes one of kind "one change of the source". Other findings of that
+    A finding without a name for the mistake becomes one of kind "change of the source". Other findings of that
     sort whose quantities the same edit makes right are left out.
     """
     if not runner.mismatches or side_effects or any(f.kind in OF_SEVERAL_CALLS for f in findings):
@@ -55,7 +54,7 @@ def _corrections_of(finding: Finding, corrections: Sequence[Correction]) -> list
     """The simplest correction for the finding's quantities, and one for each that it leaves wrong."""
     quantities = set(finding.quantity.replace(" and ", ", ").split(", "))
     own: list[Correction] = []
-    for each in sorted(corrections, key=lambda c: (-len(c.quantities), len(c.new))):
+    for each in sorted(corrections, key=lambda c: (-len(c.quantities), sum(len(change.new) for change in c.changes))):
         told = {quantity for correction in own for quantity in correction.quantities}
         if (quantities - told) & each.quantities or ("backward" in quantities and not own):
             own.append(each)
@@ -64,33 +63,9 @@ def _corrections_of(finding: Finding, corrections: Sequence[Correction]) -> list
 
 def _with_corrections(finding: Finding, own: Sequence[Correction], others: Sequence[Correction]) -> Finding:
     if finding.kind != "unknown":
-        words = "\n  ".join(f"{describe(each, others)}: {_proof(each)}" for each in own)
+        words = "\n  ".join(f"{describe(each, others)}: {each.proof}" for each in own)
         return replace(finding, correction=words)
     first = own[0]
-    evidence = "; ".join(text for text in (_proof(first), finding.statement, finding.evidence) if text)
-    more = "\n  ".join(f"{describe(each, others)}: {_proof(each)}" for each in own[1:])
-    return Finding(KIND, _names(first), describe(first, others), evidence, more)
-
-
-def _proof(correction: Correction) -> str:
-    what = "all comparisons are" if correction.makes_all_right else f"the {_names(correction)} is"
-    return f"with this change {what} right"
-
-
-def _names(correction: Correction) -> str:
-    return join_words(sorted(correction.quantities))
-
-
-def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
-    """The edit in words: "in line 3 of functions.py, `g * y` should be `g * (1 - y)`".
-
-    Args:
-        others: further edits that make the same right. Where the number 2 does, and a size that is 2, both are told.
-    """
-    where = f"in line {correction.line} of {Path(correction.file).name}, `{correction.old}`"
-    if not correction.new:
-        return f"{where} should be left out"
-    place = correction.line, correction.old
-    at_place = [c.new for c in others if (c.line, c.old) == place]
-    sizes = [new for new in at_place if new.count(".shape") != correction.new.count(".shape")]
-    return f"{where} should be `{correction.new}`" + (f" or `{sizes[0]}`" if sizes else "")
+    evidence = "; ".join(text for text in (first.proof, finding.statement, finding.evidence) if text)
+    more = "\n  ".join(f"{describe(each, others)}: {each.proof}" for each in own[1:])
+    return Finding(KIND, first.names, describe(first, others), evidence, more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import combinations
 
 from compare.gradients.source_changes.called_functions import CalledFunction
 from compare.gradients.source_changes.edits import Edit, Site
@@ -27,6 +28,49 @@ def subscript_edits(site: Site) -> Iterator[Edit]:
         for n in range(len(parts) - 1):
             exchanged = [*parts[:n], parts[n + 1], parts[n], *parts[n + 2 :]]
             yield site.edit(ast.Subscript(node.value, ast.Tuple(exchanged, ast.Load()), node.ctx), 1)
+
+
+def target_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """Other slices and indices where a value is stored; names that get values in another order."""
+    node = site.node
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    if not isinstance(node, (ast.Assign, ast.AugAssign)) or len(targets) != 1:
+        return
+
+    def stored(target: ast.expr) -> ast.stmt:
+        return (
+            ast.Assign([target], node.value)
+            if isinstance(node, ast.Assign)
+            else ast.AugAssign(target, node.op, node.value)
+        )
+
+    target = targets[0]
+    if isinstance(target, ast.Tuple) and all(isinstance(each, ast.Name) for each in target.elts):
+        for n, m in combinations(range(len(target.elts)), 2):
+            exchanged = list(target.elts)
+            exchanged[n], exchanged[m] = exchanged[m], exchanged[n]
+            yield site.edit(stored(ast.Tuple(exchanged, ast.Store())), 1)
+    if isinstance(target, ast.Subscript):
+        parts = target.slice.elts if isinstance(target.slice, ast.Tuple) else [target.slice]
+        changed = [
+            [*parts[:n], other, *parts[n + 1 :]]
+            for n, part in enumerate(parts)
+            for other in (*_other_slices(part), *_other_indices(part, called))
+        ]
+        changed += [[*parts[:n], parts[n + 1], parts[n], *parts[n + 2 :]] for n in range(len(parts) - 1)]
+        for indices in changed:
+            index = indices[0] if len(indices) == 1 else ast.Tuple(indices, ast.Load())
+            yield site.edit(stored(ast.Subscript(target.value, index, ast.Store())), 1)
+
+
+def _other_indices(part: ast.expr, called: CalledFunction) -> Iterator[ast.expr]:
+    if isinstance(part, ast.Constant) and type(part.value) is int:
+        yield from (number(part.value + shift) for shift in (1, -1, 2))
+    elif isinstance(part, ast.Name) and part.id in called.tensors:
+        yield from (name(other) for other in called.tensors if other != part.id)
+        yield ast.Call(ast.Attribute(part, "argsort", ast.Load()), [], [])
+    elif not isinstance(part, (ast.Slice, ast.Constant)):
+        yield from (ast.BinOp(part, operator, number(1)) for operator in (ast.Add(), ast.Sub()))
 
 
 def _other_slices(part: ast.expr) -> Iterator[ast.expr]:

@@ -10,7 +10,8 @@ from compare import Case, compare
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.measure import Row
-from compare.gradients.source_changes.search import Correction, find_corrections
+from compare.gradients.source_changes.correction import Correction
+from compare.gradients.source_changes.search import find_corrections
 from compare.gradients.source_changes.source_findings import add_corrections
 from compare.gradients.variants import variants
 from tests.compare.source_changes import mistakes
@@ -36,6 +37,11 @@ def corrections_of(case: Case, max_calls: int = MAX_CALLS) -> list[Correction]:
     """The corrections of a case that a search of ``max_calls`` finds."""
     runner, rows = run(case)
     return find_corrections(runner, runner.mismatches, list(dict.fromkeys(row.variant for row in rows)), max_calls)
+
+
+def texts(corrections: list[Correction]) -> set[tuple[str, str]]:
+    """Before and after of every change."""
+    return {(change.old, change.new) for each in corrections for change in each.changes}
 
 
 # Function, native, inputs, what is result and what replaces it.
@@ -68,7 +74,7 @@ NAMES = [function.__name__ for function, *_ in MISTAKES]
 def test_the_line_and_the_edit_are_told(function, native, inputs, old, new):
     corrections = corrections_of(case_of(function, native, inputs))
     assert corrections and all(c.makes_all_right for c in corrections)
-    result = {(c.old, c.new) for c in corrections}
+    result = texts(corrections)
     assert any(old in c_old and new in c_new for c_old, c_new in result), result
 
 
@@ -83,7 +89,7 @@ def test_where_no_pattern_fits_the_edit_is_the_finding():
     runner, rows = run(case_of(mistakes.Exchanged, torch.mul, (matrix, matrix)))
     unknown = [Finding("unknown", f"gradient of input {n}", "12 of 12 elements are wrong") for n in (0, 1)]
     (finding,) = add_corrections(unknown, runner, rows, {})
-    assert finding.kind == "one change of the source"
+    assert finding.kind == "change of the source"
     assert finding.quantity == "gradient of input 0 and gradient of input 1"
     assert finding.statement.endswith("`return (g * a, g * b)` should be `return (g * b, g * a)`")
     assert finding.evidence == "with this change all comparisons are right; 12 of 12 elements are wrong"
@@ -96,13 +102,13 @@ def test_two_mistakes_of_one_gradient_have_no_correction():
 def test_a_number_that_ctx_keeps_is_put_in():
     ours = lambda x: mistakes.ForgetsWhatCtxKeeps.apply(x, 2.5)  # noqa: E731
     case = Case("softplus", ours, lambda x: torch.nn.functional.softplus(x, 2.5), lambda: (matrix(),))
-    result = {(c.old, c.new) for c in corrections_of(case)}
+    result = texts(corrections_of(case))
     assert ("g * torch.sigmoid(x)", "g * torch.sigmoid(x * ctx.beta)") in result, result
 
 
 def test_a_forgotten_bound_is_put_in():
     case = case_of(mistakes.Masked, lambda x: x.clamp(-0.5, 0.75), (matrix,))
-    result = {(c.old, c.new) for c in corrections_of(case, max_calls=600_000)}
+    result = texts(corrections_of(case, max_calls=600_000))
     assert any("x >= -0.5" in new or "x > -0.5" in new for _, new in result), result
 
 

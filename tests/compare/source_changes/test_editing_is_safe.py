@@ -18,11 +18,11 @@ import manualgrad
 from compare import Case, compare
 from compare.gradients.source_changes.called_functions import CalledFunction, find_called_functions
 from compare.gradients.source_changes.candidates import Candidates
-from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown
+from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown, exchanged
 from compare.gradients.source_changes.edits import find_sites
 from compare.gradients.source_changes.search import find_corrections
 from tests.compare.source_changes import effects, mistakes
-from tests.compare.source_changes.test_corrections import case_of, corrections_of, matrix, run
+from tests.compare.source_changes.test_corrections import case_of, corrections_of, matrix, run, texts
 
 WRITTEN: list[str] = []
 EFFECTS = (
@@ -64,18 +64,19 @@ def test_the_code_and_the_tree_are_what_they_were_after_an_interrupt(error):
     backward = called_by(run_backward(mistakes.Tanh.apply, matrix()))["backward"]
     text, code = ast.unparse(EditableFunction(backward).node), mistakes.Tanh.backward.__code__
     candidate = next(iter(Candidates([backward])))
+    ((function, _),) = candidate.parts
 
     def interrupt():
-        with candidate.edit.made():
-            edited = candidate.function.compiled()
-            assert edited is not None and ast.unparse(candidate.function.node) != text
-            with candidate.function.exchanged(edited):
-                assert mistakes.Tanh.backward.__code__ is edited
+        with candidate.made():
+            codes = candidate.compiled()
+            assert codes is not None and ast.unparse(function.node) != text
+            with exchanged(codes):
+                assert mistakes.Tanh.backward.__code__ is codes[function]
                 raise error
 
     with pytest.raises(error):
         interrupt()
-    assert mistakes.Tanh.backward.__code__ is code and ast.unparse(candidate.function.node) == text
+    assert mistakes.Tanh.backward.__code__ is code and ast.unparse(function.node) == text
 
 
 class Logs(Function):
@@ -110,7 +111,7 @@ def test_what_edited_runs_print_is_not_shown(capsys):
     assert "backward torch.Size([5, 4])" in capsys.readouterr().out
     WRITTEN.clear()
     (correction,) = find_corrections(runner, runner.mismatches, list(dict.fromkeys(row.variant for row in rows)))
-    assert (correction.old, correction.new) == ("return 3 * g * x", "return 2 * g * x")
+    assert texts([correction]) == {("return 3 * g * x", "return 2 * g * x")}
     assert len(WRITTEN) > 1 and set(WRITTEN) == {"backward"}
     assert not capsys.readouterr().out
 
@@ -129,7 +130,7 @@ def test_a_function_that_does_more_than_compute_is_left_alone(name, tmp_path, mo
 def test_the_same_function_without_the_effect_has_a_correction():
     """Or the test above could not fail."""
     (correction,) = corrections_of(Case("square", WrongSquare.apply, torch.square, lambda: (matrix(),)))
-    assert correction.new == "return 2 * g * x"
+    assert [change.new for change in correction.changes] == ["return 2 * g * x"]
 
 
 class WrongSquare(effects.Square):
@@ -213,19 +214,19 @@ class Closures(Function):
 
 def test_closures_and_decorated_functions_are_edited():
     result = corrections_of(Case("closures", Closures.apply, lambda x: 1.5 * x * x, lambda: (matrix(),)))
-    assert {("return -triple(g, x)", "return triple(g, x)")} <= {(c.old, c.new) for c in result}, result
+    assert {("return -triple(g, x)", "return triple(g, x)")} <= texts(result), result
     called = called_by(run_backward(Closures.apply, matrix()))
     function = EditableFunction(called["multiplied"])
     assert function.code.co_freevars == ("factor",)
-    assert any(candidate.function.node.name == "multiplied" for candidate in Candidates([called["multiplied"]]))
+    assert any(f.node.name == "multiplied" for c in Candidates([called["multiplied"]]) for f, _ in c.parts)
 
 
 def test_a_closure_keeps_its_free_variables():
     called = called_by(lambda: triple(torch.ones(2), torch.ones(2)))["multiplied"]
     for candidate in Candidates([called]):
-        with candidate.edit.made():
-            code = candidate.function.compiled()
-            assert code is None or code.co_freevars == ("factor",)
+        with candidate.made():
+            for code in (candidate.compiled() or {}).values():
+                assert code.co_freevars == ("factor",)
 
 
 def test_a_lambda_and_two_in_one_line():

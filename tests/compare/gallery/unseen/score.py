@@ -22,7 +22,7 @@ from tests.compare.gallery.unseen.corrections import CORRECTIONS
 from tests.compare.gallery.unseen.operation import WrongFunction
 
 # Findings of these kinds do not count as wrong names; a reader decides whether the change of the source is the name.
-WITHOUT_NAME = {"unknown", "few elements", "one change of the source"}
+WITHOUT_NAME = {"unknown", "few elements", "change of the source"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,133 @@
+"""Corrections: edits of the user's source that make quantities right, and how they are told."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compare.gradients.diagnosis.wording import join_words
+from compare.gradients.source_changes.candidates import Candidate
+from compare.gradients.source_changes.edits import Edit
+
+MIN_TEXT, MAX_TEXT = 20, 70  # characters of an expression in a report
+MAX_CHANGES = 3  # that are told
+SIMPLE = (ast.Return, ast.Assign, ast.AugAssign, ast.Expr)  # statements in one line
+
+
+@dataclass(frozen=True)
+class Change:
+    """One place of the source: the text of an expression or statement before and after an edit."""
+
+    file: str
+    line: int
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Changes of the source that make quantities right, and no other wrong.
+
+    Attributes:
+        changes: one, or several that have to be made together.
+        quantities: those that were wrong and are right with the changes.
+        makes_all_right: True if nothing is wrong with them.
+        elements: if each change makes only a part of the wrong elements right, and together all: the parts in words.
+    """
+
+    changes: tuple[Change, ...]
+    quantities: frozenset[str]
+    makes_all_right: bool
+    elements: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> str:
+        """The quantities in words."""
+        return join_words(sorted(self.quantities))
+
+    @property
+    def proof(self) -> str:
+        """What a comparison with the changes says."""
+        if self.elements:
+            return f"with each change its elements of the {self.names} are right"
+        made = "this change" if len(self.changes) == 1 else "these changes"
+        what = "all comparisons are" if self.makes_all_right else f"the {self.names} is"
+        return f"with {made} {what} right"
+
+
+def correction(candidate: Candidate, quantities: frozenset[str], makes_all_right: bool) -> Correction:
+    """A correction by the edits of a candidate."""
+    changes: dict[Any, Change] = {}
+    for function, edit in candidate.parts:
+        shown = _shown(edit)
+        if sum(_statement_of(other) is _statement_of(edit) for _, other in candidate.parts) > 1:
+            shown = _statement_of(edit)  # in which there are several edits
+        before = _text(shown)
+        with candidate.made():
+            _, old, new = edit.changes[0]
+            after = "" if new is None else _text(new if shown is old else shown)
+        if len(edit.changes) > 1 and isinstance(old, ast.stmt):  # two statements in the other order
+            before, after = f"{_text(old)}; {_text(new)}", f"{_text(new)}; {_text(old)}"
+        changes[id(shown)] = Change(function.code.co_filename, old.lineno, before, after)
+    return Correction(tuple(changes.values()), quantities, makes_all_right)
+
+
+def of_parts(first: Correction, second: Correction, elements: Sequence[str]) -> Correction:
+    """Two changes that are not made together: each makes a part of the wrong elements right."""
+    return Correction((*first.changes, *second.changes), first.quantities, False, tuple(elements))
+
+
+def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
+    """The changes in words: "in line 3 of functions.py, `g * y` should be `g * (1 - y)`".
+
+    Args:
+        others: further corrections of the same. Where the number 2 does, and a size that is 2, both are told.
+    """
+    first, *more = correction.changes
+    where = f"in line {first.line} of {Path(first.file).name}, `{first.old}`"
+    if not first.new:
+        words = f"{where} should be left out"
+    else:
+        place = first.line, first.old
+        alike = [c.changes[0] for c in others if len(c.changes) == 1]
+        at_place = [change.new for change in alike if (change.line, change.old) == place]
+        sizes = [new for new in at_place if new.count(".shape") != first.new.count(".shape")]
+        words = f"{where} should be `{first.new}`" + (f" or `{sizes[0]}`" if sizes and not more else "")
+    told = [words]
+    for change in more[: MAX_CHANGES - 1]:
+        file = "" if change.file == first.file else f" of {Path(change.file).name}"
+        should = f"should be `{change.new}`" if change.new else "should be left out"
+        told.append(f"in line {change.line}{file}, `{change.old}` {should}")
+    if correction.elements:
+        told = [f"{change} for {elements}" for change, elements in zip(told, correction.elements, strict=True)]
+    if len(correction.changes) > MAX_CHANGES:
+        lines = sorted({change.line for change in correction.changes[MAX_CHANGES:]})
+        told.append(f"the same in line {', '.join(map(str, lines))}")
+    return join_words(told)
+
+
+def _shown(edit: Edit) -> ast.AST:
+    """As much of the source as it takes to recognize the place."""
+    shown = edit.changes[0][1]
+    for ancestor in reversed(edit.ancestors[1:]):
+        if isinstance(ancestor, (ast.keyword, ast.comprehension)):
+            continue
+        if len(ast.unparse(shown)) >= MIN_TEXT:
+            break
+        if not isinstance(ancestor, (ast.expr, *SIMPLE)) or len(ast.unparse(ancestor)) > MAX_TEXT:
+            break
+        shown = ancestor
+    return shown
+
+
+def _statement_of(edit: Edit) -> ast.AST:
+    nodes = (edit.changes[0][1], *reversed(edit.ancestors))
+    return next(node for node in nodes if isinstance(node, (ast.stmt, ast.Lambda)))
+
+
+def _text(node: Any) -> str:
+    """The text of a node in one line."""
+    return "; ".join(line.strip() for line in ast.unparse(ast.fix_missing_locations(node)).splitlines())

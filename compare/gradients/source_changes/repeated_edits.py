@@ -1,0 +1,69 @@
+"""One edit made at several places of a function: who errs once often errs the same way twice."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Hashable, Iterator, Sequence
+from itertools import combinations
+
+from compare.gradients.source_changes.edits import Edit
+
+MAX_PAIRS = 4  # places of which every two are tried
+
+
+def repeated_edits(edits: Sequence[Edit]) -> Iterator[tuple[Edit, ...]]:
+    """Edits by the same rule at all their places, at those in one statement, and at every two of a few."""
+    places: dict[Hashable, list[Edit]] = {}
+    for edit in edits:
+        rule = _rule(edit)
+        if rule is not None:
+            places.setdefault(rule, []).append(edit)
+    for group in places.values():
+        for part in _parts(group):
+            if not any(_contains(a, b) for a in part for b in part):
+                yield part
+
+
+def _parts(group: list[Edit]) -> Iterator[tuple[Edit, ...]]:
+    in_statements: dict[int, list[Edit]] = {}
+    for edit in group:
+        in_statements.setdefault(id(_statement_of(edit)), []).append(edit)
+    parts = {tuple(group), *(tuple(part) for part in in_statements.values())}
+    if len(group) <= MAX_PAIRS:
+        parts |= set(combinations(group, 2))
+    yield from (part for part in parts if len(part) > 1)
+
+
+def _statement_of(edit: Edit) -> ast.AST:
+    return next(node for node in reversed(edit.ancestors) if isinstance(node, (ast.stmt, ast.Lambda)))
+
+
+def _contains(outer: Edit, inner: Edit) -> bool:
+    """True if one edit's place is in what another replaces."""
+    return any(ancestor is outer.changes[0][1] for ancestor in inner.ancestors)
+
+
+def _rule(edit: Edit) -> Hashable | None:
+    """What an edit does, without where; None if it is not one that is repeated."""
+    if len(edit.changes) != 1:
+        return None
+    _, old, new = edit.changes[0]
+    if isinstance(old, ast.Constant):
+        return "number", repr(old.value), ast.unparse(new) if new is not None else ""
+    if isinstance(old, ast.Name) and isinstance(new, ast.expr):
+        return "name", old.id, ast.unparse(new)
+    if isinstance(old, ast.BinOp):
+        if isinstance(new, ast.BinOp) and (new.left, new.right) == (old.left, old.right):
+            return "operator", type(old.op), type(new.op)
+        if new is old.left or new is old.right:
+            return "operand left out", type(old.op), new is old.left
+    if isinstance(old, ast.UnaryOp) and new is old.operand:
+        return "sign", type(old.op)
+    if isinstance(old, ast.Attribute) and new is old.value:
+        return "attribute left out", old.attr
+    if isinstance(old, ast.Call) and isinstance(old.func, ast.Attribute):
+        if new is old.func.value:
+            return "call left out", old.func.attr
+        if isinstance(new, ast.Call) and isinstance(new.func, ast.Attribute) and new.func.value is old.func.value:
+            return "call", old.func.attr, new.func.attr, len(new.args) - len(old.args), len(new.keywords)
+    return None
