@@ -150,7 +150,7 @@ def compare(
         native = NativeOracle(case, runner.native_rerunner, seed, right_inputs, is_output_wrong)
         findings = diagnose(runner.mismatches, rows, side_effects, native)
         findings = tell_once(add_call_mistakes(findings, runner, dtypes, rows, side_effects))
-        findings = add_corrections(findings, runner, rows, side_effects)
+        findings = add_corrections(findings, runner, rows, side_effects, native)
         kinds_of_data = DATA if whole_numbers else DATA[:1]
         census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
         if progress is not None:

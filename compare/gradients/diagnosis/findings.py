@@ -46,6 +46,7 @@ KINDS = {
     "only for some values": "wrong exactly where a condition on values holds",
     "only at some indices": "wrong exactly where a condition on indices holds",
     "change of the source": "right in every comparison if one place in the source is changed",
+    "wrong intermediate value": "right if one expression of backward has the value that it should have",
     "few elements": "wrong in a few elements, without a pattern",
     "unknown": "no pattern fits",
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from compare.gradients.diagnosis.wording import join_words
 from compare.gradients.source_changes.candidates import Candidate
-from compare.gradients.source_changes.edits import Edit
+from compare.gradients.source_changes.edits import Edit, Site
 
 MIN_TEXT, MAX_TEXT = 20, 70  # characters of an expression in a report
 MAX_CHANGES = 3  # that are told
@@ -19,12 +19,24 @@ SIMPLE = (ast.Return, ast.Assign, ast.AugAssign, ast.Expr)  # statements in one 
 
 @dataclass(frozen=True)
 class Change:
-    """One place of the source: the text of an expression or statement before and after an edit."""
+    """One place of the source: the text of an expression or statement before and after an edit.
+
+    Attributes:
+        is_code: False if ``new`` tells in words which value the expression should have.
+    """
 
     file: str
     line: int
     old: str
     new: str
+    is_code: bool = True
+
+    @property
+    def words(self) -> str:
+        """What should stand there."""
+        if not self.new:
+            return "should be left out"
+        return f"should be `{self.new}`" if self.is_code else f"should be {self.new}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class Correction:
         """What a comparison with the changes says."""
         if self.elements:
             return f"with each change its elements of the {self.names} are right"
+        if not all(change.is_code for change in self.changes):
+            return f"with that value the {self.names} is right"
         made = "this change" if len(self.changes) == 1 else "these changes"
         what = "all comparisons are" if self.makes_all_right else f"the {self.names} is"
         return f"with {made} {what} right"
@@ -88,25 +102,26 @@ def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
     """
     first, *more = correction.changes
     where = f"in line {first.line} of {Path(first.file).name}, `{first.old}`"
-    if not first.new:
-        words = f"{where} should be left out"
-    else:
-        place = first.line, first.old
-        alike = [c.changes[0] for c in others if len(c.changes) == 1]
-        at_place = [change.new for change in alike if (change.line, change.old) == place]
-        sizes = [new for new in at_place if new.count(".shape") != first.new.count(".shape")]
-        words = f"{where} should be `{first.new}`" + (f" or `{sizes[0]}`" if sizes and not more else "")
-    told = [words]
+    alike = [c.changes[0] for c in others if len(c.changes) == 1 and not more]
+    at_place = [change.new for change in alike if (change.line, change.old) == (first.line, first.old)]
+    sizes = [new for new in at_place if new.count(".shape") != first.new.count(".shape")]
+    told = [f"{where} {first.words}" + (f" or `{sizes[0]}`" if sizes else "")]
     for change in more[: MAX_CHANGES - 1]:
         file = "" if change.file == first.file else f" of {Path(change.file).name}"
-        should = f"should be `{change.new}`" if change.new else "should be left out"
-        told.append(f"in line {change.line}{file}, `{change.old}` {should}")
+        told.append(f"in line {change.line}{file}, `{change.old}` {change.words}")
     if correction.elements:
         told = [f"{change} for {elements}" for change, elements in zip(told, correction.elements, strict=True)]
+        if (more[0].line, more[0].old) == (first.line, first.old):
+            told[1] = f"`{more[0].new}` for {correction.elements[1]}"
     if len(correction.changes) > MAX_CHANGES:
         lines = sorted({change.line for change in correction.changes[MAX_CHANGES:]})
         told.append(f"the same in line {', '.join(map(str, lines))}")
     return join_words(told)
+
+
+def shown_text(site: Site) -> tuple[str, int]:
+    """As much of the source as it takes to recognize a place, and its line."""
+    return _text(site.node), site.node.lineno
 
 
 def _shown(edit: Edit) -> ast.AST:

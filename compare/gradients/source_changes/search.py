@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.measure import WRONG
 from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import RunResult
@@ -18,6 +19,7 @@ from compare.gradients.source_changes.correction import Correction, correction, 
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
+from compare.gradients.source_changes.expected_values import find_expected_value
 from compare.gradients.variants import Variant
 
 # Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
@@ -35,6 +37,7 @@ def find_corrections(
     mismatches: Sequence[Mismatch],
     variants: Sequence[Variant],
     max_calls: int = MAX_CALLS,
+    probe: Probe | None = None,
 ) -> list[Correction]:
     """The nearest edits with which nothing is wrong in any variant; without one, those for some of the quantities.
 
@@ -42,6 +45,7 @@ def find_corrections(
         mismatches: everything that is wrong.
         variants: those that were compared.
         max_calls: limit of the work, in calls of functions.
+        probe: asks for further draws; without one, values of native's are not tried.
     """
     if sum(value.numel() for value in mismatches[0].inputs.values()) > MAX_ELEMENTS:
         return []
@@ -49,8 +53,7 @@ def find_corrections(
         open(os.devnull, "w") as nowhere,
         redirect_stdout(nowhere),
     ):  # or each run would print
-        search = _Search(runner, mismatches, variants)
-        return search.find(max_calls)
+        return _Search(runner, mismatches, variants, probe).find(max_calls)
 
 
 class _Search:
@@ -60,8 +63,10 @@ class _Search:
         corrections: those that are known, with the cost of their edits.
     """
 
-    def __init__(self, runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant]) -> None:
-        self.runner, self.mismatches, self.variants = runner, mismatches, variants
+    def __init__(
+        self, runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], probe: Probe | None
+    ) -> None:
+        self.runner, self.mismatches, self.variants, self.probe = runner, mismatches, variants, probe
         first = mismatches[0]
         self.targets = [m for m in mismatches if m.variant == first.variant]
         self.wrong = frozenset(m.quantity for m in mismatches)
@@ -70,31 +75,47 @@ class _Search:
         self.effects = Effects(self.targets)
         self.comparisons = MAX_COMPARISONS
         self.corrections: list[tuple[int, Correction]] = []
+        called, self.num_calls = find_called_functions(self.runs.run)
+        self.candidates = Candidates(called)
 
     def find(self, max_calls: int) -> list[Correction]:
-        """Try single edits, then two together; return the corrections."""
-        called, num_calls = find_called_functions(self.runs.run)
-        for candidate in Candidates(called):
+        """Try single edits, then two together, then values of native's; return the corrections."""
+        self._try_single_edits(max_calls)
+        told: frozenset[str] = frozenset().union(*(c.quantities for _, c in self.corrections))
+        if told != self.wrong:
+            self._try_pairs()
+        complete = [c for _, c in self.corrections if c.makes_all_right]
+        if self.corrections:
+            return complete or [c for _, c in self.corrections]
+        instead = self._parts() or self._expected_value()
+        return [instead] if instead is not None else []
+
+    def _try_single_edits(self, max_calls: int) -> None:
+        for candidate in self.candidates:
             if max_calls < 0 or not self.comparisons or self._is_enough(candidate):
                 break
             if self._try(candidate):
-                max_calls -= RUN_CALLS + num_calls // (1 + self.runs.backward_is_repeatable)
-        told = frozenset().union(*(c.quantities for _, c in self.corrections))
-        if told == self.wrong:
-            complete = [c for _, c in self.corrections if c.makes_all_right]
-            return complete or [c for _, c in self.corrections]
+                max_calls -= RUN_CALLS + self.num_calls // (1 + self.runs.backward_is_repeatable)
+
+    def _try_pairs(self) -> None:
         self.comparisons = MAX_COMPARISONS
         for first, second in self.effects.pairs():
             self._try(Candidate((*first.parts, *second.parts)))
-            if self.corrections and self.corrections[-1][1].makes_all_right:
-                return [self.corrections[-1][1]]
-        if self.corrections:
-            return [c for _, c in self.corrections]
+            if any(known.makes_all_right for _, known in self.corrections):
+                break
+
+    def _parts(self) -> Correction | None:
+        """Two edits of which each makes a part of the wrong elements right."""
         quantities = frozenset(target.quantity for target in self.targets)
         parts = [(correction(candidate, quantities, False), words) for candidate, words in self.effects.parts()]
         if len(parts) != 2 or any(len(each.changes) > 1 for each, _ in parts):
-            return []
-        return [of_parts(parts[0][0], parts[1][0], [words for _, words in parts])]
+            return None
+        return of_parts(parts[0][0], parts[1][0], [words for _, words in parts])
+
+    def _expected_value(self) -> Correction | None:
+        if self.probe is None or self.raises:
+            return None
+        return find_expected_value(self.candidates, self.runs, self.targets, self.probe)
 
     def _is_enough(self, candidate: Candidate) -> bool:
         complete = [cost for cost, known in self.corrections if known.makes_all_right]

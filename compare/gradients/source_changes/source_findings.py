@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.measure import REFUSED, Row
 from compare.gradients.source_changes.correction import Correction, describe
 from compare.gradients.source_changes.search import MAX_CALLS, MAX_CALLS_IF_NAMED, find_corrections
 
-KIND = "change of the source"
+KIND, KIND_OF_VALUES = "change of the source", "wrong intermediate value"
 # Findings that tell where a gradient is wrong rather than why: a longer search is worth its time.
 VAGUE = (
     "unknown",
@@ -26,7 +27,11 @@ OF_SEVERAL_CALLS = ("depends on earlier calls", "not repeatable")
 
 
 def add_corrections(
-    findings: Sequence[Finding], runner: CaseRunner, rows: Sequence[Row], side_effects: Mapping[str, str]
+    findings: Sequence[Finding],
+    runner: CaseRunner,
+    rows: Sequence[Row],
+    side_effects: Mapping[str, str],
+    native: NativeOracle | None = None,
 ) -> list[Finding]:
     """Return ``findings``; where one edit of the source makes a wrong quantity right, the finding says which.
 
@@ -37,7 +42,8 @@ def add_corrections(
         return list(findings)
     variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
     max_calls = MAX_CALLS if any(f.kind in VAGUE for f in findings) else MAX_CALLS_IF_NAMED
-    corrections = find_corrections(runner, runner.mismatches, variants, max_calls)
+    probe = None if native is None else native.probe(runner.mismatches[0].variant)
+    corrections = find_corrections(runner, runner.mismatches, variants, max_calls, probe)
     result: list[Finding] = []
     told: set[Correction] = set()
     for finding in findings:
@@ -68,4 +74,5 @@ def _with_corrections(finding: Finding, own: Sequence[Correction], others: Seque
     first = own[0]
     evidence = "; ".join(text for text in (first.proof, finding.statement, finding.evidence) if text)
     more = "\n  ".join(f"{describe(each, others)}: {each.proof}" for each in own[1:])
-    return Finding(KIND, first.names, describe(first, others), evidence, more)
+    kind = KIND if all(change.is_code for change in first.changes) else KIND_OF_VALUES
+    return Finding(kind, first.names, describe(first, others), evidence, more)

@@ -21,8 +21,8 @@ from compare import Case, Comparison, compare
 from tests.compare.gallery.unseen.corrections import CORRECTIONS
 from tests.compare.gallery.unseen.operation import WrongFunction
 
-# Findings of these kinds do not count as wrong names; a reader decides whether the change of the source is the name.
-WITHOUT_NAME = {"unknown", "few elements", "change of the source"}
+# Findings of these kinds do not count as wrong names; a reader decides whether the change or the value is the name.
+WITHOUT_NAME = {"unknown", "few elements", "change of the source", "wrong intermediate value"}
 
 
 @dataclass(frozen=True)

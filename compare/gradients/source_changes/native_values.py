@@ -1,0 +1,53 @@
+"""Values that native computes on the way: the results of its operations, and their gradients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compare.gradients.diagnosis.mismatch import Incoming
+from compare.gradients.diagnosis.native_calls import InterceptCalls, call_native
+from compare.gradients.numbers import has_gradient
+
+MAX_VALUES = 60
+
+
+def native_values(native: Callable[..., Any], inputs: Mapping[str, Tensor], incoming: Incoming) -> dict[str, Tensor]:
+    """Results of the operations that native calls once, and their gradients, by words such as
+    "the gradient of the result of exp (line 7)".
+
+    Values of a loop are left out, since their place does not tell which is meant. Empty if native raises only when it
+    is watched.
+    """
+    leaves = {
+        name: value.clone().requires_grad_(has_gradient(value)) if has_gradient(value) else value
+        for name, value in inputs.items()
+    }
+    mode = InterceptCalls()
+    try:
+        with mode, torch.enable_grad():
+            result = call_native(native, leaves.values())
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        numbered = [(n, o) for n, o in enumerate(outputs) if isinstance(o, Tensor) and o.requires_grad]
+        calls = [call for call in (*mode.composites, *mode.calls) if call.attached is not None]
+        attached = [call.attached for call in calls if call.attached is not None and call.attached.requires_grad]
+        received = torch.autograd.grad(
+            [o for _, o in numbered], attached, [incoming(n, o.detach()) for n, o in numbered], allow_unused=True
+        )
+    except Exception:  # native raises only when it is watched: then its values explain nothing
+        return {}
+    gradients = dict(zip(map(id, attached), received, strict=True))
+    sites, names = Counter(call.site for call in calls), Counter(call.name for call in calls)
+    values: dict[str, Tensor] = {}
+    for call in calls:
+        if sites[call.site] > 1 or names[call.name] > 1:
+            continue
+        gradient = gradients.get(id(call.attached))
+        if gradient is not None:
+            values[f"the gradient of {call.name}"] = gradient.detach()
+        values[call.name] = call.result
+    return dict(list(values.items())[:MAX_VALUES])
