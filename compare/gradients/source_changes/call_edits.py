@@ -58,6 +58,7 @@ def call_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         yield from _from_the_end(site)
         yield from _repeated(site)
         yield from _half_diagonal(site)
+        yield from _not_rolled_around(site)
 
 
 def _name_of(call: ast.Call) -> str:
@@ -193,3 +194,17 @@ def _half_diagonal(site: Site) -> Iterator[Edit]:
     diagonal = ast.Call(ast.Attribute(upper, "tril", ast.Load()), [], [])
     half = ast.BinOp(diagonal, ast.Div(), number(2))
     yield site.edit(ast.BinOp(node, ast.Sub(), half), 3)
+
+
+def _not_rolled_around(site: Site) -> Iterator[Edit]:
+    """A shift by one place with a 0 where ``roll`` puts what comes from the other end."""
+    node = site.node
+    if _name_of(node) != "roll":
+        return
+    given = [*node.args, *(keyword.value for keyword in node.keywords)]  # shifts, then dims; before them the tensor
+    if len(given) < 2 or not isinstance(given[-2], (ast.Constant, ast.UnaryOp)):
+        return
+    place = number(-1 if isinstance(given[-2], ast.UnaryOp) else 0)
+    index = ast.Call(ast.Attribute(ast.Name("torch", ast.Load()), "tensor", ast.Load()), [place], [])
+    filled = ast.Attribute(node, "index_fill", ast.Load())
+    yield site.edit(ast.Call(filled, [given[-1], index, number(0)], []), 2)

@@ -12,7 +12,21 @@ from compare.gradients.source_changes.edits import Edit, Site
 from compare.gradients.source_changes.expression_edits import name, number
 
 MAX_FACTORS = 6  # local tensors whose products are tried: their number grows with its cube
-STEPS = ("exp", "log", "sqrt", "abs", "sign", "reciprocal", "sigmoid", "tanh", "cos", "sin", "square", "detach")
+STEPS = (
+    "exp",
+    "log",
+    "sqrt",
+    "abs",
+    "sign",
+    "reciprocal",
+    "sigmoid",
+    "tanh",
+    "cos",
+    "sin",
+    "square",
+    "detach",
+    "nan_to_num",
+)
 FUNCTIONS = ("exp", "sqrt", "sigmoid", "sign", "cos", "sin", "log", "conj", "abs", "tanh")
 OPERATORS: tuple[ast.operator, ...] = (ast.Mult(), ast.Add(), ast.Sub(), ast.Div())
 COMPARISONS: tuple[ast.cmpop, ...] = (ast.Gt(), ast.Lt(), ast.GtE(), ast.LtE())
