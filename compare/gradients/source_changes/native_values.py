@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,18 +9,19 @@ import torch
 from torch import Tensor
 
 from compare.gradients.diagnosis.mismatch import Incoming
-from compare.gradients.diagnosis.native_calls import InterceptCalls, call_native
+from compare.gradients.diagnosis.native_calls import Call, InterceptCalls, call_native
 from compare.gradients.numbers import has_gradient
 
 MAX_VALUES = 60
 
 
-def native_values(native: Callable[..., Any], inputs: Mapping[str, Tensor], incoming: Incoming) -> dict[str, Tensor]:
-    """Results of the operations that native calls once, and their gradients, by words such as
-    "the gradient of the result of exp (line 7)".
+def native_values(
+    native: Callable[..., Any], inputs: Mapping[str, Tensor], incoming: Incoming
+) -> dict[str, list[Tensor]]:
+    """Results of the operations that native calls, and their gradients, by words such as
+    "the gradient of the result of exp in line 7"; those of the steps of a loop in order.
 
-    Values of a loop are left out, since their place does not tell which is meant. Empty if native raises only when it
-    is watched.
+    Empty if native raises only when it is watched.
     """
     leaves = {
         name: value.clone().requires_grad_(has_gradient(value)) if has_gradient(value) else value
@@ -41,13 +41,17 @@ def native_values(native: Callable[..., Any], inputs: Mapping[str, Tensor], inco
     except Exception:  # native raises only when it is watched: then its values explain nothing
         return {}
     gradients = dict(zip(map(id, attached), received, strict=True))
-    sites, names = Counter(call.site for call in calls), Counter(call.name for call in calls)
-    values: dict[str, Tensor] = {}
+    by_site: dict[Any, list[Call]] = {}
     for call in calls:
-        if sites[call.site] > 1 or names[call.name] > 1:
-            continue
-        gradient = gradients.get(id(call.attached))
-        if gradient is not None:
-            values[f"the gradient of {call.name}"] = gradient.detach()
-        values[call.name] = call.result
+        by_site.setdefault(call.site, []).append(call)
+    values: dict[str, list[Tensor]] = {}
+    for same in by_site.values():
+        words = same[0].name
+        if words in values:  # another call in the same line
+            words += f" (call {1 + sum(name.startswith(same[0].name) for name in values)} there)"
+        received_there = [gradients.get(id(call.attached)) for call in same]
+        values[words] = [call.result for call in same]
+        values[f"the gradient of {words}"] = [
+            gradient.detach() for gradient in received_there if gradient is not None
+        ]
     return dict(list(values.items())[:MAX_VALUES])

@@ -14,17 +14,18 @@ from compare.gradients.source_changes.editable_function import EditableFunction,
 from compare.gradients.source_changes.edits import Site
 
 RECORD, INSTEAD = "__compare_record__", "__compare_instead__"
+MAX_STEPS = 50  # of a loop
 
 
-def record_values(function: EditableFunction, sites: Sequence[Site], run: Callable[[], Any]) -> dict[int, Tensor]:
-    """Tensors that expressions have in a run, by their places in ``sites``; without those that run more than once."""
-    values: dict[int, Tensor] = {}
-    counts = [0] * len(sites)
+def record_values(
+    function: EditableFunction, sites: Sequence[Site], run: Callable[[], Any]
+) -> dict[int, list[Tensor]]:
+    """The tensors that each expression has in a run, one after the other, by their places in ``sites``."""
+    values: dict[int, list[Tensor]] = {}
 
     def record(n: int, value: Any) -> Any:
-        counts[n] += 1
-        if isinstance(value, Tensor):
-            values[n] = value.detach().clone()
+        if isinstance(value, Tensor) and len(values.setdefault(n, [])) < MAX_STEPS:
+            values[n].append(value.detach().clone())
         return value
 
     try:
@@ -39,12 +40,12 @@ def record_values(function: EditableFunction, sites: Sequence[Site], run: Callab
         return {}
     with builtin(RECORD, record), exchanged({function: code}):
         run()
-    return {n: value for n, value in values.items() if counts[n] == 1}
+    return values
 
 
 def value_instead() -> ast.expr:
-    """An expression whose value is that of the builtin name ``INSTEAD``."""
-    return ast.Name(INSTEAD, ast.Load())
+    """An expression that calls the builtin name ``INSTEAD``."""
+    return ast.Call(ast.Name(INSTEAD, ast.Load()), [], [])
 
 
 @contextmanager
