@@ -1,4 +1,4 @@
-"""The expression of backward that should have had a value of native's: with that value a gradient is right."""
+"""Values that expressions of backward should have: those of native's with which a wrong gradient is right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import ast
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from types import CodeType
 
 import torch
 from torch import Tensor
@@ -25,111 +24,151 @@ from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, r
 
 SECOND_DRAW = 1
 TOLERANCE = 1e-6  # of the largest number
-MAX_RUNS = 1500
-
-
-def find_expected_value(
-    candidates: Candidates, runs: EditedRuns, targets: Sequence[Mismatch], probe: Probe
-) -> Correction | None:
-    """The first expression of backward that, with a value of native's instead, makes wrong gradients right.
-
-    Two draws of inputs have to agree. The gradients of the inputs themselves are not tried: that they are wrong is
-    known.
-    """
-    first = targets[0]
-    if probe.case.native is None or any(target.is_output for target in targets):
-        return None
-    values = native_values(probe.case.native, first.inputs, first.incoming(probe.seed))
-    answers = [target.oracle for target in targets if target.oracle is not None]
-    values = {words: v for words, v in values.items() if not any(_has_numbers_of(v, answer) for answer in answers)}
-    num_runs = 0
-    for function, site, present in _places(candidates, runs):
-        for words, in_order in reversed(values.items()):  # the last of equal ones is the nearest
-            if len(in_order) != len(present) or any(
-                a.shape != b.shape for a, b in zip(in_order, present, strict=True)
-            ):
-                continue
-            for is_reversed in (False, True)[: min(2, len(in_order))]:
-                place = _Place(function, site, words, is_reversed)
-                value = place.ordered(in_order)
-                if num_runs > MAX_RUNS or all(_is_near(a, b) for a, b in zip(value, present, strict=True)):
-                    continue
-                num_runs += 1
-                quantities = _right_with(place, value, runs, targets)
-                if quantities and _is_confirmed(place, quantities, probe):
-                    old, line = shown_text(site)
-                    told = words if len(present) == 1 else f"{words}, at each step"
-                    change = Change(function.code.co_filename, line, old, told, is_code=False)
-                    return Correction((change,), quantities, makes_all_right=False)
-    return None
+MAX_RUNS, MAX_VALUES = 1500, 6
 
 
 @dataclass(frozen=True)
-class _Place:
-    """An expression and the value of native's that it is tried with.
+class Place:
+    """An expression of a function of backward.
 
     Attributes:
-        words: name of the value.
-        is_reversed: the expression runs several times, and has the values of a loop of native's from the last one on.
+        present: the values that it has, one after the other.
+        others: every expression of the function, with the values that they have.
     """
 
     function: EditableFunction
     site: Site
-    words: str
-    is_reversed: bool
+    present: list[Tensor]
+    others: tuple[list[Site], dict[int, list[Tensor]]]
 
-    def ordered(self, values: list[Tensor]) -> list[Tensor]:
-        """The values in the order of the runs of the expression."""
-        return values[::-1] if self.is_reversed else values
 
-    @property
-    def codes(self) -> dict[EditableFunction, CodeType] | None:
-        """Code with the value in place of the expression."""
-        candidate = Candidate(((self.function, self.site.edit(value_instead(), 1)),))
+@dataclass(frozen=True)
+class ExpectedValue:
+    """A value that an expression should have.
+
+    Attributes:
+        value: one after the other, if the expression runs several times.
+        words: name of the value; "" for that of a wrong gradient itself.
+        is_reversed: the values are those of a loop of native's, from the last one on.
+        quantities: what is right with it.
+    """
+
+    place: Place
+    value: list[Tensor]
+    words: str = ""
+    is_reversed: bool = False
+    quantities: frozenset[str] = frozenset()
+
+
+class ExpectedValues:
+    """Search for such values.
+
+    Args:
+        targets: what is wrong in the variant of the runs.
+    """
+
+    def __init__(
+        self, candidates: Candidates, runs: EditedRuns, targets: Sequence[Mismatch], probe: Probe | None
+    ) -> None:
+        self._runs, self._targets, self._probe = runs, targets, probe
+        self._answers = {t.quantity: t.oracle for t in targets if t.oracle is not None and not t.is_output}
+        self._places: list[Place] = []
+        if len(self._answers) < len(targets):
+            return
+        for function, sites in candidates.functions:
+            if not function.called.in_backward:
+                continue
+            places = [site for site in sites if is_value(site, function.called)]
+            values = record_values(function, places, runs.run)
+            order = sorted(values, key=lambda n: (places[n].node.lineno, len(ast.unparse(places[n].node))))
+            self._places += [Place(function, places[n], values[n], (places, values)) for n in order]
+
+    def of_gradients(self) -> Iterator[ExpectedValue]:
+        """Expressions that are a wrong gradient, with the right one."""
+        for target in self._targets:
+            if target.ours is None or target.oracle is None:
+                continue
+            for place in self._places:
+                if len(place.present) == 1 and _equals(place.present[0], target.ours):
+                    quantities = frozenset({target.quantity})
+                    yield ExpectedValue(place, [target.oracle], quantities=quantities)
+                    break
+
+    def of_native(self) -> Iterator[ExpectedValue]:
+        """Expressions with a value of native's that makes wrong gradients right, in the order of the lines.
+
+        The gradients of the inputs themselves are not tried: that they are wrong is known.
+        """
+        first, probe = self._targets[0], self._probe
+        if probe is None or probe.case.native is None or not self._places:
+            return
+        values = native_values(probe.case.native, first.inputs, first.incoming(probe.seed))
+        trials = 0
+        for place in self._places:
+            for words, in_order in reversed(values.items()):  # the last of equal ones is the nearest
+                if _have_shapes(in_order, place.present) and not self._are_an_answer(in_order):
+                    for is_reversed in (False, True)[: len(in_order)]:
+                        value = in_order[::-1] if is_reversed else in_order
+                        trials += 1
+                        quantities = self._right_with(place, value) if trials <= MAX_RUNS else frozenset()
+                        if quantities:
+                            yield ExpectedValue(place, value, words, is_reversed, quantities)
+
+    def is_confirmed(self, expected: ExpectedValue) -> bool:
+        """True if the same value of native's makes the same quantities right in another draw."""
+        probe = self._probe
+        if probe is None or probe.case.native is None:
+            return False
+        inputs, incoming = probe.draw(SECOND_DRAW), probe.incoming(SECOND_DRAW)
+        right = None if inputs is None else probe.run_native(inputs, incoming)
+        if inputs is None or right is None:
+            return False
+        value = native_values(probe.case.native, inputs, incoming).get(expected.words)
+        candidate = _with_value(expected.place)
         with candidate.made():
-            return candidate.compiled()
+            codes = candidate.compiled()
+        if not value or codes is None:
+            return False
+        in_order = value[::-1] if expected.is_reversed else value
+        with builtin(INSTEAD, _one_by_one(in_order, probe.variant.dtype)), exchanged(codes):
+            result = probe.run_ours(inputs, incoming)
+        return all(_equals(result.values.get(name), right.get(name)) for name in expected.quantities)
+
+    def _are_an_answer(self, values: list[Tensor]) -> bool:
+        """True for the elements of a wrong gradient itself, in whatever shape."""
+        numbers = as_real(values[0]).flatten().sort().values
+        return len(values) == 1 and any(
+            _equals(numbers, answer.flatten().sort().values) for answer in self._answers.values()
+        )
+
+    def _right_with(self, place: Place, value: list[Tensor]) -> frozenset[str]:
+        if all(_equals(a, b) for a, b in zip(value, place.present, strict=True)):
+            return frozenset()
+        candidate = _with_value(place)
+        with candidate.made():
+            codes = candidate.compiled()
+        if codes is None:
+            return frozenset()
+        with builtin(INSTEAD, _one_by_one(value, place.present[0].dtype)):
+            result = self._runs.run_edited(codes)
+        return frozenset(q for q, answer in self._answers.items() if _equals(result.values.get(q), answer))
 
 
-def _places(candidates: Candidates, runs: EditedRuns) -> Iterator[tuple[EditableFunction, Site, list[Tensor]]]:
-    """Expressions of backward with their values, in the order of their lines, small ones first."""
-    for function, sites in candidates.functions:
-        if not function.called.in_backward:
-            continue
-        places = [site for site in sites if is_value(site, function.called)]
-        present = record_values(function, places, runs.run)
-        order = sorted(present, key=lambda n: (places[n].node.lineno, len(ast.unparse(places[n].node))))
-        for n in order:
-            yield function, places[n], present[n]
+def as_correction(expected: ExpectedValue) -> Correction:
+    """The value in words."""
+    place = expected.place
+    old, line = shown_text(place.site)
+    words = expected.words if len(expected.value) == 1 else f"{expected.words}, at each step"
+    change = Change(place.function.code.co_filename, line, old, words, is_code=False)
+    return Correction((change,), expected.quantities, makes_all_right=False)
 
 
-def _right_with(place: _Place, value: list[Tensor], runs: EditedRuns, targets: Sequence[Mismatch]) -> frozenset[str]:
-    codes = place.codes
-    if codes is None:
-        return frozenset()
-    tensors = place.function.called.tensors.values()
-    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float64)
-    with builtin(INSTEAD, _one_by_one(value, dtype)):
-        result = runs.run_edited(codes)
-    return frozenset(
-        target.quantity
-        for target in targets
-        if target.oracle is not None and _equals(result.values.get(target.quantity), target.oracle)
-    )
+def _with_value(place: Place) -> Candidate:
+    return Candidate(((place.function, place.site.edit(value_instead(), 1)),))
 
 
-def _is_confirmed(place: _Place, quantities: frozenset[str], probe: Probe) -> bool:
-    """True if the same value makes the same quantities right in another draw."""
-    inputs, incoming = probe.draw(SECOND_DRAW), probe.incoming(SECOND_DRAW)
-    expected = None if inputs is None else probe.run_native(inputs, incoming)
-    if inputs is None or expected is None or probe.case.native is None:
-        return False
-    value = native_values(probe.case.native, inputs, incoming).get(place.words)
-    codes = place.codes
-    if not value or codes is None:
-        return False
-    with builtin(INSTEAD, _one_by_one(place.ordered(value), probe.variant.dtype)), exchanged(codes):
-        result = probe.run_ours(inputs, incoming)
-    return all(_equals(result.values.get(name), expected.get(name)) for name in quantities)
+def _have_shapes(values: list[Tensor], others: list[Tensor]) -> bool:
+    return [(v.shape, v.is_complex()) for v in values] == [(v.shape, v.is_complex()) for v in others]
 
 
 def _one_by_one(values: list[Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -139,18 +178,10 @@ def _one_by_one(values: list[Tensor], dtype: torch.dtype) -> Callable[[], Tensor
 
 
 def _equals(got: Tensor | None, expected: Tensor | None) -> bool:
-    return got is not None and expected is not None and _is_near(as_real(got), as_real(expected))
-
-
-def _is_near(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or not a.numel():
+    if got is None or expected is None:
         return False
-    a, b = a.double().cpu(), b.double().cpu()
-    return bool(((a - b).abs() <= TOLERANCE * b.abs().max()).all())
-
-
-def _has_numbers_of(values: list[Tensor], answer: Tensor) -> bool:
-    """True if the elements are those of the wrong gradient itself, in whatever shape."""
-    if len(values) != 1 or values[0].numel() != answer.numel():
-        return not values
-    return _is_near(as_real(values[0]).flatten().sort().values, answer.flatten().sort().values)
+    got, expected = as_real(got), as_real(expected)
+    if got.shape != expected.shape or not got.numel():
+        return False
+    got, expected = got.double().cpu(), expected.double().cpu()
+    return bool(((got - expected).abs() <= TOLERANCE * expected.abs().max()).all())

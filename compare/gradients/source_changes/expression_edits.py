@@ -23,6 +23,12 @@ def number(value: float) -> ast.expr:
     return ast.UnaryOp(ast.USub(), ast.Constant(-value)) if value < 0 else ast.Constant(value)
 
 
+def method(node: ast.expr, called: str, *arguments: ast.expr, **keywords: ast.expr) -> ast.Call:
+    """The call of a tensor's method."""
+    function = ast.Attribute(node, called, ast.Load())
+    return ast.Call(function, list(arguments), [ast.keyword(key, value) for key, value in keywords.items()])
+
+
 def transposed(node: ast.expr) -> ast.expr:
     """``node.mT``."""
     return ast.Attribute(node, "mT", ast.Load())

@@ -9,7 +9,7 @@ import torch
 
 from compare.gradients.source_changes.called_functions import CalledFunction, is_number
 from compare.gradients.source_changes.edits import Edit, Site
-from compare.gradients.source_changes.expression_edits import name, number
+from compare.gradients.source_changes.expression_edits import method, name, number
 
 MAX_FACTORS = 6  # local tensors whose products are tried: their number grows with its cube
 STEPS = (
@@ -44,19 +44,19 @@ def step_edits(site: Site, called: CalledFunction, dims: int) -> Iterator[Edit]:
         return
     if not isinstance(site.ancestors[-1], ast.UnaryOp):
         yield site.edit(ast.UnaryOp(ast.USub(), node), 2)
-    yield site.edit(_method(node, "conj"), 2)
+    yield site.edit(method(node, "conj"), 2)
     one, square = number(1), ast.BinOp(node, ast.Pow(), number(2))
     yield site.edit(ast.BinOp(one, ast.Sub(), node), 3)
     yield site.edit(ast.BinOp(one, ast.Sub(), square), 4)
     yield site.edit(ast.BinOp(one, ast.Add(), square), 4)
     yield site.edit(ast.BinOp(node, ast.Mult(), ast.BinOp(one, ast.Sub(), node)), 4)
     for step in STEPS:
-        yield site.edit(_method(node, step), 3)
-    yield site.edit(_method(node, "sum"), 3)
+        yield site.edit(method(node, step), 3)
+    yield site.edit(method(node, "sum"), 3)
     if isinstance(node, ast.Name) and called.tensors[node.id].dtype == torch.int64:
-        yield site.edit(_method(node, "argsort"), 1)  # the inverse of a permutation
-        yield site.edit(_method(node, "argsort", number(-1)), 2)
-    yield site.edit(_method(node, "clamp", min=number(0)), 3)
+        yield site.edit(method(node, "argsort"), 1)  # the inverse of a permutation
+        yield site.edit(method(node, "argsort", number(-1)), 2)
+    yield site.edit(method(node, "clamp", min=number(0)), 3)
     if dims >= 2:
         yield from _matrix_edits(site)
     for dim in range(dims):
@@ -65,7 +65,7 @@ def step_edits(site: Site, called: CalledFunction, dims: int) -> Iterator[Edit]:
     for local in shapes.values():
         shape = ast.Attribute(name(local), "shape", ast.Load())
         for step in ("sum_to_size", "reshape", "expand"):
-            yield site.edit(_method(node, step, shape), 3)
+            yield site.edit(method(node, step, shape), 3)
 
 
 def _matrix_edits(site: Site) -> Iterator[Edit]:
@@ -76,24 +76,24 @@ def _matrix_edits(site: Site) -> Iterator[Edit]:
     yield site.edit(both, 3)
     yield site.edit(ast.BinOp(both, ast.Div(), number(2)), 3)
     for half, diagonal in (("tril", -1), ("triu", 1)):
-        yield site.edit(_method(node, half), 3)
-        yield site.edit(_method(node, half, number(diagonal)), 3)
+        yield site.edit(method(node, half), 3)
+        yield site.edit(method(node, half, number(diagonal)), 3)
 
 
 def _edits_along(site: Site, dim: int) -> Iterator[Edit]:
     node, at = site.node, number(dim)
-    mean = _method(node, "mean", at, keepdim=ast.Constant(True))
+    mean = method(node, "mean", at, keepdim=ast.Constant(True))
     for summed in ("sum", "mean"):
-        yield site.edit(_method(node, summed, at, keepdim=ast.Constant(True)), 3)
-        yield site.edit(_method(node, summed, at), 3)
+        yield site.edit(method(node, summed, at, keepdim=ast.Constant(True)), 3)
+        yield site.edit(method(node, summed, at), 3)
     yield site.edit(ast.BinOp(node, ast.Sub(), mean), 4)
     axes = ast.List([at], ast.Load())
-    yield site.edit(_method(node, "flip", axes), 3)
-    yield site.edit(_method(node, "cumsum", at), 3)
-    yield site.edit(_method(_method(_method(node, "flip", axes), "cumsum", at), "flip", axes), 4)
+    yield site.edit(method(node, "flip", axes), 3)
+    yield site.edit(method(node, "cumsum", at), 3)
+    yield site.edit(method(method(method(node, "flip", axes), "cumsum", at), "flip", axes), 4)
     for shift in (1, -1):
-        yield site.edit(_method(node, "roll", number(shift), at), 3)
-    yield site.edit(_method(node, "unsqueeze", at), 3)
+        yield site.edit(method(node, "roll", number(shift), at), 3)
+    yield site.edit(method(node, "unsqueeze", at), 3)
 
 
 def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
@@ -155,16 +155,10 @@ def product_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
             for operator in OPERATORS:
                 yield site.edit(ast.BinOp(site.node, operator, product), 5)
             for dim in (0, -1):
-                summed = _method(product, "sum", number(dim), keepdim=ast.Constant(True))
+                summed = method(product, "sum", number(dim), keepdim=ast.Constant(True))
                 for third in (summed, *(ast.BinOp(name(other), ast.Mult(), summed) for other in tensors)):
                     for operator in (ast.Add(), ast.Sub()):
                         yield site.edit(ast.BinOp(site.node, operator, third), 6)
-
-
-def _method(node: ast.expr, called: str, *arguments: ast.expr, **keywords: ast.expr) -> ast.Call:
-    """The call of a tensor's method."""
-    function = ast.Attribute(node, called, ast.Load())
-    return ast.Call(function, list(arguments), [ast.keyword(key, value) for key, value in keywords.items()])
 
 
 def _broadcast(called: CalledFunction, local: str) -> Iterator[ast.expr]:
@@ -188,7 +182,7 @@ def _functions_of(node: ast.expr) -> Iterator[ast.expr]:
     yield ast.BinOp(one, ast.Add(), node)
     yield ast.BinOp(node, ast.Mult(), ast.BinOp(one, ast.Sub(), node))
     for function in FUNCTIONS:
-        yield _method(node, function)
+        yield method(node, function)
     for comparison in COMPARISONS:
         yield ast.Compare(node, [comparison], [number(0)])
     yield ast.UnaryOp(ast.Invert(), node)
@@ -207,7 +201,7 @@ def _sizes(called: CalledFunction) -> Iterator[ast.expr]:
                 yield ast.BinOp(size, ast.Sub(), number(1))
         if value.dim() > 1 and value.numel() not in known:
             known.add(value.numel())
-            yield _method(name(local), "numel")
+            yield method(name(local), "numel")
     for local, factor in called.numbers.items():
         if factor not in (0, 1):
             yield name(local)

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from itertools import islice
 
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.mismatch import Mismatch
@@ -19,7 +20,8 @@ from compare.gradients.source_changes.correction import Correction, correction, 
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
-from compare.gradients.source_changes.expected_values import find_expected_value
+from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValues, as_correction
+from compare.gradients.source_changes.fitting_terms import find_ingredients, fitting_edits
 from compare.gradients.variants import Variant
 
 # Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
@@ -81,14 +83,21 @@ class _Search:
     def find(self, max_calls: int) -> list[Correction]:
         """Try single edits, then two together, then values of native's; return the corrections."""
         self._try_single_edits(max_calls)
-        told: frozenset[str] = frozenset().union(*(c.quantities for _, c in self.corrections))
-        if told != self.wrong:
+        if self._corrected != self.wrong:
             self._try_pairs()
         complete = [c for _, c in self.corrections if c.makes_all_right]
         if self.corrections:
             return complete or [c for _, c in self.corrections]
-        instead = self._parts() or self._expected_value()
+        expected = ExpectedValues(self.candidates, self.runs, self.targets, self.probe)
+        told = self._try_fitting_terms(expected) if not self.raises else None
+        if self.corrections:
+            return [c for _, c in self.corrections]
+        instead = self._parts() or told
         return [instead] if instead is not None else []
+
+    @property
+    def _corrected(self) -> frozenset[str]:
+        return frozenset().union(*(c.quantities for _, c in self.corrections))
 
     def _try_single_edits(self, max_calls: int) -> None:
         for candidate in self.candidates:
@@ -112,10 +121,20 @@ class _Search:
             return None
         return of_parts(parts[0][0], parts[1][0], [words for _, words in parts])
 
-    def _expected_value(self) -> Correction | None:
-        if self.probe is None or self.raises:
-            return None
-        return find_expected_value(self.candidates, self.runs, self.targets, self.probe)
+    def _try_fitting_terms(self, expected: ExpectedValues) -> Correction | None:
+        """Terms and factors that make an expression what it should be. Otherwise the first such value in words."""
+        self.comparisons = MAX_COMPARISONS
+        of_native = list(islice(expected.of_native(), MAX_VALUES))
+        for each in (*of_native, *expected.of_gradients()):
+            if len(each.value) > 1:  # in a loop: the terms of each step are others
+                continue
+            place = each.place
+            ingredients, numbers = find_ingredients(*place.others), place.function.called.numbers
+            for edit in fitting_edits(place.site, place.present[0], each.value[0], ingredients, numbers):
+                self._try(Candidate(((place.function, edit),)))
+                if self._corrected == self.wrong:
+                    return None
+        return next((as_correction(each) for each in of_native if expected.is_confirmed(each)), None)
 
     def _is_enough(self, candidate: Candidate) -> bool:
         complete = [cost for cost, known in self.corrections if known.makes_all_right]
