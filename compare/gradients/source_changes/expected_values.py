@@ -94,6 +94,19 @@ class ExpectedValues:
                     yield ExpectedValue(place, [target.oracle], quantities=quantities)
                     break
 
+    def of_factors(self) -> Iterator[ExpectedValue]:
+        """Factors of a wrong gradient, with what they would have to be, small expressions first."""
+        for target in self._targets:
+            if target.ours is None or target.oracle is None or not (target.ours != 0).all():
+                continue
+            ratio = target.oracle / target.ours
+            for place in sorted(self._places, key=lambda place: len(ast.unparse(place.site.node))):
+                present = place.present[0]
+                if len(place.present) == 1 and present.shape == ratio.shape and not present.is_complex():
+                    value = [present.double() * ratio]
+                    if target.quantity in self._right_with(place, value):
+                        yield ExpectedValue(place, value, quantities=frozenset({target.quantity}))
+
     def of_native(self) -> Iterator[ExpectedValue]:
         """Expressions with a value of native's that makes wrong gradients right, in the order of the lines.
 

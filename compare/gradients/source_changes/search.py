@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from itertools import islice
+from typing import Any
 
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.mismatch import Mismatch
@@ -21,7 +22,8 @@ from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
 from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValues, as_correction
-from compare.gradients.source_changes.fitting_terms import find_ingredients, fitting_edits
+from compare.gradients.source_changes.fitting_terms import Terms
+from compare.gradients.source_changes.terms import find_ingredients
 from compare.gradients.variants import Variant
 
 # Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
@@ -125,13 +127,16 @@ class _Search:
         """Terms and factors that make an expression what it should be. Otherwise the first such value in words."""
         self.comparisons = MAX_COMPARISONS
         of_native = list(islice(expected.of_native(), MAX_VALUES))
-        for each in (*of_native, *expected.of_gradients()):
+        terms: dict[Any, Terms] = {}
+        for each in (*of_native, *expected.of_gradients(), *expected.of_factors()):
             if len(each.value) > 1:  # in a loop: the terms of each step are others
                 continue
-            place = each.place
-            ingredients, numbers = find_ingredients(*place.others), place.function.called.numbers
-            for edit in fitting_edits(place.site, place.present[0], each.value[0], ingredients, numbers):
-                self._try(Candidate(((place.function, edit),)))
+            function, shape = each.place.function, each.value[0].shape
+            if (function, shape) not in terms:
+                ingredients = find_ingredients(*each.place.others)
+                terms[function, shape] = Terms(ingredients, shape, function.called.numbers)
+            for edit in terms[function, shape].edits(each.place.site, each.place.present[0], each.value[0]):
+                self._try(Candidate(((function, edit),)))
                 if self._corrected == self.wrong:
                     return None
         return next((as_correction(each) for each in of_native if expected.is_confirmed(each)), None)

@@ -1,0 +1,133 @@
+"""Terms that formulas are made of: products of expressions of the source, functions of them, and sums of products."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import combinations, combinations_with_replacement
+
+import torch
+from torch import Tensor
+
+from compare.gradients.source_changes.edits import Site
+from compare.gradients.source_changes.expression_edits import method, number
+
+MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 30, 2000
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """An expression of the source, and its value."""
+
+    node: ast.expr
+    value: Tensor
+
+    def __mul__(self, other: Ingredient) -> Ingredient:
+        return Ingredient(ast.BinOp(self.node, ast.Mult(), other.node), self.value * other.value)
+
+
+def find_ingredients(sites: Sequence[Site], recorded: dict[int, list[Tensor]]) -> list[Ingredient]:
+    """Expressions with one value, of real numbers: names first, short ones before long ones."""
+    known: dict[str, Ingredient] = {}
+    for n, values in recorded.items():
+        value, node = values[0], sites[n].node
+        text = ast.unparse(node)
+        if len(values) == 1 and value.is_floating_point() and 0 < value.numel() <= MAX_NUMBERS and text not in known:
+            known[text] = Ingredient(copy.deepcopy(node), value.double())
+    ordered = sorted(
+        known.values(), key=lambda each: (not isinstance(each.node, ast.Name), len(ast.unparse(each.node)))
+    )
+    names = [each for each in ordered if isinstance(each.node, ast.Name)][:MAX_NAMES]
+    return names + [each for each in ordered if not isinstance(each.node, ast.Name)][: MAX_EXPRESSIONS - len(names)]
+
+
+def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingredient]:
+    """Terms of a shape, the simple ones first."""
+    names = [each for each in ingredients if isinstance(each.node, ast.Name)]
+    extended = [*ingredients, *(f for each in ingredients for f in _functions(each))]
+    for each in extended:
+        yield from _shaped(each, shape)
+    for a, b in combinations_with_replacement(ingredients, 2):
+        yield from _products((a, b), shape)
+    for a in ingredients:
+        for b in extended[len(ingredients) :]:
+            yield from _products((a, b), shape)
+    sums = [s for pair in combinations_with_replacement(names, 2) for s in _sums(pair)]
+    for total in sums:
+        for each in ingredients:
+            yield from _products((each, total), shape)
+    for three in combinations_with_replacement(ingredients, 3):
+        yield from _products(three, shape)
+    for total in sums:
+        for a, b in combinations_with_replacement(names, 2):
+            yield from _products((a, b, total), shape)
+
+
+def _functions(each: Ingredient) -> Iterator[Ingredient]:
+    value, node = each.value, each.node
+    yield Ingredient(ast.BinOp(number(1), ast.Div(), node), 1 / value)
+    yield Ingredient(ast.BinOp(node, ast.Pow(), number(2)), value**2)
+    yield Ingredient(ast.BinOp(number(1), ast.Sub(), node), 1 - value)
+    if value.dim() >= 2:
+        yield Ingredient(ast.Attribute(node, "mT", ast.Load()), value.mT)
+    if isinstance(node, ast.Name):
+        yield Ingredient(ast.BinOp(number(1), ast.Div(), ast.BinOp(node, ast.Pow(), number(2))), value**-2)
+        for function in ("exp", "log", "sqrt", "sigmoid", "tanh", "sign", "cos", "sin"):
+            yield Ingredient(method(node, function), getattr(value, function)())
+
+
+def _sums(pair: tuple[Ingredient, Ingredient]) -> Iterator[Ingredient]:
+    """Sums of a product along one dimension, which is kept."""
+    try:
+        product = pair[0] * pair[1]
+    except RuntimeError:  # shapes that do not go together
+        return
+    for dim in range(product.value.dim()):
+        node = method(product.node, "sum", number(dim), keepdim=ast.Constant(True))
+        yield Ingredient(node, product.value.sum(dim, keepdim=True))
+
+
+def _products(factors: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingredient]:
+    """The product, and the matrix product of two, if they have the shape or a sum of them has."""
+    try:
+        product = factors[0]
+        for factor in factors[1:]:
+            product = product * factor
+        yield from _shaped(product, shape)
+    except RuntimeError:  # shapes that do not go together
+        pass
+    if len(factors) == 2:
+        for a, b in (factors, factors[::-1]):
+            yield from _matrix_products(a, b, shape)
+
+
+def _matrix_products(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
+    if a.value.dim() < 2 or b.value.dim() < 2 or len(shape) < 2:
+        return
+    for left, node in ((a.value, a.node), (a.value.mT, ast.Attribute(a.node, "mT", ast.Load()))):
+        if left.shape[-1] == b.value.shape[-2] and (left.shape[-2], b.value.shape[-1]) == tuple(shape[-2:]):
+            try:
+                yield from _shaped(Ingredient(ast.BinOp(node, ast.MatMult(), b.node), left @ b.value), shape)
+            except RuntimeError:  # batches that do not go together
+                continue
+
+
+def _shaped(each: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
+    """The term itself or expanded, if it fits the shape; its sums over one or two dimensions, if they do."""
+    value = each.value
+    if value.shape == shape:
+        yield each
+    elif value.dim() <= len(shape):
+        with suppress(RuntimeError):  # it has other sizes
+            yield Ingredient(each.node, value.expand(shape))
+    for count in (1, 2):
+        for dims in combinations(range(value.dim()), count):
+            for kept in (False, True):
+                sizes = [1 if d in dims else s for d, s in enumerate(value.shape) if kept or d not in dims]
+                if torch.Size(sizes) == shape and value.shape != shape:
+                    at = number(dims[0]) if count == 1 else ast.Tuple([number(d) for d in dims], ast.Load())
+                    keywords = {"keepdim": ast.Constant(True)} if kept else {}
+                    yield Ingredient(method(each.node, "sum", at, **keywords), value.sum(dims, keepdim=kept))
