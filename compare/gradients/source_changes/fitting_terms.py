@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, product
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 
 MAX_TERMS = 25_000
 MAX_EDITS = 8
+MAX_FOR_TWO, MIN_FOR_TWO = 6000, 5  # terms of which two are tried together; elements that do not agree by chance
 RELATIVE_ERROR, NEAR = 1e-9, 1e-7
 COEFFICIENTS = (1, 2, 3, 4, 0.5, 0.25, 1.5)
 COST = 5
@@ -36,21 +37,27 @@ class Terms:
         self._named = {abs(value): key for key, value in numbers.items() if value not in (0, 1, 2, -1, -2)}
         self._coefficients = torch.tensor([*COEFFICIENTS, *self._named], dtype=torch.float64)
 
-    def edits(self, site: Site, present: Tensor, expected: Tensor) -> Iterator[Edit]:
+    def edits(self, site: Site, present: Tensor, expected: Tensor, *, of_two: bool = False) -> Iterator[Edit]:
         """Edits that give an expression its expected value: a term or a factor more, or another expression.
 
         Args:
             present: the value that the expression has.
             expected: the one that it should have.
+            of_two: a sum of two terms in place of one.
         """
         present, expected = present.double(), expected.double()
         if not (present.isfinite().all() and expected.isfinite().all()):
             return
         goals = {"term": expected - present, "whole": expected}
-        if (present != 0).all():
-            goals["factor"] = expected / present
-        edits = [edit for kind, goal in goals.items() for edit in self._fitting(site, kind, goal)]
-        yield from sorted(edits, key=lambda edit: len(ast.unparse(edit.changes[0][2] or site.node)))[:MAX_EDITS]
+        if of_two and expected.numel() >= MIN_FOR_TWO:
+            edits = [edit for kind, goal in goals.items() for edit in self._sums_of_two(site, kind, goal)]
+        elif not of_two:
+            if (present != 0).all():
+                goals["factor"] = expected / present
+            edits = [edit for kind, goal in goals.items() for edit in self._fitting(site, kind, goal)]
+        else:
+            return
+        yield from sorted(edits, key=_length_of_what_is_new)[:MAX_EDITS]
 
     def _fitting(self, site: Site, kind: str, goal: Tensor) -> Iterator[Edit]:
         sums = goal.flatten() @ self._weights
@@ -66,6 +73,23 @@ class Terms:
             if new is not None:
                 yield site.edit(new, COST)
 
+    def _sums_of_two(self, site: Site, kind: str, goal: Tensor) -> Iterator[Edit]:
+        """Two terms, each plus or minus, once or twice, that are together what an expression lacks, or all of it."""
+        sums = goal.flatten() @ self._weights
+        own = self._sums[:MAX_FOR_TWO]
+        firsts, order = own[:, 0].sort()
+        limit = NEAR * float(sums.abs().max())
+        for a, b in product((1, -1, 2, -2), repeat=2):
+            needed = (sums - a * own) / b
+            low, high = (torch.searchsorted(firsts, needed[:, 0].contiguous() + shift) for shift in (-limit, limit))
+            for n in (low < high).nonzero().flatten().tolist():
+                for m in order[low[n] : high[n]].tolist():
+                    first, second = self._terms[n], self._terms[m]
+                    if n < m and _is_near(a * first.value + b * second.value, goal):
+                        node = self._edited(site.node, kind, first, a)
+                        if node is not None:
+                            yield site.edit(self._edited(node, "term", second, b), COST + 1)
+
     def _edited(self, node: ast.expr, kind: str, term: Ingredient, coefficient: float) -> ast.expr | None:
         size = abs(coefficient)
         factor = name(self._named[size]) if size in self._named else number(int(size) if size == int(size) else size)
@@ -78,6 +102,12 @@ class Terms:
         if ast.unparse(scaled) == ast.unparse(node) and coefficient > 0:
             return None
         return scaled if coefficient > 0 else ast.UnaryOp(ast.USub(), scaled)
+
+
+def _length_of_what_is_new(edit: Edit) -> int:
+    _, old, new = edit.changes[0]
+    before, after = ast.unparse(old), ast.unparse(new or old)
+    return len(after) - len(before) * (before in after)
 
 
 def _is_near(a: Tensor, b: Tensor) -> bool:

@@ -128,17 +128,18 @@ class _Search:
         self.comparisons = MAX_COMPARISONS
         of_native = list(islice(expected.of_native(), MAX_VALUES))
         terms: dict[Any, Terms] = {}
-        for each in (*of_native, *expected.of_gradients(), *expected.of_factors()):
-            if len(each.value) > 1:  # in a loop: the terms of each step are others
-                continue
-            function, shape = each.place.function, each.value[0].shape
-            if (function, shape) not in terms:
-                ingredients = find_ingredients(*each.place.others)
-                terms[function, shape] = Terms(ingredients, shape, function.called.numbers)
-            for edit in terms[function, shape].edits(each.place.site, each.place.present[0], each.value[0]):
-                self._try(Candidate(((function, edit),)))
-                if self._corrected == self.wrong:
-                    return None
+        once = [e for e in (*of_native, *expected.of_gradients(), *expected.of_factors()) if len(e.value) == 1]
+        for of_two in (False, True):
+            for each in once:  # in a loop the terms of each step are others
+                function, shape = each.place.function, each.value[0].shape
+                if (function, shape) not in terms:
+                    ingredients = find_ingredients(*each.place.others)
+                    terms[function, shape] = Terms(ingredients, shape, function.called.numbers)
+                own = terms[function, shape]
+                for edit in own.edits(each.place.site, each.place.present[0], each.value[0], of_two=of_two):
+                    self._try(Candidate(((function, edit),)))
+                    if self._corrected == self.wrong:
+                        return None
         return next((as_correction(each) for each in of_native if expected.is_confirmed(each)), None)
 
     def _is_enough(self, candidate: Candidate) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,14 +62,17 @@ def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iter
             yield from _products((each, total), shape)
     for three in combinations_with_replacement(ingredients, 3):
         yield from _products(three, shape)
+    yield from _matrix_chains(names, shape)
     for total in sums:
         for a, b in combinations_with_replacement(names, 2):
             yield from _products((a, b, total), shape)
+    for a, b, c in itertools.product(names, ingredients, ingredients):
+        yield from _products((a, b, _reciprocal(c)), shape)
 
 
 def _functions(each: Ingredient) -> Iterator[Ingredient]:
     value, node = each.value, each.node
-    yield Ingredient(ast.BinOp(number(1), ast.Div(), node), 1 / value)
+    yield _reciprocal(each)
     yield Ingredient(ast.BinOp(node, ast.Pow(), number(2)), value**2)
     yield Ingredient(ast.BinOp(number(1), ast.Sub(), node), 1 - value)
     if value.dim() >= 2:
@@ -77,6 +81,10 @@ def _functions(each: Ingredient) -> Iterator[Ingredient]:
         yield Ingredient(ast.BinOp(number(1), ast.Div(), ast.BinOp(node, ast.Pow(), number(2))), value**-2)
         for function in ("exp", "log", "sqrt", "sigmoid", "tanh", "sign", "cos", "sin"):
             yield Ingredient(method(node, function), getattr(value, function)())
+
+
+def _reciprocal(each: Ingredient) -> Ingredient:
+    return Ingredient(ast.BinOp(number(1), ast.Div(), each.node), 1 / each.value)
 
 
 def _sums(pair: tuple[Ingredient, Ingredient]) -> Iterator[Ingredient]:
@@ -102,6 +110,18 @@ def _products(factors: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingr
     if len(factors) == 2:
         for a, b in (factors, factors[::-1]):
             yield from _matrix_products(a, b, shape)
+
+
+def _matrix_chains(names: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingredient]:
+    """Products of three matrices, each as it is or transposed."""
+    matrices = [each for each in names if each.value.dim() == 2]
+    transposed = [Ingredient(ast.Attribute(each.node, "mT", ast.Load()), each.value.mT) for each in matrices]
+    for a, b in itertools.product([*matrices, *transposed], repeat=2):
+        if len(shape) == 2 and a.value.shape[1] == b.value.shape[0] and a.value.shape[0] == shape[0]:
+            pair = Ingredient(ast.BinOp(a.node, ast.MatMult(), b.node), a.value @ b.value)
+            for c in (*matrices, *transposed):
+                if pair.value.shape[1] == c.value.shape[0] and c.value.shape[1] == shape[1]:
+                    yield Ingredient(ast.BinOp(pair.node, ast.MatMult(), c.node), pair.value @ c.value)
 
 
 def _matrix_products(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
