@@ -33,7 +33,7 @@ class Change:
 
     @property
     def words(self) -> str:
-        """What should stand there."""
+        """Text after "`old`": "should be ..."."""
         if not self.new:
             return "should be left out"
         return f"should be `{self.new}`" if self.is_code else f"should be {self.new}"
@@ -62,7 +62,7 @@ class Correction:
 
     @property
     def proof(self) -> str:
-        """What a comparison with the changes says."""
+        """Result of a comparison with the changes."""
         if self.elements:
             return f"with each change its elements of the {self.names} are right"
         if not all(change.is_code for change in self.changes):

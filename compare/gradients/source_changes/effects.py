@@ -1,4 +1,4 @@
-"""What each edit changes in the wrong numbers: two edits are found together without a run of each two."""
+"""Effects of edits on the wrong numbers, by which two edits are told together without a run of each two."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Effects:
         return [(candidates[n], self._words(right[n] & self._wrong)) for n in min(pairs)[1:]] if pairs else []
 
     def _words(self, chosen: Tensor) -> str:
-        """How many elements are chosen, and what they have in common if that is one index of one gradient."""
+        """Number of the elements that are chosen, and what they have in common if that is one index of one gradient."""
         words = f"{int(chosen.sum())} of the {int(self._wrong.sum())} wrong elements"
         sizes = [target.wrong.numel() for target in self._targets if target.wrong is not None]
         chosen_of = [
@@ -159,7 +159,7 @@ def _joined(values: Sequence[Tensor | None]) -> Tensor:
 
 
 def _adding_up(numbers: Tensor, needed: Tensor) -> Iterator[tuple[int, int]]:
-    """Every n < m with ``numbers[n] + numbers[m]`` about equal to ``needed``."""
+    """Pairs n < m with ``numbers[n] + numbers[m]`` about equal to ``needed``."""
     limit = 1e-4 * (numbers.abs().sum(1) + needed.abs().sum())
     for start in range(0, len(numbers), CHUNK):
         part = numbers[start : start + CHUNK]

@@ -71,9 +71,9 @@ class ExpectedValues:
         self, candidates: Candidates, runs: EditedRuns, targets: Sequence[Mismatch], probe: Probe | None
     ) -> None:
         self._runs, self._targets, self._probe = runs, targets, probe
-        self._answers = {t.quantity: t.oracle for t in targets if t.oracle is not None and not t.is_output}
+        self._expected = {t.quantity: t.oracle for t in targets if t.oracle is not None and not t.is_output}
         self._places: list[Place] = []
-        if len(self._answers) < len(targets):
+        if len(self._expected) < len(targets):
             return
         for function, sites in candidates.functions:
             if not function.called.in_backward:
@@ -119,7 +119,7 @@ class ExpectedValues:
         trials = 0
         for place in self._places:
             for words, in_order in reversed(values.items()):  # the last of equal ones is the nearest
-                if _have_shapes(in_order, place.present) and not self._are_an_answer(in_order):
+                if _have_shapes(in_order, place.present) and not self._are_a_gradient(in_order):
                     for is_reversed in (False, True)[: len(in_order)]:
                         value = in_order[::-1] if is_reversed else in_order
                         trials += 1
@@ -147,11 +147,11 @@ class ExpectedValues:
             result = probe.run_ours(inputs, incoming)
         return all(_equals(result.values.get(name), right.get(name)) for name in expected.quantities)
 
-    def _are_an_answer(self, values: list[Tensor]) -> bool:
+    def _are_a_gradient(self, values: list[Tensor]) -> bool:
         """True for the elements of a wrong gradient itself, in whatever shape."""
         numbers = as_real(values[0]).flatten().sort().values
         return len(values) == 1 and any(
-            _equals(numbers, answer.flatten().sort().values) for answer in self._answers.values()
+            _equals(numbers, gradient.flatten().sort().values) for gradient in self._expected.values()
         )
 
     def _right_with(self, place: Place, value: list[Tensor]) -> frozenset[str]:
@@ -164,7 +164,7 @@ class ExpectedValues:
             return frozenset()
         with builtin(INSTEAD, _one_by_one(value, place.present[0].dtype)):
             result = self._runs.run_edited(codes)
-        return frozenset(q for q, answer in self._answers.items() if _equals(result.values.get(q), answer))
+        return frozenset(q for q, gradient in self._expected.items() if _equals(result.values.get(q), gradient))
 
 
 def as_correction(expected: ExpectedValue) -> Correction:

@@ -16,13 +16,13 @@ from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 MAX_TERMS = 25_000
 MAX_EDITS = 8
 MAX_FOR_TWO, MIN_FOR_TWO = 6000, 5  # terms of which two are tried together; elements that do not agree by chance
-RELATIVE_ERROR, NEAR = 1e-9, 1e-7
+RELATIVE_ERROR, RATIO_ERROR = 1e-9, 1e-7
 COEFFICIENTS = (1, 2, 3, 4, 0.5, 0.25, 1.5)
 COST = 5
 
 
 class Terms:
-    """All terms of one shape, with a few sums of each by which fitting ones are recognized.
+    """Terms of one shape, with a few sums of each that tell which ones fit.
 
     Args:
         numbers: named ones, which are told in place of their values.
@@ -62,12 +62,14 @@ class Terms:
     def _fitting(self, site: Site, kind: str, goal: Tensor) -> Iterator[Edit]:
         sums = goal.flatten() @ self._weights
         ratios = sums[0] / self._sums[:, 0]
-        fits = ((ratios[:, None] * self._sums - sums).abs() <= NEAR * sums.abs().max()).all(1) & ratios.isfinite()
+        fits = ((ratios[:, None] * self._sums - sums).abs() <= RATIO_ERROR * sums.abs().max()).all(
+            1
+        ) & ratios.isfinite()
         for n in fits.nonzero().flatten().tolist():
             term, ratio = self._terms[n], float(ratios[n])
             near = float(self._coefficients[(self._coefficients - abs(ratio)).abs().argmin()])
             coefficient = near if ratio > 0 else -near
-            if abs(near - abs(ratio)) > NEAR * near or not _is_near(coefficient * term.value, goal):
+            if abs(near - abs(ratio)) > RATIO_ERROR * near or not _is_near(coefficient * term.value, goal):
                 continue
             new = self._edited(site.node, kind, term, coefficient)
             if new is not None:
@@ -78,7 +80,7 @@ class Terms:
         sums = goal.flatten() @ self._weights
         own = self._sums[:MAX_FOR_TWO]
         firsts, order = own[:, 0].sort()
-        limit = NEAR * float(sums.abs().max())
+        limit = RATIO_ERROR * float(sums.abs().max())
         for a, b in product((1, -1, 2, -2), repeat=2):
             needed = (sums - a * own) / b
             low, high = (torch.searchsorted(firsts, needed[:, 0].contiguous() + shift) for shift in (-limit, limit))

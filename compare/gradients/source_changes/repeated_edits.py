@@ -44,7 +44,7 @@ def _contains(outer: Edit, inner: Edit) -> bool:
 
 
 def _rule(edit: Edit) -> Hashable | None:
-    """What an edit does, without where; None if it is not one that is repeated."""
+    """Rule of an edit, without its place; None if it is not one that is repeated."""
     if len(edit.changes) != 1:
         return None
     _, old, new = edit.changes[0]
