@@ -98,7 +98,7 @@ class Effects:
         return [(candidates[n], self._words(right[n] & self._wrong)) for n in min(pairs)[1:]] if pairs else []
 
     def _words(self, chosen: Tensor) -> str:
-        """Number of the elements that are chosen, and what they have in common if that is one index of one gradient."""
+        """Number of the chosen elements, and what they have in common if that is one index of one gradient."""
         words = f"{int(chosen.sum())} of the {int(self._wrong.sum())} wrong elements"
         sizes = [target.wrong.numel() for target in self._targets if target.wrong is not None]
         chosen_of = [
