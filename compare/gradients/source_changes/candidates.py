@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import CodeType
@@ -23,7 +23,14 @@ from compare.gradients.source_changes.expression_edits import (
     operator_edits,
 )
 from compare.gradients.source_changes.ingredient_edits import find_ingredients, ingredient_edits
-from compare.gradients.source_changes.insertion_edits import mask_edits, operand_edits, product_edits, step_edits
+from compare.gradients.source_changes.insertion_edits import (
+    function_edits,
+    interval_edits,
+    mask_edits,
+    operand_edits,
+    product_edits,
+    step_edits,
+)
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
 from compare.gradients.source_changes.outside_effects import has_outside_effects, stores_outside
 from compare.gradients.source_changes.repeated_edits import repeated_edits
@@ -89,73 +96,76 @@ class Candidates:
 
     def __iter__(self) -> Iterator[Candidate]:
         """Every edit: exchanges, the same at several places, insertions, sums of products, parts of the source."""
-        for edits in (
-            _one_by_one(self._exchanges),
-            self._repeated,
-            _one_by_one(self._insertions),
-            _one_by_one(self._products),
-            _one_by_one(self._insertions_in_forward),
-            _one_by_one(self._compositions),
-        ):
+        in_backward = [each for each in self.functions if each[0].called.in_backward]
+        in_forward = [each for each in self.functions if not each[0].called.in_backward]
+        tiers = (
+            (self._exchanges, self.functions),
+            (self._repeated, self.functions),
+            (self._insertions, in_backward),
+            (self._functions, in_backward),
+            (self._intervals, in_backward),
+            (self._products, in_backward),
+            (self._insertions, in_forward),
+            (self._functions, in_forward),
+            (self._intervals, in_forward),
+            (self._compositions, in_backward),
+        )
+        for edits, functions in tiers:  # those of a tier are made when the tiers before it were tried
             candidates = [
                 Candidate(tuple((function, edit) for edit in together))
-                for function, sites in self.functions
+                for function, sites in functions
                 for together in edits(function, sites)
             ]
             yield from sorted(candidates, key=lambda candidate: candidate.cost)
 
-    def _exchanges(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
+    def _exchanges(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         called = function.called
         for site in sites:
-            yield from operator_edits(site)
-            yield from constant_edits(site)
-            yield from comparison_edits(site)
-            yield from name_edits(site, called)
-            yield from call_edits(site, called)
-            yield from einsum_edits(site)
-            yield from subscript_edits(site)
-            yield from target_edits(site, called)
-            yield from tuple_edits(site, called)
-            yield from statement_edits(site)
-            yield from index_edits(site)
-        yield from order_edits(sites)
-        yield from moved_operand_edits(sites, called)
+            yield from _alone(operator_edits(site))
+            yield from _alone(constant_edits(site))
+            yield from _alone(comparison_edits(site))
+            yield from _alone(name_edits(site, called))
+            yield from _alone(call_edits(site, called))
+            yield from _alone(einsum_edits(site))
+            yield from _alone(subscript_edits(site))
+            yield from _alone(target_edits(site, called))
+            yield from _alone(tuple_edits(site, called))
+            yield from _alone(statement_edits(site))
+            yield from _alone(index_edits(site))
+        yield from _alone(order_edits(sites))
+        yield from _alone(moved_operand_edits(sites, called))
 
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
-        yield from repeated_edits(list(self._exchanges(function, sites)))
+        yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])
 
-    def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
-        if function.called.in_backward:
-            yield from self._all_insertions(function, sites)
-
-    def _insertions_in_forward(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
-        if not function.called.in_backward:
-            yield from self._all_insertions(function, sites)
-
-    def _all_insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
+    def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         called = function.called
         dims = max((tensor.dim() for tensor in called.tensors.values()), default=0)
         for site in sites:
-            yield from step_edits(site, called, dims)
-            yield from operand_edits(site, called)
-            yield from mask_edits(site, called, self._bounds)
+            yield from _alone(step_edits(site, called, dims))
+            yield from _alone(operand_edits(site, called))
+            yield from _alone(mask_edits(site, called, self._bounds))
 
-    def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
-        called = function.called
-        if not called.in_backward:
-            return
+    def _functions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from ingredient_edits(site, called, self._ingredients)
+            yield from _alone(function_edits(site, function.called))
 
-    def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
-        for site in sites if function.called.in_backward else []:
-            yield from product_edits(site, function.called)
+    def _intervals(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
+        for site in sites:
+            yield from _alone(interval_edits(site, function.called, self._bounds))
+
+    def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
+        for site in sites:
+            yield from _alone(product_edits(site, function.called))
+
+    def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
+        for site in sites:
+            yield from _alone(ingredient_edits(site, function.called, self._ingredients))
 
 
-def _one_by_one(
-    edits: Callable[[EditableFunction, list[Site]], Iterator[Edit]],
-) -> Callable[[EditableFunction, list[Site]], Iterator[tuple[Edit, ...]]]:
-    return lambda function, sites: ((edit,) for edit in edits(function, sites))
+def _alone(edits: Iterable[Edit]) -> Iterator[tuple[Edit]]:
+    """Each edit by itself."""
+    return ((edit,) for edit in edits)
 
 
 def _find_bounds(called: list[CalledFunction], sites: list[Site]) -> list[ast.expr]:

@@ -13,7 +13,7 @@ from compare.gradients.source_changes.edits import Edit, Site
 from compare.gradients.source_changes.expression_edits import name, number
 from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 
-MAX_TERMS = 25_000
+MAX_TERMS = 15_000
 MAX_EDITS = 8
 MAX_FOR_TWO, MIN_FOR_TWO = 6000, 5  # terms of which two are tried together; elements that do not agree by chance
 RELATIVE_ERROR, RATIO_ERROR = 1e-9, 1e-7

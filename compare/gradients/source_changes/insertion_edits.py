@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from itertools import permutations
 
 import torch
 
@@ -97,7 +98,7 @@ def _edits_along(site: Site, dim: int) -> Iterator[Edit]:
 
 
 def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
-    """An expression times, divided by, plus or minus a local tensor or a function of one; or times a number."""
+    """An expression times, divided by, plus or minus a local tensor; or times a number."""
     node = site.node
     if not is_value(site, called) or not is_whole(site):
         return
@@ -108,10 +109,6 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
             yield site.edit(ast.BinOp(node, operator, name(other)), 3)
             for shaped in _broadcast(called, other):
                 yield site.edit(ast.BinOp(node, operator, shaped), 4)
-        for factor in _functions_of(name(other)):
-            yield site.edit(ast.BinOp(node, ast.Mult(), factor), 4)
-            for operator in OPERATORS[1:]:
-                yield site.edit(ast.BinOp(node, operator, factor), 4)
     for value in (2, 0.5, 3, 4, 0.25):
         yield site.edit(ast.BinOp(number(value), ast.Mult(), node), 3)  # as the sizes, which may be equal to it
     for size in _sizes(called):
@@ -120,8 +117,21 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         yield site.edit(ast.BinOp(node, ast.Mult(), size), cost)
 
 
+def function_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """An expression times, divided by, plus or minus a function of a local tensor."""
+    node = site.node
+    if not is_value(site, called) or not is_whole(site):
+        return
+    for other in called.tensors:
+        if isinstance(node, ast.Name) and node.id == other:
+            continue
+        for factor in _functions_of(name(other)):
+            for operator in OPERATORS:
+                yield site.edit(ast.BinOp(node, operator, factor), 4)
+
+
 def mask_edits(site: Site, called: CalledFunction, bounds: list[ast.expr]) -> Iterator[Edit]:
-    """An expression where a local tensor is on one side of a number of the source, or between two.
+    """An expression where a local tensor is on one side of a number of the source.
 
     Args:
         bounds: numbers of the source.
@@ -133,13 +143,18 @@ def mask_edits(site: Site, called: CalledFunction, bounds: list[ast.expr]) -> It
             for comparison in COMPARISONS:
                 mask = ast.Compare(name(other), [comparison], [bound])
                 yield site.edit(ast.BinOp(site.node, ast.Mult(), mask), 3)
-        for low in bounds:
-            for high in bounds:
-                if low is not high:
-                    above = ast.Compare(name(other), [ast.GtE()], [low])
-                    below = ast.Compare(name(other), [ast.LtE()], [high])
-                    both = ast.BinOp(above, ast.BitAnd(), below)
-                    yield site.edit(ast.BinOp(site.node, ast.Mult(), both), 5)
+
+
+def interval_edits(site: Site, called: CalledFunction, bounds: list[ast.expr]) -> Iterator[Edit]:
+    """An expression where a local tensor is between two numbers of the source."""
+    if not is_value(site, called) or not is_whole(site):
+        return
+    for other in called.tensors:
+        for low, high in permutations(bounds, 2):
+            above = ast.Compare(name(other), [ast.GtE()], [low])
+            below = ast.Compare(name(other), [ast.LtE()], [high])
+            both = ast.BinOp(above, ast.BitAnd(), below)
+            yield site.edit(ast.BinOp(site.node, ast.Mult(), both), 5)
 
 
 def product_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:

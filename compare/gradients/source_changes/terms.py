@@ -16,7 +16,7 @@ from torch import Tensor
 from compare.gradients.source_changes.edits import Site
 from compare.gradients.source_changes.expression_edits import method, number
 
-MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 30, 2000
+MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 22, 2000
 
 
 @dataclass(frozen=True)
