@@ -109,7 +109,7 @@ class Terms:
 def _length_of_what_is_new(edit: Edit) -> int:
     _, old, new = edit.changes[0]
     before, after = ast.unparse(old), ast.unparse(new or old)
-    return len(after) - len(before) * (before in after)
+    return len(after) - len(before) * (before in after) // 2
 
 
 def _is_near(a: Tensor, b: Tensor) -> bool:
