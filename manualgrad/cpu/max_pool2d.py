@@ -23,7 +23,7 @@ from manualgrad.cpu.kernel_groups import MAX_POOL_CHANNELS, MAX_POOL_ROWS
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensors
 
 NUMEL_PER_THREAD = 1 << 14  # numbers of the larger image that outweigh the start of a thread
-STREAM_NUMEL = 1 << 20  # of gradients that are stored past the caches: not slower for what follows from here on
+STREAM_NUMEL = 1 << 20  # of results that are stored past the caches: not slower for what follows from here on
 MAX_COLUMNS, MAX_STRIDE, MAX_ROWS_STRIDE = 5, 3, 2  # of windows whose columns lie one behind the other in a kernel
 
 
@@ -141,15 +141,16 @@ def _arguments(
     windows = geometry.windows
     if not table:
         arguments["next_bytes"] = 4 * windows.stride[0] * width * (1 if is_along_rows else channels)
-    if table:
-        # A vector that computed some gradients a second time would read again what was stored past the caches. There
+    if table or not is_along_rows:
+        # A vector that computed some results a second time would store again what was stored past the caches. There
         # is none if its lanes, 8 along rows and up to 16 along channels, divide what it covers.
         if is_along_rows:
             has_one_window = windows.padding[2] == 0 and windows.kernel_size[1] <= windows.stride[1]
             is_whole = has_one_window and width % (8 * windows.stride[1]) == 0
         else:
             is_whole = channels % 16 == 0
-        arguments["streams"] = is_whole and math.prod(shape) >= STREAM_NUMEL
+        out_numel = math.prod(shape) if table else batch * channels * out_height * out_width
+        arguments["streams"] = is_whole and out_numel >= STREAM_NUMEL
     sizes = f"{windows.kernel_size[1]}x{windows.stride[1]}x{windows.padding[2]}"
     if is_along_rows:
         return num_tasks, arguments, MAX_POOL_ROWS + sizes, (row_sources,)
