@@ -67,8 +67,9 @@ class Candidates:
         self._bounds = _find_bounds(called, every_site)
 
     def __iter__(self) -> Iterator[Candidate]:
-        """Every edit: exchanges first, then insertions, then those with other parts of the source."""
-        for edits in (self._exchanges, self._insertions, self._compositions, self._products):
+        """Every edit: exchanges first, then insertions, sums of products, and other parts of the source."""
+        tiers = (self._exchanges, self._insertions, self._products, self._insertions_in_forward, self._compositions)
+        for edits in tiers:
             candidates = [
                 Candidate(function, e) for function, sites in self.functions for e in edits(function, sites)
             ]
@@ -91,11 +92,20 @@ class Candidates:
         yield from moved_operand_edits(sites, called)
 
     def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
+        if function.called.in_backward:
+            yield from self._all_insertions(function, sites)
+
+    def _insertions_in_forward(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
+        if not function.called.in_backward:
+            yield from self._all_insertions(function, sites)
+
+    def _all_insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         called = function.called
         dims = max((tensor.dim() for tensor in called.tensors.values()), default=0)
         for site in sites:
             yield from step_edits(site, called, dims)
             yield from operand_edits(site, called)
+            yield from mask_edits(site, called, self._bounds)
 
     def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         called = function.called
@@ -103,7 +113,6 @@ class Candidates:
             return
         for site in sites:
             yield from ingredient_edits(site, called, self._ingredients)
-            yield from mask_edits(site, called, self._bounds)
 
     def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[Edit]:
         for site in sites if function.called.in_backward else []:

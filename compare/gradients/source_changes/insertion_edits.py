@@ -11,6 +11,7 @@ from compare.gradients.source_changes.called_functions import CalledFunction, is
 from compare.gradients.source_changes.edits import Edit, Site
 from compare.gradients.source_changes.expression_edits import name, number
 
+MAX_FACTORS = 6  # local tensors whose products are tried: their number grows with its cube
 STEPS = ("exp", "log", "sqrt", "abs", "sign", "reciprocal", "sigmoid", "tanh", "cos", "sin", "square", "detach")
 FUNCTIONS = ("exp", "sqrt", "sigmoid", "sign", "cos", "sin", "log", "conj", "abs", "tanh")
 OPERATORS: tuple[ast.operator, ...] = (ast.Mult(), ast.Add(), ast.Sub(), ast.Div())
@@ -112,7 +113,7 @@ def mask_edits(site: Site, called: CalledFunction, bounds: list[ast.expr]) -> It
         for bound in bounds:
             for comparison in COMPARISONS:
                 mask = ast.Compare(name(other), [comparison], [bound])
-                yield site.edit(ast.BinOp(site.node, ast.Mult(), mask), 4)
+                yield site.edit(ast.BinOp(site.node, ast.Mult(), mask), 3)
         for low in bounds:
             for high in bounds:
                 if low is not high:
@@ -127,6 +128,8 @@ def product_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
     if not is_value(site, called) or not is_whole(site):
         return
     tensors = list(called.tensors)
+    if len(tensors) > MAX_FACTORS:
+        return
     for n, first in enumerate(tensors):
         for second in tensors[n:]:
             product = ast.BinOp(name(first), ast.Mult(), name(second))

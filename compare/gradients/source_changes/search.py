@@ -22,7 +22,7 @@ from compare.gradients.variants import Variant
 
 # Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
 # mistakes have names already.
-MAX_CALLS, MAX_CALLS_IF_NAMED = 1_500_000, 500_000
+MAX_CALLS, MAX_CALLS_IF_NAMED = 1_200_000, 600_000
 RUN_CALLS = 120
 MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do

@@ -196,6 +196,21 @@ class Masked(Function):
         return g * (x < 0.75)
 
 
+class ForgetsWhatCtxKeeps(Function):
+    """The factor inside of the logistic function is forgotten; ctx has it."""
+
+    @staticmethod
+    def forward(ctx, x, beta):
+        ctx.save_for_backward(x)
+        ctx.beta = beta
+        return torch.log1p((beta * x).exp()) / beta
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * torch.sigmoid(x), None
+
+
 class Permuted(Function):
     """The permutation in place of its inverse."""
 

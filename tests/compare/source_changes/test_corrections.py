@@ -33,7 +33,7 @@ def run(case: Case) -> tuple[CaseRunner, list[Row]]:
 
 
 def corrections_of(case: Case, max_calls: int = MAX_CALLS) -> list[Correction]:
-    """The corrections of a case that a shorter search finds."""
+    """The corrections of a case that a search of ``max_calls`` finds."""
     runner, rows = run(case)
     return find_corrections(runner, runner.mismatches, list(dict.fromkeys(row.variant for row in rows)), max_calls)
 
@@ -91,6 +91,19 @@ def test_where_no_pattern_fits_the_edit_is_the_finding():
 
 def test_two_mistakes_of_one_gradient_have_no_correction():
     assert corrections_of(case_of(mistakes.TwoMistakes, lambda a, b: a.sin() * b, (matrix, matrix))) == []
+
+
+def test_a_number_that_ctx_keeps_is_put_in():
+    ours = lambda x: mistakes.ForgetsWhatCtxKeeps.apply(x, 2.5)  # noqa: E731
+    case = Case("softplus", ours, lambda x: torch.nn.functional.softplus(x, 2.5), lambda: (matrix(),))
+    result = {(c.old, c.new) for c in corrections_of(case)}
+    assert ("g * torch.sigmoid(x)", "g * torch.sigmoid(x * ctx.beta)") in result, result
+
+
+def test_a_forgotten_bound_is_put_in():
+    case = case_of(mistakes.Masked, lambda x: x.clamp(-0.5, 0.75), (matrix,))
+    result = {(c.old, c.new) for c in corrections_of(case, max_calls=600_000)}
+    assert any("x >= -0.5" in new or "x > -0.5" in new for _, new in result), result
 
 
 def test_of_two_wrong_gradients_each_has_its_own_correction():
