@@ -118,6 +118,14 @@ foreach_mul: Callable[..., tuple[Tensor, ...]] = torch._foreach_mul
 # The class of ctx in reverse mode outside of functorch. Without it forward would keep tensors that only jvp reads.
 BackwardContext: type = BackwardCFunction
 
+
+def free_saved_tensors(ctx: Any) -> None:
+    """Free the tensors that ``ctx`` saved, unless the graph is kept, in reverse mode outside of functorch. Without it
+    they would stay in memory until the end of a backward that no longer needs them."""
+    if isinstance(ctx, BackwardContext):
+        ctx.maybe_clear_saved_tensors()  # type: ignore[attr-defined]  # ctx is narrowed to object
+
+
 # ---------------------------------------------------------------------------- modules, optimizers and schedules
 
 

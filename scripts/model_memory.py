@@ -4,8 +4,9 @@
 
 The models and the step are those of ``scripts.model_speed``. Each side and memory layout is measured in a process of
 its own, with one thread: the largest resident set of three steps, minus what is resident between steps. glibc returns
-every freed block of 64 KiB or more to the system: with its default settings it keeps some, by chance, and figures
-differ by half from run to run. The layout with the smaller peak counts on each side.
+every freed block of a page or more to the system. With its default settings it keeps some, by chance, and figures
+differ by half from run to run; if it keeps blocks of less than 64 KiB, those of models with small layers differ by a
+fifth. The layout with the smaller peak counts on each side.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> None:
     names = sys.argv[1:] or known
     if unknown := set(names) - set(known):
         sys.exit(f"unknown models {', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # for the processes below
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "4096"}  # for the processes below
     ratios = []
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name in names:

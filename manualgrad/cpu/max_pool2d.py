@@ -14,46 +14,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad.cpu import instruction_set, memory, team
+from manualgrad.cpu import instruction_set, memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.image_formats import channels_last_copy, contiguous_copy
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.kernel_groups import MAX_POOL_CHANNELS, MAX_POOL_ROWS
+from manualgrad.cpu.program import Program
+from manualgrad.cpu.signature import BufferRef
+from manualgrad.cpu.team import ParallelRegion
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensors
 
 NUMEL_PER_THREAD = 1 << 14  # numbers of the larger image that outweigh the start of a thread
-STREAM_NUMEL = 1 << 20  # of gradients that are stored past the caches: not slower for what follows from here on
+STREAM_NUMEL = 1 << 20  # of results that are stored past the caches: not slower for what follows from here on
 MAX_COLUMNS, MAX_STRIDE, MAX_ROWS_STRIDE = 5, 3, 2  # of windows whose columns lie one behind the other in a kernel
 
 
-def unsupported_max_pool2d_forward(x: Tensor, geometry: Any) -> str:
+def unsupported_max_pool2d_forward_nchw(x: Tensor, geometry: Any) -> str:
     if reason := _unsupported_geometry(geometry) or unsupported_tensors(x):
         return reason
-    if x.shape[1:3] != geometry.input_size or not x.shape[3]:
+    if x.shape[2:] != geometry.input_size or not x.shape[1]:
         return "the geometry is not that of the images"
     return _unsupported_storage(x)
 
 
-def max_pool2d_forward(module: KernelModule, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
-    """P(x) and the pooling index of each maximum: (N, H, W, C) to two (N, H_out, W_out, C), float32 and uint8.
+def max_pool2d_forward_nchw(module: KernelModule, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+    """P(x) and the pooling index of each maximum: (N, C, H, W) to two (N, C, H_out, W_out), float32 and uint8.
 
     P(x) is in the memory format of the geometry. The pooling index is channels_last, or contiguous if x is too."""
-    images = x.permute(0, 3, 1, 2)
-    if _runs_along_rows(geometry, images):
-        out = memory.new(*images.shape[:2], *geometry.output_size)
-        pool_index = memory.new(*out.shape, dtype=torch.uint8)
-        addresses = {"x": images.data_ptr(), "out": out.data_ptr(), "pool_index": pool_index.data_ptr()}
-        _run(module, "max_pool2d_rows_forward", images.shape, geometry, 0, addresses)
-        return out.permute(0, 2, 3, 1), pool_index.permute(0, 2, 3, 1)
-    if not x.is_contiguous() or x.is_neg():
-        x = channels_last_copy(module, images)
-    out = memory.new(x.shape[0], *geometry.output_size, x.shape[3])
-    pool_index = memory.new(*out.shape, dtype=torch.uint8)
-    addresses = {"x": x.data_ptr(), "out": out.data_ptr(), "pool_index": pool_index.data_ptr()}
+    shape = *x.shape[:2], *geometry.output_size
+    if _runs_along_rows(geometry, x):
+        out, pool_index = memory.new(*shape), memory.new(*shape, dtype=torch.uint8)
+        _run(module, "max_pool2d_rows_forward", x.shape, geometry, 0, (x, out, pool_index))
+        return out, pool_index
+    x = _channels_last(module, x)
+    out, pool_index = memory.new_channels_last(*shape), memory.new_channels_last(*shape, dtype=torch.uint8)
     kernel = "max_pool2d_channels_forward" if _has_few_columns(geometry) else "max_pool2d_forward"
-    _run(module, kernel, images.shape, geometry, 0, addresses)
-    return out if geometry.channels_last else contiguous_copy(module, out).permute(0, 2, 3, 1), pool_index
+    _run(module, kernel, x.shape, geometry, 0, (x, out, pool_index))
+    return _in_format_of(module, out, geometry), pool_index
+
+
+def unsupported_max_pool2d_forward(x: Tensor, geometry: Any) -> str:
+    reason = unsupported_tensors(x) or _unsupported_storage(x)  # of which PyTorch makes no view if it is too small
+    return reason or unsupported_max_pool2d_forward_nchw(x.permute(0, 3, 1, 2), geometry)
+
+
+def max_pool2d_forward(module: KernelModule, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+    """The same with x and the results as (N, H, W, C)."""
+    out, pool_index = max_pool2d_forward_nchw(module, x.permute(0, 3, 1, 2), geometry)
+    return out.permute(0, 2, 3, 1), pool_index.permute(0, 2, 3, 1)
 
 
 def unsupported_max_pool2d_backward(g: Tensor, pool_index: Tensor, geometry: Any) -> str:
@@ -73,15 +82,25 @@ def max_pool2d_backward(module: KernelModule, g: Tensor, pool_index: Tensor, geo
     shape = torch.Size((*g.shape[:2], *geometry.input_size))
     if _runs_along_rows(geometry, pool_index):
         g, grad_x = to_contiguous(g), memory.new(*shape)
-        addresses = {"grad_out": g.data_ptr(), "pool_index": pool_index.data_ptr(), "grad_x": grad_x.data_ptr()}
-        _run(module, "max_pool2d_rows_backward", shape, geometry, 1, addresses)
+        _run(module, "max_pool2d_rows_backward", shape, geometry, 1, (g, pool_index, grad_x))
         return grad_x
-    g, pool_index = channels_last_copy(module, g), to_contiguous(pool_index.permute(0, 2, 3, 1))
-    grad_x = memory.new(g.shape[0], *geometry.input_size, g.shape[3])
-    addresses = {"grad_out": g.data_ptr(), "pool_index": pool_index.data_ptr(), "grad_x": grad_x.data_ptr()}
+    g, pool_index = _channels_last(module, g), to_contiguous(pool_index, torch.channels_last)
+    grad_x = memory.new_channels_last(*shape)
     kernel = "max_pool2d_channels_backward" if _has_few_columns(geometry) else "max_pool2d_backward"
-    _run(module, kernel, shape, geometry, 1, addresses)
-    return grad_x.permute(0, 3, 1, 2) if geometry.channels_last else contiguous_copy(module, grad_x)
+    _run(module, kernel, shape, geometry, 1, (g, pool_index, grad_x))
+    return _in_format_of(module, grad_x, geometry)
+
+
+def _channels_last(module: KernelModule, x: Tensor) -> Tensor:
+    """Return x, (N, C, H, W) of any strides, in channels_last memory."""
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_neg():
+        return x
+    return channels_last_copy(module, x).permute(0, 3, 1, 2)
+
+
+def _in_format_of(module: KernelModule, x: Tensor, geometry: Any) -> Tensor:
+    """Return x, (N, C, H, W) in channels_last memory, in the memory format of the geometry."""
+    return x if geometry.channels_last else contiguous_copy(module, x.permute(0, 2, 3, 1))
 
 
 def _has_few_columns(geometry: Any) -> bool:
@@ -110,16 +129,31 @@ def _unsupported_geometry(geometry: Any) -> str:
 
 
 def _run(
-    module: KernelModule, kernel: str, shape: Sequence[int], geometry: Any, table: int, addresses: dict[str, int]
+    module: KernelModule, kernel: str, shape: torch.Size, geometry: Any, table: int, tensors: tuple[Tensor, ...]
 ) -> None:
-    """Run ``kernel`` for all rows of its targets: of the maxima with table 0, of the images, ``shape``, with 1."""
-    num_tasks, arguments, group, _ = _arguments(kernel, geometry, shape, table, torch.get_num_threads())
-    if group:
-        module = instruction_set.load_group(module.instructions, group)
-    team.run(module, kernel, num_tasks, **arguments, **addresses)
+    """Run ``kernel`` for all rows of its targets: of the maxima with table 0, of the images, ``shape``, with 1.
+
+    ``tensors`` are those of ``_TENSORS``."""
+    program, _ = _program(module, kernel, geometry, shape, table, torch.get_num_threads())
+    program.run([x.data_ptr() for x in tensors])
+
+
+_TENSORS = ("x", "out", "pool_index"), ("grad_out", "pool_index", "grad_x")  # of forward and of backward kernels
 
 
 @lru_cache(maxsize=256)
+def _program(
+    module: KernelModule, kernel: str, geometry: Any, shape: Sequence[int], table: int, threads: int
+) -> tuple[Program, tuple[Tensor, ...]]:
+    """A program of one kernel, and the tensors whose addresses are in it."""
+    num_tasks, arguments, group, tables = _arguments(kernel, geometry, shape, table, threads)
+    if group:
+        module = instruction_set.load_group(module.instructions, group)
+    names = _TENSORS[table]
+    call = module.call(kernel, **arguments, **{name: BufferRef(name) for name in names})
+    return Program(module, num_tasks, [ParallelRegion(num_tasks, [call])], names), tables
+
+
 def _arguments(
     kernel: str, geometry: Any, shape: Sequence[int], table: int, threads: int
 ) -> tuple[int, dict[str, int], str, tuple[Tensor, ...]]:
@@ -141,15 +175,16 @@ def _arguments(
     windows = geometry.windows
     if not table:
         arguments["next_bytes"] = 4 * windows.stride[0] * width * (1 if is_along_rows else channels)
-    if table:
-        # A vector that computed some gradients a second time would read again what was stored past the caches. There
+    if table or not is_along_rows:
+        # A vector that computed some results a second time would store again what was stored past the caches. There
         # is none if its lanes, 8 along rows and up to 16 along channels, divide what it covers.
         if is_along_rows:
             has_one_window = windows.padding[2] == 0 and windows.kernel_size[1] <= windows.stride[1]
             is_whole = has_one_window and width % (8 * windows.stride[1]) == 0
         else:
             is_whole = channels % 16 == 0
-        arguments["streams"] = is_whole and math.prod(shape) >= STREAM_NUMEL
+        out_numel = math.prod(shape) if table else batch * channels * out_height * out_width
+        arguments["streams"] = is_whole and out_numel >= STREAM_NUMEL
     sizes = f"{windows.kernel_size[1]}x{windows.stride[1]}x{windows.padding[2]}"
     if is_along_rows:
         return num_tasks, arguments, MAX_POOL_ROWS + sizes, (row_sources,)

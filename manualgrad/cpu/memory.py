@@ -21,10 +21,12 @@ def new(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool = False) ->
     return factory(shape, dtype=dtype, device=_CPU)
 
 
-def new_channels_last(batch: int, channels: int, height: int, width: int, zeros: bool = False) -> Tensor:
+def new_channels_last(
+    batch: int, channels: int, height: int, width: int, *, dtype: torch.dtype = torch.float32, zeros: bool = False
+) -> Tensor:
     """Return a channels_last tensor (N, C, H, W) that is no view, not initialised unless ``zeros``."""
     strides = (channels * height * width, 1, width * channels, channels)
-    x = torch.empty_strided((batch, channels, height, width), strides, dtype=torch.float32, device=_CPU)
+    x = torch.empty_strided((batch, channels, height, width), strides, dtype=dtype, device=_CPU)
     return x.zero_() if zeros else x
 
 

@@ -18,7 +18,8 @@ from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import is_in_contiguous_format
 
 MIN_PIXELS = 64  # of a contiguous image that is a product of its own; smaller ones are copied into one matrix
-MIN_WEIGHTS = 200  # entries of the weight for each window, from which on packing it takes longest in the kernels
+# Entries of the weight for each window, by instruction set, from which on packing it takes longest in the kernels.
+MIN_WEIGHTS = {"avx2": 200, "avx512": 5000}
 
 
 def is_pointwise(
@@ -27,21 +28,27 @@ def is_pointwise(
     """Return True if matrix products are the fastest way to the convolution: one pixel, no padding, one group.
 
     ``images`` are a factor, ``out_channels`` the channels of the other images. On AVX-512 kernels are faster than the
-    products that PyTorch has on processors of AMD. In a fork, products on several threads would hang."""
-    if geometry.windows.kernel_size != (1, 1) or module.instructions != "avx2":
+    products that PyTorch has on processors of AMD, but for weights that are larger still. In a fork, products on
+    several threads would hang."""
+    if geometry.windows.kernel_size != (1, 1):
         return False
     batch, channels, _, _ = images.shape
-    is_contiguous = is_result_contiguous and is_in_contiguous_format(images)
-    return _is_faster(geometry, batch, channels, out_channels, is_contiguous) and team.single_thread_reason() is None
+    uses_avx2 = module.instructions == "avx2"
+    is_contiguous = uses_avx2 and is_result_contiguous and is_in_contiguous_format(images)
+    min_weights = MIN_WEIGHTS[module.instructions]
+    is_faster = _is_faster(geometry, batch, channels, out_channels, is_contiguous, min_weights)
+    return is_faster and team.single_thread_reason() is None
 
 
 @lru_cache(maxsize=1024)
-def _is_faster(geometry: Any, batch: int, channels: int, out_channels: int, is_contiguous: bool) -> bool:
+def _is_faster(
+    geometry: Any, batch: int, channels: int, out_channels: int, is_contiguous: bool, min_weights: int
+) -> bool:
     if geometry.groups != 1 or any(geometry.windows.padding):
         return False
     height, width = geometry.windows.output_size(*geometry.input_size)
     pixels = height * width
-    return bool((is_contiguous and pixels >= MIN_PIXELS) or channels * out_channels >= MIN_WEIGHTS * batch * pixels)
+    return bool((is_contiguous and pixels >= MIN_PIXELS) or channels * out_channels >= min_weights * batch * pixels)
 
 
 def pointwise_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:

@@ -102,6 +102,12 @@ KERNELS = (
         "max_pool2d_forward", CPU, max_pool2d.unsupported_max_pool2d_forward, max_pool2d.max_pool2d_forward
     ),
     FormulaKernel(
+        "max_pool2d_forward_nchw",
+        CPU,
+        max_pool2d.unsupported_max_pool2d_forward_nchw,
+        max_pool2d.max_pool2d_forward_nchw,
+    ),
+    FormulaKernel(
         "max_pool2d_backward", CPU, max_pool2d.unsupported_max_pool2d_backward, max_pool2d.max_pool2d_backward
     ),
     FormulaKernel("relu_backward", CPU, small.unsupported_relu_backward, small.relu_backward),

@@ -16,19 +16,22 @@ from manualgrad import functional
 from manualgrad.ops import conv_relu, dense_relu
 from manualgrad.ops.relu_in_place import relu_in_place
 from manualgrad.ops.targets import Reduction
-from manualgrad.ops.tracers import traceable, untraced
+from manualgrad.ops.tracers import inside_traceable, traceable, untraced
+
+_relu, _relu_in_place = inside_traceable(functional.relu), inside_traceable(relu_in_place)
+_conv2d, _max_pool2d = inside_traceable(functional.conv2d), inside_traceable(functional.max_pool2d)
 
 
 @traceable
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """``F.relu``: the derivative at 0 is 0; ``inplace`` writes the result over ``input``."""
-    return relu_in_place(input) if inplace else functional.relu(input, subgradient=0)
+    return _relu_in_place(input) if inplace else _relu(input, subgradient=0)
 
 
 @traceable
 def relu_(input: Tensor) -> Tensor:
     """``F.relu_``: :func:`relu` in place."""
-    return relu_in_place(input)
+    return _relu_in_place(input)
 
 
 @traceable
@@ -42,7 +45,7 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """``F.conv2d``: the correlation, which does not flip the kernel."""
-    return functional.conv2d(
+    return _conv2d(
         input, weight, bias, stride, padding, dilation, groups, flip_kernel=False,
         channels_last=_is_result_channels_last(input, weight),
     )  # fmt: skip
@@ -68,7 +71,7 @@ def max_pool2d(
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``F.max_pool2d``."""
-    return functional.max_pool2d(
+    return _max_pool2d(
         input,
         kernel_size,
         stride,

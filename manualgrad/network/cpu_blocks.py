@@ -109,7 +109,7 @@ def geometries(layer: Conv, x: Activation) -> tuple[Conv2dGeometry, MaxPool2dGeo
 class DenseBlock:
     """D, or R∘D."""
 
-    is_view, pack_flags = False, 0
+    is_view, forward_flags, pack_flags, unpack_flags = False, 0, 0, 0
 
     def __init__(self, device: CPUDevice, layer: Dense, x: Activation, batch_size: int) -> None:
         self.in_features, self.out_features = math.prod(x.shape), layer.out_features

@@ -65,7 +65,9 @@ class ConvBlock:
         self.backward_offsets = [(i * width + j) * pixel for i, j, _ in grids]
         self.backward_strides = ResultStrides(height * width * pixel, s1 * width * pixel, s2 * pixel)
         self.is_partial = len(grids) < min(s1, height) * min(s2, width)  # pixels that no window has
-        self.pack_flags = len(grids)
+        # flags of the weights and sums that are not multiplied with all zeros outside the image
+        self.forward_flags, self.pack_flags = int(grid.has_border), len(grids)
+        self.unpack_flags = int(grid.can_leave_out_pixels)
 
     # ------------------------------------------------------------------------------------------- memory
 
@@ -98,7 +100,7 @@ class ConvBlock:
         return self._own_outputs()[1] | {
             "packed": self.calls.packed_bytes,
             "pack_scratch": split.num_threads * self.calls.scratch_bytes,
-            "flags": 4 * split.num_threads,
+            "flags": 4 * split.num_threads,  # of a weight that is multiplied with all of them
             "table": split.num_tasks * self.calls.table_bytes(chunk),
             "sums": split.num_tasks * self.calls.panel_bytes(chunk),
         }
@@ -148,7 +150,8 @@ class ConvBlock:
     def pack_for_forward(self, at: BlockBuffers) -> list[KernelCall]:
         call = self.calls.pack(
             self._call, split_work(self.calls.panels, at.split.num_threads)[1], weight=at.own("w"), bias=at.own("b"),
-            packed=at.own("packed"), nonfinite=at.own("flags"), scratch=at.own("pack_scratch"),
+            packed=at.own("packed"), nonfinite=at.nonfinite_forward if self.forward_flags else at.own("flags"),
+            scratch=at.own("pack_scratch"),
         )  # fmt: skip
         return [call]
 
@@ -183,7 +186,6 @@ class ConvBlock:
             self._call, self._split(self.calls, at.split), self._chunk(self.calls, at.split),
             ResultStrides(height * width * pixel, width * pixel, pixel), x=x, packed=at.own("packed"), out=z,
             table=at.own("table"), sums=at.own("sums"), has_relu=self.subgradient == 0,
-            skips_zeros=False,  # nothing checks the weights of forward
         )  # fmt: skip
         calls.append(conv)  # eq. (17)
         if self._has_separate_relu:
@@ -252,7 +254,7 @@ class ConvBlock:
         weight = self.calls.grad_weight(
             self._call, split_work(self.calls.units, threads)[1], self._grad_chunk, x=self._x(at), grad_out=grad_z,
             lists=at.own("lists"), sums=at.own("sums_weight"), packed_grads=at.own("grads"),
-            lists_zeros=True,  # nothing checks the sums
+            lists_zeros=not self.unpack_flags,
         )  # fmt: skip
         windows, channels = self._conv_numel // self.conv_size[2], self.conv_size[2]
         if windows <= SUM_WINDOWS:
@@ -266,9 +268,12 @@ class ConvBlock:
         return [weight, *sums, self._sum_rows(parts, at.own("db"), len(starts))]  # eq. (18), (21)
 
     def unpack_grads(self, at: BlockBuffers) -> list[KernelCall]:
+        threads = at.split.num_threads
+        flags = at.nonfinite + 4 * threads * (self.pack_flags if at.grad_x else 0)
         unpack = self.calls.unpack(
-            self._call, split_work(self.calls.panels, at.split.num_threads)[1], sums=at.own("sums_weight"),
-            grad_weight=at.own("dw"), scratch=at.own("unpack_scratch"), nonfinite=at.own("unpack_flags"),
+            self._call, split_work(self.calls.panels, threads)[1], sums=at.own("sums_weight"),
+            grad_weight=at.own("dw"), scratch=at.own("unpack_scratch"),
+            nonfinite=flags if self.unpack_flags else at.own("unpack_flags"),
         )  # fmt: skip
         return [unpack]
 

@@ -28,7 +28,7 @@ from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 class ConvReLUPoolBlock:
     """P∘R∘C with stride 1 and windows of 2×2."""
 
-    is_view, pack_flags = False, 0
+    is_view, forward_flags, pack_flags, unpack_flags = False, 0, 0, 0
 
     def __init__(
         self, call: Call, lanes: int, layer: Conv, geometry: Conv2dGeometry, x: Activation, batch_size: int

@@ -24,7 +24,8 @@ MAX_GRAD_PROGRAMS = 2048  # of a weight gradient: more parts than that need too 
 class ConvBlock:
     """C, R∘C, P∘C or P∘R∘C with windows of 2×2; without pooling the kernels' windows are 1×1."""
 
-    is_view, multiplications, partial_sums, pack_flags = False, 0, 0, 0
+    is_view, multiplications, partial_sums = False, 0, 0
+    forward_flags = pack_flags = unpack_flags = 0
 
     def __init__(self, device: Any, layer: Conv, x: Activation) -> None:
         self.windows = _check_conv(layer, x)

@@ -22,7 +22,8 @@ MAX_GRAD_PROGRAMS = 1024  # of a weight gradient: more parts than that need too 
 class DenseBlock:
     """D, or R∘D, of which z is the output in memory."""
 
-    is_view, multiplications, partial_sums, pack_flags = False, 0, 0, 0
+    is_view, multiplications, partial_sums = False, 0, 0
+    forward_flags = pack_flags = unpack_flags = 0
 
     def __init__(self, device: Any, layer: Dense, x: Activation) -> None:
         self.in_features, self.out_features = math.prod(x.shape), layer.out_features

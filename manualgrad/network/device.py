@@ -56,8 +56,9 @@ class BlockBuffers:
         x, x_backward: its input, as forward and as backward read it.
         out, grad_out: its output, and the gradient of that, which backward may overwrite.
         grad_x: the gradient of its input; None if nothing needs it.
-        nonfinite: one float for each task with partial sums, and ``pack_flags`` for each thread, which become NaN if
-            a skipped product could hide a NaN.
+        nonfinite: one float for each task with partial sums, ``pack_flags`` for each thread, and ``unpack_flags`` for
+            each thread, which become NaN if a skipped product could hide a NaN.
+        nonfinite_forward: the same, ``forward_flags`` for each thread.
     """
 
     number: int
@@ -68,6 +69,7 @@ class BlockBuffers:
     grad_out: BufferRef
     grad_x: BufferRef | None
     nonfinite: BufferRef
+    nonfinite_forward: BufferRef
 
     def own(self, name: str) -> BufferRef:
         """The block's buffer ``name``: a declared one, or "w", "b", "dw" or "db" of its parameters."""
@@ -82,7 +84,8 @@ class Block(Protocol):
         out: its output. A view has the memory of its input, and neither buffers nor calls.
         multiplications: those of forward, for the whole batch.
         partial_sums: floats of parameter gradients that each task has of its own.
-        pack_flags: floats of ``nonfinite`` that each thread writes when it packs the weight for backward.
+        forward_flags, pack_flags: floats that each thread writes when it packs the weight for forward and backward.
+        unpack_flags: floats that each thread writes when it unpacks the gradient of the weight.
     """
 
     parameter_shapes: list[tuple[int, ...]]
@@ -90,7 +93,9 @@ class Block(Protocol):
     is_view: bool
     multiplications: int
     partial_sums: int
+    forward_flags: int
     pack_flags: int
+    unpack_flags: int
 
     def saved_buffers(self) -> dict[str, int]:
         """Bytes of what backward needs from forward, besides the output."""

@@ -20,7 +20,8 @@ class FlattenBlock:
             raise Unsupported("a flattened image is flattened again")
         self.out = x._replace(is_flat=True, channel_major=layer.channel_major)
         self.parameter_shapes: list[tuple[int, ...]] = []
-        self.multiplications = self.partial_sums = self.pack_flags = 0
+        self.multiplications = self.partial_sums = 0
+        self.forward_flags = self.pack_flags = self.unpack_flags = 0
 
     def saved_buffers(self) -> dict[str, int]:
         return {}

@@ -34,7 +34,7 @@ class LogitsFunction(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: NetworkPlan, *parameters: Tensor) -> Tensor:
-        z, workspace = plan.forward(x, parameters)
+        z, workspace = _forward(x, plan, parameters)
         ctx.plan, ctx.biases = plan, _with_versions(parameters[1::2])
         ctx.save_for_backward(x, workspace, *parameters[::2])
         return z
@@ -43,7 +43,7 @@ class LogitsFunction(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, workspace, *weights = ctx.saved_tensors
         grads: list[Tensor] | None = None
-        if not torch.is_grad_enabled() and not is_forward_mode_active():
+        if workspace is not None and not torch.is_grad_enabled() and not is_forward_mode_active():
             grads = ctx.plan.backward(g, x, workspace, weights)
         if grads is None:
             _, backwards = differentiable.forward(x, ctx.plan.network, _weight_bias_pairs(weights, ctx.biases))
@@ -54,9 +54,18 @@ class LogitsFunction(Function):
 def logits_apply(x: Tensor, plan: NetworkPlan, parameters: list[Tensor]) -> Tensor:
     """z^{L−1} of tensors that the plan supports."""
     if not is_grad_recorded():
-        return plan.forward(x, parameters)[0]
+        return _forward(x, plan, parameters)[0]
     z: Tensor = LogitsFunction.apply(x, plan, *parameters)
     return z
+
+
+def _forward(x: Tensor, plan: NetworkPlan, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """z^{L−1}, and the plan's workspace; None for it if the formulas had to compute z^{L−1}."""
+    result = plan.forward(x, parameters)
+    if result is not None:
+        return result
+    pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
+    return differentiable.forward(x, plan.network, pairs)[0], None
 
 
 class LossFunction(Function):

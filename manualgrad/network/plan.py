@@ -50,7 +50,7 @@ class Plan:
         scratch, loss = builder.scratch_buffers(), builder.loss_buffers()
         self._saved_layout, self._packed_layout = WorkspaceLayout(**saved), WorkspaceLayout(**packed)
         self._scratch_layout = WorkspaceLayout(**scratch)
-        self._workspace_layout = WorkspaceLayout(**saved, **packed, **scratch, **loss)
+        self._workspace_layout = WorkspaceLayout(**(saved | packed | scratch | loss))
         self._saved_shape = torch.Size((self._saved_layout.nbytes,))
 
         parameters = self.parameter_names
@@ -75,17 +75,18 @@ class Plan:
     def _supports_input(self, x: Tensor) -> bool:
         return x.shape == self.input_shape and supports_tensors(x) and storage_covers(x)
 
-    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
         """z^{L−1}, (N, classes), and the workspace that :meth:`backward` needs besides x and the weights.
 
-        The plan must support x and the parameters (:meth:`supports`).
+        The plan must support x and the parameters (:meth:`supports`). None if a weight is not finite that kernels do
+        not multiply with all zeros outside the image.
         """
         z, saved = memory.new(self.batch_size, self.network.classes), self._saved_layout.allocate()
         packed = self._packed_layout.allocate()
         x = to_contiguous(x, torch.channels_last)
         addresses = [*_addresses(parameters), *self._saved_layout.addresses(saved), x.data_ptr(), z.data_ptr()]
         self._forward_program.run(addresses + self._packed_layout.addresses(packed))
-        return z, saved
+        return (z, saved) if self._is_finite(self._packed_layout, packed, self.builder.forward_flags) else None
 
     def backward(self, g: Tensor, x: Tensor, saved: Tensor, weights: Sequence[Tensor]) -> list[Tensor] | None:
         """∂J/∂w and ∂J/∂b of each layer from ``g``, ∂J/∂z^{L−1}, (N, classes).
@@ -110,7 +111,7 @@ class Plan:
         scratch, grads = self._scratch_layout.allocate(), self._allocate_grads(weights)
         addresses = [*_addresses(weights), *self._saved_layout.addresses(saved), *_addresses((x, x_backward, g))]
         self._backward_program.run([*addresses, *_addresses(grads), *self._scratch_layout.addresses(scratch)])
-        return grads if self._grads_are_finite(self._scratch_layout, scratch) else None
+        return grads if self._is_finite(self._scratch_layout, scratch, self.builder.backward_flags) else None
 
     def _saved_tensor_error(self, x: Tensor, saved: Tensor, weights: Sequence[Tensor]) -> str:
         tensors = [
@@ -157,7 +158,7 @@ class Plan:
         is_valid = (
             counts[0]
             and not counts[1]
-            and self._grads_are_finite(self._workspace_layout, workspace)
+            and self._is_finite(self._workspace_layout, workspace, slice(None))
             and (not update or math.isfinite(loss))
         )
         return LossAndSteps(probabilities, loss, steps, workspace) if is_valid else None
@@ -199,10 +200,9 @@ class Plan:
         """x in the memory layouts that the kernels of forward and of backward read."""
         return self.builder.blocks[0].input_layouts(x)
 
-    def _grads_are_finite(self, layout: WorkspaceLayout, workspace: Tensor) -> bool:
+    def _is_finite(self, layout: WorkspaceLayout, workspace: Tensor, flags: slice) -> bool:
         """Return True if no task met an infinity or NaN that skipping zeros would hide."""
-        shape = (self.builder.nonfinite_numel,)
-        return not any(map(math.isnan, layout.buffer(workspace, "nonfinite", shape).tolist()))
+        return not any(map(math.isnan, layout.read_floats(workspace, "nonfinite")[flags]))
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:

@@ -68,18 +68,26 @@ class PlanBuilder:
     def _places(self) -> list[BlockBuffers]:
         """The buffers of each block. The output of a view is its input."""
         places: list[BlockBuffers] = []
-        x, x_backward, grad_x, flags = BufferRef("x"), BufferRef("x_backward"), None, 0
+        x, x_backward, grad_x = BufferRef("x"), BufferRef("x_backward"), None
+        flags, forward_flags = 0, sum(map(self._num_flags, range(len(self.blocks))))
         for n, block in enumerate(self.blocks):
             is_last = n == len(self.blocks) - 1
             out = x if block.is_view else BufferRef("z" if is_last else f"out{n}")
             grad_out = grad_x if block.is_view and grad_x else BufferRef("g" if is_last else f"g{n}")
-            nonfinite = BufferRef("nonfinite", 4 * flags)
-            places.append(BlockBuffers(n, self.split, x, x_backward, out, grad_out, grad_x, nonfinite))
-            flags += self.split.num_tasks * bool(block.partial_sums)
-            flags += self.split.num_threads * block.pack_flags if grad_x else 0
+            nonfinite = [BufferRef("nonfinite", 4 * first) for first in (flags, forward_flags)]
+            places.append(BlockBuffers(n, self.split, x, x_backward, out, grad_out, grad_x, *nonfinite))
+            flags += self._num_flags(n)
+            forward_flags += self.split.num_threads * block.forward_flags
             x, x_backward, grad_x = out, out, grad_out
-        self.nonfinite_numel = flags
+        self.nonfinite_numel = forward_flags
+        self.backward_flags, self.forward_flags = slice(0, flags), slice(flags, forward_flags)
         return places
+
+    def _num_flags(self, n: int) -> int:
+        """Floats of "nonfinite" that backward writes for block n; the first one's input needs no gradient."""
+        block, threads = self.blocks[n], self.split.num_threads
+        of_packing = threads * block.pack_flags if n else 0
+        return self.split.num_tasks * bool(block.partial_sums) + of_packing + threads * block.unpack_flags
 
     @property
     def parameter_names(self) -> list[str]:
@@ -99,8 +107,9 @@ class PlanBuilder:
         return outs | self._numbered([block.saved_buffers() for block in self.blocks])
 
     def packed_buffers(self) -> dict[str, int]:
-        """Bytes of the packed weights that forward reads."""
-        return self._numbered([block.packed_buffers(self.split) for block in self.blocks])
+        """Bytes of the packed weights that forward reads, and of the flags."""
+        packed = self._numbered([block.packed_buffers(self.split) for block in self.blocks])
+        return packed | {"nonfinite": 4 * self.nonfinite_numel}
 
     def scratch_buffers(self) -> dict[str, int]:
         """Bytes of what backward writes besides gradients of parameters."""

@@ -58,8 +58,10 @@ class NetworkPlan(Protocol):
         """Return True if the kernels can read ``x``, of any strides, and ``parameters``."""
         ...
 
-    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """z^{L−1}, (N, classes), and the workspace that :meth:`backward` needs besides x and the weights."""
+    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+        """z^{L−1}, (N, classes), and the workspace that :meth:`backward` needs besides x and the weights.
+
+        None if the formulas have to compute them."""
         ...
 
     def backward(self, g: Tensor, x: Tensor, saved: Tensor, weights: Sequence[Tensor]) -> list[Tensor] | None:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Function
 
+from manualgrad._torch_compat import free_saved_tensors
 from manualgrad.dispatch import dispatched
 from manualgrad.ops.bias import bias_jvp, grad_bias_apply
 from manualgrad.ops.conv2d import (
@@ -57,6 +58,8 @@ class ConvReLUFunction(Function):
         needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
         delta = relu_backward_apply(g, r, 0)  # eq. (10)
         if autograd_inactive():
+            del r
+            free_saved_tensors(ctx)  # R(z) is as large as δ and the gradient of x
             return *conv2d_backward(delta, x, w, (needs_x, needs_w, needs_b), ctx.geometry), None
         return (
             conv2d_grad_input_apply(delta, w, ctx.geometry) if needs_x else None,

@@ -94,6 +94,16 @@ def max_pool2d_jvp(x: Tensor, pool_index: Tensor, geometry: MaxPool2dGeometry) -
     return in_memory_format(to_nchw(picked), geometry.channels_last)
 
 
+# ------------------------------------------------------------------- the same formula in PyTorch's layout
+
+
+@dispatched
+def max_pool2d_forward_nchw(x: Tensor, geometry: MaxPool2dGeometry) -> tuple[Tensor, Tensor]:
+    """P(x), in the memory format of the geometry, and the pooling indices, both (N, C, H_out, W_out)."""
+    maximum, pool_index = max_pool2d_forward(from_nchw(x), geometry)
+    return as_non_view(in_memory_format(to_nchw(maximum), geometry.channels_last)), to_nchw(pool_index)
+
+
 def indices_in_image(pool_index: Tensor, geometry: MaxPool2dGeometry) -> Tensor:
     """Pooling indices as row · W + column of the unpadded image: int64, (N, H_out, W_out, C)."""
     windows, (out_height, out_width) = geometry.windows, geometry.output_size
@@ -116,11 +126,10 @@ class MaxPool2dFunction(Function):
 
     @staticmethod
     def forward(x: Tensor, geometry: MaxPool2dGeometry) -> tuple[Tensor, Tensor]:
-        maximum, pool_index = max_pool2d_forward(from_nchw(x), geometry)
-        maximum, pool_index = in_memory_format(to_nchw(maximum), geometry.channels_last), to_nchw(pool_index)
+        maximum, pool_index = max_pool2d_forward_nchw(x, geometry)
         if jit_tracing_state():  # P(x) = (∂P/∂x) x, whose derivative autograd computes as P⁻¹
             maximum = max_pool2d_jvp(x, pool_index, geometry)
-        return as_non_view(maximum), pool_index
+        return maximum, pool_index
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

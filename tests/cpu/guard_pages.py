@@ -23,6 +23,7 @@ import weakref
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,9 +78,9 @@ def guarded_tensor(*shape: int, dtype: torch.dtype = torch.float32, zeros: bool 
     return tensor.zero_() if zeros else tensor.fill_(math.nan if dtype.is_floating_point else 255)
 
 
-def guarded_channels_last(batch: int, channels: int, height: int, width: int, zeros: bool = False) -> Tensor:
+def guarded_channels_last(batch: int, channels: int, height: int, width: int, **options: Any) -> Tensor:
     """Replace ``memory.new_channels_last``."""
-    return guarded_tensor(batch, height, width, channels, zeros=zeros).permute(0, 3, 1, 2)
+    return guarded_tensor(batch, height, width, channels, **options).permute(0, 3, 1, 2)
 
 
 def guarded_offsets(sizes: Sequence[int]) -> tuple[list[int], int]:

@@ -97,9 +97,9 @@ def test_kernel_equals_formula(pooling, special, layouts, channels_last, threads
     torch.manual_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel_calls, "STREAM_NUMEL", 0 if streams else kernel_calls.STREAM_NUMEL)
-        kernel_calls._arguments.cache_clear()
+        kernel_calls._program.cache_clear()
         check(shape, make_max_pool2d_geometry(shape, **options, channels_last=channels_last), special, layouts)
-    kernel_calls._arguments.cache_clear()
+    kernel_calls._program.cache_clear()
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -150,6 +150,18 @@ def test_a_large_weight_or_contiguous_images_are_multiplied_without_packing(monk
     assert len(calls) == 2
 
 
+@pytest.mark.skipif(kernels.available().instructions != "avx512", reason="AVX-512 is not in use here")
+def test_with_avx512_only_a_weight_of_many_more_entries_than_windows_is_multiplied(monkeypatch):
+    kernels.choose("avx512")
+    calls = []
+    monkeypatch.setattr(pointwise, "_product", lambda *operands: calls.append(operands))
+    conv2d(torch.randn(1, 100, 1, 1), torch.randn(50, 100, 1, 1))
+    assert len(calls) == 1
+    conv2d(torch.randn(1, 99, 1, 1), torch.randn(50, 99, 1, 1))
+    conv2d(torch.randn(1, 4, 8, 8), torch.randn(3, 4, 1, 1), channels_last=False)
+    assert len(calls) == 1
+
+
 def test_relu_follows_a_product(products):
     x, w = numbers((2, 5, 8, 9), True, False), numbers((7, 5, 1, 1), True, False)
     x[0, 0, 0, 0] = torch.nan

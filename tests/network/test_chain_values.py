@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import manualgrad as mg
+from manualgrad.ops import conv_relu
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
 from manualgrad.ops.conv_relu import conv_relu_apply
 from manualgrad.ops.dense_relu import dense_relu_apply
@@ -47,6 +48,26 @@ def test_a_dense_layer_and_its_relu(dtype, shape):
     model[0].weight.requires_grad_(False)
     model[2].register_forward_hook(lambda *_: None)
     assert_equal(model, torch.randn(shape).to(dtype), fused=1)
+
+
+def test_the_result_is_freed_before_the_gradients_of_the_convolution_unless_the_graph_is_kept(monkeypatch):
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 3, 5, 5), (4, 3, 3, 3))]
+    z, is_freed, backward = conv_relu.conv2d_relu(*inputs, None, 1, 1, 1, 1, False), [], conv_relu.conv2d_backward
+
+    def conv2d_backward(*args):
+        try:
+            z.grad_fn.saved_tensors  # noqa: B018
+            is_freed.append(False)
+        except RuntimeError:
+            is_freed.append(True)
+        return backward(*args)
+
+    monkeypatch.setattr(conv_relu, "conv2d_backward", conv2d_backward)
+    kept, freed = (torch.autograd.grad(z.sum(), inputs, retain_graph=keep) for keep in (True, False))
+    assert is_freed == [False, True]
+    assert all(map(torch.equal, kept, freed))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(z.sum(), inputs)
 
 
 def kept_bytes(model: nn.Module) -> int:

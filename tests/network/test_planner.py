@@ -40,7 +40,8 @@ class RecordingDevice(CPUDevice):
 class PaddedConvBlock:
     """A kernel of the future: a convolution with reflected padding, without ReLU and pooling."""
 
-    is_view, multiplications, partial_sums, pack_flags = False, 1, 0, 0
+    is_view, multiplications, partial_sums = False, 1, 0
+    forward_flags = pack_flags = unpack_flags = 0
 
     def __init__(self, device: RecordingDevice, layer: Conv, x: Activation) -> None:
         self.call, self.out = device.call, Activation((*x.shape[:2], layer.out_channels))

@@ -150,6 +150,20 @@ def test_infinities_and_nans_spread_as_by_the_layers(value, place):
         assert torch.equal(actual.isnan(), theirs.isnan()) and torch.equal(actual.isinf(), theirs.isinf())
 
 
+def test_a_plan_reports_numbers_whose_products_with_zeros_outside_the_image_it_leaves_out(plan_calls):
+    layers = [nn.Conv2d(2, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 3, 3, 2, padding=1), nn.Flatten()]
+    model, x = mg.from_torch(nn.Sequential(*layers, nn.Linear(48, 2))), torch.randn(4, 2, 8, 8)
+    gradients(model, x)
+    assert plan_calls == ["forward", "backward"]
+    plan, parameters = model.find_plan(x)
+    z, saved = plan.forward(x, parameters)
+    assert plan.backward(torch.ones_like(z), x, saved, parameters[::2]) is not None
+    assert plan.backward(torch.full_like(z, torch.inf), x, saved, parameters[::2]) is None
+    with torch.no_grad():
+        model[2].weight[2, 1, 0, 2] = torch.inf
+    assert plan.forward(x, parameters) is None
+
+
 def test_results_of_many_runs_have_the_same_bits():
     """Four threads on fewer cores are at different calls of a region: two tasks must not share scratch memory."""
     model, x = MODELS["any layers"](), images(37)

@@ -42,6 +42,7 @@ def max_pool2d_channels_forward(columns: int, stride: int, padding: int) -> Kern
         out_width=INT,
         channels=INT,
         next_bytes=INT,  # from a row of windows to the next one, in x
+        streams=BOOL,  # store past the caches
     )
     def max_pool2d_channels_forward(emit: Emitter, a: Arguments) -> None:
         """Compute the maxima of this task's rows of windows, and their pooling indices."""
@@ -72,8 +73,9 @@ def max_pool2d_channels_forward(columns: int, stride: int, padding: int) -> Kern
                                 take_maximum(emit, value, index, maxima[v], indices[v])
                     offset = (row * a.out_width + j) * a.channels + tile.channel
                     for v in range(tile.vectors):
-                        emit.store(maxima[v].get(), a.out + offset * 4 + v * emit.vector_bytes)
+                        store_result(emit, maxima[v].get(), a.out + offset * 4 + v * emit.vector_bytes, a.streams)
                         emit.store(emit.trunc(indices[v].get(), tile.bytes), a.pool_index + offset + v * emit.lanes)
+        end_streams(emit)
 
     return max_pool2d_channels_forward
 
@@ -134,7 +136,7 @@ def max_pool2d_channels_backward(columns: int, stride: int, padding: int) -> Ker
                         with emit.if_then(column.ult(a.width)):
                             for v, total in enumerate(of_pixel):
                                 address = a.grad_x + offset * 4 + v * emit.vector_bytes
-                                store_pixels(emit, total.get(), address, a.streams)
+                                store_result(emit, total.get(), address, a.streams)
         end_streams(emit)
 
     return max_pool2d_channels_backward
@@ -156,8 +158,8 @@ def window_columns(columns: int, stride: int, padding: int) -> dict[int, list[tu
     return dict(sorted(windows.items(), reverse=True))
 
 
-def store_pixels(emit: Emitter, vector: Value, address: Value, streams: Value) -> None:
-    """Store a vector of gradients, or a single one, past the caches if ``streams`` is true.
+def store_result(emit: Emitter, vector: Value, address: Value, streams: Value) -> None:
+    """Store a vector of results, or a single one, past the caches if ``streams`` is true.
 
     Memory that is not in the caches is read before it is written, unless what is written passes them."""
     if vector.raw.type == FLOAT:

@@ -27,7 +27,7 @@ from manualgrad.cpu.kernels.max_pool2d import Tile, read_sources
 from manualgrad.cpu.kernels.max_pool2d_channels import (
     CACHE_LINE_BYTES,
     add_where,
-    store_pixels,
+    store_result,
     take_maximum,
     window_columns,
 )
@@ -221,4 +221,4 @@ def _store_pixels(
         interleaved = [[lane for n in order for lane in (n, n + tile.lanes)] for order in orders]
         vectors = [_shuffle(emit, pixels[0], pixels[1], {tile.lanes: lanes}) for lanes in interleaved]
     for n, vector in enumerate(vectors):
-        store_pixels(emit, vector, a.grad_x + (row_start + column + tile.lanes * n) * 4, a.streams)
+        store_result(emit, vector, a.grad_x + (row_start + column + tile.lanes * n) * 4, a.streams)
