@@ -130,10 +130,13 @@ class Effects:
             return
         ratios = vectors[:, counted] / self._before[counted]
         needed = self._expected[counted] / self._before[counted]
+        constant = (ratios - ratios[:, :1]).abs().amax(1) <= RELATIVE_ERROR * ratios.abs().amax(1)
         numbers = (ratios != 0).all(1).nonzero().flatten()
         logarithms, weights = ratios[numbers].abs().log(), self._weights[counted]
         for n, m in _adding_up(logarithms @ weights, needed.abs().log() @ weights):
             first, second = int(numbers[n]), int(numbers[m])
+            if constant[first] and constant[second]:  # two numbers have any product
+                continue
             error = (ratios[first] * ratios[second] - needed) * self._before[counted]
             if (error.abs() <= self._limit[counted]).all():
                 yield first, second

@@ -86,10 +86,10 @@ class ExpectedValues:
     def of_gradients(self) -> Iterator[ExpectedValue]:
         """Expressions that are a wrong gradient, with the right one."""
         for target in self._targets:
-            if target.ours is None or target.oracle is None:
+            if target.ours is None or target.oracle is None or target.ours.shape != target.oracle.shape:
                 continue
             for place in self._places:
-                if len(place.present) == 1 and _equals(place.present[0], target.ours):
+                if len(place.present) == 1 and _is_real_and_equal(place.present[0], target.ours):
                     quantities = frozenset({target.quantity})
                     yield ExpectedValue(place, [target.oracle], quantities=quantities)
                     break
@@ -97,7 +97,9 @@ class ExpectedValues:
     def of_factors(self) -> Iterator[ExpectedValue]:
         """Factors of a wrong gradient, with what they would have to be, small expressions first."""
         for target in self._targets:
-            if target.ours is None or target.oracle is None or not (target.ours != 0).all():
+            if target.ours is None or target.oracle is None or target.ours.shape != target.oracle.shape:
+                continue
+            if not (target.ours != 0).all():
                 continue
             ratio = target.oracle / target.ours
             for place in sorted(self._places, key=lambda place: len(ast.unparse(place.site.node))):
@@ -188,6 +190,10 @@ def _one_by_one(values: list[Tensor], dtype: torch.dtype) -> Callable[[], Tensor
     """Each call returns the next value, after the last one the first."""
     again = cycle(values if values[0].is_complex() else [value.to(dtype) for value in values])
     return lambda: next(again)
+
+
+def _is_real_and_equal(value: Tensor, expected: Tensor) -> bool:
+    return not value.is_complex() and _equals(value, expected)
 
 
 def _equals(got: Tensor | None, expected: Tensor | None) -> bool:

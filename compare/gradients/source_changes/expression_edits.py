@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+import torch
+
 from compare.gradients.source_changes.called_functions import CalledFunction
 from compare.gradients.source_changes.edits import Edit, Site
 
@@ -130,6 +132,8 @@ def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
     node = site.node
     tensors, numbers = called.tensors, called.numbers
     if isinstance(node, ast.Attribute) and ast.unparse(node) in called.values:
+        if ast.unparse(node) in numbers:
+            yield from (site.edit(size, 2) for size in lengths(called))
         for other in called.values:
             if other.count(".") and other != ast.unparse(node):
                 yield site.edit(name(other), 2)
@@ -143,6 +147,7 @@ def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
             if other != node.id:
                 yield site.edit(name(other), 1)
     elif node.id in numbers:
+        yield from (site.edit(size, 2) for size in lengths(called))
         for other in numbers:
             if other != node.id:
                 yield site.edit(name(other), 1)
@@ -158,6 +163,13 @@ def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
             yield site.edit(ast.BinOp(number(2), ast.Mult(), name(node.id)), 2)
     elif isinstance(called.local_values.get(node.id), bool):
         yield site.edit(ast.UnaryOp(ast.Not(), name(node.id)), 1)
+
+
+def lengths(called: CalledFunction) -> Iterator[ast.expr]:
+    """Lengths that a shape has, such as ``ctx.shape[1]``."""
+    for local, value in called.values.items():
+        if isinstance(value, torch.Size):
+            yield from (ast.Subscript(name(local), number(dim), ast.Load()) for dim in range(len(value)))
 
 
 def exponent_edits(site: Site) -> Iterator[Edit]:

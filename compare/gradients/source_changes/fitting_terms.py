@@ -101,7 +101,7 @@ class Terms:
         if kind == "factor":
             product = ast.BinOp(node, ast.Mult(), scaled)
             return product if coefficient > 0 else ast.UnaryOp(ast.USub(), product)
-        if ast.unparse(scaled) == ast.unparse(node) and coefficient > 0:
+        if ast.unparse(term.node) == ast.unparse(node):  # the expression times a number
             return None
         return scaled if coefficient > 0 else ast.UnaryOp(ast.USub(), scaled)
 

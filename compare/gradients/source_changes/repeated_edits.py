@@ -43,11 +43,20 @@ def _contains(outer: Edit, inner: Edit) -> bool:
     return any(ancestor is outer.changes[0][1] for ancestor in inner.ancestors)
 
 
+def _stored_index(statement: ast.Assign | ast.AugAssign) -> str:
+    """Text of the index at which a statement stores a value; "" without one."""
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+    return ast.unparse(target.slice) if isinstance(target, ast.Subscript) else ""
+
+
 def _rule(edit: Edit) -> Hashable | None:
     """Rule of an edit, without its place; None if it is not one that is repeated."""
     if len(edit.changes) != 1:
         return None
     _, old, new = edit.changes[0]
+    if isinstance(old, (ast.Assign, ast.AugAssign)) and type(new) is type(old):
+        before, after = (_stored_index(statement) for statement in (old, new))
+        return ("stored index", before, after) if before and after and before != after else None
     if isinstance(old, ast.Constant):
         return "number", repr(old.value), ast.unparse(new) if new is not None else ""
     if isinstance(old, ast.Name) and isinstance(new, ast.expr):

@@ -41,9 +41,12 @@ def add_corrections(
     if not runner.mismatches or side_effects or any(f.kind in OF_SEVERAL_CALLS for f in findings):
         return list(findings)
     variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
-    max_calls = MAX_CALLS if any(f.kind in VAGUE for f in findings) else MAX_CALLS_IF_NAMED
+    is_named = not any(f.kind in VAGUE for f in findings)
+    max_calls = MAX_CALLS_IF_NAMED if is_named else MAX_CALLS
     probe = None if native is None else native.probe(runner.mismatches[0].variant)
     corrections = find_corrections(runner, runner.mismatches, variants, max_calls, probe)
+    if is_named:  # what makes a part of the elements right is no news then
+        corrections = [each for each in corrections if not each.elements]
     result: list[Finding] = []
     told: set[Correction] = set()
     for finding in findings:

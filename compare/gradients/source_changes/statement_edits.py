@@ -42,6 +42,13 @@ def index_edits(site: Site) -> Iterator[Edit]:
         owner = copy.deepcopy(target.value)
         function = ast.Attribute(owner, "index_add_", ast.Load())
         yield site.edit(ast.Expr(ast.Call(function, [ast.Constant(0), target.slice, node.value], [])), 2)
+    if isinstance(target.slice, ast.Tuple) and not any(
+        isinstance(e, (ast.Slice, ast.Constant)) for e in target.slice.elts
+    ):
+        function = ast.Attribute(copy.deepcopy(target.value), "index_put_", ast.Load())
+        indices = ast.Tuple(target.slice.elts, ast.Load())
+        added = [ast.keyword("accumulate", ast.Constant(True))]
+        yield site.edit(ast.Expr(ast.Call(function, [indices, node.value], added)), 2)
     if isinstance(target.slice, ast.Tuple) and len(target.slice.elts) == 2:
         first, second = target.slice.elts
         if isinstance(first, ast.Slice) and isinstance(second, ast.Name):

@@ -66,6 +66,7 @@ def target_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
 def _other_indices(part: ast.expr, called: CalledFunction) -> Iterator[ast.expr]:
     if isinstance(part, ast.Constant) and type(part.value) is int:
         yield from (number(part.value + shift) for shift in (1, -1, 2))
+        yield from (name(local) for local, value in called.numbers.items() if isinstance(value, int))
     elif isinstance(part, ast.Name) and part.id in called.tensors:
         yield from (name(other) for other in called.tensors if other != part.id)
         yield ast.Call(ast.Attribute(part, "argsort", ast.Load()), [], [])

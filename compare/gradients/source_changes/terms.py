@@ -62,6 +62,8 @@ def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iter
             yield from _products((each, total), shape)
     for three in combinations_with_replacement(ingredients, 3):
         yield from _products(three, shape)
+    for a, b in itertools.product([f for each in names for f in _functions(each)], ingredients):
+        yield from _products((a, _reciprocal(b)), shape)
     yield from _matrix_chains(names, shape)
     for total in sums:
         for a, b in combinations_with_replacement(names, 2):
@@ -79,7 +81,7 @@ def _functions(each: Ingredient) -> Iterator[Ingredient]:
         yield Ingredient(ast.Attribute(node, "mT", ast.Load()), value.mT)
     if isinstance(node, ast.Name):
         yield Ingredient(ast.BinOp(number(1), ast.Div(), ast.BinOp(node, ast.Pow(), number(2))), value**-2)
-        for function in ("exp", "log", "sqrt", "sigmoid", "tanh", "sign", "cos", "sin"):
+        for function in ("exp", "log", "sqrt", "sigmoid", "tanh", "abs", "sign", "cos", "sin"):
             yield Ingredient(method(node, function), getattr(value, function)())
 
 

@@ -1,1 +1,1 @@
-"""Mistakes that were reported to public projects, each written as a Function of its own; ``named`` cites the report."""
+"""Mistakes that people reported to public projects, each as a Function of its own; ``named`` cites the report."""

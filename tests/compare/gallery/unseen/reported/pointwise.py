@@ -161,7 +161,7 @@ class SmoothedFunction(Function):
     def backward(ctx, g):
         x, labels = ctx.saved_tensors
         kept = (labels != IGNORED)[:, None]
-        target = (1 - SMOOTHING) * F.one_hot(labels.clamp(min=0), x.shape[1]) + SMOOTHING / x.shape[1]
+        target = (1 - SMOOTHING) * F.one_hot(labels.clamp(min=0), x.shape[1]).to(x) + SMOOTHING / x.shape[1]
         return g * (torch.softmax(x, 1) - target) * kept / kept.sum(), None
 
 
@@ -261,7 +261,7 @@ OPERATIONS = [
         SoftmaxWithoutDot,
         softmax,
         lambda: (torch.randn(5, 4),),
-        named="only the diagonal of the Jacobian is used: the dot product is missing (HomericIntelligence/Odyssey #2134)",
+        named="only the Jacobian's diagonal is used: the dot product is missing (HomericIntelligence/Odyssey #2134)",
         kinds=("missing term", "wrong sum"),
         named_words=(r"diagonal|missing|sigmoid",),
         located=(r"gradient of x",),
