@@ -8,12 +8,13 @@ With the derivative 0 at zero, R(z) > 0 is the same condition as z > 0, so z is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.autograd import Function
 
-from manualgrad.dispatch import dispatched
+from manualgrad.dispatch import by_kernel, dispatched
 from manualgrad.ops.bias import bias_jvp, grad_bias_apply
 from manualgrad.ops.conv2d import (
     apply_conv2d,
@@ -26,7 +27,7 @@ from manualgrad.ops.conv2d import (
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.differentiable import autograd_inactive, differentiable, save_for_derivatives, sum_present
 from manualgrad.ops.linear_maps import Apply
-from manualgrad.ops.relu import relu_backward_apply
+from manualgrad.ops.relu import relu_backward, relu_backward_apply
 from manualgrad.ops.tracers import traceable
 
 
@@ -34,6 +35,22 @@ from manualgrad.ops.tracers import traceable
 def conv_relu_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Conv2dGeometry) -> Tensor:
     """R(C(x, w) + b): (N, C_out, H_out, W_out); NaN stays NaN."""
     return conv2d_forward_nchw(x, w, b, geometry).clamp_(min=0)  # eq. (9)
+
+
+def conv_relu_backward(
+    g: Tensor, r: Tensor, x: Tensor | None, w: Tensor | None, needs_grad: Sequence[bool], geometry: Conv2dGeometry
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """X(δ, w), W(δ, x) and the sum of δ, of those of x, w and the bias that need a gradient; r is R(z).
+
+    By one kernel where the device has one. x may be None if w needs no gradient, and w if x needs none."""
+    needs_x, needs_w, needs_b = needs_grad[:3]
+    if x is not None and w is not None and needs_x and needs_w:
+        grads: tuple[Tensor, Tensor, Tensor | None] | None = by_kernel(
+            "conv_relu_backward", g, r, x, w, needs_b, geometry
+        )
+        if grads is not None:
+            return grads
+    return conv2d_backward(relu_backward(g, r, 0), x, w, needs_grad, geometry)  # eq. (10)
 
 
 class ConvReLUFunction(Function):
@@ -55,9 +72,9 @@ class ConvReLUFunction(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, w, r = ctx.saved_tensors
         needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
-        delta = relu_backward_apply(g, r, 0)  # eq. (10)
         if autograd_inactive():
-            return *conv2d_backward(delta, x, w, (needs_x, needs_w, needs_b), ctx.geometry), None
+            return *conv_relu_backward(g, r, x, w, (needs_x, needs_w, needs_b), ctx.geometry), None
+        delta = relu_backward_apply(g, r, 0)  # eq. (10)
         return (
             conv2d_grad_input_apply(delta, w, ctx.geometry) if needs_x else None,
             conv2d_grad_weight_apply(delta, x, ctx.geometry) if needs_w else None,
