@@ -91,9 +91,11 @@ def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> 
     return grad_x
 
 
-def conv2d_grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
-    """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
-    return _grad_weight(launch, g, x, geometry, None)
+def conv2d_grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, *, r: Tensor | None = None) -> Tensor:
+    """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW), in the memory format of the geometry.
+
+    If g is the gradient of ``r`` = R(z), with which it ``copies_with_relu``, W(δ, x) for the gradient δ of z."""
+    return _grad_weight(launch, g, x, geometry, None, r)
 
 
 def unsupported_conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Any) -> str:
@@ -103,13 +105,17 @@ def unsupported_conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Any)
     return unsupported_conv2d_grad_weight(g, x, geometry)
 
 
-def conv2d_grad_weight_and_bias(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
-    """W(g, x), and the sum of g of equation (17): (C_out,)."""
+def conv2d_grad_weight_and_bias(
+    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, *, r: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`conv2d_grad_weight`, and the sum of g, or of δ, of equation (17): (C_out,)."""
     grad_b = g.new_empty(g.shape[1])
-    return _grad_weight(launch, g, x, geometry, grad_b), grad_b
+    return _grad_weight(launch, g, x, geometry, grad_b, r), grad_b
 
 
-def _grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: Tensor | None) -> Tensor:
+def _grad_weight(
+    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: Tensor | None, r: Tensor | None
+) -> Tensor:
     channels = x.shape[1] // geometry.groups
     memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
     shape = (g.shape[1], channels, *geometry.windows.kernel_size)
@@ -120,7 +126,7 @@ def _grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: 
         return grad_w.zero_()
     if depthwise.is_depthwise(channels, geometry):
         return depthwise.grad_weight(launch, grad_w, g, x, geometry)
-    grad_weight(launch, grad_w, grad_b, g, x, geometry, precision_of(g))
+    grad_weight(launch, grad_w, grad_b, g, x, geometry, precision_of(g), r)
     return grad_w
 
 

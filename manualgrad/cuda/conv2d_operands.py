@@ -176,10 +176,13 @@ class BatchLast:
     low: int
 
 
-def batch_last(launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: str) -> BatchLast:
+def batch_last(
+    launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: str, r: Tensor | None = None
+) -> BatchLast:
     """Copy g (N, C_out, H_out, W_out) and x (N, C_in, H, W) by one launch. A block of the sum has ``depth`` images.
 
-    Images whose numbers do not lie together in one of the two memory formats are copied once more."""
+    Images whose numbers do not lie together in one of the two memory formats are copied once more. If g is the
+    gradient of ``r`` = R(z), whose images lie :func:`in_the_same_order`, the copy is the gradient of z."""
     (g, g_steps), (x, x_steps) = _whole_images(g), _whole_images(x)
     images, rounded = g.shape[0], -(-g.shape[0] // depth) * depth
     g_numel, x_numel = g[0].numel(), x[0].numel()
@@ -191,10 +194,19 @@ def batch_last(launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: st
     rows = -(-rounded // tile["BN"])
     g_programs, x_programs = rows * -(-g_numel // tile["BL"]), rows * -(-x_numel // tile["BL"])
     launch(
-        kernels.conv2d_batch_last, (g_programs + x_programs,), copies.g, g, copies.x, x, g_programs, images, g_numel,
-        g.stride(0), x_numel, x.stride(0), rounded, low, PRECISION=precision, **tile,
+        kernels.conv2d_batch_last, (g_programs + x_programs,), copies.g, g, copies.x, x, r, g_programs, images,
+        g_numel, g.stride(0), 0 if r is None else r.stride(0), x_numel, x.stride(0), rounded, low,
+        PRECISION=precision, **tile,
     )  # fmt: skip
     return copies
+
+
+def in_the_same_order(g: Tensor, r: Tensor) -> bool:
+    """Return True if images of ``g`` and ``r`` are in one piece each, in the same memory format."""
+    return any(
+        g[:1].is_contiguous(memory_format=memory_format) and r[:1].is_contiguous(memory_format=memory_format)
+        for memory_format in (torch.channels_last, torch.contiguous_format)
+    )
 
 
 def _whole_images(x: Tensor) -> tuple[Tensor, tuple[int, int]]:

@@ -43,14 +43,10 @@ def conv_relu_backward(
     """X(δ, w), W(δ, x) and the sum of δ, of those of x, w and the bias that need a gradient; r is R(z).
 
     By one kernel where the device has one. x may be None if w needs no gradient, and w if x needs none."""
-    needs_x, needs_w, needs_b = needs_grad[:3]
-    if x is not None and w is not None and needs_x and needs_w:
-        grads: tuple[Tensor, Tensor, Tensor | None] | None = by_kernel(
-            "conv_relu_backward", g, r, x, w, needs_b, geometry
-        )
-        if grads is not None:
-            return grads
-    return conv2d_backward(relu_backward(g, r, 0), x, w, needs_grad, geometry)  # eq. (10)
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None] | None = by_kernel(
+        "conv_relu_backward", g, r, x, w, needs_grad, geometry
+    )
+    return conv2d_backward(relu_backward(g, r, 0), x, w, needs_grad, geometry) if grads is None else grads  # eq. (10)
 
 
 class ConvReLUFunction(Function):

@@ -38,7 +38,9 @@ def _calls(
                 if of == "relu forward":
                     return conv_relu.conv_relu_forward(launch, x, w, b, geometry)
                 if of == "relu backward":
-                    return conv_relu.conv_relu_backward(launch, g, g, x, w, True, geometry)
+                    return conv_relu.conv_relu_backward(launch, g, g, x, w, (True, True, True), geometry)
+                if of == "relu grad_weight":
+                    return conv_relu.conv_relu_backward(launch, g, g, x, None, (False, True, True), geometry)
                 if of == "forward":
                     return conv2d.conv2d_forward(launch, x, w, b, geometry)
                 if of == "grad_input":
@@ -82,6 +84,7 @@ CALLS: dict[str, Call] = {
         _calls("3x3 bf16", (32, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16, relu=True),
         _calls("contiguous", (4, 64, 28, 28), (64, 64, 3, 3), padding=1, channels_last=False, relu=True),
         _calls("RGB", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, only="relu forward"),
+        _calls("RGB", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, only="relu grad_weight"),
         _calls("depthwise", (32, 192, 28, 28), (192, 1, 3, 3), padding=1, groups=192, only="relu forward"),
     )
     for name, call in calls

@@ -70,6 +70,6 @@ def test_a_layer_takes_at_most_three_launches_forward_and_five_backward(dtype, c
         assert backward.count <= 5, w.shape
         with_relu, with_relu_backward = CountingLauncher(), CountingLauncher()
         r = conv_relu_forward(with_relu, x, w, None, geometry)
-        conv_relu_backward(with_relu_backward, g, r, x, w, True, geometry)
+        conv_relu_backward(with_relu_backward, g, r, x, w, (True, True, True), geometry)
         assert with_relu.count == forward.count, w.shape
         assert with_relu_backward.count <= backward.count, w.shape

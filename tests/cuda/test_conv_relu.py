@@ -81,6 +81,34 @@ def test_both_directions_equal_the_formula(kernel_device, launches, name) -> Non
     assert_near(grad_b, delta.double().sum((0, 2, 3)), 6e-7)
 
 
+@pytest.mark.parametrize("order", ["contiguous", "rows apart"])
+def test_gradients_of_a_weight_alone(kernel_device, launches, order) -> None:
+    """The copies of a first layer leave out what the ReLU does, if g and R(z) lie in the same order."""
+    layer = LAYERS["RGB, contiguous, batch last"]
+    x, _, _, geometry = operands(layer, kernel_device)
+    g, r = (t.to(kernel_device).contiguous() for t in special_gradient(layer, geometry))
+    if order == "rows apart":
+        g = torch.cat([g, g], 3)[..., : g.shape[3]]
+    with tf32(False), new_memory_is_nan():
+        none, grad_w, grad_b = conv_relu_backward(g, r, x, None, (False, True, True), geometry)
+    assert launches == [*([] if order == "contiguous" else ["relu_backward"]), COPIES, BATCH_LAST, SUM_W]
+    delta = relu_backward.__wrapped__(g, r, 0)
+    assert none is None
+    assert_near(grad_w, formula(conv2d_grad_weight_oihw, delta, x, geometry), 6e-7)
+    assert_near(grad_b, delta.double().sum((0, 2, 3)), 6e-7)
+
+
+def test_a_gradient_of_the_input_alone(kernel_device, launches) -> None:
+    layer = LAYERS["few channels, taps and channels on one axis"]
+    _, w, _, geometry = operands(layer, kernel_device)
+    g, r = (t.to(kernel_device) for t in special_gradient(layer, geometry))
+    with tf32(False):
+        grad_x, *others = conv_relu_backward(g, r, None, w, (True, False, False), geometry)
+    assert launches == [PACK, GEMM] and others == [None, None]
+    delta = relu_backward.__wrapped__(g, r, 0)
+    assert_near(grad_x, formula(conv2d_grad_input_nchw, delta, w, geometry), 6e-7)
+
+
 def test_float16_gradients_of_other_memory_orders(kernel_device, launches) -> None:
     """R(z) is channels_last, its gradient is expanded, and there is no bias."""
     layer = LAYERS["tails of tiles"]

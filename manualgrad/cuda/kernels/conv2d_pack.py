@@ -126,29 +126,36 @@ def conv2d_pack_images(
 
 
 @triton.jit
-def transpose_batch(x, out, pid, N, NUMEL, X_N, BATCH, LOW, SPLIT: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr):
+def transpose_batch(
+    x, out, pid, r, N, NUMEL, X_N, R_N, BATCH, LOW, SPLIT: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr
+):
     """Copy x (N, NUMEL), a row every X_N numbers, to (NUMEL, BATCH), zeros from N on: a tile of BL by BN.
 
+    If r = R(z) of x's shape, a row every R_N numbers, is given, x is a gradient of r, and its copy the gradient of z.
     SPLIT is the precision for which ``store_split`` stores the numbers, "half" leaves them as they are."""
     tiles = tl.cdiv(NUMEL, BL)
     at = (pid % tiles).to(tl.int64) * BL + tl.arange(0, BL)
     n = (pid // tiles) * BN + tl.arange(0, BN)
     inside = at < NUMEL
-    tile = tl.load(
-        x + n.to(tl.int64)[:, None] * X_N + at[None, :], mask=(n < N)[:, None] & inside[None, :], other=0.0
-    )
+    is_number = (n < N)[:, None] & inside[None, :]
+    tile = tl.load(x + n.to(tl.int64)[:, None] * X_N + at[None, :], mask=is_number, other=0.0)
+    if r is not None:
+        r_tile = tl.load(r + n.to(tl.int64)[:, None] * R_N + at[None, :], mask=is_number, other=0.0)
+        tile = select_active(tile, r_tile)
     mask = inside[:, None] & (n < BATCH)[None, :]
     store_split(out + at[:, None] * BATCH + n[None, :], tl.trans(tile), LOW, mask, SPLIT)
 
 
 @triton.jit
 def conv2d_batch_last(
-    g_out, g, x_out, x, G_PROGRAMS, N, G_NUMEL, G_N, X_NUMEL, X_N, BATCH, LOW,
+    g_out, g, x_out, x, r, G_PROGRAMS, N, G_NUMEL, G_N, R_N, X_NUMEL, X_N, BATCH, LOW,
     PRECISION: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """:func:`transpose_batch` for g in the first G_PROGRAMS programs, and for x, which is split, in the others."""
+    """:func:`transpose_batch` for g, and r if given, in the first G_PROGRAMS programs, and for x in the others.
+
+    x is split."""
     pid = tl.program_id(0)
     if pid < G_PROGRAMS:
-        transpose_batch(g, g_out, pid, N, G_NUMEL, G_N, BATCH, 0, "half", BN, BL)
+        transpose_batch(g, g_out, pid, r, N, G_NUMEL, G_N, R_N, BATCH, 0, "half", BN, BL)
     else:
-        transpose_batch(x, x_out, pid - G_PROGRAMS, N, X_NUMEL, X_N, BATCH, LOW, PRECISION, BN, BL)
+        transpose_batch(x, x_out, pid - G_PROGRAMS, None, N, X_NUMEL, X_N, 0, BATCH, LOW, PRECISION, BN, BL)
