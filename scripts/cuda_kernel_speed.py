@@ -2,11 +2,11 @@
 
     python -m scripts.cuda_kernel_speed [TEXT ...]
 
-Forward and both gradients of the convolutions of resnet18, vgg11 and ``DocumentCNN`` in float32 without TF32, in
-TF32 and in bfloat16; forward and backward of max pooling; the cross-entropy loss with its gradient. With TEXT only
-the groups whose names contain one of them, such as "grad_weight, float32". Each side runs in the memory format that
-is faster for it. Results are compared with float64 first; errors are relative to a result's norm. Ratios are medians
-over the rounds.
+Forward and both gradients of the convolutions of resnet18, vgg11 and ``DocumentCNN``, and forward and backward of
+each with the ReLU behind it, in float32 without TF32, in TF32 and in bfloat16; forward and backward of max pooling;
+the cross-entropy loss with its gradient. With TEXT only the groups whose names contain one of them, such as
+"grad_weight, float32". Each side runs in the memory format that is faster for it. Results are compared with float64
+first; errors are relative to a result's norm. Ratios are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -27,12 +27,20 @@ from compare.speed.cuda_subjects import LAYOUTS, Step, Subject, operation_subjec
 from compare.speed.interleaving import ratios_by_round
 from compare.speed.timer import Timer, timer_for
 from manualgrad.cuda import launch
-from manualgrad.ops.conv2d import conv2d_forward_nchw, conv2d_grad_input_nchw, conv2d_grad_weight_oihw
-from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
+from manualgrad.dispatch import by_kernel
+from manualgrad.ops.conv2d import (
+    conv2d_backward,
+    conv2d_forward_nchw,
+    conv2d_grad_input_nchw,
+    conv2d_grad_weight_oihw,
+)
+from manualgrad.ops.conv2d_geometry import Conv2dGeometry, make_conv2d_geometry
+from manualgrad.ops.conv_relu import conv_relu_forward
 from manualgrad.ops.max_pool2d import max_pool2d_backward, max_pool2d_forward
 from manualgrad.ops.max_pool2d_geometry import make_max_pool2d_geometry
+from manualgrad.ops.relu import relu_backward
 
-Call = Callable[[], Tensor]
+Call = Callable[[], Tensor | list[Tensor]]
 
 # Name: (N, C_in, H, W), C_out, kernel size, stride, padding.
 CONVOLUTIONS = {
@@ -79,7 +87,7 @@ class Group:
 def groups(device: str) -> list[Group]:
     """List the groups to measure."""
     result = []
-    for of in ("forward", "grad_input", "grad_weight"):
+    for of in ("forward", "grad_input", "grad_weight", "with ReLU forward", "with ReLU backward"):
         layers = {name: layer for name, layer in CONVOLUTIONS.items() if of != "grad_input" or layer[0][1] > 3}
         for precision, (dtype, _) in PRECISIONS.items():
             make = [_subject(n, functools.partial(_convolution, of, *v), dtype, device) for n, v in layers.items()]
@@ -99,18 +107,29 @@ def _subject(name: str, call: Callable[..., Call], dtype: torch.dtype, device: s
 
     def make(side: str, layout: str, compiled: bool) -> Step | None:
         run = call(dtype, device, side, layout)
-        return None if compiled else lambda: [run()]
+        return None if compiled else lambda: _as_list(run())
 
     @functools.cache
     def exact() -> list[Tensor]:
-        return [call(torch.float64, device, "native", "contiguous", rounded_to=dtype)()]
+        return _as_list(call(torch.float64, device, "native", "contiguous", rounded_to=dtype)())
 
     return Subject(name, make, None, expected=lambda side, layout: exact())
+
+
+def _as_list(result: Tensor | list[Tensor]) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else result
 
 
 def _random(shape: Sequence[int], rounded_to: torch.dtype, dtype: torch.dtype, device: str, layout: str) -> Tensor:
     x = torch.randn(tuple(shape)).to(rounded_to).to(device, dtype)
     return x.contiguous(memory_format=LAYOUTS[layout])
+
+
+def _conv_relu_backward(g: Tensor, r: Tensor, x: Tensor, w: Tensor, geometry: Conv2dGeometry) -> list[Tensor]:
+    """Both gradients, by the kernel, and by its parts where it does not compute the call."""
+    needs_grad = True, True, False
+    grads = by_kernel("conv_relu_backward", g, r, x, w, needs_grad, geometry)
+    return list((grads or conv2d_backward(relu_backward(g, r, 0), x, w, needs_grad, geometry))[:2])
 
 
 def _convolution(
@@ -121,15 +140,24 @@ def _convolution(
     size = [(length + 2 * padding - kernel) // stride + 1 for length in shape[2:]]
     shapes = shape, (out_channels, shape[1], kernel, kernel), (shape[0], out_channels, *size)
     x, w, g = (_random(s, rounded_to or dtype, dtype, device, layout) for s in shapes)
+    r = g.roll(1, 0).clamp(min=0).contiguous(memory_format=LAYOUTS[layout])  # a ReLU's result that is not g's
     if side == "ours":
         geometry = make_conv2d_geometry(x, w, None, stride, padding, 1, 1, False, layout == "channels_last")
         return {
             "forward": lambda: conv2d_forward_nchw(x, w, None, geometry),
             "grad_input": lambda: conv2d_grad_input_nchw(g, w, geometry),
             "grad_weight": lambda: conv2d_grad_weight_oihw(g, x, geometry),
+            "with ReLU forward": lambda: conv_relu_forward(x, w, None, geometry),
+            "with ReLU backward": lambda: _conv_relu_backward(g, r, x, w, geometry),
         }[of]
     if of == "forward":
         return lambda: F.conv2d(x, w, None, stride, padding)
+    if of == "with ReLU forward":
+        return lambda: F.conv2d(x, w, None, stride, padding).relu_()
+    if of == "with ReLU backward":
+        both = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [True, True, False]
+        relu_grad = torch.ops.aten.threshold_backward
+        return lambda: list(torch.ops.aten.convolution_backward(relu_grad(g, r, 0), x, w, None, *both)[:2])
     number = ("grad_input", "grad_weight").index(of)
     options = [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, [number == 0, number == 1, False]
     return lambda: torch.ops.aten.convolution_backward(g, x, w, None, *options)[number]

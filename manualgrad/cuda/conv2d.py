@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cuda import conv2d_depthwise as depthwise
-from manualgrad.cuda.conv2d_operands import INT32_NUMEL, needs_wide_offsets, pack, span
+from manualgrad.cuda.conv2d_operands import INT32_NUMEL, Images, needs_wide_offsets, pack, span
 from manualgrad.cuda.conv2d_precision import precision_of
 from manualgrad.cuda.conv2d_tiles import gather_tile, next_power_of_2, num_multiprocessors
 from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
@@ -64,12 +64,18 @@ def _unsupported_weight(w: Tensor, geometry: Any) -> str:
     return "" if 4 * max(w.numel(), span(w)) < INT32_NUMEL else "the weight is too large"
 
 
-def conv2d_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
-    """C(x, w) + b of equations (1) and (17): (N, C_out, H_out, W_out), in the memory format of the geometry."""
-    y = _new_result(x, w.shape[0], geometry.windows.output_size(*geometry.input_size), geometry)
+def conv2d_forward(
+    launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, *, relu: bool = False
+) -> Tensor:
+    """C(x, w) + b of equations (1) and (17): (N, C_out, H_out, W_out), in the memory format of the geometry.
+
+    With ``relu`` R(C(x, w) + b)."""
+    y = new_result(x, w.shape[0], geometry.windows.output_size(*geometry.input_size), geometry)
     if depthwise.is_depthwise(w.shape[1], geometry):
-        return depthwise.forward(launch, y, x, w, b, geometry)
-    return _gather_gemm(launch, y, x, w, b, geometry, backward=False)
+        return depthwise.forward(launch, y, x, w, b, geometry, relu)
+    if y.numel():
+        gather_gemm(launch, y, x, w, b, geometry, backward=False, relu=relu)
+    return y
 
 
 def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
@@ -77,15 +83,19 @@ def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> 
 
     Pixels near the border have windows outside of z. The formula leaves their products out, and so do the kernels:
     the product of an infinite weight would be 0 · w, which is NaN."""
-    grad_x = _new_result(g, w.shape[1] * geometry.groups, geometry.input_size, geometry)
+    grad_x = new_result(g, w.shape[1] * geometry.groups, geometry.input_size, geometry)
     if depthwise.is_depthwise(w.shape[1], geometry):
         return depthwise.grad_input(launch, grad_x, g, w, geometry)
-    return _gather_gemm(launch, grad_x, g, w, None, geometry, backward=True)
+    if grad_x.numel():
+        gather_gemm(launch, grad_x, g, w, None, geometry, backward=True)
+    return grad_x
 
 
-def conv2d_grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> Tensor:
-    """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW), in the memory format of the geometry."""
-    return _grad_weight(launch, g, x, geometry, None)
+def conv2d_grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, *, r: Tensor | None = None) -> Tensor:
+    """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW), in the memory format of the geometry.
+
+    If g is the gradient of ``r`` = R(z), with which it ``copies_with_relu``, W(δ, x) for the gradient δ of z."""
+    return _grad_weight(launch, g, x, geometry, None, r)
 
 
 def unsupported_conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Any) -> str:
@@ -95,13 +105,17 @@ def unsupported_conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Any)
     return unsupported_conv2d_grad_weight(g, x, geometry)
 
 
-def conv2d_grad_weight_and_bias(launch: Launcher, g: Tensor, x: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
-    """W(g, x), and the sum of g of equation (17): (C_out,)."""
+def conv2d_grad_weight_and_bias(
+    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, *, r: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`conv2d_grad_weight`, and the sum of g, or of δ, of equation (17): (C_out,)."""
     grad_b = g.new_empty(g.shape[1])
-    return _grad_weight(launch, g, x, geometry, grad_b), grad_b
+    return _grad_weight(launch, g, x, geometry, grad_b, r), grad_b
 
 
-def _grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: Tensor | None) -> Tensor:
+def _grad_weight(
+    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: Tensor | None, r: Tensor | None
+) -> Tensor:
     channels = x.shape[1] // geometry.groups
     memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
     shape = (g.shape[1], channels, *geometry.windows.kernel_size)
@@ -112,22 +126,28 @@ def _grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: 
         return grad_w.zero_()
     if depthwise.is_depthwise(channels, geometry):
         return depthwise.grad_weight(launch, grad_w, g, x, geometry)
-    grad_weight(launch, grad_w, grad_b, g, x, geometry, precision_of(g))
+    grad_weight(launch, grad_w, grad_b, g, x, geometry, precision_of(g), r)
     return grad_w
 
 
-def _new_result(x: Tensor, channels: int, size: tuple[int, int], geometry: Any) -> Tensor:
+def new_result(x: Tensor, channels: int, size: tuple[int, int], geometry: Any) -> Tensor:
+    """Memory for the (N, channels, *size) numbers of a result, in the memory format of the geometry."""
     memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
     shape = (x.shape[0], channels, *size)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
 
 
-def _gather_gemm(
-    launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, *, backward: bool
-) -> Tensor:
-    """Compute ``y``, which is z of equation (1) for images x, or with ``backward`` (2) for their gradients x."""
-    if not y.numel():
-        return y
+def gather_gemm(
+    launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, *, backward: bool,
+    relu: bool = False, r: Tensor | None = None,
+) -> Images:  # fmt: skip
+    """Compute ``y``, of one image or more: z of equation (1) for images x, or with ``backward`` (2) for gradients x.
+
+    With ``relu`` y is R(z). If x is the gradient of ``r`` = R(z), y is computed from that of z.
+
+    Returns:
+        The images or gradients as the product reads them; with ``r`` the gradient of z, a new tensor, channels_last.
+    """
     windows, groups, precision = geometry.windows, geometry.groups, precision_of(x)
     (batch, in_channels, height, width), (_, out_channels, out_height, out_width) = x.shape, y.shape
     channels, columns, taps = in_channels // groups, out_channels // groups, w.shape[2] * w.shape[3]
@@ -141,8 +161,9 @@ def _gather_gemm(
     # More than one block of weights whose channels are no multiple of 16 bytes.
     joined = flat and phases == (1, 1) and channels * taps > tile.depth and channels * x.element_size() % 16 != 0
     weight, images = pack(
-        launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat, joined=joined
-    )
+        launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat, joined=joined,
+        r=r,
+    )  # fmt: skip
     wide = needs_wide_offsets(images.tensor, y)
     numel, split = y.numel(), tile.parts > 1
     result = torch.empty(tile.parts * numel, dtype=torch.float32, device=y.device) if split else y
@@ -158,13 +179,13 @@ def _gather_gemm(
         **window_constants(windows), BACKWARD=backward, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
         CHANNELS_LAST=geometry.channels_last, FLAT=flat, JOINED=joined, WIDE=wide, PRECISION=precision,
         PARTS=tile.parts, BM=tile.rows, BN=tile.columns, BK=tile.depth, FLAG_BLOCK=flag_block,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
+        RELU=relu and not split, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     if split:
         block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64
         pixels = 1 if geometry.channels_last else out_height * out_width
         launch(
             conv2d_sum_output, (-(-numel // block),), y, result, b, numel, tile.parts, bias_step, out_channels,
-            pixels, BLOCK=block, num_warps=max(1, block // 128),
+            pixels, RELU=relu, BLOCK=block, num_warps=max(1, block // 128),
         )  # fmt: skip
-    return y
+    return images

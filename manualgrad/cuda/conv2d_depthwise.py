@@ -22,11 +22,12 @@ def is_depthwise(channels: int, geometry: Any) -> bool:
     return channels == 1 and geometry.groups > 1
 
 
-def forward(launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
-    """Compute ``y``, z of equation (1)."""
+def forward(launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, relu: bool) -> Tensor:
+    """Compute ``y``, z of equation (1), or with ``relu`` R(z)."""
     bias_step = 0 if b is None else b.stride(0)
     sizes = (*x.shape[2:], *y.shape[2:])
-    return _run(launch, kernels.conv2d_depthwise, y, (x, w, b), sizes, (*x.stride(), *_steps(w), bias_step), geometry)
+    strides = (*x.stride(), *_steps(w), bias_step)
+    return _run(launch, kernels.conv2d_depthwise, y, (x, w, b), sizes, strides, geometry, RELU=relu)
 
 
 def grad_input(launch: Launcher, grad_x: Tensor, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
@@ -38,7 +39,7 @@ def grad_input(launch: Launcher, grad_x: Tensor, g: Tensor, w: Tensor, geometry:
 
 def _run(
     launch: Launcher, kernel: Any, result: Tensor, operands: tuple[Tensor | None, ...], sizes: tuple[int, ...],
-    strides: tuple[int, ...], geometry: Any,
+    strides: tuple[int, ...], geometry: Any, **constants: bool,
 ) -> Tensor:  # fmt: skip
     images, w = operands[:2]
     assert images is not None and w is not None
@@ -47,7 +48,7 @@ def _run(
     launch(
         kernel, (-(-positions // tile["BM"]), -(-channels // tile["BC"])), result, *operands, positions, *sizes,
         *strides, *result.stride(), channels, WIDE=needs_wide_offsets(images, result), **tile,
-        **_constants(geometry, w.shape[0]),
+        **_constants(geometry, w.shape[0]), **constants,
     )  # fmt: skip
     return result
 

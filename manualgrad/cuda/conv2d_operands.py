@@ -114,7 +114,7 @@ def pack_images(launch: Launcher, g: Tensor, x: Tensor, *, x_at_any_step: bool) 
 
 def pack(
     launch: Launcher, w: Tensor, x: Tensor, groups: int, precision: str, *, flip: bool, transpose: bool, flat: bool,
-    joined: bool,
+    joined: bool, r: Tensor | None = None,
 ) -> tuple[PackedWeight, Images]:  # fmt: skip
     """Return the weight and the images as ``conv2d_gather_gemm`` reads them, by one launch, or none.
 
@@ -125,11 +125,12 @@ def pack(
         transpose: True exchanges input and output channels within each group.
         flat: True if the product computes the address of each number of x.
         joined: True if the weights of a channel get zeros behind them, to a multiple of 16 numbers.
+        r: R(z) of which x is the gradient; the images are then the gradient of z, equation (10), channels_last.
     """
     out_channels, channels, kernel_height, kernel_width = w.shape
     taps = kernel_height * kernel_width
     flip = flip and taps > 1
-    images = images_in_place(x, flat)
+    images = images_in_place(x, flat) if r is None else None
     if images is not None and precision == "half" and not (flip or transpose) and _is_packed(w):
         return PackedWeight(w, channels * taps), images
     rows, row = (channels * groups, out_channels // groups * taps) if transpose else (out_channels, channels * taps)
@@ -142,13 +143,14 @@ def pack(
     flags, num_flags = low + aligned, programs if transpose else 0
     weight = PackedWeight(w.new_empty(flags + num_flags), row, low, flags, num_flags)
     copied = None if images is not None else x
+    r_strides = (0, 0, 0, 0) if r is None else r.stride()
     packed = images or _new_packed(x)
     launch(
         kernels.conv2d_pack, (programs + (0 if copied is None else _num_programs(x)),),
-        weight.tensor, w, None if copied is None else packed.tensor, copied, programs, *w.stride(), low,
-        flags, *x.shape, *x.stride(), C=channels, K=group_channels, KH=kernel_height, KW=kernel_width, ROW=row,
-        FLIP=flip, TRANSPOSE=transpose, PRECISION=precision, **tile, IMAGE_BC=PACK_TILE["BC"],
-        IMAGE_BP=PACK_TILE["BP"],
+        weight.tensor, w, None if copied is None else packed.tensor, copied, r, programs, *w.stride(), low,
+        flags, *x.shape, *x.stride(), *r_strides, C=channels, K=group_channels, KH=kernel_height,
+        KW=kernel_width, ROW=row, FLIP=flip, TRANSPOSE=transpose, PRECISION=precision, **tile,
+        IMAGE_BC=PACK_TILE["BC"], IMAGE_BP=PACK_TILE["BP"],
     )  # fmt: skip
     return weight, packed
 
@@ -174,10 +176,13 @@ class BatchLast:
     low: int
 
 
-def batch_last(launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: str) -> BatchLast:
+def batch_last(
+    launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: str, r: Tensor | None = None
+) -> BatchLast:
     """Copy g (N, C_out, H_out, W_out) and x (N, C_in, H, W) by one launch. A block of the sum has ``depth`` images.
 
-    Images whose numbers do not lie together in one of the two memory formats are copied once more."""
+    Images whose numbers do not lie together in one of the two memory formats are copied once more. If g is the
+    gradient of ``r`` = R(z), whose images lie :func:`in_the_same_order`, the copy is the gradient of z."""
     (g, g_steps), (x, x_steps) = _whole_images(g), _whole_images(x)
     images, rounded = g.shape[0], -(-g.shape[0] // depth) * depth
     g_numel, x_numel = g[0].numel(), x[0].numel()
@@ -189,10 +194,19 @@ def batch_last(launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: st
     rows = -(-rounded // tile["BN"])
     g_programs, x_programs = rows * -(-g_numel // tile["BL"]), rows * -(-x_numel // tile["BL"])
     launch(
-        kernels.conv2d_batch_last, (g_programs + x_programs,), copies.g, g, copies.x, x, g_programs, images, g_numel,
-        g.stride(0), x_numel, x.stride(0), rounded, low, PRECISION=precision, **tile,
+        kernels.conv2d_batch_last, (g_programs + x_programs,), copies.g, g, copies.x, x, r, g_programs, images,
+        g_numel, g.stride(0), 0 if r is None else r.stride(0), x_numel, x.stride(0), rounded, low,
+        PRECISION=precision, **tile,
     )  # fmt: skip
     return copies
+
+
+def in_the_same_order(g: Tensor, r: Tensor) -> bool:
+    """Return True if images of ``g`` and ``r`` are in one piece each, in the same memory format."""
+    return any(
+        g[:1].is_contiguous(memory_format=memory_format) and r[:1].is_contiguous(memory_format=memory_format)
+        for memory_format in (torch.channels_last, torch.contiguous_format)
+    )
 
 
 def _whole_images(x: Tensor) -> tuple[Tensor, tuple[int, int]]:

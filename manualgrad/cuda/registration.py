@@ -9,7 +9,7 @@ from manualgrad.dispatch import FormulaKernel
 def _kernels() -> tuple[FormulaKernel, ...]:
     if why_not_installed():  # the modules below import Triton
         return ()
-    from manualgrad.cuda import conv2d, conv_relu_pool, cross_entropy, relu, softmax
+    from manualgrad.cuda import conv2d, conv_relu, conv_relu_pool, cross_entropy, relu, softmax
     from manualgrad.cuda import max_pool2d as pool
 
     return (
@@ -23,6 +23,10 @@ def _kernels() -> tuple[FormulaKernel, ...]:
             CUDA,
             conv2d.unsupported_conv2d_grad_weight_and_bias,
             conv2d.conv2d_grad_weight_and_bias,
+        ),
+        FormulaKernel("conv_relu_forward", CUDA, conv2d.unsupported_conv2d_forward, conv_relu.conv_relu_forward),
+        FormulaKernel(
+            "conv_relu_backward", CUDA, conv_relu.unsupported_conv_relu_backward, conv_relu.conv_relu_backward
         ),
         FormulaKernel("relu_backward", CUDA, relu.unsupported_relu_backward, relu.relu_backward),
         FormulaKernel("max_pool2d_forward", CUDA, pool.unsupported_max_pool2d_forward, pool.max_pool2d_forward),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from manualgrad._torch_compat import free_saved_tensors
-from manualgrad.dispatch import dispatched
+from manualgrad.dispatch import by_kernel, dispatched
 from manualgrad.ops.bias import bias_jvp, grad_bias_apply
 from manualgrad.ops.conv2d import (
     apply_conv2d,
@@ -27,7 +27,7 @@ from manualgrad.ops.conv2d import (
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.differentiable import autograd_inactive, differentiable, save_for_derivatives, sum_present
 from manualgrad.ops.linear_maps import Apply
-from manualgrad.ops.relu import relu_backward_apply
+from manualgrad.ops.relu import relu_backward, relu_backward_apply
 from manualgrad.ops.tracers import traceable
 
 
@@ -56,11 +56,16 @@ class ConvReLUFunction(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, w, r = ctx.saved_tensors
         needs_x, needs_w, needs_b, _ = ctx.needs_input_grad
-        delta = relu_backward_apply(g, r, 0)  # eq. (10)
         if autograd_inactive():
-            del r
-            free_saved_tensors(ctx)  # R(z) is as large as δ and the gradient of x
-            return *conv2d_backward(delta, x, w, (needs_x, needs_w, needs_b), ctx.geometry), None
+            needs_grad = (needs_x, needs_w, needs_b)
+            grads = by_kernel("conv_relu_backward", g, r, x, w, needs_grad, ctx.geometry)
+            if grads is None:
+                delta = relu_backward(g, r, 0)  # eq. (10)
+                del r
+                free_saved_tensors(ctx)  # R(z) is as large as δ and the gradient of x
+                grads = conv2d_backward(delta, x, w, needs_grad, ctx.geometry)
+            return *grads, None
+        delta = relu_backward_apply(g, r, 0)  # eq. (10)
         return (
             conv2d_grad_input_apply(delta, w, ctx.geometry) if needs_x else None,
             conv2d_grad_weight_apply(delta, x, ctx.geometry) if needs_w else None,

@@ -9,6 +9,7 @@ import torch
 
 from manualgrad.cuda import conv2d as host
 from manualgrad.cuda.conv2d_tiles import gather_tile, wants_batch_last
+from manualgrad.cuda.conv_relu import conv_relu_backward, conv_relu_forward
 from manualgrad.cuda.launch import Launcher
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
 from tests.cuda.conv2d_layers import LAYERS, operands
@@ -67,3 +68,8 @@ def test_a_layer_takes_at_most_three_launches_forward_and_five_backward(dtype, c
         host.conv2d_grad_weight_and_bias(backward, g, x, geometry)
         assert forward.count <= 3, w.shape
         assert backward.count <= 5, w.shape
+        with_relu, with_relu_backward = CountingLauncher(), CountingLauncher()
+        r = conv_relu_forward(with_relu, x, w, None, geometry)
+        conv_relu_backward(with_relu_backward, g, r, x, w, (True, True, True), geometry)
+        assert with_relu.count == forward.count, w.shape
+        assert with_relu_backward.count <= backward.count, w.shape

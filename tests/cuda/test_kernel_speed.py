@@ -33,7 +33,7 @@ def measure(group: script.Group, timer: FakeTimer):
 
 def test_both_sides_of_each_group_have_the_results_of_float64(small) -> None:
     groups = script.groups("cpu")
-    assert len({group.name for group in groups}) == len(groups) == 3 * 3 + 2 * 2 + 1
+    assert len({group.name for group in groups}) == len(groups) == 5 * 3 + 2 * 2 + 1
     for group in groups:
         assert len(group.subjects) == (2 if "conv2d" in group.name and "grad_input" not in group.name else 1)
         dtype, _ = script.PRECISIONS[group.precision]

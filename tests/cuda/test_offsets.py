@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manualgrad.cuda import conv2d, conv2d_depthwise, conv2d_weight_gradient, cross_entropy, relu, softmax
+from manualgrad.cuda import conv2d, conv2d_depthwise, conv2d_weight_gradient, conv_relu, cross_entropy, relu, softmax
 from manualgrad.cuda import max_pool2d as pool
 from manualgrad.cuda.conv_relu_pool import conv_relu_pool_forward
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
@@ -69,6 +69,22 @@ def test_convolution(launcher, name, dtype) -> None:
         conv2d.conv2d_grad_weight_and_bias(launcher, g, x, geometry)
     products = [n for n in launcher.names if not n.startswith(("conv2d_pack", "conv2d_sum"))]
     assert min(launcher.largest[name] for name in products) > 2**31 - 2**20, "the last numbers were read or written"
+
+
+def test_copies_that_read_the_relu(launcher) -> None:
+    x_shape, w_shape = LAYERS["channels on blocks"][:2]
+    x, w = meta(*x_shape, channels_last=True), meta(*w_shape)
+    g, r = meta(*x_shape), meta(*x_shape)
+    geometry = make_conv2d_geometry(x, w, None, 1, 0, 1, 1, True, True)
+    for needs_grad in ((True, False, False), (False, True, True)):
+        conv_relu.conv_relu_backward(launcher, g, r, x, w, needs_grad, geometry)
+    assert launcher.names == [
+        "conv2d_pack",
+        "conv2d_gather_gemm",
+        "conv2d_batch_last",
+        "conv2d_grad_weight_batch_last",
+    ]
+    assert min(launcher.largest[name] for name in ("conv2d_pack", "conv2d_batch_last")) == g.numel() - 1
 
 
 @pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 64])

@@ -15,6 +15,8 @@ channels. FLIP reverses the kernel.
 import triton
 import triton.language as tl
 
+from manualgrad.cuda.kernels.relu import relu
+
 
 @triton.jit
 def tile_positions(BM: tl.constexpr, WIDTH, HEIGHT, WIDE: tl.constexpr):
@@ -40,9 +42,9 @@ def conv2d_depthwise(
     CHANNELS,
     MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PADDING_H: tl.constexpr, PADDING_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    FLIP: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    FLIP: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y, (N, CHANNELS, OUT_H, OUT_W) with M positions."""
+    """A tile of y, (N, CHANNELS, OUT_H, OUT_W) with M positions; with RELU, of its ReLU."""
     m, n, i, j = tile_positions(BM, OUT_W, OUT_H, WIDE)
     k = tile_channels(tl.program_id(1), BC, WIDE)
     is_m = m < M
@@ -61,6 +63,8 @@ def conv2d_depthwise(
             acc += a.to(tl.float32) * b.to(tl.float32)[None, :]  # eq. (1)
     if bias is not None:
         acc += tl.load(bias + k * BIAS_STRIDE, mask=is_k, other=0.0).to(tl.float32)[None, :]  # eq. (17)
+    if RELU:
+        acc = relu(acc)
     y_at = (n * Y_N + i * Y_H + j * Y_W)[:, None] + (k * Y_C)[None, :]
     tl.store(y + y_at, acc.to(y.dtype.element_ty), mask=is_m[:, None] & is_k[None, :])
 

@@ -17,6 +17,7 @@ import triton.language as tl
 from manualgrad.cuda.kernels.conv2d_outside import is_any_set, store_without_padding
 from manualgrad.cuda.kernels.conv2d_positions import gcd, store_tile, tile_positions
 from manualgrad.cuda.kernels.conv2d_products import multiply_add
+from manualgrad.cuda.kernels.relu import relu
 
 
 @triton.jit
@@ -98,7 +99,7 @@ def conv2d_gather_gemm(
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr,
     X_PIXEL: tl.constexpr, X_CHANNEL: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     FLAT: tl.constexpr, JOINED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLAG_BLOCK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLAG_BLOCK: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """One tile of y, BM positions by BN channels, or one of PARTS parts of the sum of each number of it.
 
@@ -107,7 +108,7 @@ def conv2d_gather_gemm(
     numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST (N, GROUPS·K, OUT_H, OUT_W); the parts
     follow each other. Programs are (tiles, groups, phases·PARTS). A phase has PHASE_H × PHASE_W positions in an
     image, M in all. WIDE computes offsets in 64 bits. With a FLAG_BLOCK above 0 the NUM_FLAGS numbers of w at FLAGS
-    are read, which are 0 if all weights are finite."""
+    are read, which are 0 if all weights are finite. With RELU, of a whole sum, y is its ReLU."""
     tile = tl.program_id(0)
     if WIDE:
         tile = tile.to(tl.int64)
@@ -138,6 +139,8 @@ def conv2d_gather_gemm(
     if bias is not None:
         b = tl.load(bias + (group * K + k) * BIAS_STRIDE, mask=is_channel, other=0.0)
         acc += b.to(tl.float32)[None, :]  # eq. (17)
+    if RELU:
+        acc = relu(acc)
     store_tile(y, acc, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K, GROUPS, CHANNELS_LAST, WIDE)
     if FLAG_BLOCK > 0:
         if is_any_set(w + FLAGS, NUM_FLAGS, FLAG_BLOCK):

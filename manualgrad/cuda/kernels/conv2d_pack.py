@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from manualgrad.cuda.kernels.conv2d_products import INFINITY, split_operand
+from manualgrad.cuda.kernels.relu import select_active
 
 
 @triton.jit
@@ -56,8 +57,12 @@ def pack_weight(
 
 
 @triton.jit
-def pack_image(x, out, pid, N, C, H, W, X_N, X_C, X_H, X_W, BC: tl.constexpr, BP: tl.constexpr):
-    """Copy x (N, C, H, W), with the strides X_*, to (N, H, W, C): a tile of BC channels by BP pixels of one image."""
+def pack_image(
+    x, out, pid, r, N, C, H, W, X_N, X_C, X_H, X_W, R_N, R_C, R_H, R_W, BC: tl.constexpr, BP: tl.constexpr
+):
+    """Copy x (N, C, H, W), with the strides X_*, to (N, H, W, C): a tile of BC channels by BP pixels of one image.
+
+    If r = R(z) of x's shape, with the strides R_*, is given, x is a gradient of r, and its copy the gradient of z."""
     tiles_c = tl.cdiv(C, BC)
     tiles = tiles_c * tl.cdiv(H * W, BP)
     n = (pid // tiles).to(tl.int64)
@@ -66,14 +71,19 @@ def pack_image(x, out, pid, N, C, H, W, X_N, X_C, X_H, X_W, BC: tl.constexpr, BP
     is_c = c < C
     is_pixel = pixel < H * W
     x_at = n * X_N + (c.to(tl.int64) * X_C)[:, None] + (pixel // W * X_H + pixel % W * X_W)[None, :]
-    tile = tl.load(x + x_at, mask=is_c[:, None] & is_pixel[None, :], other=0.0)
+    mask = is_c[:, None] & is_pixel[None, :]
+    tile = tl.load(x + x_at, mask=mask, other=0.0)
+    if r is not None:
+        r_at = n * R_N + (c.to(tl.int64) * R_C)[:, None] + (pixel // W * R_H + pixel % W * R_W)[None, :]
+        tile = select_active(tile, tl.load(r + r_at, mask=mask, other=0.0))
     out_at = ((n * H * W + pixel) * C)[:, None] + c[None, :]
     tl.store(out + out_at, tl.trans(tile), mask=is_pixel[:, None] & is_c[None, :])
 
 
 @triton.jit
 def conv2d_pack(
-    w_out, w, x_out, x, W_PROGRAMS, W_K, W_C, W_P, W_Q, LOW, FLAGS, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W,
+    w_out, w, x_out, x, r, W_PROGRAMS, W_K, W_C, W_P, W_Q, LOW, FLAGS, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W,
+    R_N, R_C, R_H, R_W,
     C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROW: tl.constexpr,
     FLIP: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr,
     BK: tl.constexpr, BC: tl.constexpr, IMAGE_BC: tl.constexpr, IMAGE_BP: tl.constexpr,
@@ -90,7 +100,10 @@ def conv2d_pack(
                 w, w_out, pid, W_K, W_C, W_P, W_Q, LOW, FLAGS, C, K, KH, KW, ROW, FLIP, TRANSPOSE, PRECISION, BK, BC
             )
         else:
-            pack_image(x, x_out, pid - W_PROGRAMS, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W, IMAGE_BC, IMAGE_BP)
+            pack_image(
+                x, x_out, pid - W_PROGRAMS, r, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W, R_N, R_C, R_H, R_W,
+                IMAGE_BC, IMAGE_BP,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -101,38 +114,48 @@ def conv2d_pack_images(
     """:func:`pack_image` for a, and in the programs from A_PROGRAMS on for b."""
     pid = tl.program_id(0)
     if b is None:
-        pack_image(a, a_out, pid, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, BC, BP)
+        pack_image(a, a_out, pid, None, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, 0, 0, 0, 0, BC, BP)
     else:
         if pid < A_PROGRAMS:
-            pack_image(a, a_out, pid, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, BC, BP)
+            pack_image(a, a_out, pid, None, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, 0, 0, 0, 0, BC, BP)
         else:
-            pack_image(b, b_out, pid - A_PROGRAMS, N, B_CHANNELS, B_HEIGHT, B_WIDTH, B_N, B_C, B_H, B_W, BC, BP)
+            pack_image(
+                b, b_out, pid - A_PROGRAMS, None, N, B_CHANNELS, B_HEIGHT, B_WIDTH, B_N, B_C, B_H, B_W, 0, 0, 0, 0,
+                BC, BP,
+            )  # fmt: skip
 
 
 @triton.jit
-def transpose_batch(x, out, pid, N, NUMEL, X_N, BATCH, LOW, SPLIT: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr):
+def transpose_batch(
+    x, out, pid, r, N, NUMEL, X_N, R_N, BATCH, LOW, SPLIT: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr
+):
     """Copy x (N, NUMEL), a row every X_N numbers, to (NUMEL, BATCH), zeros from N on: a tile of BL by BN.
 
+    If r = R(z) of x's shape, a row every R_N numbers, is given, x is a gradient of r, and its copy the gradient of z.
     SPLIT is the precision for which ``store_split`` stores the numbers, "half" leaves them as they are."""
     tiles = tl.cdiv(NUMEL, BL)
     at = (pid % tiles).to(tl.int64) * BL + tl.arange(0, BL)
     n = (pid // tiles) * BN + tl.arange(0, BN)
     inside = at < NUMEL
-    tile = tl.load(
-        x + n.to(tl.int64)[:, None] * X_N + at[None, :], mask=(n < N)[:, None] & inside[None, :], other=0.0
-    )
+    is_number = (n < N)[:, None] & inside[None, :]
+    tile = tl.load(x + n.to(tl.int64)[:, None] * X_N + at[None, :], mask=is_number, other=0.0)
+    if r is not None:
+        r_tile = tl.load(r + n.to(tl.int64)[:, None] * R_N + at[None, :], mask=is_number, other=0.0)
+        tile = select_active(tile, r_tile)
     mask = inside[:, None] & (n < BATCH)[None, :]
     store_split(out + at[:, None] * BATCH + n[None, :], tl.trans(tile), LOW, mask, SPLIT)
 
 
 @triton.jit
 def conv2d_batch_last(
-    g_out, g, x_out, x, G_PROGRAMS, N, G_NUMEL, G_N, X_NUMEL, X_N, BATCH, LOW,
+    g_out, g, x_out, x, r, G_PROGRAMS, N, G_NUMEL, G_N, R_N, X_NUMEL, X_N, BATCH, LOW,
     PRECISION: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    """:func:`transpose_batch` for g in the first G_PROGRAMS programs, and for x, which is split, in the others."""
+    """:func:`transpose_batch` for g, and r if given, in the first G_PROGRAMS programs, and for x in the others.
+
+    x is split."""
     pid = tl.program_id(0)
     if pid < G_PROGRAMS:
-        transpose_batch(g, g_out, pid, N, G_NUMEL, G_N, BATCH, 0, "half", BN, BL)
+        transpose_batch(g, g_out, pid, r, N, G_NUMEL, G_N, R_N, BATCH, 0, "half", BN, BL)
     else:
-        transpose_batch(x, x_out, pid - G_PROGRAMS, N, X_NUMEL, X_N, BATCH, LOW, PRECISION, BN, BL)
+        transpose_batch(x, x_out, pid - G_PROGRAMS, None, N, X_NUMEL, X_N, 0, BATCH, LOW, PRECISION, BN, BL)

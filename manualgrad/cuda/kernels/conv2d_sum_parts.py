@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from manualgrad.cuda.kernels.conv2d_grad_weight import weight_offset
+from manualgrad.cuda.kernels.relu import relu
 
 
 @triton.jit
@@ -16,14 +17,18 @@ def sum_parts(parts, at, inside, NUMEL, NUM_PARTS, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def conv2d_sum_output(y, parts, bias, NUMEL, NUM_PARTS, BIAS_STRIDE, CHANNELS, PIXELS, BLOCK: tl.constexpr):
-    """y, whose channel changes every PIXELS numbers, plus the bias."""
+def conv2d_sum_output(
+    y, parts, bias, NUMEL, NUM_PARTS, BIAS_STRIDE, CHANNELS, PIXELS, RELU: tl.constexpr, BLOCK: tl.constexpr
+):
+    """y, whose channel changes every PIXELS numbers, plus the bias; with RELU the ReLU of it."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < NUMEL
     total = sum_parts(parts, at, inside, NUMEL, NUM_PARTS, BLOCK)
     if bias is not None:
         channel = (at // PIXELS) % CHANNELS
         total += tl.load(bias + channel * BIAS_STRIDE, mask=inside, other=0.0).to(tl.float32)  # eq. (17)
+    if RELU:
+        total = relu(total)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 
 

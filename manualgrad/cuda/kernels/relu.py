@@ -1,7 +1,19 @@
-"""ReLU's backward, equation (10)."""
+"""ReLU as an epilogue, equation (9), and its backward, equation (10)."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def relu(z):
+    """R(z); NaN stays NaN."""
+    return tl.where(z < 0, 0.0, z)  # eq. (9)
+
+
+@triton.jit
+def select_active(g, r):
+    """g where r = R(z) is positive or NaN, 0 elsewhere: the derivative at 0 is 0."""
+    return tl.where(r.to(tl.float32) <= 0, 0.0, g)  # eq. (10)
 
 
 @triton.jit
