@@ -126,7 +126,7 @@ def _random(shape: Sequence[int], rounded_to: torch.dtype, dtype: torch.dtype, d
 
 
 def _conv_relu_backward(g: Tensor, r: Tensor, x: Tensor, w: Tensor, geometry: Conv2dGeometry) -> list[Tensor]:
-    """Both gradients, by the kernel, and by its parts where it does not compute the call."""
+    """Gradients of x and w, by the kernel, and by its parts where it does not compute the call."""
     needs_grad = True, True, False
     grads = by_kernel("conv_relu_backward", g, r, x, w, needs_grad, geometry)
     return list((grads or conv2d_backward(relu_backward(g, r, 0), x, w, needs_grad, geometry))[:2])

@@ -5,7 +5,8 @@ the third mistake of each file of ``first_half``, and those in ``QUICK``. The ot
 The mistakes of ``MEASURED`` must be found and named, but for those in ``UNNAMED``, which must be called unknown. None
 may be taken for another one. When the ninth set was tried for the first time, 32 of its 40 mistakes were named, 6
 unknown and 2 taken for others; of the tenth set 31, 8 and 1; of the eleventh 32, 7 and 1; of the twelfth, whose
-Functions are written out as users write them, 31, 8 and 1.
+Functions are written out as users write them, 31, 8 and 1. Of the 24 mistakes of ``reported``, which people reported
+to public projects, 20 were named and 4 unknown.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.compare.gallery.unseen.score import corrected, modules, right_cases, 
 
 SETS = ("first_half", "second_half", "third_set", "fourth_set")
 ORDINALS = ("fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth")
-MEASURED = tuple(f"{ordinal}_set" for ordinal in ORDINALS)
+MEASURED = (*(f"{ordinal}_set" for ordinal in ORDINALS), "reported")
 MODULES = [module for each in SETS for module in modules(each)]
 
 # One of each kind of mistake that the sets made the diagnosis name.
@@ -57,10 +58,9 @@ UNNAMED = {
     "transducer, node after a label",
     "recursive filter, inputs for outputs",
     "sparse probabilities, Jacobian of the softmax",
-    "difference of two attentions, common mean",
     "logistic bins, half of the bin in the scale's gradient",
     "scores moved by relative positions, upper half",
-    "update of a stack, rolled",
+    "rows by indices, taken in place of added",
 }
 
 
@@ -111,8 +111,8 @@ def test_the_sets_have_different_functions():
 @pytest.mark.parametrize("name", MEASURED)
 def test_every_expected_answer_is_complete(name: str):
     wrongs = wrong_functions(name)
-    assert len({wrong.case.name for wrong in wrongs}) == len(wrongs) == 40
-    assert len(right_cases(name)) >= 25
+    assert len({wrong.case.name for wrong in wrongs}) == len(wrongs) == (24 if name == "reported" else 40)
+    assert len(right_cases(name)) >= (24 if name == "reported" else 25)
     for wrong in wrongs:
         assert wrong.named and wrong.kinds and wrong.named_words and wrong.located, wrong.case.name
         assert set(wrong.kinds) <= KINDS.keys(), wrong.case.name

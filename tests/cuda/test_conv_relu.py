@@ -47,7 +47,7 @@ BACKWARD = {  # the launches of backward with the bias's gradient
 
 
 def gradients(g, r, x, w, needs_grad, geometry):
-    """Those of x, w and the bias, by the kernel, and by its parts where it does not compute the call."""
+    """Gradients of x, w and the bias, by the kernel, and by its parts where it does not compute the call."""
     grads = by_kernel("conv_relu_backward", g, r, x, w, needs_grad, geometry)
     return conv2d_backward(relu_backward(g, r, 0), x, w, needs_grad, geometry) if grads is None else grads
 

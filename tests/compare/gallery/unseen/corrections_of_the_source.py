@@ -1,4 +1,4 @@
-"""Judgements of a reader on changes of the source, and others on the twelfth set."""
+"""Judgements of a reader on changes of the source, and others on the twelfth set and on reported mistakes."""
 
 from __future__ import annotations
 
@@ -58,5 +58,34 @@ CORRECTIONS_OF_THE_SOURCE = (
         "unknown",
         None,
         "that is the argument with which the tests switch the mistake on",
+    ),
+    Correction(
+        "RMSNorm, weight twice",
+        r"the missing term is a · output",
+        "named",
+        True,
+        "the change of the source, `rstd.pow(3)` for `weight * rstd.pow(3)`, is the mistake's correction",
+    ),
+    Correction("distances of a power, as Euclidean ones", r"\* \(diff\.abs\(\) \* \(1 / dist", "named", True, CHANGE),
+    Correction(
+        "elements by indices, repeated ones",
+        r"the contribution of example 0 .* is missing",
+        "named",
+        True,
+        "the change of the source, `index_put_(..., accumulate=True)`, is the mistake's correction",
+    ),
+    Correction(
+        "difference of two attentions, common mean",
+        r"should be `\(grad_attn \* a1\)\.sum` for 27 .* and `\(grad_attn \* a2\)",
+        "named",
+        True,
+        "the mean is to be taken of one softmax for one half of the elements, and of the other for the other",
+    ),
+    Correction(
+        "update of a stack, rolled",
+        r"is not 0 .* where the output's row and the input's row differ by more than 1",
+        "named",
+        True,
+        "the change of the source fills with 0 what both rolls move around",
     ),
 )
