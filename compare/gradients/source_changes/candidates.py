@@ -33,7 +33,7 @@ from compare.gradients.source_changes.insertion_edits import (
 )
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
 from compare.gradients.source_changes.outside_effects import has_outside_effects, stores_outside
-from compare.gradients.source_changes.repeated_edits import repeated_edits
+from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
 from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
 
@@ -137,6 +137,7 @@ class Candidates:
 
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])
+        yield from scaled_name_edits(sites, function.called)
 
     def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         called = function.called

@@ -6,7 +6,9 @@ import ast
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import combinations
 
-from compare.gradients.source_changes.edits import Edit
+from compare.gradients.source_changes.called_functions import CalledFunction
+from compare.gradients.source_changes.edits import Edit, Site
+from compare.gradients.source_changes.expression_edits import name
 
 MAX_PAIRS = 4  # places of which every two are tried
 
@@ -22,6 +24,18 @@ def repeated_edits(edits: Sequence[Edit]) -> Iterator[tuple[Edit, ...]]:
         for part in _parts(group):
             if not any(_contains(a, b) for a in part for b in part):
                 yield part
+
+
+def scaled_name_edits(sites: Sequence[Site], called: CalledFunction) -> Iterator[tuple[Edit, ...]]:
+    """A name times another wherever it is read, such as the incoming gradient times a weight."""
+    reads: dict[str, list[Site]] = {}
+    for site in sites:
+        if isinstance(site.node, ast.Name) and isinstance(site.node.ctx, ast.Load) and site.node.id in called.tensors:
+            reads.setdefault(site.node.id, []).append(site)
+    for read, places in reads.items():
+        for other in called.tensors:
+            if other != read and len(places) > 1:
+                yield tuple(site.edit(ast.BinOp(site.node, ast.Mult(), name(other)), 2) for site in places)
 
 
 def _parts(group: list[Edit]) -> Iterator[tuple[Edit, ...]]:

@@ -55,7 +55,7 @@ class RMSNormWithoutWeight(Function):
 
     @staticmethod
     def backward(ctx, dout):
-        inp, _, rstd = ctx.saved_tensors
+        inp, weight, rstd = ctx.saved_tensors  # noqa: RUF059
         norm = inp * rstd[:, None]
         mean = (dout * norm).mean(-1)
         dinp = (dout - norm * mean[:, None]) * rstd[:, None]
