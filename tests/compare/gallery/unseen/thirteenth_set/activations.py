@@ -128,7 +128,7 @@ OPERATIONS = [
         PadeActivation,
         rational,
         lambda: {"x": torch.randn(5, 4), "numerator": torch.randn(3), "denominator": torch.randn(4)},
-        named="denominator: the sign of the weight is missing, so columns of negative weights have the negated gradient",
+        named="denominator: the sign of the weight is missing: columns of negative weights have the negated gradient",
         kinds=("only for some values", "only at some indices", "factor by element", "step left out"),
         named_words=(r"\babs\b|\bsign\b|\bsgn\b", r"<\s*0|negative|-1\b"),
         located=(r"gradient of denominator",),

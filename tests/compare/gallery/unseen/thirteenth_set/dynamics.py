@@ -92,7 +92,7 @@ WRONG = [
         named="decay: its factor is the peak before, not the peak that results (decay times too small)",
         kinds=("another operand", "constant factor"),
         named_words=(r"instead of", r"\b0\.7\b|times|factor"),
-        located=(r"gradient of (decay|input 1)",),
+        located=(r"gradient of decay",),
     ),
     WrongFunction(
         Case(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch.autograd import Function
 
@@ -61,7 +63,7 @@ def curve(points, t):
     t = t[:, None]
     levels = [point.expand(len(t), -1) for point in points]
     while len(levels) > 1:
-        levels = [(1 - t) * a + t * b for a, b in zip(levels, levels[1:], strict=False)]
+        levels = [(1 - t) * a + t * b for a, b in pairwise(levels)]
     return levels[0]
 
 

@@ -183,7 +183,7 @@ OPERATIONS = [
         DoubleExponentialSmoothing,
         holt,
         sequence(0.6, 0.3),
-        named="the trend is beta * (level - level before): the gradient of the level before lacks - beta times the trend's",
+        named="the gradient of the level before lacks its part through the trend, - beta times the trend's gradient",
         kinds=("missing term",),
         named_words=(r"missing", r"constant", r"detach", r"no effect"),
         located=(r"gradient of (x|input 0)",),
