@@ -1,4 +1,4 @@
-"""Activations: a quotient of polynomials, a line that is switched, tanh of an exponential."""
+"""Activations: a quotient of polynomials, a line that is switched on or off."""
 
 from __future__ import annotations
 
@@ -90,37 +90,8 @@ class ACON(Function):
         return grad_x, grad_p1, grad_p2, grad_beta
 
 
-def exponential_tanh(x):
-    return x * torch.tanh(torch.exp(x))
-
-
-class ExponentialTanhFunction(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return exponential_tanh(x)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        t = torch.tanh(torch.exp(x))
-        return g * (t + x * torch.exp(x) * (1 - t * t))
-
-
-class TeLU(Function):
-    @staticmethod
-    def forward(ctx, x):
-        t = torch.tanh(x.exp())
-        ctx.save_for_backward(x, t)
-        return x * t
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        x, t = ctx.saved_tensors
-        return grad_output * (t + x * (1 - t.pow(2)))
-
-
 SLOPES = ("x", "first", "second", "beta")
+
 OPERATIONS = [
     Operation(
         "quotient of polynomials, sign of the denominator's weights",
@@ -143,17 +114,6 @@ OPERATIONS = [
         kinds=("missing term",),
         named_words=(r"missing", r"constant", r"detach", r"no effect"),
         located=(r"gradient of second",),
-    ),
-    Operation(
-        "tanh of an exponential, factor of the exponential",
-        ExponentialTanhFunction,
-        TeLU,
-        exponential_tanh,
-        lambda: (torch.randn(5, 4),),
-        named="the derivative of the exponential is left out of the second term",
-        kinds=("step left out", "factor of one term", "missing term"),
-        named_words=(r"\bexp\b",),
-        located=(r"gradient of (x|input 0)",),
     ),
 ]
 

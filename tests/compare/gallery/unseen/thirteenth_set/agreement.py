@@ -1,4 +1,4 @@
-"""Agreement with targets: concordance of rows, evidence of classes."""
+"""Agreement of rows: concordance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch.autograd import Function
 
 from compare import Case
-from tests.compare.gallery.unseen.operation import Operation, WrongFunction, wrong_and_right
+from tests.compare.gallery.unseen.operation import WrongFunction
 
 
 def disagreement(x, y):
@@ -34,66 +34,8 @@ class ConcordanceLoss(Function):
         return scale * (yc - ratio * xc), scale * (xc - ratio * yc)
 
 
-def evidence_error(evidence, target):
-    alpha = evidence + 1
-    total = alpha.sum(1, keepdim=True)
-    p = alpha / total
-    return ((target - p) ** 2 + p * (1 - p) / (total + 1)).sum(1)
-
-
-class EvidenceErrorFunction(Function):
-    @staticmethod
-    def forward(ctx, evidence, target):
-        ctx.save_for_backward(evidence, target)
-        return evidence_error(evidence, target)
-
-    @staticmethod
-    def backward(ctx, g):
-        evidence, target = ctx.saved_tensors
-        total = (evidence + 1).sum(1, keepdim=True)
-        p = (evidence + 1) / total
-        to_p = 2 * (p - target) + (1 - 2 * p) / (total + 1)
-        to_total = -(p * (1 - p)).sum(1, keepdim=True) / (total + 1) ** 2
-        grad_evidence = (to_p - (to_p * p).sum(1, keepdim=True)) / total + to_total
-        return g[:, None] * grad_evidence, g[:, None] * 2 * (target - p)
-
-
-class EvidentialMSE(Function):
-    @staticmethod
-    def forward(ctx, evidence, onehot):
-        alpha = evidence + 1
-        strength = alpha.sum(dim=-1, keepdim=True)
-        prob = alpha / strength
-        err = (onehot - prob) ** 2
-        var = prob * (1 - prob) / (strength + 1)
-        ctx.save_for_backward(prob, strength, onehot)
-        return (err + var).sum(dim=-1)
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        prob, strength, onehot = ctx.saved_tensors
-        g = grad_output.unsqueeze(-1)
-        g_prob = g * (2 * (prob - onehot) + (1 - 2 * prob) / (strength + 1))
-        g_evidence = (g_prob - (g_prob * prob).sum(dim=-1, keepdim=True)) / strength
-        return g_evidence, 2 * g * (onehot - prob)
-
-
-OPERATIONS = [
-    Operation(
-        "error of evidence, total under the variance",
-        EvidenceErrorFunction,
-        EvidentialMSE,
-        evidence_error,
-        lambda: {"evidence": torch.rand(4, 3) * 3, "target": torch.eye(3)[torch.randint(3, (4,))]},
-        named="the total in the variance's denominator is treated as a constant",
-        kinds=("missing term",),
-        named_words=(r"missing", r"constant", r"detach", r"no effect"),
-        located=(r"gradient of evidence",),
-    ),
-]
-
-WRONG, RIGHT = wrong_and_right(OPERATIONS)
-WRONG += [
+RIGHT: list[Case] = []
+WRONG = [
     WrongFunction(
         Case(
             "concordance, distance of the means",

@@ -1,4 +1,4 @@
-"""States that evolve: peaks that decay, two species."""
+"""States that evolve: two species."""
 
 from __future__ import annotations
 
@@ -9,41 +9,6 @@ from compare import Case
 from tests.compare.gallery.unseen.operation import WrongFunction
 
 STEP = 0.25
-
-
-def peaks(x, decay):
-    held = [x[0]]
-    for value in x[1:]:
-        held.append(torch.maximum(value, decay * held[-1]))
-    return torch.stack(held)
-
-
-class EnvelopeFollower(Function):
-    @staticmethod
-    def forward(ctx, x, decay):
-        level = x[0]
-        levels = [level]
-        for t in range(1, x.shape[0]):
-            level = torch.maximum(x[t], decay * level)
-            levels.append(level)
-        levels = torch.stack(levels)
-        ctx.save_for_backward(x, decay, levels)
-        return levels
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, decay, levels = ctx.saved_tensors
-        grad_x, grad_decay = torch.zeros_like(x), torch.zeros_like(decay)
-        carried = torch.zeros_like(x[0])
-        for t in range(x.shape[0] - 1, 0, -1):
-            total = grad[t] + carried
-            new_peak = x[t] > decay * levels[t - 1]
-            grad_x[t] = torch.where(new_peak, total, 0)
-            falling = torch.where(new_peak, 0, total)
-            grad_decay += (falling * levels[t]).sum()
-            carried = falling * decay
-        grad_x[0] = grad[0] + carried
-        return grad_x, grad_decay
 
 
 def species(prey, hunters, rates):
@@ -81,19 +46,6 @@ class LotkaVolterra(Function):
 
 RIGHT: list[Case] = []
 WRONG = [
-    WrongFunction(
-        Case(
-            "peaks that decay, peak kept",
-            EnvelopeFollower.apply,
-            peaks,
-            lambda: (torch.randn(6, 3), torch.tensor(0.7)),
-            whole_numbers=False,
-        ),
-        named="decay: its factor is the peak before, not the peak that results (decay times too small)",
-        kinds=("another operand", "constant factor"),
-        named_words=(r"instead of", r"\b0\.7\b|times|factor"),
-        located=(r"gradient of decay",),
-    ),
     WrongFunction(
         Case(
             "two species, order of two updates",

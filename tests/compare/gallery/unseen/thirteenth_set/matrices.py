@@ -73,29 +73,6 @@ class ReflectedFunction(Function):
         return g, grad_vectors
 
 
-class HouseholderChain(Function):
-    @staticmethod
-    def forward(ctx, x, vs):
-        ctx.save_for_backward(x, vs)
-        for v in vs:
-            x = torch.addr(x, x @ v, v, alpha=-2 / v.dot(v).item())
-        return x
-
-    @staticmethod
-    def backward(ctx, grad_y):
-        x, vs = ctx.saved_tensors
-        inputs = []
-        for v in vs:
-            inputs.append(x)
-            x = x - torch.outer(x @ v, v) * (2 / v.dot(v))
-        grad_vs = []
-        for v, z in zip(reversed(vs.unbind()), reversed(inputs), strict=True):
-            beta = 2 / v.dot(v)
-            grad_vs.insert(0, -beta * (z.t() @ (grad_y @ v) + grad_y.t() @ (z @ v)))
-            grad_y = grad_y - beta * torch.outer(grad_y @ v, v)
-        return grad_y, torch.stack(grad_vs)
-
-
 class OrthogonalFlow(Function):
     @staticmethod
     def forward(ctx, x, vs):
@@ -174,18 +151,6 @@ OPERATIONS = [
         located=(r"gradient of (x|input 0)",),
     ),
     Operation(
-        "chain of reflections, lengths",
-        ReflectedFunction,
-        HouseholderChain,
-        reflected,
-        lambda: {name: torch.randn(shape) for name, shape in PAIR.items()},
-        named="vectors: the squared length that is divided by is treated as a constant",
-        kinds=("missing term",),
-        named_words=(r"missing", r"constant", r"detach", r"no effect"),
-        located=(r"gradient of vectors",),
-        options={"whole_numbers": False},
-    ),
-    Operation(
         "chain of reflections, first rows for all",
         ReflectedFunction,
         OrthogonalFlow,
@@ -211,4 +176,3 @@ OPERATIONS = [
 ]
 
 WRONG, RIGHT = wrong_and_right(OPERATIONS)
-RIGHT = [*RIGHT[:2], *RIGHT[3:]]  # the chains have the same right Function

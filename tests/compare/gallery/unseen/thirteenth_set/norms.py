@@ -6,7 +6,7 @@ import torch
 from torch.autograd import Function
 
 from compare import Case
-from tests.compare.gallery.unseen.operation import Operation, wrong_and_right
+from tests.compare.gallery.unseen.operation import Operation, WrongFunction, wrong_and_right
 
 EPS, DECAY = 0.1, 0.7
 
@@ -117,24 +117,6 @@ def thresholded_response(x, gain, threshold):
     return torch.where(z > threshold, z, threshold)
 
 
-class ThresholdedResponseFunction(Function):
-    @staticmethod
-    def forward(ctx, x, gain, threshold):
-        ctx.save_for_backward(x, gain, threshold)
-        return thresholded_response(x, gain, threshold)
-
-    @staticmethod
-    def backward(ctx, g):
-        x, gain, threshold = ctx.saved_tensors
-        length = torch.sqrt((x**2).mean(2, keepdim=True) + EPS)
-        unit = x / length
-        above = gain * unit > threshold
-        kept, cut = torch.where(above, g, 0), torch.where(above, 0, g)
-        to_unit = kept * gain
-        grad_x = (to_unit - unit * (to_unit * unit).mean(2, keepdim=True)) / length
-        return grad_x, (kept * unit).sum((0, 2))[:, None], cut.sum((0, 2))[:, None]
-
-
 class FilterResponseNorm(Function):
     @staticmethod
     def forward(ctx, x, gamma, tau):
@@ -234,17 +216,6 @@ OPERATIONS = [
         located=(r"gradient of x",),
     ),
     Operation(
-        "response with a threshold, mask in one term",
-        ThresholdedResponseFunction,
-        FilterResponseNorm,
-        thresholded_response,
-        lambda: {"x": torch.randn(3, 2, 6), "gain": torch.rand(2, 1) + 0.5, "threshold": torch.randn(2, 1) / 4},
-        named="the mean of gradient times value takes the elements below the threshold too",
-        kinds=("step left out", "missing term", "only for some values"),
-        named_words=(r"where|mask|threshold", r"one too many|extra"),
-        located=(r"gradient of x",),
-    ),
-    Operation(
         "rows over their recent size, root of the mean square",
         OverRecentSizeFunction,
         RMSPropScaling,
@@ -264,5 +235,19 @@ RIGHT += [
         PairNorm.apply,
         centred_nodes,
         lambda: {"x": torch.randn(5, 3), "scale": torch.rand(()) + 0.5},
-    )
+    ),
+]
+WRONG += [
+    WrongFunction(
+        Case(
+            "response with a threshold, mask in one term",
+            FilterResponseNorm.apply,
+            thresholded_response,
+            lambda: {"x": torch.randn(3, 2, 6), "gain": torch.rand(2, 1) + 0.5, "threshold": torch.randn(2, 1) / 4},
+        ),
+        named="the mean of gradient times value takes the elements below the threshold too",
+        kinds=("step left out", "missing term", "only for some values"),
+        named_words=(r"where|mask|threshold", r"one too many|extra"),
+        located=(r"gradient of x",),
+    ),
 ]

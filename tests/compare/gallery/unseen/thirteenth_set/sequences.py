@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.autograd import Function
 
-from tests.compare.gallery.unseen.operation import Operation, wrong_and_right
+from compare import Case
+from tests.compare.gallery.unseen.operation import Operation, WrongFunction, wrong_and_right
 
 GAMMA, LAMBDA = 0.9, 0.8
 ENDS = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1]])
@@ -137,22 +138,6 @@ def controlled(error, gains):
     return gains[0] * error + gains[1] * error.cumsum(0) + gains[2] * (error - before)
 
 
-class ControllerFunction(Function):
-    @staticmethod
-    def forward(ctx, error, gains):
-        ctx.save_for_backward(error, gains)
-        return controlled(error, gains)
-
-    @staticmethod
-    def backward(ctx, g):
-        error, gains = ctx.saved_tensors
-        nothing = torch.zeros_like(error[:1])
-        change = error - torch.cat([nothing, error[:-1]])
-        to_change = g - torch.cat([g[1:], nothing])
-        grad_error = gains[0] * g + gains[1] * g.flip(0).cumsum(0).flip(0) + gains[2] * to_change
-        return grad_error, torch.stack([(g * part).sum() for part in (error, error.cumsum(0), change)])
-
-
 class PID(Function):
     @staticmethod
     def forward(ctx, e, k):
@@ -199,17 +184,20 @@ OPERATIONS = [
         named_words=(r"goes_on|mask|where", r"instead of", r"shift|step before|t - 1|place"),
         located=(r"gradient of rewards",),
     ),
-    Operation(
-        "controller, last step",
-        ControllerFunction,
-        PID,
-        controlled,
-        lambda: {"error": torch.randn(6, 3), "gains": torch.rand(3) + 0.2},
+]
+
+WRONG, RIGHT = wrong_and_right(OPERATIONS)
+WRONG += [
+    WrongFunction(
+        Case(
+            "controller, last step",
+            PID.apply,
+            controlled,
+            lambda: {"error": torch.randn(6, 3), "gains": torch.rand(3) + 0.2},
+        ),
         named="the roll takes the first step's gradient into the last step, where nothing follows",
         kinds=("only at borders", "missing term", "only at some indices", "another operand"),
         named_words=(r"border", r"\blast\b|row 5|\[5\b|index 5", r"circular|roll", r"one too many|extra"),
         located=(r"gradient of error",),
     ),
 ]
-
-WRONG, RIGHT = wrong_and_right(OPERATIONS)
