@@ -90,6 +90,7 @@ class ACON(Function):
         return grad_x, grad_p1, grad_p2, grad_beta
 
 
+SIGNS = torch.tensor([1, -1, 1, -1])
 SLOPES = ("x", "first", "second", "beta")
 
 OPERATIONS = [
@@ -98,7 +99,7 @@ OPERATIONS = [
         RationalFunction,
         PadeActivation,
         rational,
-        lambda: {"x": torch.randn(5, 4), "numerator": torch.randn(3), "denominator": torch.randn(4)},
+        lambda: {"x": torch.randn(5, 4), "numerator": torch.randn(3), "denominator": SIGNS * (torch.rand(4) + 0.2)},
         named="denominator: the sign of the weight is missing: columns of negative weights have the negated gradient",
         kinds=("only for some values", "only at some indices", "factor by element", "step left out"),
         named_words=(r"\babs\b|\bsign\b|\bsgn\b", r"<\s*0|negative|-1\b"),

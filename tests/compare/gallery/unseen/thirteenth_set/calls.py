@@ -1,4 +1,4 @@
-"""What a Function is asked for, which outputs are used, which dimensions are broadcast, what is conjugated."""
+"""Calls of a Function: inputs that require gradients, outputs that are used, broadcast dimensions, conjugates."""
 
 from __future__ import annotations
 

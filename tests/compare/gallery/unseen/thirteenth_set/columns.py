@@ -97,7 +97,7 @@ OPERATIONS = [
         lambda: {"matrix": torch.randn(3, 3), "vector": torch.randn(3)},
         named="after the step from column j the gradient of column j is added instead of that of column j - 1",
         kinds=("shifted", "permuted", "another operand", "missing term"),
-        named_words=(r"shift|column|place", r"instead of", r"missing|one too many"),
+        named_words=(r"shift|column|place", r"missing|one too many"),
         located=(r"gradient of matrix", r"gradient of vector"),
     ),
 ]

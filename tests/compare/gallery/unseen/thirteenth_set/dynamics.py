@@ -55,7 +55,7 @@ WRONG = [
         ),
         named="the hunters' gradient takes the prey's gradient that is already that of the step before",
         kinds=("another operand", "missing term", "step left out"),
-        named_words=(r"instead of", r"already|updated|order", r"one too many|missing"),
+        named_words=(r"prey.*instead of|instead of.*prey", r"already|updated|order"),
         located=(r"gradient of hunters",),
     ),
 ]

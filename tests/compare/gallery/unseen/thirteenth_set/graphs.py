@@ -175,7 +175,7 @@ OPERATIONS = [
         lambda: {"h": torch.randn(4, 3), "left": torch.randn(3), "right": torch.randn(3)},
         named="the slope depends on the weight's sign instead of the score's, so it is always 1",
         kinds=("step left out", "another operand", "only for some values"),
-        named_words=(r"where", r"leaky|slope|\b0\.2\b", r"instead of"),
+        named_words=(r"where", r"leaky|slope|\b0\.2\b"),
         located=(r"gradient of left", r"gradient of right"),
     ),
 ]
@@ -192,14 +192,14 @@ WRONG += [
         ),
         named="the probabilities among all logits are taken for those among the two that are kept",
         kinds=("another operand", "step left out", "missing term"),
-        named_words=(r"instead of", r"softmax", r"probabilit|normaliz|\bdiv\b", r"all"),
+        named_words=(r"softmax", r"probabilit|normaliz|\bdiv\b"),
         located=(r"gradient of (logits|input 0)",),
     ),
     WrongFunction(
         Case("turned channels, partners", PartialRotary.apply, turned_channels, lambda: (torch.randn(4, 6),)),
         named="backward turns neighbouring channels together, forward channel i and i + 2",
         kinds=("another operand", "permuted", "step left out"),
-        named_words=(r"channel|neighbour|partner", r"permut|place|pair", r"slice|index", r"instead of"),
+        named_words=(r"channel|neighbour|partner", r"permut|place|pair", r"slice|index"),
         located=(r"gradient of (x|input 0)",),
     ),
 ]

@@ -158,7 +158,7 @@ OPERATIONS = [
         lambda: {name: torch.randn(shape) for name, shape in PAIR.items()},
         named="vectors 1 and 2: the rows before any reflection are taken for those that this reflection reflects",
         kinds=("another operand", "step left out", "missing term"),
-        named_words=(r"instead of", r"left out", r"\bx\b|input"),
+        named_words=(r"(\bx\b|input|first).*instead of", r"instead of.*(\bx\b|input)", r"left out"),
         located=(r"gradient of vectors",),
         options={"whole_numbers": False},
     ),

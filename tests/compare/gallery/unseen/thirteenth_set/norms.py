@@ -188,13 +188,12 @@ class RMSPropScaling(Function):
         return d_grads
 
 
-DENSE = "dense layer of standardized weights, mean"
 WEIGHTS = {"x": (5, 4), "weight": (3, 4), "gain": (3,)}
-NODES = "centred nodes, a scale for each row"
+
 
 OPERATIONS = [
     Operation(
-        DENSE,
+        "dense layer of standardized weights, mean",
         StandardizedDenseFunction,
         WSLinear,
         standardized_dense,
@@ -205,7 +204,7 @@ OPERATIONS = [
         located=(r"gradient of weight",),
     ),
     Operation(
-        NODES,
+        "centred nodes, a scale for each row",
         CentredNodesFunction,
         NodeScale,
         centred_nodes,
@@ -223,7 +222,7 @@ OPERATIONS = [
         lambda: (torch.randn(6, 3),),
         named="the derivative of 1 / (root + epsilon) is taken as that of 1 / root, -1/2 times its cube",
         kinds=("another operand", "step left out", "factor by element", "missing term", "factor of one term"),
-        named_words=(r"\bsqrt\b|root", r"epsilon|\b0\.1\b|\badd\b", r"instead of|cube"),
+        named_words=(r"\bsqrt\b|root", r"epsilon|\b0\.1\b|\badd\b", r"cube|power 3"),
         located=(r"gradient of (x|input 0)",),
     ),
 ]

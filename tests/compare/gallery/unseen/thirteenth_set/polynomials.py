@@ -123,7 +123,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(4, 3), "weight": torch.randn(5)},
         named="x: the derivative of term k is taken as k times term k - 1, as for powers",
         kinds=("factor by element", "another operand", "missing term"),
-        named_words=(r"derivative of|another function|other function", r"missing|constant", r"instead of"),
+        named_words=(r"derivative of|another function|other function|power",),
         located=(r"gradient of x",),
     ),
     Operation(

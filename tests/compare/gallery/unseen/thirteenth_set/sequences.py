@@ -181,7 +181,7 @@ OPERATIONS = [
         lambda: {"rewards": torch.randn(6, 3), "values": torch.randn(7, 3)},
         named="the running gradient is cut where this step ends the episode, instead of where the step before does",
         kinds=("another operand", "shifted", "step left out"),
-        named_words=(r"goes_on|mask|where", r"instead of", r"shift|step before|t - 1|place"),
+        named_words=(r"goes_on|mask|where", r"shift|step before|t - 1|place"),
         located=(r"gradient of rewards",),
     ),
 ]
