@@ -83,7 +83,8 @@ def _left_out(site: Site, called: CalledFunction) -> Iterator[Edit]:
             exchanged = ast.Attribute(function.value, other, ast.Load())
             yield site.edit(ast.Call(exchanged, arguments, node.keywords), 1)
     elif arguments:
-        yield site.edit(arguments[0], 1)
+        is_users = isinstance(called.functions[0].__globals__.get(getattr(function, "id", "")), types.FunctionType)
+        yield site.edit(arguments[0], 2 if is_users else 1)
 
 
 def _other_arguments(site: Site) -> Iterator[Edit]:

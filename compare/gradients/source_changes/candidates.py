@@ -22,7 +22,11 @@ from compare.gradients.source_changes.expression_edits import (
     number,
     operator_edits,
 )
-from compare.gradients.source_changes.ingredient_edits import find_ingredients, ingredient_edits
+from compare.gradients.source_changes.ingredient_edits import (
+    find_ingredients,
+    ingredient_edits,
+    saved_ingredient_edits,
+)
 from compare.gradients.source_changes.insertion_edits import (
     function_edits,
     interval_edits,
@@ -101,6 +105,7 @@ class Candidates:
         tiers = (
             (self._exchanges, self.functions),
             (self._repeated, self.functions),
+            (self._saved, in_forward),
             (self._insertions, in_backward),
             (self._functions, in_backward),
             (self._intervals, in_backward),
@@ -158,6 +163,10 @@ class Candidates:
     def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
             yield from _alone(product_edits(site, function.called))
+
+    def _saved(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
+        for site in sites:
+            yield from _alone(saved_ingredient_edits(site, self._ingredients))
 
     def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:

@@ -56,6 +56,11 @@ class Correction:
     elements: tuple[str, ...] = ()
 
     @property
+    def size(self) -> int:
+        """Length of the new texts: the shorter, the plainer."""
+        return sum(len(change.new) for change in self.changes)
+
+    @property
     def names(self) -> str:
         """The quantities in words."""
         return join_words(sorted(self.quantities))
@@ -83,9 +88,15 @@ def correction(candidate: Candidate, quantities: frozenset[str], makes_all_right
         with candidate.made():
             _, old, new = edit.changes[0]
             after = "" if new is None else _text(new if shown is old else shown)
-        if len(edit.changes) > 1 and isinstance(old, ast.stmt):  # two statements in the other order
-            before, after = f"{_text(old)}; {_text(new)}", f"{_text(new)}; {_text(old)}"
-        changes[id(shown)] = Change(function.code.co_filename, old.lineno, before, after)
+        line = old.lineno
+        if len(edit.changes) > 1 and isinstance(old, ast.stmt):  # two statements in the other order, or at once
+            _, second, removed = edit.changes[1]
+            before = f"{_text(old)}; {_text(second)}"
+            after = _text(new) if removed is None else f"{_text(second)}; {_text(old)}"
+        if isinstance(old, ast.If) and isinstance(new, ast.If) and len(new.body) == 2 and old.orelse == new.body[1:]:
+            line, test = old.orelse[0].lineno, _text(old.orelse[0].test)
+            before, after = f"elif {test}:", f"if {test}:"
+        changes[id(shown)] = Change(function.code.co_filename, line, before, after)
     return Correction(tuple(changes.values()), quantities, makes_all_right)
 
 

@@ -34,8 +34,8 @@ PURE_BUILTINS = {
     "zip",
 }  # fmt: skip
 VALUES = (Tensor, FunctionCtx, int, float, complex, str, tuple, list, dict, torch.dtype, type(None))
-# Statements with nothing to edit; a loop that an edit could make endless.
-LEFT_ALONE = (ast.While, ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.Raise, ast.Assert)
+# Statements with nothing to edit.
+LEFT_ALONE = (ast.Import, ast.ImportFrom, ast.Global, ast.Nonlocal, ast.Raise, ast.Assert)
 FIELDS_LEFT_ALONE = {
     "annotation",
     "returns",
@@ -132,6 +132,11 @@ def _visit(
 ) -> None:
     if isinstance(node, LEFT_ALONE):
         return
+    if isinstance(node, ast.While):  # an edit of what its test depends on could make it endless
+        for n, statement in enumerate(node.body if _ends_by_its_test(node) else []):
+            if not _names(statement) & _names(node.test):
+                _visit(statement, Place(node, "body", n), (*ancestors, node), called, sites)
+        return
     call = node.value if isinstance(node, ast.Expr) else node
     if isinstance(call, ast.Call) and not _computes(call, called):
         return
@@ -145,6 +150,15 @@ def _visit(
         for n, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(child, (ast.expr, ast.stmt, ast.keyword, ast.comprehension)):
                 _visit(child, Place(node, name, n), (*ancestors, node), called, sites)
+
+
+def _ends_by_its_test(loop: ast.While) -> bool:
+    jumps = any(isinstance(node, (ast.Break, ast.Continue)) for node in ast.walk(loop))
+    return bool(_names(loop.test)) and not jumps
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
 def _computes(call: ast.Call, called: CalledFunction) -> bool:

@@ -154,7 +154,7 @@ def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         for shift in (-1, 1):
             operator = ast.Add() if shift > 0 else ast.Sub()
             yield site.edit(ast.BinOp(name(node.id), operator, number(1)), 1)
-        yield site.edit(ast.UnaryOp(ast.USub(), name(node.id)), 1)
+        yield site.edit(ast.UnaryOp(ast.USub(), name(node.id)), 2)
         value = numbers[node.id]
         if isinstance(value, float) or abs(value) < 1000:
             yield site.edit(ast.BinOp(number(1), ast.Sub(), name(node.id)), 2)

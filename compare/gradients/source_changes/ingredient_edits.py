@@ -44,5 +44,19 @@ def ingredient_edits(site: Site, called: CalledFunction, ingredients: dict[str, 
                 yield site.edit(ast.BinOp(node, operator, ingredient), 5)
 
 
+def saved_ingredient_edits(site: Site, ingredients: dict[str, ast.expr]) -> Iterator[Edit]:
+    """Another expression of the source saved in the place of a name, such as the one with the next step made."""
+    node = site.node
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return
+    if node.func.attr != "save_for_backward":
+        return
+    for n, argument in enumerate(node.args):
+        for ingredient in ingredients.values():
+            if isinstance(argument, ast.Name) and argument.id in _names(ingredient):
+                changed = [*node.args[:n], ingredient, *node.args[n + 1 :]]
+                yield site.edit(ast.Call(node.func, changed, []), 3)
+
+
 def _names(node: ast.expr) -> set[str]:
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}

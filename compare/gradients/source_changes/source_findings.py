@@ -63,7 +63,7 @@ def _corrections_of(finding: Finding, corrections: Sequence[Correction]) -> list
     """The simplest correction for the finding's quantities, and one for each that it leaves wrong."""
     quantities = set(finding.quantity.replace(" and ", ", ").split(", "))
     own: list[Correction] = []
-    for each in sorted(corrections, key=lambda c: (-len(c.quantities), sum(len(change.new) for change in c.changes))):
+    for each in sorted(corrections, key=lambda c: (-len(c.quantities), c.size)):
         told = {quantity for correction in own for quantity in correction.quantities}
         if (quantities - told) & each.quantities or ("backward" in quantities and not own):
             own.append(each)

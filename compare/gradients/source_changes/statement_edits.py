@@ -28,6 +28,9 @@ def statement_edits(site: Site) -> Iterator[Edit]:
     if isinstance(node, ast.If):
         for test in (ast.UnaryOp(ast.Not(), node.test), ast.Constant(True), ast.Constant(False)):
             yield site.edit(ast.If(test, node.body, node.orelse), 1)
+        if len(node.orelse) == 1 and isinstance(node.orelse[0], ast.If):  # "elif" to "if"
+            alone = ast.If(node.test, node.body, [])
+            yield site.edit(ast.If(ast.Constant(True), [alone, *node.orelse], []), 2)
 
 
 def index_edits(site: Site) -> Iterator[Edit]:
@@ -41,7 +44,8 @@ def index_edits(site: Site) -> Iterator[Edit]:
     if isinstance(target.slice, (ast.Name, ast.Attribute)):
         owner = copy.deepcopy(target.value)
         function = ast.Attribute(owner, "index_add_", ast.Load())
-        yield site.edit(ast.Expr(ast.Call(function, [ast.Constant(0), target.slice, node.value], [])), 2)
+        value = ast.UnaryOp(ast.USub(), node.value) if isinstance(getattr(node, "op", None), ast.Sub) else node.value
+        yield site.edit(ast.Expr(ast.Call(function, [ast.Constant(0), target.slice, value], [])), 2)
     if isinstance(target.slice, ast.Tuple) and not any(
         isinstance(e, (ast.Slice, ast.Constant)) for e in target.slice.elts
     ):
@@ -62,7 +66,7 @@ def index_edits(site: Site) -> Iterator[Edit]:
 
 
 def order_edits(sites: list[Site]) -> Iterator[Edit]:
-    """Two statements in the other order; the last statement of a loop after it."""
+    """Two statements in the other order, or two names set at once; the last statement of a loop after it."""
     statements = {
         (id(s.place.parent), s.place.field, s.place.index): s for s in sites if isinstance(s.node, ast.stmt)
     }
@@ -71,6 +75,15 @@ def order_edits(sites: list[Site]) -> Iterator[Edit]:
         if after is not None and not isinstance(after.node, ast.Return):
             changes = ((site.place, site.node, after.node), (after.place, after.node, site.node))
             yield Edit(changes, 2, site.ancestors)
+            if all(_sets_one_name(each.node) for each in (site, after)):
+                targets = ast.Tuple([each.node.targets[0] for each in (site, after)], ast.Store())
+                values = ast.Tuple([each.node.value for each in (site, after)], ast.Load())
+                at_once = ast.Assign([targets], values)
+                yield Edit(((site.place, site.node, at_once), (after.place, after.node, None)), 2, site.ancestors)
         if isinstance(site.node, ast.For) and len(site.node.body) > 1:
             shorter = ast.For(site.node.target, site.node.iter, site.node.body[:-1], site.node.orelse)
             yield site.edit(ast.If(ast.Constant(True), [shorter, site.node.body[-1]], []), 3)
+
+
+def _sets_one_name(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
