@@ -88,14 +88,13 @@ class _Search:
         if self._corrected != self.wrong:
             self._try_pairs()
         complete = [c for _, c in self.corrections if c.makes_all_right]
-        if self.corrections:
-            return complete or [c for _, c in self.corrections]
-        expected = ExpectedValues(self.candidates, self.runs, self.targets, self.probe)
-        told = self._try_fitting_terms(expected) if not self.raises else None
-        if self.corrections:
-            return [c for _, c in self.corrections]
-        instead = self._parts() or told
-        return [instead] if instead is not None else []
+        if complete:
+            return complete
+        left = [target for target in self.targets if target.quantity not in self._corrected]
+        told = self._try_fitting_terms(left) if left and not self.raises else None
+        if not self.corrections:
+            told = self._parts() or told
+        return [*(c for _, c in self.corrections), *([told] if told is not None else [])]
 
     @property
     def _corrected(self) -> frozenset[str]:
@@ -123,8 +122,9 @@ class _Search:
             return None
         return of_parts(parts[0][0], parts[1][0], [words for _, words in parts])
 
-    def _try_fitting_terms(self, expected: ExpectedValues) -> Correction | None:
+    def _try_fitting_terms(self, targets: Sequence[Mismatch]) -> Correction | None:
         """Terms and factors that make an expression what it should be. Otherwise the first such value in words."""
+        expected = ExpectedValues(self.candidates, self.runs, targets, self.probe)
         self.comparisons = MAX_COMPARISONS
         of_native = list(islice(expected.of_native(), MAX_VALUES))
         terms: dict[Any, Terms] = {}

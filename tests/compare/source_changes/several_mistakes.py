@@ -115,3 +115,19 @@ class TwoSoftmaxes(Function):
         both = p - q
         mean = (g * both).sum(1, keepdim=True)
         return torch.stack([p * (g - mean), -q * (g - mean)])
+
+
+class TwoGradients(Function):
+    """A sign in one gradient, and half of a product rule in the other."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        p = torch.sigmoid(x)
+        ctx.save_for_backward(p, y)
+        return (1 - p) ** 2 * p.log() + y**2
+
+    @staticmethod
+    def backward(ctx, g):
+        p, y = ctx.saved_tensors
+        slope = (1 - p) ** 2 / p
+        return g * slope * p * (1 - p), -2 * g * y

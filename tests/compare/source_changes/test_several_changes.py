@@ -61,3 +61,11 @@ def test_changes_that_mend_a_part_each_are_told_with_their_parts():
     assert "should be `both = p` for the 20 at [0, :, :]" in finding.statement, finding
     assert finding.statement.endswith("`(g * q).sum(1, keepdim=True)` for the 20 at [1, :, :]"), finding
     assert finding.evidence.startswith("with each change its elements of the gradient of x are right")
+
+
+def test_a_gradient_without_a_change_does_not_hide_that_of_another():
+    native = lambda x, y: (1 - x.sigmoid()) ** 2 * x.sigmoid().log() + y**2  # noqa: E731
+    corrections = corrections_of(case_of(mistakes.TwoGradients, native, (matrix, matrix)))
+    told = {(next(iter(c.quantities)), change.old, change.new) for c in corrections for change in c.changes}
+    assert any(q == "gradient of y" and new.endswith(", 2 * g * y)") for q, _, new in told), told
+    assert any(q == "gradient of x" and "p.log()" in new for q, _, new in told), told
