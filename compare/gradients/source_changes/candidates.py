@@ -29,12 +29,11 @@ from compare.gradients.source_changes.ingredient_edits import (
 )
 from compare.gradients.source_changes.insertion_edits import (
     function_edits,
-    interval_edits,
-    mask_edits,
     operand_edits,
     product_edits,
     step_edits,
 )
+from compare.gradients.source_changes.mask_edits import interval_edits, mask_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
 from compare.gradients.source_changes.outside_effects import has_outside_effects, stores_outside
 from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from itertools import permutations
 
 import torch
 
@@ -128,33 +127,6 @@ def function_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         for factor in _functions_of(name(other)):
             for operator in OPERATORS:
                 yield site.edit(ast.BinOp(node, operator, factor), 4)
-
-
-def mask_edits(site: Site, called: CalledFunction, bounds: list[ast.expr]) -> Iterator[Edit]:
-    """An expression where a local tensor is on one side of a number of the source.
-
-    Args:
-        bounds: numbers of the source.
-    """
-    if not is_value(site, called) or not is_whole(site):
-        return
-    for other in called.tensors:
-        for bound in bounds:
-            for comparison in COMPARISONS:
-                mask = ast.Compare(name(other), [comparison], [bound])
-                yield site.edit(ast.BinOp(site.node, ast.Mult(), mask), 3)
-
-
-def interval_edits(site: Site, called: CalledFunction, bounds: list[ast.expr]) -> Iterator[Edit]:
-    """An expression where a local tensor is between two numbers of the source."""
-    if not is_value(site, called) or not is_whole(site):
-        return
-    for other in called.tensors:
-        for low, high in permutations(bounds, 2):
-            above = ast.Compare(name(other), [ast.GtE()], [low])
-            below = ast.Compare(name(other), [ast.LtE()], [high])
-            both = ast.BinOp(above, ast.BitAnd(), below)
-            yield site.edit(ast.BinOp(site.node, ast.Mult(), both), 5)
 
 
 def product_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compare import compare
-from tests.compare.gallery.unseen.reported import norms
+from tests.compare.gallery.unseen.reported import rms_norms
 from tests.compare.source_changes import several_mistakes as mistakes
 from tests.compare.source_changes.test_corrections import DTYPES, case_of, corrections_of, matrix, texts
 
@@ -33,8 +33,8 @@ MISTAKES = [
     ),
     (mistakes.SumOfTwo, lambda x: x.sin() + x**3, (matrix,), [("x.sin()", "x.cos()"), ("x ** 2", "3")]),
     (
-        norms.RMSNormWithoutWeight,
-        norms.rms_norm,
+        rms_norms.RMSNormWithoutWeight,
+        rms_norms.rms_norm,
         (matrix, lambda: torch.rand(4) + 0.5),
         [("(dout * norm).mean(-1)", "(dout * norm * weight).mean(-1)"), ("dout - norm", "dout * weight - norm")],
     ),
