@@ -153,8 +153,24 @@ def _visit(
 
 
 def _ends_by_its_test(loop: ast.While) -> bool:
-    jumps = any(isinstance(node, (ast.Break, ast.Continue)) for node in ast.walk(loop))
-    return bool(_names(loop.test)) and not jumps
+    """True for a loop that takes from a list, or counts, each time, whatever the other statements compute.
+
+    One that runs until something has converged could become endless.
+    """
+    if any(isinstance(node, (ast.Break, ast.Continue, ast.Return)) for node in ast.walk(loop)):
+        return False
+    names = _names(loop.test)
+    counts = [n for n in loop.body if isinstance(n, ast.AugAssign) and isinstance(n.value, ast.Constant)]
+    if any(isinstance(n.target, ast.Name) and n.target.id in names for n in counts):
+        return isinstance(loop.test, ast.Compare)
+    is_taken = any(isinstance(n, (ast.Assign, ast.Expr)) and _methods(n, names) for n in loop.body)
+    return is_taken and len(names) == 1 and _methods(loop, names) == {"pop"}
+
+
+def _methods(node: ast.AST, names: set[str]) -> set[str]:
+    """Attributes of the names that are read in a part of the tree."""
+    owned = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    return {n.attr for n in owned if n.value.id in names}  # type: ignore[attr-defined]
 
 
 def _names(node: ast.AST) -> set[str]:

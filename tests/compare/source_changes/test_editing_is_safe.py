@@ -276,3 +276,50 @@ def test_functions_of_manualgrad_are_not_edited():
     assert set(called_by(lambda: wrong.ours(x))) == {"<lambda>"}
     findings = compare(wrong, dtypes=(torch.float32,)).findings
     assert "should be `manualgrad.softmax(x)`" in findings[0].correction, findings
+
+
+def takes_from_a_list(values):
+    total, left = 0, list(values)
+    while left:
+        value = left.pop()
+        total = total + 2 * value
+    return total
+
+
+def counts_down(values):
+    total, n = 0, len(values) - 1
+    while n >= 0:
+        total = total + values[n]
+        total = 2 * total
+        n -= 1
+    return total
+
+
+def converges(values):
+    x, error = values[0], 1.0
+    while error > 1e-3:
+        before = x
+        x = x / 2
+        error = abs(x - before)
+    return x
+
+
+def grows(values):
+    left, total = list(values), 0
+    while left:
+        total = total + left.pop()
+        if total < 3:
+            left.append(total)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("function", "count"), [(takes_from_a_list, 1), (counts_down, 1), (converges, 0), (grows, 0)]
+)
+def test_only_loops_that_end_in_any_case_are_edited(function, count):
+    (called,) = (c for c in find_called_functions(lambda: function([1.0, 2.0]))[0] if c.code is function.__code__)
+    node = EditableFunction(called).node
+    (loop,) = (n for n in ast.walk(node) if isinstance(n, ast.While))
+    sites = [site for site in find_sites(called, node) if any(a is loop for a in site.ancestors)]
+    statements = [ast.unparse(site.node) for site in sites if isinstance(site.node, ast.stmt)]
+    assert len(statements) == count and not any("left" in text or "n -=" in text for text in statements), statements
