@@ -20,6 +20,12 @@ from compare.gradients.diagnosis.source_text import source_text
 from compare.gradients.diagnosis.substitutes import other_indices, other_numbers, recorded, with_number, with_tensor
 from compare.gradients.diagnosis.transformations import transformations
 
+# Functions that check indices; others could write outside of their memory.
+CHECKS_INDICES = {
+    "indexing", "gather", "take_along_dim", "index_select", "scatter", "scatter_add", "index_add", "index_copy",
+    "index_fill", "index_put", "take", "embedding", "nll_loss", "cross_entropy", "one_hot",
+}  # fmt: skip
+
 
 def find_changed_operands(search: NativePaths) -> Iterator[Finding]:
     yield from search.findings(
@@ -43,7 +49,8 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
             yield kind, statement, NativeChange(site, position, changed.at_operand(other, lookup))
     options = option_names(path.call.args, path.call.kwargs)
     for number, value in enumerate(flat):
-        if isinstance(value, Tensor) and not value.is_floating_point() and value.dtype is not torch.bool:
+        is_checked = path.call.operation in CHECKS_INDICES
+        if isinstance(value, Tensor) and value.dtype in (torch.int64, torch.int32) and is_checked:
             is_index = path.call.operation == "indexing" and number == 1 and isinstance(flat[0], Tensor)
             for words, lookup in other_indices(value, len(flat[0]) - 1 if is_index else None):
                 change = NativeChange(site, position, with_tensor(number, lookup))

@@ -235,6 +235,8 @@ def _names(calls: list[Call], mismatch: Mismatch) -> dict[int, str]:
                     if value.shape == source.shape and torch.equal(value.detach(), source):
                         names[id(value)] = name
                 for other in calls[: call.number]:
+                    if {value.layout, other.result.layout} != {torch.strided}:
+                        continue  # sparse ones have no address
                     same = value.shape == other.result.shape and value.data_ptr() == other.result.data_ptr()
                     if same and id(value) not in names:
                         names[id(value)] = other.name

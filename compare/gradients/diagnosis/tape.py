@@ -30,6 +30,18 @@ ELEMENTS_OF_A_STEP = 2000  # a step with so many elements takes twice as long as
 
 StepKey = tuple[str, str, int]
 
+# Operations that check indices, or only compute with integers. Others may write outside of their memory when they get
+# indices that they did not make, and end the process.
+CHECKS_INDICES = {
+    "gather", "scatter", "scatter_add", "index", "index_put", "index_select", "index_add", "index_copy", "index_fill",
+    "take", "put", "embedding", "embedding_dense_backward", "nll_loss_forward", "nll_loss_backward", "sort",
+    "nll_loss2d_forward", "nll_loss2d_backward", "one_hot", "where", "add", "sub", "mul", "div", "neg", "remainder",
+    "eq", "ne", "lt", "le", "gt", "ge", "clamp", "_to_copy", "clone", "detach", "view", "_unsafe_view", "expand",
+    "unsqueeze", "squeeze", "permute", "transpose", "t", "slice", "select", "flip", "cumsum", "sum", "max", "min",
+    "cat", "bitwise_and", "bitwise_or", "bitwise_not", "zeros_like", "ones_like", "alias", "repeat", "argsort",
+    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "value_selecting_reduction_backward",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -58,6 +70,9 @@ class Step:
     words: str
     is_flat: bool = False
     key: StepKey | None = None
+    own: list[tuple[int, torch.Size]] | None = (
+        None  # addresses of integers and shapes of an operation that checks none
+    )
 
     def __post_init__(self) -> None:
         self.numbers = [a.number for a in self.arguments if isinstance(a, Ref)]
@@ -68,12 +83,28 @@ class Step:
         return str(self.function.overloadpacket.__name__)
 
     def call(self, flat: list[Any]) -> list[Any]:
-        """Run the operation on flattened arguments."""
+        """Run the operation on flattened arguments.
+
+        Raises:
+            ValueError: the operation may not check indices, and gets other ones, or tensors of other shapes.
+        """
+        if self.own is not None and _addresses(flat) != self.own:
+            raise ValueError(f"{self.name} may not check its arguments")
         if self.is_flat:
             result = self.function(*flat)
             return [result] if isinstance(result, Tensor) else list(result)
         args, kwargs = tree_unflatten(flat, self.spec)
         return tree_flatten(self.function(*args, **kwargs))[0]
+
+
+def _addresses(flat: list[Any]) -> list[tuple[int, torch.Size]]:
+    """Shapes of the tensors, with the address of those of integers, and 0 for others."""
+    tensors = [value for value in flat if isinstance(value, Tensor)]
+    return [(t.data_ptr() if _is_integer(t) else 0, t.shape) for t in tensors]
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return tensor.dtype in (torch.int64, torch.int32)
 
 
 # change(step, flattened arguments) returns the step's flattened results.
@@ -206,7 +237,10 @@ class _Recorder(TorchDispatchMode):
         steps = self.forward if self.words is None else self.backward
         if steps is self.forward and name == "detach" and results == [a.number for a in arguments]:
             return result  # of what autograd saves, which depends on the input whose gradient is asked for
-        steps.append(Step(function, arguments, spec, results, words, is_flat))
+        step = Step(function, arguments, spec, results, words, is_flat)
+        if name not in CHECKS_INDICES and any(isinstance(a, Tensor) and _is_integer(a) for a in flat):
+            step.own = _addresses(flat)
+        steps.append(step)
         return result
 
 

@@ -47,7 +47,9 @@ class EditedRuns:
     def run(self) -> RunResult:
         """Run forward and backward."""
         runner, first = self.runner, self.first
-        return run_variant(runner.case.ours, first.inputs, first.variant, runner.seed, finds_changes=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of edited code, which the user has not written
+            return run_variant(runner.case.ours, first.inputs, first.variant, runner.seed, finds_changes=False)
 
     def run_edited(self, codes: Mapping[EditableFunction, CodeType]) -> RunResult:
         """Run with other code for some functions; backward alone where that calls them."""

@@ -133,7 +133,7 @@ def _visit(
     if isinstance(node, LEFT_ALONE):
         return
     if isinstance(node, ast.While):  # an edit of what its test depends on could make it endless
-        for n, statement in enumerate(node.body if _ends_by_its_test(node) else []):
+        for n, statement in enumerate(node.body if ends_by_its_test(node) else []):
             if not _names(statement) & _names(node.test):
                 _visit(statement, Place(node, "body", n), (*ancestors, node), called, sites)
         return
@@ -152,7 +152,7 @@ def _visit(
                 _visit(child, Place(node, name, n), (*ancestors, node), called, sites)
 
 
-def _ends_by_its_test(loop: ast.While) -> bool:
+def ends_by_its_test(loop: ast.While) -> bool:
     """True for a loop that takes from a list, or counts, each time, whatever the other statements compute.
 
     One that runs until something has converged could become endless.

@@ -145,7 +145,8 @@ class ExpectedValues:
         if not value or codes is None:
             return False
         in_order = value[::-1] if expected.is_reversed else value
-        with builtin(INSTEAD, _one_by_one(in_order, probe.variant.dtype)), exchanged(codes):
+        values = _one_by_one(in_order, probe.variant.dtype)
+        with builtin(INSTEAD, values), exchanged(codes):
             result = probe.run_ours(inputs, incoming)
         return all(_equals(result.values.get(name), right.get(name)) for name in expected.quantities)
 

@@ -21,6 +21,7 @@ from compare.gradients.source_changes.correction import Correction, correction, 
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
+from compare.gradients.source_changes.endless_loops import may_be_endless
 from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValues, as_correction
 from compare.gradients.source_changes.fitting_terms import Terms
 from compare.gradients.source_changes.terms import find_ingredients
@@ -80,7 +81,10 @@ class _Search:
         self.comparisons = MAX_COMPARISONS
         self.corrections: list[tuple[int, Correction]] = []
         called, self.num_calls = find_called_functions(self.runs.run)
-        self.candidates = Candidates(called)
+        # An edit of what native calls, too, would change what is right.
+        by_native = {each.code for each in find_called_functions(lambda: runner.run_native(first.variant))[0]}
+        editable = [each for each in called if each.code not in by_native]
+        self.candidates = Candidates([] if any(map(may_be_endless, called)) else editable)
 
     def find(self, max_calls: int) -> list[Correction]:
         """Try single edits, then two together, then values of native's; return the corrections."""
@@ -160,11 +164,23 @@ class _Search:
                 return True  # the nearest edit for these quantities is known
             self.comparisons -= 1
             with exchanged(codes):
-                still_wrong = _wrong_quantities(self.runner, self.mismatches, self.variants, not self.raises)
+                still_wrong = self._still_wrong()
         if still_wrong < self.wrong or (self.raises and still_wrong and not self.wrong & still_wrong):
             corrected = correction(candidate, self.wrong - still_wrong, not still_wrong)
             self.corrections.append((candidate.cost, corrected))
         return True
+
+    def _still_wrong(self) -> frozenset[str]:
+        """Names of what is wrong in any variant with the code as it is, until no less is wrong than before."""
+        fresh = copy.copy(self.runner)
+        fresh.mismatches, fresh.examples = [], {}
+        wrong: set[str] = set()
+        first = dict.fromkeys(m.variant for m in self.mismatches)
+        for variant in [*first, *(v for v in self.variants if v not in first)]:
+            wrong |= {row.quantity for row in fresh.rows(variant) if row.status == WRONG}
+            if not self.raises and not wrong < self.wrong:
+                return self.wrong | wrong
+        return frozenset(wrong)
 
 
 def _is_right(result: RunResult, target: Mismatch) -> bool:
@@ -182,19 +198,3 @@ def _is_right(result: RunResult, target: Mismatch) -> bool:
     limit = (MIN_CHANGE * before.nan_to_num(posinf=float("inf"), nan=float("inf"))).clamp(max=1e300)
     same = (got == expected)[wrong] | (got.isnan() & expected.isnan())[wrong]
     return bool(((now <= limit.clamp(min=2 * target.tolerance)) & now.isfinite() | same).all())
-
-
-def _wrong_quantities(
-    runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], ends_early: bool
-) -> frozenset[str]:
-    """Names of what is wrong in any variant; with ``ends_early``, until no less is wrong than before."""
-    fresh = copy.copy(runner)
-    fresh.mismatches, fresh.examples = [], {}
-    before = {m.quantity for m in mismatches}
-    wrong: set[str] = set()
-    first = dict.fromkeys(m.variant for m in mismatches)
-    for variant in [*first, *(v for v in variants if v not in first)]:
-        wrong |= {row.quantity for row in fresh.rows(variant) if row.status == WRONG}
-        if ends_early and not wrong < before:
-            return frozenset(before | wrong)
-    return frozenset(wrong)

@@ -92,8 +92,6 @@ class Logs(Function):
         (x,) = ctx.saved_tensors
         WRITTEN.append("backward")
         print("backward", x.shape, end="")
-        while g.dim() < 0:
-            g = g * 2
         return 3 * g * x
 
 
@@ -323,3 +321,59 @@ def test_only_loops_that_end_in_any_case_are_edited(function, count):
     sites = [site for site in find_sites(called, node) if any(a is loop for a in site.ancestors)]
     statements = [ast.unparse(site.node) for site in sites if isinstance(site.node, ast.stmt)]
     assert len(statements) == count and not any("left" in text or "n -=" in text for text in statements), statements
+
+
+class Halves(Function):
+    """Steps that are halved until they are small: an edit could make the loop endless."""
+
+    forward = staticmethod(lambda ctx, x: 2 * x)
+
+    @staticmethod
+    def backward(ctx, g):
+        step = 1.0
+        while step > 1e-3:
+            step = step / 2
+        return 3 * g
+
+
+class Grows(Function):
+    """A list that grows while a loop goes over it."""
+
+    forward = staticmethod(lambda ctx, x: 2 * x)
+
+    @staticmethod
+    def backward(ctx, g):
+        todo = [3]
+        for k in todo:
+            if k == 0:
+                break
+            todo.append(k - 1)
+        return 3 * g
+
+
+@pytest.mark.parametrize("function", [Halves, Grows])
+def test_a_function_with_a_loop_that_could_become_endless_is_left_alone(function):
+    assert corrections_of(Case("loop", function.apply, lambda x: 2 * x, lambda: (matrix(),))) == []
+
+
+def shared(x, factor):
+    return factor * x
+
+
+class SharedWithNative(Function):
+    """A helper that native calls too: an edit of it would change what is right."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return shared(x, 2)
+
+    @staticmethod
+    def backward(ctx, g):
+        return -shared(g, 2)
+
+
+def test_what_native_calls_is_not_edited():
+    case = Case("shared", SharedWithNative.apply, lambda x: shared(x, 2), lambda: (matrix(),))
+    result = texts(corrections_of(case))
+    assert ("return -shared(g, 2)", "return shared(g, 2)") in result, result
+    assert not any("factor" in old for old, _ in result), result
