@@ -169,8 +169,8 @@ def ends_by_its_test(loop: ast.While) -> bool:
 
 def _methods(node: ast.AST, names: set[str]) -> set[str]:
     """Attributes of the names that are read in a part of the tree."""
-    owned = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
-    return {n.attr for n in owned if n.value.id in names}  # type: ignore[attr-defined]
+    read = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+    return {n.attr for n in read if n.value.id in names}  # type: ignore[attr-defined]
 
 
 def _names(node: ast.AST) -> set[str]:
