@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from compare import Case, compare
-from compare.gradients.diagnosis.tape import Ref, Step
+from compare.gradients.diagnosis.tape import Ref, Step, addresses
 from compare.gradients.diagnosis.tape_operations import other_arguments
 from tests.compare.gallery.unseen.operation import Formulas
 
@@ -54,6 +54,43 @@ def test_only_those_private_operations_that_check_their_options_get_others():
     softmax = Step(torch.ops.aten._softmax.default, [Ref(0), 1, False], None, [1], "softmax")
     assert not list(other_arguments(fft, 2))  # a dimension of -2 ended the process
     assert list(other_arguments(softmax, 2))
+
+
+def test_operations_that_do_not_check_indices_get_only_their_own():
+    """Others make it write outside of its memory, which ended the process."""
+    indices, g, x = torch.tensor([[[0, 4]]]), torch.ones(1, 1, 2), torch.zeros(1, 1, 6)
+    operation = torch.ops.aten.adaptive_max_pool2d_backward.default
+    step = Step(operation, [Ref(0), Ref(1), Ref(2)], None, [3], "pool", is_flat=True)
+    step.own = addresses([g[:, :, None], x[:, :, None], indices[:, :, None]])
+    with pytest.raises(ValueError, match="may not check"):
+        step.call([g[:, :, None], x[:, :, None], torch.full((1, 1, 1, 2), 10**6)])
+    with pytest.raises(ValueError, match="may not check"):
+        step.call([g[:, :, None].expand(1, 1, 3, 2), x[:, :, None], indices[:, :, None]])
+    (result,) = step.call([2 * g[:, :, None], x[:, :, None], indices[:, :, None]])
+    assert result.flatten().tolist() == [2, 0, 0, 0, 2, 0]
+
+
+class Pooled(torch.autograd.Function):
+    """Windows that overlap: their gradients are stored one over the other."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y, indices = torch.nn.functional.adaptive_max_pool2d(x, 2, return_indices=True)
+        ctx.save_for_backward(indices)
+        ctx.shape = x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (indices,) = ctx.saved_tensors
+        return g.new_zeros(ctx.shape).flatten(2).scatter_(2, indices.flatten(2), g.flatten(2)).view(ctx.shape)
+
+
+def test_adaptive_pooling_is_diagnosed():
+    native = lambda x: torch.nn.functional.adaptive_max_pool2d(x, 2)  # noqa: E731
+    own = Case("pooled", Pooled.apply, native, lambda: (torch.randn(2, 2, 5, 5),))
+    (finding,) = compare(own, dtypes=(torch.float64,)).findings
+    assert finding.kind == "missing term" and "scatter_add_" in finding.correction, finding
 
 
 def case(

@@ -88,7 +88,7 @@ class Step:
         Raises:
             ValueError: the operation may not check indices, and gets other ones, or tensors of other shapes.
         """
-        if self.own is not None and _addresses(flat) != self.own:
+        if self.own is not None and addresses(flat) != self.own:
             raise ValueError(f"{self.name} may not check its arguments")
         if self.is_flat:
             result = self.function(*flat)
@@ -97,7 +97,7 @@ class Step:
         return tree_flatten(self.function(*args, **kwargs))[0]
 
 
-def _addresses(flat: list[Any]) -> list[tuple[int, torch.Size]]:
+def addresses(flat: list[Any]) -> list[tuple[int, torch.Size]]:
     """Shapes of the tensors, with the address of those of integers, and 0 for others."""
     tensors = [value for value in flat if isinstance(value, Tensor)]
     return [(t.data_ptr() if _is_integer(t) else 0, t.shape) for t in tensors]
@@ -239,7 +239,7 @@ class _Recorder(TorchDispatchMode):
             return result  # of what autograd saves, which depends on the input whose gradient is asked for
         step = Step(function, arguments, spec, results, words, is_flat)
         if name not in CHECKS_INDICES and any(isinstance(a, Tensor) and _is_integer(a) for a in flat):
-            step.own = _addresses(flat)
+            step.own = addresses(flat)
         steps.append(step)
         return result
 

@@ -66,14 +66,18 @@ class Correction:
         return join_words(sorted(self.quantities))
 
     @property
+    def _verb(self) -> str:
+        return "is" if len(self.quantities) == 1 else "are"
+
+    @property
     def proof(self) -> str:
         """Result of a comparison with the changes."""
         if self.elements:
             return f"with each change its elements of the {self.names} are right"
         if not all(change.is_code for change in self.changes):
-            return f"with that value the {self.names} is right"
+            return f"with that value the {self.names} {self._verb} right"
         made = "this change" if len(self.changes) == 1 else "these changes"
-        what = "all comparisons are" if self.makes_all_right else f"the {self.names} is"
+        what = "all comparisons are" if self.makes_all_right else f"the {self.names} {self._verb}"
         return f"with {made} {what} right"
 
 

@@ -22,6 +22,7 @@ VAGUE = (
     "only for some values",
     "missing term",
 )
+FOLLOWS = "is wrong as well"  # the statement about a gradient that another one may explain, which is told, too
 # Calls depend on each other: those of an edited function would leave something behind, too.
 OF_SEVERAL_CALLS = ("depends on earlier calls", "not repeatable")
 
@@ -75,7 +76,8 @@ def _with_corrections(finding: Finding, own: Sequence[Correction], others: Seque
         words = "\n  ".join(f"{describe(each, others)}: {each.proof}" for each in own)
         return replace(finding, correction=words)
     first = own[0]
-    evidence = "; ".join(text for text in (first.proof, finding.statement, finding.evidence) if text)
+    known = () if finding.statement.startswith(FOLLOWS) else (finding.statement, finding.evidence)
+    evidence = "; ".join(text for text in (first.proof, *known) if text)
     more = "\n  ".join(f"{describe(each, others)}: {each.proof}" for each in own[1:])
     kind = KIND if all(change.is_code for change in first.changes) else KIND_OF_VALUES
     return Finding(kind, first.names, describe(first, others), evidence, more)
