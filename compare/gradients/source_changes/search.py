@@ -82,7 +82,8 @@ class _Search:
         self.corrections: list[tuple[int, Correction]] = []
         called, self.num_calls = find_called_functions(self.runs.run)
         # An edit of what native calls, too, would change what is right.
-        by_native = {each.code for each in find_called_functions(lambda: runner.run_native(first.variant))[0]}
+        run_native = (lambda: runner.run_native(first.variant)) if runner.case.native is not None else list
+        by_native = {each.code for each in find_called_functions(run_native)[0]}
         editable = [each for each in called if each.code not in by_native]
         self.candidates = Candidates([] if any(map(may_be_endless, called)) else editable)
 
