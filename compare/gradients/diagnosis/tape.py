@@ -34,12 +34,12 @@ StepKey = tuple[str, str, int]
 # indices that they did not make, and end the process.
 CHECKS_INDICES = {
     "gather", "scatter", "scatter_add", "index", "index_put", "index_select", "index_add", "index_copy", "index_fill",
-    "take", "put", "embedding", "embedding_dense_backward", "nll_loss_forward", "nll_loss_backward", "sort",
-    "nll_loss2d_forward", "nll_loss2d_backward", "one_hot", "where", "add", "sub", "mul", "div", "neg", "remainder",
+    "take", "put", "embedding", "embedding_dense_backward", "nll_loss_forward", "nll_loss2d_forward", "sort",
+    "one_hot", "where", "add", "sub", "mul", "div", "neg", "remainder",
     "eq", "ne", "lt", "le", "gt", "ge", "clamp", "_to_copy", "clone", "detach", "view", "_unsafe_view", "expand",
     "unsqueeze", "squeeze", "permute", "transpose", "t", "slice", "select", "flip", "cumsum", "sum", "max", "min",
     "cat", "bitwise_and", "bitwise_or", "bitwise_not", "zeros_like", "ones_like", "alias", "repeat", "argsort",
-    "max_pool2d_with_indices_backward", "max_pool3d_with_indices_backward", "value_selecting_reduction_backward",
+    "value_selecting_reduction_backward",
 }  # fmt: skip
 
 
@@ -59,6 +59,7 @@ class Step:
         results: numbers of the tensors that it returns; None for other results.
         key: the words, the operation, and the number of earlier steps that have both; the same on the tapes of
             several draws, and of several gradients.
+        own: shapes of the arguments and addresses of integers, for an operation that may not check its indices.
         is_flat: the arguments are positional and no lists, and the result is a tensor or several.
         words: in forward the operation and its line, in backward native's operation of whose derivative it is a part.
     """
@@ -70,9 +71,7 @@ class Step:
     words: str
     is_flat: bool = False
     key: StepKey | None = None
-    own: list[tuple[int, torch.Size]] | None = (
-        None  # addresses of integers and shapes of an operation that checks none
-    )
+    own: list[tuple[int, torch.Size]] | None = None
 
     def __post_init__(self) -> None:
         self.numbers = [a.number for a in self.arguments if isinstance(a, Ref)]

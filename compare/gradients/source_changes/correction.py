@@ -135,7 +135,7 @@ def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
 
 
 def shown_text(site: Site) -> tuple[str, int]:
-    """As much of the source as it takes to recognize a place, and its line."""
+    """Text of an expression, and its line."""
     return _text(site.node), site.node.lineno
 
 

@@ -160,17 +160,26 @@ def ends_by_its_test(loop: ast.While) -> bool:
     if any(isinstance(node, (ast.Break, ast.Continue, ast.Return)) for node in ast.walk(loop)):
         return False
     names = _names(loop.test)
-    counts = [n for n in loop.body if isinstance(n, ast.AugAssign) and isinstance(n.value, ast.Constant)]
-    if any(isinstance(n.target, ast.Name) and n.target.id in names for n in counts):
-        return isinstance(loop.test, ast.Compare)
-    is_taken = any(isinstance(n, (ast.Assign, ast.Expr)) and _methods(n, names) for n in loop.body)
-    return is_taken and len(names) == 1 and _methods(loop, names) == {"pop"}
+    if isinstance(loop.test, ast.Compare) and len(loop.test.ops) == 1:
+        directions = {ast.Gt: ast.Sub, ast.GtE: ast.Sub, ast.Lt: ast.Add, ast.LtE: ast.Add}
+        return any(_counts(each, loop.test, directions.get(type(loop.test.ops[0]))) for each in loop.body)
+    uses = [n for each in loop.body for n in ast.walk(each) if isinstance(n, ast.Name) and n.id in names]
+    is_taken = any(isinstance(n, (ast.Assign, ast.Expr)) and _pops(n, names) for n in loop.body)
+    return is_taken and len(names) == 1 and _pops(loop, names) == len(uses)  # nothing else can put something in
 
 
-def _methods(node: ast.AST, names: set[str]) -> set[str]:
-    """Attributes of the names that are read in a part of the tree."""
-    read = [n for n in ast.walk(node) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
-    return {n.attr for n in read if n.value.id in names}  # type: ignore[attr-defined]
+def _counts(statement: ast.stmt, test: ast.Compare, operator: type[ast.operator] | None) -> bool:
+    """True for a positive constant that is added to what is compared, or taken from it, towards the end."""
+    if not (isinstance(statement, ast.AugAssign) and isinstance(statement.value, ast.Constant)):
+        return False
+    is_towards = operator is not None and isinstance(statement.op, operator) and statement.value.value in (1, 2)
+    return is_towards and ast.unparse(statement.target) == ast.unparse(test.left)
+
+
+def _pops(node: ast.AST, names: set[str]) -> int:
+    """Number of calls that take an element from a list with one of the names."""
+    owners = [n.value for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "pop"]
+    return sum(isinstance(owner, ast.Name) and owner.id in names for owner in owners)
 
 
 def _names(node: ast.AST) -> set[str]:

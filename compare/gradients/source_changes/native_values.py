@@ -24,8 +24,7 @@ def native_values(
     Empty if native raises only when it is watched.
     """
     leaves = {
-        name: value.clone().requires_grad_(has_gradient(value)) if has_gradient(value) else value
-        for name, value in inputs.items()
+        name: value.clone().requires_grad_() if has_gradient(value) else value for name, value in inputs.items()
     }
     mode = InterceptCalls()
     try:

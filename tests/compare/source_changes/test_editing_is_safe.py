@@ -311,9 +311,34 @@ def grows(values):
     return total
 
 
-@pytest.mark.parametrize(
-    ("function", "count"), [(takes_from_a_list, 1), (counts_down, 1), (converges, 0), (grows, 0)]
-)
+def counts_to_an_equal_number(values):
+    total, n = 0, len(values)
+    while n != 0:
+        total = 2 * total
+        n -= 1
+    return total
+
+
+def is_filled_again(values):
+    left, total = list(values), 0
+    while left:
+        total = 2 * total
+        taken = left.pop()
+        left = [*left, *([taken / 8] if taken > 1 else [])]
+    return total
+
+
+LOOPS = [
+    (takes_from_a_list, 1),
+    (counts_down, 1),
+    (converges, 0),
+    (grows, 0),
+    (counts_to_an_equal_number, 0),
+    (is_filled_again, 0),
+]
+
+
+@pytest.mark.parametrize(("function", "count"), LOOPS)
 def test_only_loops_that_end_in_any_case_are_edited(function, count):
     (called,) = (c for c in find_called_functions(lambda: function([1.0, 2.0]))[0] if c.code is function.__code__)
     node = EditableFunction(called).node
