@@ -111,6 +111,13 @@ class Site:
         return Edit(((self.place, self.node, new),), cost, self.ancestors)
 
 
+def assigned_name(site: Site) -> str:
+    """Name that an expression is assigned to by itself; "" without one."""
+    parent = site.ancestors[-1]
+    targets = parent.targets if isinstance(parent, ast.Assign) and parent.value is site.node else []
+    return targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else ""
+
+
 def find_sites(called: CalledFunction, function: ast.FunctionDef | ast.Lambda) -> list[Site]:
     """Every expression and statement in the body of a function that may be edited.
 
@@ -134,7 +141,7 @@ def _visit(
         return
     if isinstance(node, ast.While):  # an edit of what its test depends on could make it endless
         for n, statement in enumerate(node.body if ends_by_its_test(node) else []):
-            if not _names(statement) & _names(node.test):
+            if not names_in(statement) & names_in(node.test):
                 _visit(statement, Place(node, "body", n), (*ancestors, node), called, sites)
         return
     call = node.value if isinstance(node, ast.Expr) else node
@@ -159,7 +166,7 @@ def ends_by_its_test(loop: ast.While) -> bool:
     """
     if any(isinstance(node, (ast.Break, ast.Continue, ast.Return)) for node in ast.walk(loop)):
         return False
-    names = _names(loop.test)
+    names = names_in(loop.test)
     if isinstance(loop.test, ast.Compare) and len(loop.test.ops) == 1:
         directions = {ast.Gt: ast.Sub, ast.GtE: ast.Sub, ast.Lt: ast.Add, ast.LtE: ast.Add}
         return any(_counts(each, loop.test, directions.get(type(loop.test.ops[0]))) for each in loop.body)
@@ -182,7 +189,8 @@ def _pops(node: ast.AST, names: set[str]) -> int:
     return sum(isinstance(owner, ast.Name) and owner.id in names for owner in owners)
 
 
-def _names(node: ast.AST) -> set[str]:
+def names_in(node: ast.AST) -> set[str]:
+    """Names that are read or assigned in a node."""
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import cycle
+from types import CodeType
 
 import torch
 from torch import Tensor
 
-from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.mismatch import Incoming, Mismatch
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.numbers import as_real
 from compare.gradients.source_changes.candidates import Candidate, Candidates
 from compare.gradients.source_changes.correction import Change, Correction, shown_text
 from compare.gradients.source_changes.editable_function import EditableFunction, exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
-from compare.gradients.source_changes.edits import Site
+from compare.gradients.source_changes.edits import Edit, Site, assigned_name
+from compare.gradients.source_changes.forward_values import forward_values
 from compare.gradients.source_changes.insertion_edits import is_value
 from compare.gradients.source_changes.native_values import native_values
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, record_values, value_instead
@@ -32,14 +36,35 @@ class Place:
     """An expression of a function of backward.
 
     Attributes:
+        more: for a name, the other places where it is read.
         present: the values that it has, one after the other.
-        others: every expression of the function, with the values that they have.
+        others: every expression of the function that may be a value, with the values that they have.
     """
 
     function: EditableFunction
     site: Site
     present: list[Tensor]
     others: tuple[list[Site], dict[int, list[Tensor]]]
+    more: tuple[Site, ...] = ()
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All places."""
+        return self.site, *self.more
+
+    def with_edit(self, edit: Edit) -> Candidate:
+        """The edit of the first place, made at each."""
+        _, _, new = edit.changes[0]
+        same = [(self.function, site.edit(new, edit.cost)) for site in self.more]
+        return Candidate(((self.function, edit), *same))
+
+    @cached_property
+    def code_with_value(self) -> dict[EditableFunction, CodeType] | None:
+        """Code that takes the value of the expression from the builtin name ``INSTEAD``."""
+        edits = (site.edit(value_instead(n), 1) for n, site in enumerate(self.sites))
+        candidate = Candidate(tuple((self.function, edit) for edit in edits))
+        with candidate.made():
+            return candidate.compiled()
 
 
 @dataclass(frozen=True)
@@ -59,6 +84,11 @@ class ExpectedValue:
     is_reversed: bool = False
     quantities: frozenset[str] = frozenset()
 
+    @property
+    def step(self) -> int:
+        """One of the steps of a loop: neither the first nor the last, which may be special."""
+        return len(self.value) // 2
+
 
 class ExpectedValues:
     """Search for such values.
@@ -72,6 +102,7 @@ class ExpectedValues:
     ) -> None:
         self._runs, self._targets, self._probe = runs, targets, probe
         self._expected = {t.quantity: t.oracle for t in targets if t.oracle is not None and not t.is_output}
+        self._functions = candidates.functions
         self._places: list[Place] = []
         if len(self._expected) < len(targets):
             return
@@ -81,7 +112,23 @@ class ExpectedValues:
             places = [site for site in sites if is_value(site, function.called)]
             values = record_values(function, places, runs.run)
             order = sorted(values, key=lambda n: (places[n].node.lineno, len(ast.unparse(places[n].node))))
-            self._places += [Place(function, places[n], values[n], (places, values)) for n in order]
+            assigned = {name for n in order if (name := assigned_name(places[n]))}
+            for n in order:
+                place = Place(function, places[n], values[n], (places, values))
+                reads = [m for m in order if _is_same_name(places[n], places[m]) and _are_equal(values[n], values[m])]
+                if reads[1:] and n == reads[0] and places[n].node.id not in assigned:
+                    self._places.append(replace(place, more=tuple(places[m] for m in reads[1:])))
+                self._places.append(place)
+
+    def with_operands(self, expected: ExpectedValue) -> Place:
+        """The place with the values that it and others have in a loop whose earlier steps give what they should."""
+        place = expected.place
+        if len(expected.value) == 1:
+            return place
+        sites, _ = place.others
+        with builtin(INSTEAD, _one_by_one(expected.value, place.present[0].dtype)):
+            values = record_values(place.function, sites, self._runs.run, place.sites)
+        return replace(place, present=values[sites.index(place.site)], others=(sites, values))
 
     def of_gradients(self) -> Iterator[ExpectedValue]:
         """Expressions that are a wrong gradient, with the right one."""
@@ -117,10 +164,10 @@ class ExpectedValues:
         first, probe = self._targets[0], self._probe
         if probe is None or probe.case.native is None or not self._places:
             return
-        values = native_values(probe.case.native, first.inputs, first.incoming(probe.seed))
+        values = _distinct(self._known_values(first.inputs, first.incoming(probe.seed)))
         trials = 0
         for place in self._places:
-            for words, in_order in reversed(values.items()):  # the last of equal ones is the nearest
+            for words, in_order in values.items():
                 if _have_shapes(in_order, place.present) and not self._are_a_gradient(in_order):
                     for is_reversed in (False, True)[: len(in_order)]:
                         value = in_order[::-1] if is_reversed else in_order
@@ -138,10 +185,8 @@ class ExpectedValues:
         right = None if inputs is None else probe.run_native(inputs, incoming)
         if inputs is None or right is None:
             return False
-        value = native_values(probe.case.native, inputs, incoming).get(expected.words)
-        candidate = _with_value(expected.place)
-        with candidate.made():
-            codes = candidate.compiled()
+        value = self._known_values(inputs, incoming).get(expected.words)
+        codes = expected.place.code_with_value
         if not value or codes is None:
             return False
         in_order = value[::-1] if expected.is_reversed else value
@@ -149,6 +194,14 @@ class ExpectedValues:
         with builtin(INSTEAD, values), exchanged(codes):
             result = probe.run_ours(inputs, incoming)
         return all(_equals(result.values.get(name), right.get(name)) for name in expected.quantities)
+
+    def _known_values(self, inputs: dict[str, Tensor], incoming: Incoming) -> dict[str, list[Tensor]]:
+        """Values that the user's forward and native compute, the nearest ones first."""
+        probe = self._probe
+        assert probe is not None and probe.case.native is not None
+        of_native = native_values(probe.case.native, inputs, incoming)
+        of_forward = forward_values(self._functions, lambda: probe.run_ours(inputs, incoming))
+        return of_forward | dict(reversed(of_native.items()))  # the last of equal ones is the nearest
 
     def _are_a_gradient(self, values: list[Tensor]) -> bool:
         """True for the elements of a wrong gradient itself, in whatever shape."""
@@ -160,9 +213,7 @@ class ExpectedValues:
     def _right_with(self, place: Place, value: list[Tensor]) -> frozenset[str]:
         if all(_equals(a, b) for a, b in zip(value, place.present, strict=True)):
             return frozenset()
-        candidate = _with_value(place)
-        with candidate.made():
-            codes = candidate.compiled()
+        codes = place.code_with_value
         if codes is None:
             return frozenset()
         with builtin(INSTEAD, _one_by_one(value, place.present[0].dtype)):
@@ -170,27 +221,49 @@ class ExpectedValues:
         return frozenset(q for q, gradient in self._expected.items() if _equals(result.values.get(q), gradient))
 
 
+def _distinct(values: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """The first of equal values."""
+    known: set[object] = set()
+    distinct = {}
+    for words, in_order in values.items():
+        numbers = torch.cat([as_real(value).double().flatten() for value in in_order])
+        sums = (numbers.sum(), numbers.abs().sum(), numbers @ torch.arange(1.0, 1 + len(numbers)).to(numbers))
+        key = (len(in_order), in_order[0].shape, *(f"{float(each):.9g}" for each in sums))
+        if key not in known:
+            known.add(key)
+            distinct[words] = in_order
+    return distinct
+
+
 def as_correction(expected: ExpectedValue) -> Correction:
     """The value in words."""
     place = expected.place
     old, line = shown_text(place.site)
     words = expected.words if len(expected.value) == 1 else f"{expected.words}, at each step"
+    lines = sorted({site.node.lineno for site in place.more} - {line})
+    if lines:
+        words += f" (also in line {', '.join(map(str, lines))})"
     change = Change(place.function.code.co_filename, line, old, words, is_code=False)
     return Correction((change,), expected.quantities, makes_all_right=False)
 
 
-def _with_value(place: Place) -> Candidate:
-    return Candidate(((place.function, place.site.edit(value_instead(), 1)),))
+def _is_same_name(first: Site, second: Site) -> bool:
+    return isinstance(first.node, ast.Name) and ast.unparse(second.node) == first.node.id
+
+
+def _are_equal(values: list[Tensor], others: list[Tensor]) -> bool:
+    return len(values) == len(others) and all(torch.equal(a, b) for a, b in zip(values, others, strict=True))
 
 
 def _have_shapes(values: list[Tensor], others: list[Tensor]) -> bool:
     return [(v.shape, v.is_complex()) for v in values] == [(v.shape, v.is_complex()) for v in others]
 
 
-def _one_by_one(values: list[Tensor], dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Each call returns the next value, after the last one the first."""
-    again = cycle(values if values[0].is_complex() else [value.to(dtype) for value in values])
-    return lambda: next(again)
+def _one_by_one(values: list[Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Each call at a place returns the next value, after the last one the first."""
+    of_dtype = values if values[0].is_complex() else [value.to(dtype) for value in values]
+    at_place: defaultdict[int, Iterator[Tensor]] = defaultdict(lambda: cycle(of_dtype))
+    return lambda n, *_: next(at_place[n])
 
 
 def _is_real_and_equal(value: Tensor, expected: Tensor) -> bool:

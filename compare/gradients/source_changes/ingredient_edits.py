@@ -7,7 +7,7 @@ import copy
 from collections.abc import Iterator, Sequence
 
 from compare.gradients.source_changes.called_functions import CalledFunction
-from compare.gradients.source_changes.edits import Edit, Site
+from compare.gradients.source_changes.edits import Edit, Site, names_in
 from compare.gradients.source_changes.insertion_edits import OPERATORS, is_value, is_whole
 
 MAX_LENGTH = 60  # of an expression's text
@@ -35,7 +35,7 @@ def ingredient_edits(site: Site, called: CalledFunction, ingredients: dict[str, 
         return
     text, known = ast.unparse(node), set(called.local_values) | set(called.functions[0].__globals__)
     for other, ingredient in ingredients.items():
-        if other == text or not _names(ingredient) <= known:
+        if other == text or not names_in(ingredient) <= known:
             continue
         yield site.edit(ingredient, 4)
         yield site.edit(ast.BinOp(ingredient, ast.Pow(), ast.Constant(2)), 5)
@@ -53,10 +53,6 @@ def saved_ingredient_edits(site: Site, ingredients: dict[str, ast.expr]) -> Iter
         return
     for n, argument in enumerate(node.args):
         for ingredient in ingredients.values():
-            if isinstance(argument, ast.Name) and argument.id in _names(ingredient):
+            if isinstance(argument, ast.Name) and argument.id in names_in(ingredient):
                 changed = [*node.args[:n], ingredient, *node.args[n + 1 :]]
                 yield site.edit(ast.Call(node.func, changed, []), 3)
-
-
-def _names(node: ast.expr) -> set[str]:
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}

@@ -50,7 +50,8 @@ def native_values(
             words += f" (call {1 + sum(name.startswith(same[0].name) for name in values)} there)"
         received_there = [gradients.get(id(call.attached)) for call in same]
         values[words] = [call.result for call in same]
-        values[f"the gradient of {words}"] = [
-            gradient.detach() for gradient in received_there if gradient is not None
-        ]
+        if any(gradient is not None for gradient in received_there):
+            values[f"the gradient of {words}"] = [
+                gradient.detach() for gradient in received_there if gradient is not None
+            ]
     return dict(list(values.items())[:MAX_VALUES])

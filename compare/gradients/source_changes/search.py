@@ -133,16 +133,17 @@ class _Search:
         self.comparisons = MAX_COMPARISONS
         of_native = list(islice(expected.of_native(), MAX_VALUES))
         terms: dict[Any, Terms] = {}
-        once = [e for e in (*of_native, *expected.of_gradients(), *expected.of_factors()) if len(e.value) == 1]
+        known = [*of_native, *expected.of_gradients(), *expected.of_factors()]
+        places = [expected.with_operands(each) for each in known]
         for of_two in (False, True):
-            for each in once:  # in a loop the terms of each step are others
-                function, shape = each.place.function, each.value[0].shape
-                if (function, shape) not in terms:
-                    ingredients = find_ingredients(*each.place.others)
-                    terms[function, shape] = Terms(ingredients, shape, function.called.numbers)
-                own = terms[function, shape]
-                for edit in own.edits(each.place.site, each.place.present[0], each.value[0], of_two=of_two):
-                    self._try(Candidate(((function, edit),)))
+            for n, (each, place) in enumerate(zip(known, places, strict=True)):
+                value = each.value[each.step]
+                key = (place.function, value.shape, place.site.node.lineno, n if len(each.value) > 1 else 0)
+                if key not in terms:
+                    ingredients = find_ingredients(place.site, *place.others, len(each.value), each.step)
+                    terms[key] = Terms(ingredients, value.shape, place.function.called.numbers)
+                for edit in terms[key].edits(place.site, place.present[each.step], value, of_two=of_two):
+                    self._try(place.with_edit(edit))
                     if self._corrected == self.wrong:
                         return None
         return next((as_correction(each) for each in of_native if expected.is_confirmed(each)), None)

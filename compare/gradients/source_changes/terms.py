@@ -13,7 +13,7 @@ from itertools import combinations, combinations_with_replacement
 import torch
 from torch import Tensor
 
-from compare.gradients.source_changes.edits import Site
+from compare.gradients.source_changes.edits import Site, assigned_name, names_in
 from compare.gradients.source_changes.expression_edits import method, number
 
 MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 22, 2000
@@ -30,13 +30,30 @@ class Ingredient:
         return Ingredient(ast.BinOp(self.node, ast.Mult(), other.node), self.value * other.value)
 
 
-def find_ingredients(sites: Sequence[Site], recorded: dict[int, list[Tensor]]) -> list[Ingredient]:
-    """Expressions with one value, of real numbers: names first, short ones before long ones."""
+def find_ingredients(
+    place: Site, sites: Sequence[Site], recorded: dict[int, list[Tensor]], steps: int = 1, step: int = 0
+) -> list[Ingredient]:
+    """Expressions with one value, of real numbers, that a place can read: names first, short ones before long ones.
+
+    Args:
+        place: where they are to be used; what is computed after it, or from it, is left out.
+        steps: for expressions of a loop with so many steps, too, with their values in one of them.
+        step: the number of that one.
+    """
+    stored = [n for n in ast.walk(place.ancestors[0]) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    set_later = {n.id for n in stored if n.lineno >= place.node.lineno}
     known: dict[str, Ingredient] = {}
     for n, values in recorded.items():
-        value, node = values[0], sites[n].node
-        text = ast.unparse(node)
-        if len(values) == 1 and value.is_floating_point() and 0 < value.numel() <= MAX_NUMBERS and text not in known:
+        node, text = sites[n].node, ast.unparse(sites[n].node)
+        is_later = node.lineno > place.node.end_lineno
+        if (
+            names_in(node) & (set_later if is_later else {assigned_name(place)})
+            or text in known
+            or len(values) not in (1, steps)
+        ):
+            continue
+        value = values[step if len(values) == steps else 0]
+        if value.is_floating_point() and 0 < value.numel() <= MAX_NUMBERS:
             known[text] = Ingredient(copy.deepcopy(node), value.double())
     ordered = sorted(
         known.values(), key=lambda each: (not isinstance(each.node, ast.Name), len(ast.unparse(each.node)))
