@@ -22,6 +22,7 @@ from compare.gradients.source_changes.expression_edits import (
     number,
     operator_edits,
 )
+from compare.gradients.source_changes.halves_edits import halves_edits
 from compare.gradients.source_changes.ingredient_edits import (
     find_ingredients,
     ingredient_edits,
@@ -39,6 +40,7 @@ from compare.gradients.source_changes.outside_effects import has_outside_effects
 from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
 from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
+from compare.gradients.source_changes.transposed_index_edits import transposed_index_edits
 
 MAX_BOUNDS = 6
 
@@ -142,6 +144,7 @@ class Candidates:
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])
         yield from scaled_name_edits(sites, function.called)
+        yield from halves_edits(sites)
 
     def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         called = function.called
@@ -149,6 +152,7 @@ class Candidates:
         for site in sites:
             yield from _alone(step_edits(site, called, dims))
             yield from _alone(operand_edits(site, called))
+            yield from _alone(transposed_index_edits(site, called))
             yield from _alone(mask_edits(site, called, self._bounds))
 
     def _functions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:

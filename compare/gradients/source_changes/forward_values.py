@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from compare.gradients.numbers import has_gradient
 from compare.gradients.source_changes.editable_function import EditableFunction, exchanged
 from compare.gradients.source_changes.edits import Site
 from compare.gradients.source_changes.insertion_edits import is_value
 from compare.gradients.source_changes.recorded_values import MAX_STEPS, RECORD, builtin, recording_code
+from compare.gradients.source_changes.watched_functions import FunctionCall, classes_of, watched
 
 MAX_TEXT = 40  # characters of an expression that is told
 MAX_VALUES = 60
@@ -38,18 +37,12 @@ class _Context:
 
 
 @dataclass
-class _Call:
-    """One call of a forward, computed once more with derivatives.
+class _Values:
+    """Values of one call that is computed with derivatives: of the expressions as they ran, with their versions."""
 
-    Attributes:
-        ctx: that of the call itself.
-        values: of the expressions, in the order in which they ran, with their versions.
-    """
-
-    ctx: Any
+    call: FunctionCall
     outputs: tuple[Any, ...] = ()
-    values: list[tuple[str, Tensor, int]] = field(default_factory=list)
-    received: tuple[Tensor | None, ...] = ()
+    of_expressions: list[tuple[str, Tensor, int]] = field(default_factory=list)
 
 
 def forward_values(
@@ -65,61 +58,61 @@ def forward_values(
         run: runs forward and backward.
     """
     of_forward = [(function, sites) for function, sites in functions if not function.called.in_backward]
-    classes = _classes_of({f for function, _ in of_forward for f in function.called.functions})
+    classes = classes_of({f for function, _ in of_forward for f in function.called.functions})
     names: list[str] = []
     codes = {}
     for function, sites in of_forward:
-        told = {words: site for site in reversed(sites) if (words := _words(site, function))}
-        code = recording_code(function, list(told.values()), start=len(names))
+        places = {words: site for site in reversed(sites) if (words := _words(site, function))}
+        code = recording_code(function, list(places.values()), start=len(names))
         if code is not None:
             codes[function] = code
-            names += told
-    calls: list[_Call] = []
+            names += places
+    known: list[_Values] = []
 
-    def differentiated(forward: Callable[..., Any], args: Sequence[Any], has_context: bool) -> None:
+    def differentiate(call: FunctionCall) -> None:
         """Run forward on copies of its arguments that require gradients."""
-        call = _Call(args[0] if has_context else None)
+        own = _Values(call)
 
         def record(n: int, value: Any) -> Any:
             if isinstance(value, Tensor):
-                call.values.append((names[n], value, value._version))
+                own.of_expressions.append((names[n], value, value._version))
             return value
 
-        tensors = args[1:] if has_context else args
         leaves = [
-            a.detach().clone().requires_grad_() if isinstance(a, Tensor) and has_gradient(a) else a for a in tensors
+            a.detach().clone().requires_grad_() if isinstance(a, Tensor) and has_gradient(a) else a
+            for a in call.arguments
         ]
         context = _Context(tuple(isinstance(a, Tensor) and a.requires_grad for a in leaves))
         try:
             with torch.enable_grad(), exchanged(codes), builtin(RECORD, record):
                 copies = [a.clone() if isinstance(a, Tensor) and a.requires_grad else a for a in leaves]
-                outputs = forward(*([context] if has_context else []), *copies)
+                outputs = call.forward(*([context] if call.has_context else []), *copies)
         except Exception:  # forward cannot run with derivatives: then it has no values to tell
             return
-        call.outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        calls.append(call)
+        own.outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        known.append(own)
 
-    with _watched(classes, differentiated, calls):
+    with watched(classes, differentiate):
         run()
     values: dict[str, list[Tensor]] = {}
     gradients: dict[str, list[Tensor]] = {}
-    for call in calls:
-        for words, value, gradient in _with_gradients(call):
+    for own in known:
+        for words, value, gradient in _with_gradients(own):
             values.setdefault(words, []).append(value)
             if gradient is not None:
                 gradients.setdefault(f"the gradient of {words}", []).append(gradient)
     once = dict.fromkeys(sorted(values, key=lambda words: " " in words.split("`")[1]))
-    known = {name: gradients[name] for words in once if (name := f"the gradient of {words}") in gradients}
-    known |= {words: values[words] for words in once}
-    return {words: each for words, each in list(known.items())[:MAX_VALUES] if len(each) <= MAX_STEPS}
+    told = {name: gradients[name] for words in once if (name := f"the gradient of {words}") in gradients}
+    told |= {words: values[words] for words in once}
+    return {words: each for words, each in list(told.items())[:MAX_VALUES] if len(each) <= MAX_STEPS}
 
 
-def _with_gradients(call: _Call) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+def _with_gradients(own: _Values) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Values of one call that nothing has changed since, and their gradients."""
-    kept = [(words, value) for words, value, version in call.values if value._version == version]
+    kept = [(words, value) for words, value, version in own.of_expressions if value._version == version]
     outputs = [
         (output, received)
-        for output, received in zip(call.outputs, call.received, strict=False)
+        for output, received in zip(own.outputs, own.call.received, strict=False)
         if isinstance(output, Tensor) and output.requires_grad and received is not None
     ]
     attached = [value for _, value in kept if value.requires_grad]
@@ -149,63 +142,3 @@ def _words(site: Site, function: EditableFunction) -> str:
     if isinstance(parent, ast.Assign) and len(parent.targets) == 1 and isinstance(parent.targets[0], ast.Name):
         text = parent.targets[0].id
     return f"`{text}` in line {node.lineno}" if len(text) <= MAX_TEXT else ""
-
-
-def _classes_of(functions: set[Any]) -> list[type[Function]]:
-    """Functions of which forward is one of these."""
-    classes, left = [], [Function]
-    while left:
-        own = left.pop()
-        left += own.__subclasses__()
-        forward = vars(own).get("forward")
-        if own is not Function and getattr(forward, "__func__", forward) in functions:
-            classes.append(own)
-    return classes
-
-
-@contextmanager
-def _watched(
-    classes: Sequence[type[Function]], before_forward: Callable[..., None], calls: list[_Call]
-) -> Iterator[None]:
-    """Call ``before_forward`` before each forward, and note the gradients that backward receives."""
-    with ExitStack() as stack:
-        for each in classes:
-            stack.enter_context(_watched_class(each, before_forward, calls))
-        yield
-
-
-@contextmanager
-def _watched_class(own: type[Function], before_forward: Callable[..., None], calls: list[_Call]) -> Iterator[None]:
-    forward, setup, backward = own.forward, own.setup_context, own.backward
-    has_context = setup is Function.setup_context
-
-    def watched_forward(*args: Any) -> Any:
-        if not torch.is_grad_enabled():  # otherwise it is the call with derivatives
-            before_forward(forward, args, has_context)
-        return forward(*args)
-
-    def watched_setup(ctx: Any, inputs: Any, output: Any) -> None:
-        if calls:
-            calls[-1].ctx = ctx
-        setup(ctx, inputs, output)
-
-    def watched_backward(ctx: Any, *gradients: Any) -> Any:
-        for call in calls:
-            if call.ctx is ctx:
-                call.received = gradients
-        return backward(ctx, *gradients)
-
-    replaced = {"forward": watched_forward, "backward": watched_backward}
-    if not has_context:
-        replaced["setup_context"] = watched_setup
-    present = {name: vars(own)[name] for name in replaced if name in vars(own)}
-    try:
-        for name, function in replaced.items():
-            setattr(own, name, staticmethod(function))
-        yield
-    finally:
-        for name in replaced:
-            if name in present:
-                setattr(own, name, present[name])
-            else:
-                delattr(own, name)

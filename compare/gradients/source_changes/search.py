@@ -25,6 +25,7 @@ from compare.gradients.source_changes.endless_loops import may_be_endless
 from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValues, as_correction
 from compare.gradients.source_changes.fitting_terms import Terms
 from compare.gradients.source_changes.terms import find_ingredients
+from compare.gradients.source_changes.watched_functions import classes_of, watched
 from compare.gradients.variants import Variant
 
 # Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
@@ -86,6 +87,9 @@ class _Search:
         by_native = {each.code for each in find_called_functions(run_native)[0]}
         editable = [each for each in called if each.code not in by_native]
         self.candidates = Candidates([] if any(map(may_be_endless, called)) else editable)
+
+        self.classes = classes_of({f for each in called for f in each.functions})
+        self.sums_gradients = self._sums_gradients()
 
     def find(self, max_calls: int) -> list[Correction]:
         """Try single edits, then two together, then values of native's; return the corrections."""
@@ -164,13 +168,21 @@ class _Search:
             known = [c.quantities for _, c in self.corrections]
             if not right or any(right <= quantities and right != self.wrong for quantities in known):
                 return True  # the nearest edit for these quantities is known
-            self.comparisons -= 1
             with exchanged(codes):
+                if not self.sums_gradients and self._sums_gradients():  # right only since autograd sums it
+                    return True
+                self.comparisons -= 1
                 still_wrong = self._still_wrong()
         if still_wrong < self.wrong or (self.raises and still_wrong and not self.wrong & still_wrong):
             corrected = correction(candidate, self.wrong - still_wrong, not still_wrong)
             self.corrections.append((candidate.cost, corrected))
         return True
+
+    def _sums_gradients(self) -> bool:
+        """True if backward returns a gradient that has another shape than its input."""
+        with watched(self.classes) as calls:
+            self.runs.run()
+        return any(call.returns_other_shapes for call in calls)
 
     def _still_wrong(self) -> frozenset[str]:
         """Names of what is wrong in any variant with the code as it is, until no less is wrong than before."""

@@ -73,6 +73,9 @@ def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iter
     for a in ingredients:
         for b in extended[len(ingredients) :]:
             yield from _products((a, b), shape)
+    weights = [*names, *(f for each in names for f in _functions(each))]
+    for a, b in itertools.product(weights, names):
+        yield from _less_its_mean(a, b, shape)
     sums = [s for pair in combinations_with_replacement(names, 2) for s in _sums(pair)]
     for total in sums:
         for each in ingredients:
@@ -115,6 +118,22 @@ def _sums(pair: tuple[Ingredient, Ingredient]) -> Iterator[Ingredient]:
     for dim in range(product.value.dim()):
         node = method(product.node, "sum", number(dim), keepdim=ast.Constant(True))
         yield Ingredient(node, product.value.sum(dim, keepdim=True))
+
+
+def _less_its_mean(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
+    """``a · (b - Σ a b)`` and ``a · (b - Σ a b / Σ a)``: derivatives of what is divided by its sum."""
+    if a.value.shape != shape or b.value.shape != shape or a.node is b.node:
+        return
+    product = a * b
+    for dim in range(len(shape)):
+        sums = [
+            Ingredient(method(each.node, "sum", number(dim), keepdim=ast.Constant(True)), each.value.sum(dim, True))
+            for each in (product, a)
+        ]
+        mean = Ingredient(ast.BinOp(sums[0].node, ast.Div(), sums[1].node), sums[0].value / sums[1].value)
+        for total in (sums[0], mean):
+            rest = ast.BinOp(b.node, ast.Sub(), total.node)
+            yield Ingredient(ast.BinOp(a.node, ast.Mult(), rest), a.value * (b.value - total.value))
 
 
 def _products(factors: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingredient]:

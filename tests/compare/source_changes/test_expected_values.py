@@ -49,13 +49,14 @@ def test_the_expression_and_its_value_are_told():
 
 
 class Recurrence(Function):
-    """A linear recurrence; the carry has a function too much."""
+    """A linear recurrence; the derivative of the step is another function."""
 
     @staticmethod
     def forward(ctx, x, w):
         h, states = torch.zeros_like(x[:, 0]), []
         for t in range(x.shape[1]):
-            h = (w * h + x[:, t]).tanh()
+            moved = w * h + x[:, t]
+            h = moved.tanh()
             states.append(h)
         ctx.save_for_backward(w, torch.stack(states, 1))
         return h
@@ -71,27 +72,55 @@ class Recurrence(Function):
         return gx, None
 
 
-def recurrence(x, w):
+class SineOfRecurrence(Function):
+    """The same with a step of which backward has not what its derivative takes."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        h, states = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            moved = w * h + x[:, t]
+            h = moved.tanh().sin()
+            states.append(h)
+        ctx.save_for_backward(w, torch.stack(states, 1))
+        return h
+
+    backward = staticmethod(Recurrence.backward)
+
+
+def recurrence(x, w, step=torch.tanh):
     h = torch.zeros_like(x[:, 0])
     for t in range(x.shape[1]):
-        moved = w * h + x[:, t]
-        h = moved.tanh()
+        h = step(w * h + x[:, t])
     return h
 
 
-def test_values_of_a_loop_are_tried_from_the_last_one_on():
+def told_of_a_recurrence(function, step):
     w = torch.tensor([0.5, -0.75])
     case = Case(
         "recurrence",
-        lambda x: Recurrence.apply(x, w.to(x)),
-        lambda x: recurrence(x, w.to(x)),
+        lambda x: function.apply(x, w.to(x)),
+        lambda x: recurrence(x, w.to(x), step),
         lambda: (torch.randn(3, 4, 2),),
     )
     (finding,) = compare(case, dtypes=DTYPES).findings
-    told = f"{finding.statement} {finding.evidence} {finding.correction}"
-    line = Recurrence.backward.__code__.co_firstlineno + 5
-    assert f"in line {line} of test_expected_values.py" in told, told
-    assert "should be the gradient of the result of add in line" in told and ", at each step" in told, told
+    return f"{finding.statement} {finding.evidence} {finding.correction}"
+
+
+LINE = f"in line {Recurrence.backward.__code__.co_firstlineno + 5} of test_expected_values.py, "
+STEP = "`carry.atan().exp() * (1 - h[:, t].square()).sin()`"
+
+
+def test_the_term_of_each_step_of_a_loop_is_told():
+    told = told_of_a_recurrence(Recurrence, torch.tanh)
+    assert f"{LINE}{STEP} should be `carry * (1 - h[:, t].square())`: with this change all comparisons" in told, told
+
+
+def test_values_of_a_loop_are_tried_from_the_last_one_on():
+    told = told_of_a_recurrence(SineOfRecurrence, lambda x: x.tanh().sin())
+    line = SineOfRecurrence.forward.__code__.co_firstlineno + 4
+    expected = f"{LINE}{STEP} should be the gradient of `moved` in line {line}, at each step: with that value"
+    assert expected in told, told
 
 
 def test_values_of_native_are_named_and_those_of_loops_in_order():
