@@ -1,4 +1,4 @@
-"""Calls: elements at places counted over all rows, a frozen weight with an update of low rank, kernels of examples."""
+"""Calls: elements at places counted over all rows, an update of low rank to a frozen weight, kernels of examples."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(6, 3), "y": torch.randn(6, 4)},
         named="the norm's part is divided by the norm, where its square belongs: a factor 1 / norm is left out",
         kinds=("step left out", "factor of one term", "another operand"),
-        named_words=(r"\bnorm", r"divi", r"factor", r"power|square"),
+        named_words=(r"\bnorm\b|norm_[xy]", r"divi(ded|sion)", r"\bpower\b"),
         located=(r"gradient of x", r"gradient of y"),
     ),
 ]

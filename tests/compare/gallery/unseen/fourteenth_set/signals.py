@@ -168,11 +168,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(3, 7), "log_weight": torch.tensor(0.4)},
         named="log_weight: the differences of x itself are taken, where those of the smoothed result belong",
         kinds=("another operand", "step left out"),
-        named_words=(
-            r"\bx\b",
-            r"\by\b|result|output|solve",
-            r"saved",
-        ),
+        named_words=(r"\bx\b.*(place|instead)|(place|instead).*\bx\b", r"penalized|solve|smoothed"),
         located=(r"gradient of log_weight",),
     ),
     Operation(
@@ -210,7 +206,7 @@ WRONG += [
         ),
         named="the mean begins at the first energy with the factor 1; backward gives that step the factor 0.3",
         kinds=("only at borders", "only at some indices", "missing term", "factor of one term"),
-        named_words=(r"border", r"\bfirst\b|column 0|\[:, 0\]|\b0\]|index 0", r"factor"),
+        named_words=(r"border", r"\bfirst\b|column 0|\[:, 0\]|\b0\]|index 0"),
         located=(r"gradient of (energy|input 0)",),
     ),
 ]
