@@ -5,10 +5,11 @@ from __future__ import annotations
 import ast
 import types
 from collections.abc import Iterator
+from itertools import combinations
 
 from compare.gradients.source_changes.called_functions import CalledFunction
 from compare.gradients.source_changes.edits import Edit, Site
-from compare.gradients.source_changes.expression_edits import name, number
+from compare.gradients.source_changes.expression_edits import name, number, transposed
 
 # Functions that are written in one another's place.
 FAMILIES = (
@@ -59,6 +60,7 @@ def call_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         yield from _repeated(site)
         yield from _half_diagonal(site)
         yield from _not_rolled_around(site)
+        yield from _solved_with_the_transpose(site)
 
 
 def _name_of(call: ast.Call) -> str:
@@ -101,6 +103,11 @@ def _other_arguments(site: Site) -> Iterator[Edit]:
     for n in range(len(arguments) - 1):
         exchanged = [*arguments[:n], arguments[n + 1], arguments[n], *arguments[n + 2 :]]
         yield site.edit(ast.Call(function, exchanged, keywords), 1)
+    if _name_of(node) == "permute":
+        for n, m in combinations(range(len(arguments)), 2):
+            exchanged = list(arguments)
+            exchanged[n], exchanged[m] = arguments[m], arguments[n]
+            yield site.edit(ast.Call(function, exchanged, keywords), 1)
     for n in range(len(keywords)):
         yield site.edit(ast.Call(function, arguments, keywords[:n] + keywords[n + 1 :]), 1)
     for n in range(len(arguments)):
@@ -209,3 +216,15 @@ def _not_rolled_around(site: Site) -> Iterator[Edit]:
     index = ast.Call(ast.Attribute(ast.Name("torch", ast.Load()), "tensor", ast.Load()), [place], [])
     filled = ast.Attribute(node, "index_fill", ast.Load())
     yield site.edit(ast.Call(filled, [given[-1], index, number(0)], []), 2)
+
+
+def _solved_with_the_transpose(site: Site) -> Iterator[Edit]:
+    """A triangular system with the transposed matrix."""
+    node = site.node
+    if _name_of(node) != "solve_triangular" or len(node.args) < 2:
+        return
+    for n, keyword in enumerate(node.keywords):
+        if keyword.arg == "upper" and isinstance(keyword.value, ast.Constant):
+            other = ast.keyword("upper", ast.Constant(not keyword.value.value))
+            keywords = [*node.keywords[:n], other, *node.keywords[n + 1 :]]
+            yield site.edit(ast.Call(node.func, [transposed(node.args[0]), *node.args[1:]], keywords), 1)

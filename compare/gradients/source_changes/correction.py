@@ -75,7 +75,8 @@ class Correction:
         if self.elements:
             return f"with each change its elements of the {self.names} are right"
         if not all(change.is_code for change in self.changes):
-            return f"with that value the {self.names} {self._verb} right"
+            value = "that value" if len(self.changes) == 1 else "these values"
+            return f"with {value} the {self.names} {self._verb} right"
         made = "this change" if len(self.changes) == 1 else "these changes"
         what = "all comparisons are" if self.makes_all_right else f"the {self.names} {self._verb}"
         return f"with {made} {what} right"

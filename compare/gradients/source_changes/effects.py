@@ -35,6 +35,9 @@ class Effects:
         self.is_known = len(self._targets) == len(targets) and all(
             t.ours is not None and t.oracle is not None and t.ours.shape == t.oracle.shape for t in self._targets
         )
+        wrong = {target.quantity for target in targets}
+        outputs = {name: v for name, v in targets[0].run.values.items() if name.startswith("output")}
+        self._outputs = {name: value for name, value in outputs.items() if name not in wrong}  # those must stay
         self._kept: dict[tuple[float, ...], list[Candidate]] = {}
         self._vectors: list[Tensor] = []
         if not self.is_known:
@@ -52,6 +55,8 @@ class Effects:
     def add(self, candidate: Candidate, result: RunResult) -> None:
         """Keep the numbers of a run; of edits that give the same ones, a few."""
         if not self.is_known or result.error is not None or len(self._vectors) * len(self._before) > MAX_NUMBERS:
+            return
+        if any(not _is_as_before(value, result.values.get(name)) for name, value in self._outputs.items()):
             return
         values = [result.values.get(target.quantity) for target in self._targets]
         if any(value is None for value in values):
@@ -140,6 +145,12 @@ class Effects:
             error = (ratios[first] * ratios[second] - needed) * self._before[counted]
             if (error.abs() <= self._limit[counted]).all():
                 yield first, second
+
+
+def _is_as_before(value: Tensor | None, now: Tensor | None) -> bool:
+    if value is None or now is None or value.shape != now.shape:
+        return value is now
+    return torch.allclose(now, value, rtol=RELATIVE_ERROR, atol=0.0, equal_nan=True)
 
 
 def _cost(pair: tuple[Candidate, Candidate]) -> int:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import cycle
-from types import CodeType
 
 import torch
 from torch import Tensor
@@ -16,55 +12,18 @@ from torch import Tensor
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.numbers import as_real
-from compare.gradients.source_changes.candidates import Candidate, Candidates
-from compare.gradients.source_changes.correction import Change, Correction, shown_text
-from compare.gradients.source_changes.editable_function import EditableFunction, exchanged
+from compare.gradients.source_changes.candidates import Candidates
+from compare.gradients.source_changes.correction import Correction
+from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
-from compare.gradients.source_changes.edits import Edit, Site, assigned_name
+from compare.gradients.source_changes.forward_runs import run_forwards
 from compare.gradients.source_changes.forward_values import forward_values
-from compare.gradients.source_changes.insertion_edits import is_value
 from compare.gradients.source_changes.native_values import native_values
-from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, record_values, value_instead
+from compare.gradients.source_changes.places import Place, are_equal, find_places, one_by_one
+from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, record_values
 
 SECOND_DRAW = 1
-TOLERANCE = 1e-6  # of the largest number
 MAX_RUNS, MAX_VALUES = 1500, 6
-
-
-@dataclass(frozen=True)
-class Place:
-    """An expression of a function of backward.
-
-    Attributes:
-        more: for a name, the other places where it is read.
-        present: the values that it has, one after the other.
-        others: every expression of the function that may be a value, with the values that they have.
-    """
-
-    function: EditableFunction
-    site: Site
-    present: list[Tensor]
-    others: tuple[list[Site], dict[int, list[Tensor]]]
-    more: tuple[Site, ...] = ()
-
-    @property
-    def sites(self) -> tuple[Site, ...]:
-        """All places."""
-        return self.site, *self.more
-
-    def with_edit(self, edit: Edit) -> Candidate:
-        """The edit of the first place, made at each."""
-        _, _, new = edit.changes[0]
-        same = [(self.function, site.edit(new, edit.cost)) for site in self.more]
-        return Candidate(((self.function, edit), *same))
-
-    @cached_property
-    def code_with_value(self) -> dict[EditableFunction, CodeType] | None:
-        """Code that takes the value of the expression from the builtin name ``INSTEAD``."""
-        edits = (site.edit(value_instead(n), 1) for n, site in enumerate(self.sites))
-        candidate = Candidate(tuple((self.function, edit) for edit in edits))
-        with candidate.made():
-            return candidate.compiled()
 
 
 @dataclass(frozen=True)
@@ -103,22 +62,8 @@ class ExpectedValues:
         self._runs, self._targets, self._probe = runs, targets, probe
         self._expected = {t.quantity: t.oracle for t in targets if t.oracle is not None and not t.is_output}
         self._functions = candidates.functions
-        self._places: list[Place] = []
-        if len(self._expected) < len(targets):
-            return
-        for function, sites in candidates.functions:
-            if not function.called.in_backward:
-                continue
-            places = [site for site in sites if is_value(site, function.called)]
-            values = record_values(function, places, runs.run)
-            order = sorted(values, key=lambda n: (places[n].node.lineno, len(ast.unparse(places[n].node))))
-            assigned = {name for n in order if (name := assigned_name(places[n]))}
-            for n in order:
-                place = Place(function, places[n], values[n], (places, values))
-                reads = [m for m in order if _is_same_name(places[n], places[m]) and _are_equal(values[n], values[m])]
-                if reads[1:] and n == reads[0] and places[n].node.id not in assigned:
-                    self._places.append(replace(place, more=tuple(places[m] for m in reads[1:])))
-                self._places.append(place)
+        is_known = len(self._expected) == len(targets)
+        self.places = find_places(candidates, runs.run) if is_known else []
 
     def with_operands(self, expected: ExpectedValue) -> Place:
         """The place with the values that it and others have in a loop whose earlier steps give what they should."""
@@ -126,7 +71,7 @@ class ExpectedValues:
         if len(expected.value) == 1:
             return place
         sites, _ = place.others
-        with builtin(INSTEAD, _one_by_one(expected.value, place.present[0].dtype)):
+        with builtin(INSTEAD, one_by_one(expected.value, place.present[0].dtype)):
             values = record_values(place.function, sites, self._runs.run, place.sites)
         return replace(place, present=values[sites.index(place.site)], others=(sites, values))
 
@@ -135,7 +80,7 @@ class ExpectedValues:
         for target in self._targets:
             if target.ours is None or target.oracle is None or target.ours.shape != target.oracle.shape:
                 continue
-            for place in self._places:
+            for place in self.places:
                 if len(place.present) == 1 and _is_real_and_equal(place.present[0], target.ours):
                     quantities = frozenset({target.quantity})
                     yield ExpectedValue(place, [target.oracle], quantities=quantities)
@@ -149,7 +94,7 @@ class ExpectedValues:
             if not (target.ours != 0).all():
                 continue
             ratio = target.oracle / target.ours
-            for place in sorted(self._places, key=lambda place: len(ast.unparse(place.site.node))):
+            for place in sorted(self.places, key=lambda place: len(ast.unparse(place.site.node))):
                 present = place.present[0]
                 if len(place.present) == 1 and present.shape == ratio.shape and not present.is_complex():
                     value = [present.double() * ratio]
@@ -162,11 +107,11 @@ class ExpectedValues:
         The gradients of the inputs themselves are not tried: that they are wrong is known.
         """
         first, probe = self._targets[0], self._probe
-        if probe is None or probe.case.native is None or not self._places:
+        if probe is None or probe.case.native is None or not self.places:
             return
         values = _distinct(self._known_values(first.inputs, first.incoming(probe.seed)))
         trials = 0
-        for place in self._places:
+        for place in self.places:
             for words, in_order in values.items():
                 if _have_shapes(in_order, place.present) and not self._are_a_gradient(in_order):
                     for is_reversed in (False, True)[: len(in_order)]:
@@ -190,35 +135,35 @@ class ExpectedValues:
         if not value or codes is None:
             return False
         in_order = value[::-1] if expected.is_reversed else value
-        values = _one_by_one(in_order, probe.variant.dtype)
+        values = one_by_one(in_order, probe.variant.dtype)
         with builtin(INSTEAD, values), exchanged(codes):
             result = probe.run_ours(inputs, incoming)
-        return all(_equals(result.values.get(name), right.get(name)) for name in expected.quantities)
+        return all(are_equal(result.values.get(name), right.get(name)) for name in expected.quantities)
 
     def _known_values(self, inputs: dict[str, Tensor], incoming: Incoming) -> dict[str, list[Tensor]]:
         """Values that the user's forward and native compute, the nearest ones first."""
         probe = self._probe
         assert probe is not None and probe.case.native is not None
         of_native = native_values(probe.case.native, inputs, incoming)
-        of_forward = forward_values(self._functions, lambda: probe.run_ours(inputs, incoming))
+        of_forward = forward_values(run_forwards(self._functions, lambda: probe.run_ours(inputs, incoming)))
         return of_forward | dict(reversed(of_native.items()))  # the last of equal ones is the nearest
 
     def _are_a_gradient(self, values: list[Tensor]) -> bool:
         """True for the elements of a wrong gradient itself, in whatever shape."""
         numbers = as_real(values[0]).flatten().sort().values
         return len(values) == 1 and any(
-            _equals(numbers, gradient.flatten().sort().values) for gradient in self._expected.values()
+            are_equal(numbers, gradient.flatten().sort().values) for gradient in self._expected.values()
         )
 
     def _right_with(self, place: Place, value: list[Tensor]) -> frozenset[str]:
-        if all(_equals(a, b) for a, b in zip(value, place.present, strict=True)):
+        if all(are_equal(a, b) for a, b in zip(value, place.present, strict=True)):
             return frozenset()
         codes = place.code_with_value
         if codes is None:
             return frozenset()
-        with builtin(INSTEAD, _one_by_one(value, place.present[0].dtype)):
+        with builtin(INSTEAD, one_by_one(value, place.present[0].dtype)):
             result = self._runs.run_edited(codes)
-        return frozenset(q for q, gradient in self._expected.items() if _equals(result.values.get(q), gradient))
+        return frozenset(q for q, gradient in self._expected.items() if are_equal(result.values.get(q), gradient))
 
 
 def _distinct(values: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
@@ -237,44 +182,13 @@ def _distinct(values: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
 
 def as_correction(expected: ExpectedValue) -> Correction:
     """The value in words."""
-    place = expected.place
-    old, line = shown_text(place.site)
     words = expected.words if len(expected.value) == 1 else f"{expected.words}, at each step"
-    lines = sorted({site.node.lineno for site in place.more} - {line})
-    if lines:
-        words += f" (also in line {', '.join(map(str, lines))})"
-    change = Change(place.function.code.co_filename, line, old, words, is_code=False)
-    return Correction((change,), expected.quantities, makes_all_right=False)
-
-
-def _is_same_name(first: Site, second: Site) -> bool:
-    return isinstance(first.node, ast.Name) and ast.unparse(second.node) == first.node.id
-
-
-def _are_equal(values: list[Tensor], others: list[Tensor]) -> bool:
-    return len(values) == len(others) and all(torch.equal(a, b) for a, b in zip(values, others, strict=True))
+    return Correction((expected.place.change(words),), expected.quantities, makes_all_right=False)
 
 
 def _have_shapes(values: list[Tensor], others: list[Tensor]) -> bool:
     return [(v.shape, v.is_complex()) for v in values] == [(v.shape, v.is_complex()) for v in others]
 
 
-def _one_by_one(values: list[Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
-    """Each call at a place returns the next value, after the last one the first."""
-    of_dtype = values if values[0].is_complex() else [value.to(dtype) for value in values]
-    at_place: defaultdict[int, Iterator[Tensor]] = defaultdict(lambda: cycle(of_dtype))
-    return lambda n, *_: next(at_place[n])
-
-
 def _is_real_and_equal(value: Tensor, expected: Tensor) -> bool:
-    return not value.is_complex() and _equals(value, expected)
-
-
-def _equals(got: Tensor | None, expected: Tensor | None) -> bool:
-    if got is None or expected is None:
-        return False
-    got, expected = as_real(got), as_real(expected)
-    if got.shape != expected.shape or not got.numel():
-        return False
-    got, expected = got.double().cpu(), expected.double().cpu()
-    return bool(((got - expected).abs() <= TOLERANCE * expected.abs().max()).all())
+    return not value.is_complex() and are_equal(value, expected)

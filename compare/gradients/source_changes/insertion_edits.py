@@ -45,6 +45,7 @@ def step_edits(site: Site, called: CalledFunction, dims: int) -> Iterator[Edit]:
     if not isinstance(site.ancestors[-1], ast.UnaryOp):
         yield site.edit(ast.UnaryOp(ast.USub(), node), 2)
     yield site.edit(method(node, "conj"), 2)
+    yield site.edit(method(node, "contiguous"), 2)
     one, square = number(1), ast.BinOp(node, ast.Pow(), number(2))
     yield site.edit(ast.BinOp(one, ast.Sub(), node), 3)
     yield site.edit(ast.BinOp(one, ast.Sub(), square), 4)

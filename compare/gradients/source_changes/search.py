@@ -24,6 +24,8 @@ from compare.gradients.source_changes.effects import Effects
 from compare.gradients.source_changes.endless_loops import may_be_endless
 from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValues, as_correction
 from compare.gradients.source_changes.fitting_terms import Terms
+from compare.gradients.source_changes.missing_derivatives import MissingDerivatives
+from compare.gradients.source_changes.places import Place
 from compare.gradients.source_changes.terms import find_ingredients
 from compare.gradients.source_changes.watched_functions import classes_of, watched
 from compare.gradients.variants import Variant
@@ -79,7 +81,7 @@ class _Search:
         self.raises = first.run.error is not None  # then nothing is known of the other quantities
         self.runs = EditedRuns(runner, first)
         self.effects = Effects(self.targets)
-        self.comparisons = MAX_COMPARISONS
+        self.comparisons = float(MAX_COMPARISONS)
         self.corrections: list[tuple[int, Correction]] = []
         called, self.num_calls = find_called_functions(self.runs.run)
         # An edit of what native calls, too, would change what is right.
@@ -111,7 +113,7 @@ class _Search:
 
     def _try_single_edits(self, max_calls: int) -> None:
         for candidate in self.candidates:
-            if max_calls < 0 or not self.comparisons or self._is_enough(candidate):
+            if max_calls < 0 or self.comparisons <= 0 or self._is_enough(candidate):
                 break
             if self._try(candidate):
                 max_calls -= RUN_CALLS + self.num_calls // (1 + self.runs.backward_is_repeatable)
@@ -150,7 +152,21 @@ class _Search:
                     self._try(place.with_edit(edit))
                     if self._corrected == self.wrong:
                         return None
+        derivative = self._find_missing_derivative(expected.places, targets)
+        if derivative is not None:
+            return derivative
         return next((as_correction(each) for each in of_native if expected.is_confirmed(each)), None)
+
+    def _find_missing_derivative(self, places: Sequence[Place], targets: Sequence[Mismatch]) -> Correction | None:
+        """A derivative of a step of forward that backward leaves out."""
+        if self.probe is None or self.probe.case.native is None:
+            return None
+        for target in targets:
+            search = MissingDerivatives(self.candidates.functions, places, self.runs, target, self.probe)
+            known = search.find()
+            if known is not None:
+                return known
+        return None
 
     def _is_enough(self, candidate: Candidate) -> bool:
         complete = [cost for cost, known in self.corrections if known.makes_all_right]
@@ -171,7 +187,6 @@ class _Search:
             with exchanged(codes):
                 if not self.sums_gradients and self._sums_gradients():  # right only since autograd sums it
                     return True
-                self.comparisons -= 1
                 still_wrong = self._still_wrong()
         if still_wrong < self.wrong or (self.raises and still_wrong and not self.wrong & still_wrong):
             corrected = correction(candidate, self.wrong - still_wrong, not still_wrong)
@@ -191,6 +206,7 @@ class _Search:
         wrong: set[str] = set()
         first = dict.fromkeys(m.variant for m in self.mismatches)
         for variant in [*first, *(v for v in self.variants if v not in first)]:
+            self.comparisons -= 1 / len(self.variants)
             wrong |= {row.quantity for row in fresh.rows(variant) if row.status == WRONG}
             if not self.raises and not wrong < self.wrong:
                 return self.wrong | wrong

@@ -19,6 +19,7 @@ VAGUE = (
     "few elements",
     "factor by element",
     "only at some indices",
+    "only at borders",
     "only for some values",
     "missing term",
 )

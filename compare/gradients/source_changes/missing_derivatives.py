@@ -1,0 +1,161 @@
+"""Derivatives of forward's steps that backward leaves out: masks of ReLU and clamp, factors of the chain rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, cycle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.numbers import as_real
+from compare.gradients.run_variant import RunResult
+from compare.gradients.source_changes.candidates import Candidate
+from compare.gradients.source_changes.correction import Correction
+from compare.gradients.source_changes.editable_function import EditableFunction, exchanged
+from compare.gradients.source_changes.edited_runs import EditedRuns
+from compare.gradients.source_changes.edits import Site
+from compare.gradients.source_changes.forward_runs import run_forwards
+from compare.gradients.source_changes.forward_values import step_derivatives
+from compare.gradients.source_changes.places import Place, are_equal
+from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, value_instead
+
+MAX_RUNS = 1500
+MAX_PARTS = 24  # factors that make only a part of the elements right
+MIN_SHARE = 0.2  # of the wrong elements that such a factor makes right
+SECOND_DRAW = 1
+RELATIVE_ERROR = 1e-5
+
+Functions = Sequence[tuple[EditableFunction, Sequence[Site]]]
+
+
+@dataclass(frozen=True)
+class MissingFactor:
+    """A derivative by which an expression should be multiplied.
+
+    Attributes:
+        words: "the derivative of `x.clamp(0, 1)` in line 7".
+        sign: 1, or -1 for the negated derivative.
+        is_reversed: the derivatives are those of a loop, from the last step on.
+    """
+
+    place: Place
+    words: str
+    sign: int
+    is_reversed: bool
+
+    @property
+    def told(self) -> str:
+        """What should be done with the expression."""
+        minus = "minus " if self.sign < 0 else ""
+        return f"multiplied by {minus}{self.words}" + (", at each step" if len(self.place.present) > 1 else "")
+
+
+class MissingDerivatives:
+    """Search for such factors.
+
+    Args:
+        functions: those of the user that run.
+        target: what is wrong, in the variant of the runs.
+    """
+
+    def __init__(
+        self, functions: Functions, places: Sequence[Place], runs: EditedRuns, target: Mismatch, probe: Probe
+    ) -> None:
+        self._functions, self._places, self._runs, self._target, self._probe = functions, places, runs, target, probe
+
+    def find(self) -> Correction | None:
+        """The first factor, or the first two, with which the gradient is right in this draw and another one."""
+        target = self._target
+        if target.wrong is None or target.ours is None or target.oracle is None:
+            return None
+        if target.ours.shape != target.oracle.shape:
+            return None
+        known = step_derivatives(run_forwards(self._functions, self._runs.run))
+        parts: list[tuple[MissingFactor, Tensor]] = []
+        wrong = target.wrong.cpu()
+        for factor, _ in zip(self._factors(known), range(MAX_RUNS), strict=False):
+            right = self._right_elements(self._run((factor,), known))
+            if right is None or not (right | wrong).all():
+                continue
+            if right.all():
+                if self._is_confirmed((factor,)):
+                    return self._correction((factor,))
+            elif (right & wrong).sum() >= MIN_SHARE * wrong.sum() and len(parts) < MAX_PARTS:
+                parts.append((factor, right))
+        for (first, right), (second, also) in combinations(parts, 2):
+            if (right | also).all() and self._is_confirmed((first, second)):
+                return self._correction((first, second))
+        return None
+
+    def _factors(self, known: Mapping[str, list[Tensor]]) -> Iterator[MissingFactor]:
+        for place in self._places:
+            present = place.present[0]
+            for words, derivatives in known.items() if not place.more and present.is_floating_point() else ():
+                if len(derivatives) in (1, len(place.present)) and _fits(derivatives[0], present):
+                    for is_reversed in (False, True)[: len(derivatives)]:
+                        for sign in (1, -1):
+                            yield MissingFactor(place, words, sign, is_reversed)
+
+    def _correction(self, factors: Sequence[MissingFactor]) -> Correction:
+        changes = tuple(factor.place.change(factor.told) for factor in factors)
+        return Correction(changes, frozenset({self._target.quantity}), makes_all_right=False)
+
+    def _run(self, factors: Sequence[MissingFactor], known: Mapping[str, list[Tensor]]) -> RunResult | None:
+        codes = _codes(factors)
+        if codes is None:
+            return None
+        with builtin(INSTEAD, _multiplied(factors, known)):
+            return self._runs.run_edited(codes)
+
+    def _right_elements(self, result: RunResult | None) -> Tensor | None:
+        target = self._target
+        got = None if result is None else result.values.get(target.quantity)
+        if got is None or target.ours is None or target.oracle is None or as_real(got).shape != target.oracle.shape:
+            return None
+        before = (target.ours.double().cpu() - target.oracle.cpu()).abs()
+        limit = (RELATIVE_ERROR * before).clamp(min=2 * target.tolerance)
+        return (as_real(got).double().cpu() - target.oracle.cpu()).abs() <= limit
+
+    def _is_confirmed(self, factors: Sequence[MissingFactor]) -> bool:
+        """True if the gradient is right with the same factors in another draw."""
+        probe, name = self._probe, self._target.quantity
+        inputs, incoming = probe.draw(SECOND_DRAW), probe.incoming(SECOND_DRAW)
+        right = None if inputs is None else probe.run_native(inputs, incoming)
+        codes = _codes(factors)
+        if inputs is None or right is None or codes is None:
+            return False
+        known = step_derivatives(run_forwards(self._functions, lambda: probe.run_ours(inputs, incoming)))
+        if any(factor.words not in known for factor in factors):
+            return False
+        with builtin(INSTEAD, _multiplied(factors, known)), exchanged(codes):
+            result = probe.run_ours(inputs, incoming)
+        return are_equal(result.values.get(name), right.get(name))
+
+
+def _fits(derivative: Tensor, present: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(derivative.shape, present.shape) == present.shape
+    except RuntimeError:  # sizes that do not go together
+        return False
+
+
+def _codes(factors: Sequence[MissingFactor]) -> Any:
+    edits = [
+        (each.place.function, each.place.site.edit(value_instead(n, each.place.site.node), 1))
+        for n, each in enumerate(factors)
+    ]
+    candidate = Candidate(tuple(edits))
+    with candidate.made():
+        return candidate.compiled()
+
+
+def _multiplied(factors: Sequence[MissingFactor], known: Mapping[str, list[Tensor]]) -> Any:
+    """A function for ``INSTEAD``: the value of the n-th factor's place, times the derivative of the step."""
+    orders = [known[each.words][:: -1 if each.is_reversed else 1] for each in factors]
+    steps = [cycle(order) for order in orders]
+    return lambda n, value: value * (factors[n].sign * next(steps[n])).to(value.dtype)
