@@ -148,8 +148,10 @@ class Effects:
 
 
 def _is_as_before(value: Tensor | None, now: Tensor | None) -> bool:
-    if value is None or now is None or value.shape != now.shape:
+    if value is None or now is None or value.shape != now.shape or value.dtype != now.dtype:
         return value is now
+    if not (value.is_floating_point() or value.is_complex()):
+        return torch.equal(now, value)
     return torch.allclose(now, value, rtol=RELATIVE_ERROR, atol=0.0, equal_nan=True)
 
 

@@ -16,7 +16,7 @@ from compare.gradients.source_changes.candidates import Candidates
 from compare.gradients.source_changes.correction import Correction
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
-from compare.gradients.source_changes.forward_runs import run_forwards
+from compare.gradients.source_changes.forward_runs import Functions, run_forwards
 from compare.gradients.source_changes.forward_values import forward_values
 from compare.gradients.source_changes.native_values import native_values
 from compare.gradients.source_changes.places import Place, are_equal, find_places, one_by_one
@@ -53,15 +53,21 @@ class ExpectedValues:
     """Search for such values.
 
     Args:
+        functions: those of the user that run, native's too.
         targets: what is wrong in the variant of the runs.
     """
 
     def __init__(
-        self, candidates: Candidates, runs: EditedRuns, targets: Sequence[Mismatch], probe: Probe | None
+        self,
+        candidates: Candidates,
+        functions: Functions,
+        runs: EditedRuns,
+        targets: Sequence[Mismatch],
+        probe: Probe | None,
     ) -> None:
         self._runs, self._targets, self._probe = runs, targets, probe
         self._expected = {t.quantity: t.oracle for t in targets if t.oracle is not None and not t.is_output}
-        self._functions = candidates.functions
+        self._functions = functions
         is_known = len(self._expected) == len(targets)
         self.places = find_places(candidates, runs.run) if is_known else []
 

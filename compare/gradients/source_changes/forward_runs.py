@@ -16,6 +16,8 @@ from compare.gradients.source_changes.insertion_edits import is_value
 from compare.gradients.source_changes.recorded_values import RECORD, builtin, recording_code
 from compare.gradients.source_changes.watched_functions import FunctionCall, classes_of, watched
 
+Functions = Sequence[tuple[EditableFunction, Sequence[Site]]]
+
 
 @dataclass
 class ForwardRun:
@@ -51,9 +53,7 @@ class _Context:
     mark_non_differentiable = save_for_forward = set_materialize_grads = mark_dirty
 
 
-def run_forwards(
-    functions: Sequence[tuple[EditableFunction, Sequence[Site]]], run: Callable[[], Any]
-) -> list[ForwardRun]:
+def run_forwards(functions: Functions, run: Callable[[], Any]) -> list[ForwardRun]:
     """Each forward that ``run`` calls, run once more on copies of its arguments that require gradients.
 
     Those that cannot run with derivatives are left out.

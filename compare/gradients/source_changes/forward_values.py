@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def _with_gradients(run: ForwardRun) -> Iterator[tuple[Site, Tensor, Tensor | No
         if isinstance(output, Tensor) and output.requires_grad and received is not None
     ]
     attached = [value for _, value in run.unchanged if value.requires_grad]
-    gradients: Iterable[Tensor | None] = []
+    gradients: Sequence[Tensor | None] = [None] * len(attached)
     if outputs and attached:
         try:
             gradients = torch.autograd.grad(
@@ -95,7 +95,7 @@ def _with_gradients(run: ForwardRun) -> Iterator[tuple[Site, Tensor, Tensor | No
                 retain_graph=True,
             )
         except RuntimeError:  # forward changes in place what its derivative needs
-            attached = []
+            gradients = [None] * len(attached)
     by_value = dict(zip(map(id, attached), gradients, strict=True))
     for site, value in run.unchanged:
         gradient = by_value.get(id(value))

@@ -16,10 +16,9 @@ from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import RunResult
 from compare.gradients.source_changes.candidates import Candidate
 from compare.gradients.source_changes.correction import Correction
-from compare.gradients.source_changes.editable_function import EditableFunction, exchanged
+from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
-from compare.gradients.source_changes.edits import Site
-from compare.gradients.source_changes.forward_runs import run_forwards
+from compare.gradients.source_changes.forward_runs import Functions, run_forwards
 from compare.gradients.source_changes.forward_values import step_derivatives
 from compare.gradients.source_changes.places import Place, are_equal
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, value_instead
@@ -29,8 +28,6 @@ MAX_PARTS = 24  # factors that make only a part of the elements right
 MIN_SHARE = 0.2  # of the wrong elements that such a factor makes right
 SECOND_DRAW = 1
 RELATIVE_ERROR = 1e-5
-
-Functions = Sequence[tuple[EditableFunction, Sequence[Site]]]
 
 
 @dataclass(frozen=True)

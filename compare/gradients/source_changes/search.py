@@ -88,7 +88,9 @@ class _Search:
         run_native = (lambda: runner.run_native(first.variant)) if runner.case.native is not None else list
         by_native = {each.code for each in find_called_functions(run_native)[0]}
         editable = [each for each in called if each.code not in by_native]
-        self.candidates = Candidates([] if any(map(may_be_endless, called)) else editable)
+        is_finite = not any(map(may_be_endless, called))
+        self.candidates = Candidates(editable if is_finite else [])
+        self.functions = Candidates(called if is_finite else []).functions  # whose values may be recorded
 
         self.classes = classes_of({f for each in called for f in each.functions})
         self.sums_gradients = self._sums_gradients()
@@ -135,7 +137,7 @@ class _Search:
 
     def _try_fitting_terms(self, targets: Sequence[Mismatch]) -> Correction | None:
         """Terms and factors that make an expression what it should be. Otherwise the first such value in words."""
-        expected = ExpectedValues(self.candidates, self.runs, targets, self.probe)
+        expected = ExpectedValues(self.candidates, self.functions, self.runs, targets, self.probe)
         self.comparisons = MAX_COMPARISONS
         of_native = list(islice(expected.of_native(), MAX_VALUES))
         terms: dict[Any, Terms] = {}
@@ -162,7 +164,7 @@ class _Search:
         if self.probe is None or self.probe.case.native is None:
             return None
         for target in targets:
-            search = MissingDerivatives(self.candidates.functions, places, self.runs, target, self.probe)
+            search = MissingDerivatives(self.functions, places, self.runs, target, self.probe)
             known = search.find()
             if known is not None:
                 return known
