@@ -125,10 +125,10 @@ class Slerp(Function):
         gwq = (grad * q).sum(dim=1)
         co = torch.cos(omega)
         cp, cq = torch.cos((1 - t) * omega), torch.cos(t * omega)
-        dwp = ((1 - t) * cp - sp * co) / so
-        dwq = (t * cq - sq * co) / so
+        dwp = ((1 - t) * cp - sp * co / so) / so
+        dwq = (t * cq - sq * co / so) / so
         grad_dot = -(gwp * dwp + gwq * dwq) / so
-        grad_t = omega * (gwq * cq - gwp * cp) / so
+        grad_t = omega * (gwp * cp + gwq * cq) / so
         grad_p = (sp / so).unsqueeze(1) * grad + grad_dot.unsqueeze(1) * q
         grad_q = (sq / so).unsqueeze(1) * grad + grad_dot.unsqueeze(1) * p
         return grad_p, grad_q, grad_t
@@ -213,7 +213,7 @@ WRONG, RIGHT = wrong_and_right(OPERATIONS)
 WRONG += [
     WrongFunction(
         Case(
-            "way between two directions, quotient's square",
+            "way between two directions, share that falls with t",
             Slerp.apply,
             between_directions,
             lambda: {
@@ -223,9 +223,9 @@ WRONG += [
             },
             whole_numbers=False,
         ),
-        named="the angle's gradient: the quotient's second part is divided by the sine, where its square belongs",
-        kinds=("step left out", "another operand", "factor of one term", "factor by element"),
-        named_words=(r"\bso\b|\bsin\b|sine", r"divi(ded|sion)|quotient"),
-        located=(r"gradient of (a|p)\b", r"gradient of (b|q)\b"),
+        named="t: the first direction's share falls with t; its part has the wrong sign",
+        kinds=("factor of one term", "another operand"),
+        named_words=(r"\bsign\b|negat|\bminus\b|-1", r"1 - t|gwp|cp\b"),
+        located=(r"gradient of t\b",),
     ),
 ]

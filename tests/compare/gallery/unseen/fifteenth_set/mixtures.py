@@ -186,7 +186,7 @@ OPERATIONS = [
         lambda: {"lengths": 0.2 + torch.rand(4), "leaves": 0.1 + torch.rand(3, 5, 4)},
         named="the second leaf's gradient is multiplied by its own factor b, where its sibling's, a, belongs",
         kinds=("another operand", "only at some indices", "swapped"),
-        named_words=(r"\bb\b.*\ba\b|\ba\b.*\bb\b", r"sibling|factor|operand"),
+        named_words=(r"instead of|should be|in place of|where .* belongs", r"sibling|operand|factor"),
         located=(r"gradient of (lengths|t)\b", r"gradient of (leaves|tips)"),
         options={"whole_numbers": False},
     ),

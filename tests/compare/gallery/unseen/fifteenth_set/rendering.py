@@ -40,16 +40,15 @@ class GGXDistribution(Function):
         a2 = alpha * alpha
         c2 = n_dot_h * n_dot_h
         t = c2 * (a2 - 1) + 1
-        ctx.save_for_backward(n_dot_h, roughness, alpha, a2, c2, t)
+        ctx.save_for_backward(n_dot_h, alpha, a2, c2, t)
         return a2 / (math.pi * t * t)
 
     @staticmethod
     def backward(ctx, grad_out):
-        n_dot_h, roughness, alpha, a2, c2, t = ctx.saved_tensors
+        n_dot_h, alpha, a2, c2, t = ctx.saved_tensors
         grad_cos = grad_out * -4 * n_dot_h * a2 * (a2 - 1) / (math.pi * t**3)
-        d_a2 = (1 - 2 * a2 * c2) / (math.pi * t**2)
-        d_alpha = 2 * alpha * d_a2
-        return grad_cos, grad_out * d_alpha * 2 * roughness
+        d_a2 = (t - 2 * a2 * c2) / (math.pi * t**3)
+        return grad_cos, grad_out * 2 * alpha * d_a2
 
 
 def encoded(image, exposure):
@@ -125,14 +124,14 @@ class AlphaBlend(Function):
 
 OPERATIONS = [
     Operation(
-        "spread of a rough surface's normals, quotient",
+        "spread of a rough surface's normals, square of the roughness",
         SpreadOfNormalsFunction,
         GGXDistribution,
         spread_of_normals,
         lambda: {"cosine": 0.2 + 0.8 * torch.rand(7), "roughness": 0.3 + 0.7 * torch.rand(7)},
-        named="roughness: the quotient's second part is divided by t^2 pi, where t^3 pi belongs",
-        kinds=("step left out", "another operand", "factor of one term"),
-        named_words=(r"\bt\b|inner|divisor", r"divi(ded|sion)", r"\bpower\b"),
+        named="the gradient of alpha, roughness squared, is returned as that of roughness: 2 roughness is missing",
+        kinds=("step left out", "factor by element", "another operand"),
+        named_words=(r"roughness|alpha|square|\*\*", r"derivative of (the )?(pow|power)"),
         located=(r"gradient of roughness",),
         options={"whole_numbers": False},
     ),
