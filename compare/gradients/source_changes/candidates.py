@@ -99,23 +99,36 @@ class Candidates:
         self._ingredients = find_ingredients(every_site)
         self._bounds = _find_bounds(called, every_site)
 
-    def __iter__(self) -> Iterator[Candidate]:
-        """Every edit: exchanges, the same at several places, insertions, sums of products, parts of the source."""
-        in_backward = [each for each in self.functions if each[0].called.in_backward]
-        in_forward = [each for each in self.functions if not each[0].called.in_backward]
-        tiers = (
+    def first(self) -> Iterator[Candidate]:
+        """The edits that mend most mistakes: exchanges, the same at several places, what is saved, insertions."""
+        yield from self._of(
             (self._exchanges, self.functions),
             (self._repeated, self.functions),
-            (self._saved, in_forward),
-            (self._insertions, in_backward),
-            (self._functions, in_backward),
-            (self._intervals, in_backward),
-            (self._products, in_backward),
-            (self._insertions, in_forward),
-            (self._functions, in_forward),
-            (self._intervals, in_forward),
-            (self._compositions, in_backward),
+            (self._saved, self._in_forward),
+            (self._insertions, self._in_backward),
         )
+
+    def second(self) -> Iterator[Candidate]:
+        """The others: functions of names, intervals, sums of products, parts of the source, insertions in forward."""
+        yield from self._of(
+            (self._functions, self._in_backward),
+            (self._intervals, self._in_backward),
+            (self._products, self._in_backward),
+            (self._insertions, self._in_forward),
+            (self._functions, self._in_forward),
+            (self._intervals, self._in_forward),
+            (self._compositions, self._in_backward),
+        )
+
+    @property
+    def _in_backward(self) -> list[tuple[EditableFunction, list[Site]]]:
+        return [each for each in self.functions if each[0].called.in_backward]
+
+    @property
+    def _in_forward(self) -> list[tuple[EditableFunction, list[Site]]]:
+        return [each for each in self.functions if not each[0].called.in_backward]
+
+    def _of(self, *tiers: Any) -> Iterator[Candidate]:
         for edits, functions in tiers:  # those of a tier are made when the tiers before it were tried
             candidates = [
                 Candidate(tuple((function, edit) for edit in together))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
-from itertools import islice
-from typing import Any
 
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.mismatch import Mismatch
@@ -22,11 +20,7 @@ from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
 from compare.gradients.source_changes.endless_loops import may_be_endless
-from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValues, as_correction
-from compare.gradients.source_changes.fitting_terms import Terms
-from compare.gradients.source_changes.missing_derivatives import MissingDerivatives
-from compare.gradients.source_changes.places import Place
-from compare.gradients.source_changes.terms import find_ingredients
+from compare.gradients.source_changes.value_search import ValueSearch
 from compare.gradients.source_changes.watched_functions import classes_of, watched
 from compare.gradients.variants import Variant
 
@@ -96,36 +90,56 @@ class _Search:
         self.sums_gradients = self._sums_gradients()
 
     def find(self, max_calls: int) -> list[Correction]:
-        """Try single edits, then two together, then values of native's; return the corrections."""
-        self._try_single_edits(max_calls)
-        if self._corrected != self.wrong:
-            self._try_pairs()
-        complete = [c for _, c in self.corrections if c.makes_all_right]
-        if complete:
-            return complete
-        left = [target for target in self.targets if target.quantity not in self._corrected]
-        told = self._try_fitting_terms(left) if left and not self.raises else None
+        """Try single edits, two together, terms that fit; then the rarer edits; return the corrections.
+
+        Terms come before the rarer edits, since they take no run each. Where nothing is enough, a value is told.
+        """
+        left = self._try_edits(self.candidates.first(), max_calls)
+        values = self._try_terms()
+        if not self._complete and self._corrected != self.wrong:
+            self._try_edits(self.candidates.second(), left)
+        if self._complete:
+            return self._complete
+        told = None if values is None or self._corrected == self.wrong else values.told()
         if not self.corrections:
             told = self._parts() or told
         return [*(c for _, c in self.corrections), *([told] if told is not None else [])]
 
     @property
+    def _complete(self) -> list[Correction]:
+        return [c for _, c in self.corrections if c.makes_all_right]
+
+    @property
     def _corrected(self) -> frozenset[str]:
         return frozenset().union(*(c.quantities for _, c in self.corrections))
 
-    def _try_single_edits(self, max_calls: int) -> None:
-        for candidate in self.candidates:
+    def _try_edits(self, candidates: Iterator[Candidate], max_calls: int) -> int:
+        """Try edits, and two of those so far together; return what is left of the calls."""
+        for candidate in candidates:
             if max_calls < 0 or self.comparisons <= 0 or self._is_enough(candidate):
                 break
             if self._try(candidate):
                 max_calls -= RUN_CALLS + self.num_calls // (1 + self.runs.backward_is_repeatable)
+        if self._corrected != self.wrong:
+            self.comparisons = MAX_COMPARISONS
+            for first, second in self.effects.pairs():
+                self._try(Candidate((*first.parts, *second.parts)))
+                if self._complete:
+                    break
+        return max_calls
 
-    def _try_pairs(self) -> None:
+    def _try_terms(self) -> ValueSearch | None:
+        """Try terms that make an expression what it should be, for what no edit makes right."""
+        targets = [target for target in self.targets if target.quantity not in self._corrected]
+        if not targets or self.raises or self._complete:
+            return None
         self.comparisons = MAX_COMPARISONS
-        for first, second in self.effects.pairs():
-            self._try(Candidate((*first.parts, *second.parts)))
-            if any(known.makes_all_right for _, known in self.corrections):
+        values = ValueSearch(self.candidates, self.functions, self.runs, targets, self.probe)
+        for candidate in values.fitting_terms():
+            self._try(candidate)
+            if self._corrected == self.wrong:
                 break
+        return values
 
     def _parts(self) -> Correction | None:
         """Two edits of which each makes a part of the wrong elements right."""
@@ -134,41 +148,6 @@ class _Search:
         if len(parts) != 2 or any(len(each.changes) > 1 for each, _ in parts):
             return None
         return of_parts(parts[0][0], parts[1][0], [words for _, words in parts])
-
-    def _try_fitting_terms(self, targets: Sequence[Mismatch]) -> Correction | None:
-        """Terms and factors that make an expression what it should be. Otherwise the first such value in words."""
-        expected = ExpectedValues(self.candidates, self.functions, self.runs, targets, self.probe)
-        self.comparisons = MAX_COMPARISONS
-        of_native = list(islice(expected.of_native(), MAX_VALUES))
-        terms: dict[Any, Terms] = {}
-        known = [*of_native, *expected.of_gradients(), *expected.of_factors()]
-        places = [expected.with_operands(each) for each in known]
-        for of_two in (False, True):
-            for n, (each, place) in enumerate(zip(known, places, strict=True)):
-                value = each.value[each.step]
-                key = (place.function, value.shape, place.site.node.lineno, n if len(each.value) > 1 else 0)
-                if key not in terms:
-                    ingredients = find_ingredients(place.site, *place.others, len(each.value), each.step)
-                    terms[key] = Terms(ingredients, value.shape, place.function.called.numbers)
-                for edit in terms[key].edits(place.site, place.present[each.step], value, of_two=of_two):
-                    self._try(place.with_edit(edit))
-                    if self._corrected == self.wrong:
-                        return None
-        derivative = self._find_missing_derivative(expected.places, targets)
-        if derivative is not None:
-            return derivative
-        return next((as_correction(each) for each in of_native if expected.is_confirmed(each)), None)
-
-    def _find_missing_derivative(self, places: Sequence[Place], targets: Sequence[Mismatch]) -> Correction | None:
-        """A derivative of a step of forward that backward leaves out."""
-        if self.probe is None or self.probe.case.native is None:
-            return None
-        for target in targets:
-            search = MissingDerivatives(self.functions, places, self.runs, target, self.probe)
-            known = search.find()
-            if known is not None:
-                return known
-        return None
 
     def _is_enough(self, candidate: Candidate) -> bool:
         complete = [cost for cost, known in self.corrections if known.makes_all_right]

@@ -26,6 +26,11 @@ class Ingredient:
     node: ast.expr
     value: Tensor
 
+    @property
+    def text(self) -> str:
+        """The source."""
+        return ast.unparse(self.node)
+
     def __mul__(self, other: Ingredient) -> Ingredient:
         return Ingredient(ast.BinOp(self.node, ast.Mult(), other.node), self.value * other.value)
 

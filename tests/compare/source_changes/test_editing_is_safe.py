@@ -63,7 +63,7 @@ def test_the_code_is_what_it_was_after_a_search():
 def test_the_code_and_the_tree_are_what_they_were_after_an_interrupt(error):
     backward = called_by(run_backward(mistakes.Tanh.apply, matrix()))["backward"]
     text, code = ast.unparse(EditableFunction(backward).node), mistakes.Tanh.backward.__code__
-    candidate = next(iter(Candidates([backward])))
+    candidate = next(Candidates([backward]).first())
     ((function, _),) = candidate.parts
 
     def interrupt():
@@ -216,12 +216,12 @@ def test_closures_and_decorated_functions_are_edited():
     called = called_by(run_backward(Closures.apply, matrix()))
     function = EditableFunction(called["multiplied"])
     assert function.code.co_freevars == ("factor",)
-    assert any(f.node.name == "multiplied" for c in Candidates([called["multiplied"]]) for f, _ in c.parts)
+    assert any(f.node.name == "multiplied" for c in Candidates([called["multiplied"]]).first() for f, _ in c.parts)
 
 
 def test_a_closure_keeps_its_free_variables():
     called = called_by(lambda: triple(torch.ones(2), torch.ones(2)))["multiplied"]
-    for candidate in Candidates([called]):
+    for candidate in Candidates([called]).first():
         with candidate.made():
             for code in (candidate.compiled() or {}).values():
                 assert code.co_freevars == ("factor",)

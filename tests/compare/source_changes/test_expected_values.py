@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.autograd import Function
 
@@ -11,6 +12,8 @@ from compare.gradients.source_changes.editable_function import EditableFunction
 from compare.gradients.source_changes.edits import find_sites
 from compare.gradients.source_changes.native_values import native_values
 from compare.gradients.source_changes.recorded_values import builtin, record_values
+
+pytestmark = pytest.mark.usefixtures("few_edits")
 
 DTYPES = (torch.float64,)
 

@@ -14,6 +14,8 @@ from compare.gradients.source_changes.expression_edits import name
 from compare.gradients.source_changes.fitting_terms import Terms
 from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 
+pytestmark = pytest.mark.usefixtures("few_edits")
+
 DTYPES = (torch.float64,)
 STEP = 0.3
 

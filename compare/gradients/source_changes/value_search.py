@@ -1,0 +1,70 @@
+"""Values that expressions of backward should have: terms that give them, and what is told where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.probe import Probe
+from compare.gradients.source_changes.candidates import Candidate, Candidates
+from compare.gradients.source_changes.correction import Correction
+from compare.gradients.source_changes.edited_runs import EditedRuns
+from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValue, ExpectedValues, as_correction
+from compare.gradients.source_changes.fitting_terms import Terms
+from compare.gradients.source_changes.forward_runs import Functions
+from compare.gradients.source_changes.missing_derivatives import MissingDerivatives
+from compare.gradients.source_changes.terms import find_ingredients
+
+
+class ValueSearch:
+    """Search for the values of expressions of backward with which what is wrong is right.
+
+    Args:
+        candidates: the functions that may be edited.
+        functions: those of the user that run, native's too.
+        targets: what is wrong in the variant of the runs.
+        probe: asks for further draws; without one, only the wrong gradients themselves are known.
+    """
+
+    def __init__(
+        self,
+        candidates: Candidates,
+        functions: Functions,
+        runs: EditedRuns,
+        targets: Sequence[Mismatch],
+        probe: Probe | None,
+    ) -> None:
+        self._functions, self._runs, self._targets, self._probe = functions, runs, targets, probe
+        self._expected = ExpectedValues(candidates, functions, runs, targets, probe)
+        self._of_native: list[ExpectedValue] = []
+
+    def fitting_terms(self) -> Iterator[Candidate]:
+        """Edits that give an expression the value that it should have: one term or factor, then a sum of two."""
+        expected = self._expected
+        self._of_native = list(islice(expected.of_native(), MAX_VALUES))
+        terms: dict[Any, Terms] = {}
+        known = [*self._of_native, *expected.of_gradients(), *expected.of_factors()]
+        places = [expected.with_operands(each) for each in known]
+        for of_two in (False, True):
+            for each, place in zip(known, places, strict=True):
+                value, function = each.value[each.step], place.function
+                ingredients = find_ingredients(place.site, *place.others, len(each.value), each.step)
+                key = (function, value.shape, tuple((i.text, float(i.value.sum())) for i in ingredients))
+                if key not in terms:
+                    terms[key] = Terms(ingredients, value.shape, function.called.numbers)
+                for edit in terms[key].edits(place.site, place.present[each.step], value, of_two=of_two):
+                    yield place.with_edit(edit)
+
+    def told(self) -> Correction | None:
+        """A derivative of a step of forward that backward leaves out; otherwise the first value, in words."""
+        if self._probe is None or self._probe.case.native is None:
+            return None
+        for target in self._targets:
+            places = self._expected.places
+            search = MissingDerivatives(self._functions, places, self._runs, target, self._probe)
+            known = search.find()
+            if known is not None:
+                return known
+        return next((as_correction(each) for each in self._of_native if self._expected.is_confirmed(each)), None)
