@@ -92,7 +92,8 @@ def measure(
     """Measure ours against the oracle; return the row, and the mask of wrong elements.
 
     An element is wrong if it is beyond its tolerance and no convention explains it. Where the oracle is not finite,
-    ours must be the same infinity or NaN. Where native overflows in this dtype, ours may equal native or the oracle.
+    ours must be the same infinity or NaN. Where native overflows in this dtype, ours may equal native or the oracle;
+    where native is NaN by overflow, ours may be infinite.
 
     Elements at a kink have a tolerance of their own: their spread. They are accepted together if the norm of their
     errors is that of a correct result, since another element may have crossed the kink than in any perturbation.
@@ -184,9 +185,12 @@ def _elements_at_kinks(
 
 
 def _absolute_error(ours: Tensor, oracle: Tensor, native: Tensor) -> Tensor:
-    """|ours − oracle|; 0 where both are the same infinity or NaN, or ours overflowed as native did; else infinity."""
+    """|ours − oracle|; 0 where both are the same infinity or NaN, or ours overflowed as native did; else infinity.
+
+    Where native's overflow made NaN, which infinities it met says nothing: ours may be any infinity, or NaN.
+    """
     same = (ours == oracle) | (ours.isnan() & oracle.isnan())
-    overflow = ~native.isfinite() & ((ours == native) | (ours.isnan() & native.isnan()))
+    overflow = ~native.isfinite() & ((ours == native) | (native.isnan() & ~ours.isfinite()))
     difference = (ours - oracle).abs()
     difference = torch.where(difference.isfinite(), difference, torch.full_like(difference, math.inf))
     return torch.where(same | overflow, torch.zeros_like(difference), difference)

@@ -58,6 +58,9 @@ def test_infinities_and_nan_must_be_the_same_in_both(value):
     # native overflows in this dtype; ours may overflow too, or be correct
     assert row_of([1.0, value], [1.0, 2.0], native=[1.0, value])[0].status == "equal"
     assert row_of([1.0, 2.0], [1.0, 2.0], native=[1.0, value])[0].status == "close"
+    # where native's overflow made NaN, ours may be infinite; where it is infinite, nothing else
+    assert row_of([1.0, value], [1.0, 2.0], native=[1.0, math.nan])[0].unexplained == 0
+    assert row_of([1.0, value], [1.0, 2.0], native=[1.0, -value])[0].unexplained == (not math.isnan(value))
 
 
 def at_kinks(mask, spread, norm_change=0.0):

@@ -32,7 +32,7 @@ FAMILIES = (
     ("scatter_add", "scatter", "scatter_reduce"), ("scatter_add_", "scatter_"), ("index_add", "index_copy"),
     ("index_add_", "index_copy_"), ("inv", "pinv"), ("outer", "ger"), ("logsumexp", "sum"),
     ("unsqueeze", "squeeze"), ("view", "reshape"), ("repeat", "repeat_interleave"), ("roll", "flip"),
-    ("log_", "log1p_"), ("lgamma", "digamma"), ("erf", "erfc", "erfinv"), ("det", "logdet"),
+    ("log_", "log1p_"), ("sum", "trace"), ("lgamma", "digamma"), ("erf", "erfc", "erfinv"), ("det", "logdet"),
     ("cross", "mul"), ("argsort", "sort"), ("mm", "mul"), ("bmm", "matmul"),
 )  # fmt: skip
 RELATIVES: dict[str, list[str]] = {}
@@ -54,6 +54,7 @@ def call_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         yield from _left_out(site, called)
         yield from _other_arguments(site)
         yield from _other_reductions(site)
+        yield from _means_of_a_mask(site, called)
         yield from _other_ranges(site)
         yield from _scattered(site)
         yield from _from_the_end(site)
@@ -137,6 +138,18 @@ def _other_reductions(site: Site) -> Iterator[Edit]:
     if _name_of(node) in ("var", "std") and "unbiased" not in names:
         biased = ast.keyword("unbiased", ast.Constant(False))
         yield site.edit(ast.Call(function, arguments, [*keywords, biased]), 1)
+
+
+def _means_of_a_mask(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """A sum over the number of elements that a mask keeps, in place of a mean over all."""
+    node = site.node
+    if _name_of(node) != "mean" or not isinstance(node.func, ast.Attribute):
+        return
+    summed = ast.Call(ast.Attribute(node.func.value, "sum", ast.Load()), node.args, node.keywords)
+    for local, tensor in called.tensors.items():
+        if ((tensor == 0) | (tensor == 1)).all():
+            count = ast.Call(ast.Attribute(name(local), "sum", ast.Load()), [], [])
+            yield site.edit(ast.BinOp(summed, ast.Div(), count), 2)
 
 
 def _other_ranges(site: Site) -> Iterator[Edit]:

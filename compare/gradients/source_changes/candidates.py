@@ -42,7 +42,7 @@ from compare.gradients.source_changes.statement_edits import index_edits, order_
 from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
 from compare.gradients.source_changes.transposed_index_edits import transposed_index_edits
 
-MAX_BOUNDS = 6
+MAX_BOUNDS, MAX_NUMBERS = 6, 10
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Candidates:
         every_site = [site for _, sites in self.functions for site in sites]
         self._ingredients = find_ingredients(every_site)
         self._bounds = _find_bounds(called, every_site)
+        constants = [site.node.value for site in every_site if isinstance(site.node, ast.Constant)]
+        self._numbers = list(dict.fromkeys(value for value in constants if isinstance(value, float)))[:MAX_NUMBERS]
 
     def first(self) -> Iterator[Candidate]:
         """The edits that mend most mistakes: exchanges, the same at several places, what is saved, insertions."""
@@ -141,7 +143,7 @@ class Candidates:
         called = function.called
         for site in sites:
             yield from _alone(operator_edits(site))
-            yield from _alone(constant_edits(site))
+            yield from _alone(constant_edits(site, self._numbers))
             yield from _alone(comparison_edits(site))
             yield from _alone(name_edits(site, called))
             yield from _alone(call_edits(site, called))

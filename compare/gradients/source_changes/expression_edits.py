@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -105,8 +105,12 @@ def comparison_edits(site: Site) -> Iterator[Edit]:
         yield site.edit(ast.IfExp(node.test, node.orelse, node.body), 1)
 
 
-def constant_edits(site: Site) -> Iterator[Edit]:
-    """Other numbers and truth values."""
+def constant_edits(site: Site, numbers: Sequence[float] = ()) -> Iterator[Edit]:
+    """Other numbers and truth values.
+
+    Args:
+        numbers: those with a point that stand elsewhere in the source.
+    """
     node = site.node
     if not isinstance(node, ast.Constant):
         return
@@ -121,6 +125,7 @@ def constant_edits(site: Site) -> Iterator[Edit]:
         far = (-1, 2, -2, 3, 0.5, 2 * value, value * value, 1 / (value or 1))
     elif isinstance(value, float):
         near = (-value, 1 - value, 2 * value, value / 2, value * value, 1 / (value or 1), 0.0, 1.0, 0.5, 2.0)
+        far = tuple(numbers)
     for others, cost in ((near, 1), (far, 2)):
         for other in dict.fromkeys(others):
             if other != value and not (is_negated and other < 0):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.source_changes.edits import Edit, Site
-from compare.gradients.source_changes.expression_edits import name, number
+from compare.gradients.source_changes.expression_edits import number
 from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 
 MAX_TERMS = 15_000
@@ -34,7 +34,9 @@ class Terms:
         self._terms = list(islice(terms_of_shape(ingredients, shape), MAX_TERMS))
         sums = [term.value.flatten() @ self._weights for term in self._terms]
         self._sums = torch.stack(sums) if sums else torch.zeros(0, 3, dtype=torch.float64)
-        self._named = {abs(value): key for key, value in numbers.items() if value not in (0, 1, 2, -1, -2)}
+        named = {key: abs(value) for key, value in numbers.items() if value not in (0, 1, 2, -1, -2)}
+        self._named = {2 * value: f"2 * {key}" for key, value in named.items()}
+        self._named |= {value: key for key, value in named.items()}
         self._coefficients = torch.tensor([*COEFFICIENTS, *self._named], dtype=torch.float64)
 
     def edits(self, site: Site, present: Tensor, expected: Tensor, *, of_two: bool = False) -> Iterator[Edit]:
@@ -94,7 +96,11 @@ class Terms:
 
     def _edited(self, node: ast.expr, kind: str, term: Ingredient, coefficient: float) -> ast.expr | None:
         size = abs(coefficient)
-        factor = name(self._named[size]) if size in self._named else number(int(size) if size == int(size) else size)
+        factor = (
+            _named_number(self._named[size])
+            if size in self._named
+            else number(int(size) if size == int(size) else size)
+        )
         scaled = term.node if size == 1 else ast.BinOp(factor, ast.Mult(), term.node)
         if kind == "term":
             return ast.BinOp(node, ast.Add() if coefficient > 0 else ast.Sub(), scaled)
@@ -104,6 +110,10 @@ class Terms:
         if ast.unparse(term.node) == ast.unparse(node):  # the expression times a number
             return None
         return scaled if coefficient > 0 else ast.UnaryOp(ast.USub(), scaled)
+
+
+def _named_number(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
 
 
 def _length_of_what_is_new(edit: Edit) -> int:

@@ -13,7 +13,7 @@ from compare.gradients.source_changes.forward_runs import ForwardRun
 from compare.gradients.source_changes.recorded_values import MAX_STEPS
 
 MAX_TEXT, MAX_TEXT_OF_A_STEP = 40, 70  # characters of an expression that is told
-MAX_VALUES, MAX_DERIVATIVES = 60, 30
+MAX_VALUES, MAX_DERIVATIVES = 90, 30
 
 
 def forward_values(runs: Sequence[ForwardRun]) -> dict[str, list[Tensor]]:
@@ -23,6 +23,7 @@ def forward_values(runs: Sequence[ForwardRun]) -> dict[str, list[Tensor]]:
     """
     values: dict[str, list[Tensor]] = {}
     gradients: dict[str, list[Tensor]] = {}
+    before_the_factor: dict[str, list[Tensor]] = {}
     sites: dict[str, Site] = {}
     for run in runs:
         for site, value, gradient in _with_gradients(run):
@@ -32,10 +33,20 @@ def forward_values(runs: Sequence[ForwardRun]) -> dict[str, list[Tensor]]:
             values.setdefault(words, []).append(value)
             if gradient is not None:
                 gradients.setdefault(f"the gradient of {words}", []).append(gradient)
+            if gradient is not None and (factor := _only_factor(run)) is not None:
+                by_one = f"the gradient of {words}, for an incoming gradient of 1,"
+                before_the_factor.setdefault(by_one, []).append(gradient / factor)
     once = dict.fromkeys(sorted(values, key=lambda words: " " in words.split("`")[1]))
     told = {name: gradients[name] for words in once if (name := f"the gradient of {words}") in gradients}
-    told |= {words: values[words] for words in once}
+    told |= {words: values[words] for words in once} | before_the_factor
     return {words: each for words, each in list(told.items())[:MAX_VALUES] if len(each) <= MAX_STEPS}
+
+
+def _only_factor(run: ForwardRun) -> Tensor | None:
+    """The incoming gradient of a function whose only output is one number: backward may multiply by it last."""
+    received = run.call.received
+    is_number = len(received) == 1 and received[0] is not None and received[0].numel() == 1
+    return received[0] if is_number and len(run.outputs) == 1 else None
 
 
 def step_derivatives(runs: Sequence[ForwardRun]) -> dict[str, list[Tensor]]:

@@ -85,6 +85,8 @@ def _rule(edit: Edit) -> Hashable | None:
     if isinstance(old, ast.Attribute) and new is old.value:
         return "attribute left out", old.attr
     if isinstance(old, ast.Call) and isinstance(old.func, ast.Attribute):
+        if isinstance(new, ast.BinOp) and isinstance(new.left, ast.Call) and old.func.attr == "mean":
+            return "divided", ast.unparse(new.right)
         if new is old.func.value:
             return "call left out", old.func.attr
         if isinstance(new, ast.Call) and isinstance(new.func, ast.Attribute) and new.func.value is old.func.value:

@@ -96,6 +96,9 @@ class _Search:
         """
         left = self._try_edits(self.candidates.first(), max_calls)
         values = self._try_terms()
+        parts = None if self.corrections else self._parts()
+        if parts is not None:
+            return [parts]
         if not self._complete and self._corrected != self.wrong:
             self._try_edits(self.candidates.second(), left)
         if self._complete:

@@ -32,7 +32,10 @@ class Ingredient:
         return ast.unparse(self.node)
 
     def __mul__(self, other: Ingredient) -> Ingredient:
-        return Ingredient(ast.BinOp(self.node, ast.Mult(), other.node), self.value * other.value)
+        node, factor = ast.BinOp(self.node, ast.Mult(), other.node), other.node
+        if isinstance(factor, ast.BinOp) and isinstance(factor.op, ast.Div) and ast.unparse(factor.left) == "1":
+            node = ast.BinOp(self.node, ast.Div(), factor.right)
+        return Ingredient(node, self.value * other.value)
 
 
 def find_ingredients(
@@ -78,6 +81,8 @@ def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iter
     for a in ingredients:
         for b in extended[len(ingredients) :]:
             yield from _products((a, b), shape)
+    for a, b, c in itertools.product(names, ingredients, names):
+        yield from _products((a, b, _reciprocal(c)), shape)
     weights = [*names, *(f for each in names for f in _functions(each))]
     for a, b in itertools.product(weights, names):
         yield from _less_its_mean(a, b, shape)
@@ -93,7 +98,8 @@ def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iter
     for total in sums:
         for a, b in combinations_with_replacement(names, 2):
             yield from _products((a, b, total), shape)
-    for a, b, c in itertools.product(names, ingredients, ingredients):
+    others = [each for each in ingredients if not isinstance(each.node, ast.Name)]
+    for a, b, c in itertools.product(names, ingredients, others):
         yield from _products((a, b, _reciprocal(c)), shape)
 
 
@@ -168,6 +174,10 @@ def _matrix_chains(names: Sequence[Ingredient], shape: torch.Size) -> Iterator[I
 
 
 def _matrix_products(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
+    if a.value.dim() == 2 and b.value.dim() == 1 == len(shape):
+        for matrix, node in ((a.value, a.node), (a.value.mT, ast.Attribute(a.node, "mT", ast.Load()))):
+            if matrix.shape == (shape[0], len(b.value)):
+                yield Ingredient(ast.BinOp(node, ast.MatMult(), b.node), matrix @ b.value)
     if a.value.dim() < 2 or b.value.dim() < 2 or len(shape) < 2:
         return
     for left, node in ((a.value, a.node), (a.value.mT, ast.Attribute(a.node, "mT", ast.Load()))):

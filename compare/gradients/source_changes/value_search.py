@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -11,11 +12,15 @@ from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.source_changes.candidates import Candidate, Candidates
 from compare.gradients.source_changes.correction import Correction
 from compare.gradients.source_changes.edited_runs import EditedRuns
+from compare.gradients.source_changes.edits import assigned_name
 from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValue, ExpectedValues, as_correction
 from compare.gradients.source_changes.fitting_terms import Terms
 from compare.gradients.source_changes.forward_runs import Functions
 from compare.gradients.source_changes.missing_derivatives import MissingDerivatives
+from compare.gradients.source_changes.operands import Operands
 from compare.gradients.source_changes.terms import find_ingredients
+
+MAX_OPERANDS, MAX_NAMES = 40, 6  # whose values are fitted by one term, and by two
 
 
 class ValueSearch:
@@ -45,15 +50,19 @@ class ValueSearch:
         expected = self._expected
         self._of_native = list(islice(expected.of_native(), MAX_VALUES))
         terms: dict[Any, Terms] = {}
-        known = [*self._of_native, *expected.of_gradients(), *expected.of_factors()]
-        places = [expected.with_operands(each) for each in known]
-        for of_two in (False, True):
-            for each, place in zip(known, places, strict=True):
-                value, function = each.value[each.step], place.function
+        whole = [*self._of_native, *expected.of_gradients(), *expected.of_factors()]
+        operands = Operands(expected.places)
+        parts = list(islice((part for each in whole for part in operands.of(each)), MAX_OPERANDS))
+        names = [
+            part for part in parts if isinstance(part.place.site.node, ast.Name) or assigned_name(part.place.site)
+        ]
+        for of_two, known in ((False, [*whole, *parts]), (True, [*whole, *names[:MAX_NAMES]])):
+            for each in known:
+                place, value = expected.with_operands(each), each.value[each.step]
                 ingredients = find_ingredients(place.site, *place.others, len(each.value), each.step)
-                key = (function, value.shape, tuple((i.text, float(i.value.sum())) for i in ingredients))
+                key = (place.function, value.shape, tuple((i.text, float(i.value.sum())) for i in ingredients))
                 if key not in terms:
-                    terms[key] = Terms(ingredients, value.shape, function.called.numbers)
+                    terms[key] = Terms(ingredients, value.shape, place.function.called.numbers)
                 for edit in terms[key].edits(place.site, place.present[each.step], value, of_two=of_two):
                     yield place.with_edit(edit)
 
