@@ -126,8 +126,9 @@ def compare(
         progress: a tqdm bar, or anything with its ``update`` method, which is called once.
 
     Raises:
-        CaseError: ``native`` raises in float64, the case has no floating-point input or output, or the outputs have
-            no elements; the message has file and line of the case's code where that raised an exception.
+        CaseError: ``native`` raises in float64 or in all of ``dtypes``, the case has no floating-point input or
+            output, the outputs have no elements, or nothing could be compared for another reason; the message has
+            file and line of the case's code where that raised an exception.
         TypeError: ``case`` is no :class:`Case`.
     """
     if not isinstance(case, Case):
@@ -141,6 +142,10 @@ def compare(
         for variant in variants(dtypes, device, whole_numbers):
             if runner.has_layouts_of(variant):
                 rows += runner.rows(variant)
+        if not any(row.is_compared for row in rows):
+            reasons = [f"in {row.variant}: {row.message}" for row in rows if row.status == REFUSED]
+            reason = reasons[0] if reasons else "finite differences give no gradient at any element"
+            raise CaseError(f"{case.name}: nothing could be compared; {reason}")
         side_effects = runner.find_side_effects()
         if runner.mismatches or side_effects:
             runner.check_native()
