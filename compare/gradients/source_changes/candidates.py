@@ -35,7 +35,6 @@ from compare.gradients.source_changes.insertion_edits import (
 )
 from compare.gradients.source_changes.mask_edits import interval_edits, mask_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
-from compare.gradients.source_changes.outside_effects import has_outside_effects, stores_outside
 from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
 from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
@@ -77,22 +76,20 @@ class Candidate:
 class Candidates:
     """The functions that ran, with the places in them that may be edited.
 
-    There are none if one of the functions does more than compute: files, processes, global names. What an edit of
-    any function that ran changes could get there.
+    Attributes:
+        without_source: those whose source is not at hand, or is another than the one that runs.
     """
 
     def __init__(self, called: list[CalledFunction]) -> None:
         self.functions: list[tuple[EditableFunction, list[Site]]] = []
-        if any(has_outside_effects(each) for each in called):
-            called = []
+        self.without_source: list[CalledFunction] = []
         for each in called:
             try:
                 function = EditableFunction(each)
             except SourceUnknown:
+                self.without_source.append(each)
                 continue
             self.functions.append((function, find_sites(each, function.node)))
-        if any(stores_outside(function.node, function.called) for function, _ in self.functions):
-            self.functions = []
         every_site = [site for _, sites in self.functions for site in sites]
         self._ingredients = find_ingredients(every_site)
         self._bounds = _find_bounds(called, every_site)

@@ -21,9 +21,16 @@ from compare.gradients.source_changes.correction import Correction, correction, 
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
-from compare.gradients.source_changes.endless_loops import may_be_endless
-from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValues, as_correction
+from compare.gradients.source_changes.expected_values import (
+    MAX_VALUES,
+    ExpectedValue,
+    ExpectedValues,
+    as_correction,
+)
 from compare.gradients.source_changes.fitting_terms import Terms
+from compare.gradients.source_changes.kept_values import KeptValues
+from compare.gradients.source_changes.obstacles import find_obstacle, left_out
+from compare.gradients.source_changes.search_result import AT_LIMIT, SearchResult, not_tried
 from compare.gradients.source_changes.terms import find_ingredients
 from compare.gradients.variants import Variant
 
@@ -37,28 +44,33 @@ ALTERNATIVES = 6
 MIN_CHANGE = 1e-3  # a right element has lost at least this share of its error, or is within the tolerance
 
 
-def find_corrections(
+def search(
     runner: CaseRunner,
     mismatches: Sequence[Mismatch],
     variants: Sequence[Variant],
     max_calls: int = MAX_CALLS,
     probe: Probe | None = None,
-) -> list[Correction]:
-    """The nearest edits with which nothing is wrong in any variant; without one, those for some of the quantities.
+    kept: KeptValues | None = None,
+) -> SearchResult:
+    """Find the nearest edits with which nothing is wrong in any variant; without one, those for some quantities.
 
     Args:
         mismatches: everything that is wrong.
         variants: those that were compared.
         max_calls: limit of the work, in calls of functions.
         probe: asks for further draws; without one, values of native's are not tried.
+        kept: what the function keeps from call to call, from before its first call on.
     """
     if sum(value.numel() for value in mismatches[0].inputs.values()) > MAX_ELEMENTS:
-        return []
+        return SearchResult([], not_tried(f"the inputs have more than {MAX_ELEMENTS:,} elements"))
+    kept = kept or KeptValues(runner.case.ours)
     with (
         open(os.devnull, "w") as nowhere,
-        redirect_stdout(nowhere),
-    ):  # or each run would print
-        return _Search(runner, mismatches, variants, probe).find(max_calls)
+        redirect_stdout(nowhere),  # or each run would print
+        kept.own_caches(KeptValues(runner.case.native)),
+        kept.restored(),
+    ):
+        return _Search(runner, mismatches, variants, probe, kept).find(max_calls)
 
 
 class _Search:
@@ -69,26 +81,53 @@ class _Search:
     """
 
     def __init__(
-        self, runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], probe: Probe | None
+        self,
+        runner: CaseRunner,
+        mismatches: Sequence[Mismatch],
+        variants: Sequence[Variant],
+        probe: Probe | None,
+        kept: KeptValues,
     ) -> None:
         self.runner, self.mismatches, self.variants, self.probe = runner, mismatches, variants, probe
         first = mismatches[0]
         self.targets = [m for m in mismatches if m.variant == first.variant]
         self.wrong = frozenset(m.quantity for m in mismatches)
         self.raises = first.run.error is not None  # then nothing is known of the other quantities
-        self.runs = EditedRuns(runner, first)
+        self.runs = EditedRuns(runner, first, kept)
         self.effects = Effects(self.targets)
         self.comparisons = MAX_COMPARISONS
         self.corrections: list[tuple[int, Correction]] = []
-        called, self.num_calls = find_called_functions(self.runs.run)
+        with self.runs.from_the_start():
+            called, self.num_calls = find_called_functions(self.runs.run_once)
+        kept.add(function for each in called for function in each.functions)
         # An edit of what native calls, too, would change what is right.
         run_native = (lambda: runner.run_native(first.variant)) if runner.case.native is not None else list
-        by_native = {each.code for each in find_called_functions(run_native)[0]}
+        with self.runs.from_the_start():
+            by_native = {each.code for each in find_called_functions(run_native)[0]}
         editable = [each for each in called if each.code not in by_native]
-        self.candidates = Candidates([] if any(map(may_be_endless, called)) else editable)
+        self.candidates = Candidates(editable)
+        with self.runs.from_the_start():
+            saved = kept.save()
+            self.runs.run_once()
+            self.obstacle = find_obstacle(called, editable, self.candidates, saved, KeptValues(runner.case.native))
+        self.left_out = left_out(called, editable, self.candidates)
+        self.is_at_limit = False
+        if not self.obstacle:
+            self.runs.prepare()
 
-    def find(self, max_calls: int) -> list[Correction]:
-        """Try single edits, then two together, then values of native's; return the corrections."""
+    def find(self, max_calls: int) -> SearchResult:
+        """Find corrections, and without one say what was not tried."""
+        if self.obstacle:
+            return SearchResult([], not_tried(self.obstacle))
+        corrections = self._corrections(max_calls)
+        if corrections:
+            return SearchResult(corrections)
+        if self.is_at_limit:
+            return SearchResult([], AT_LIMIT)
+        return SearchResult([], f"Not all of the source was changed, since {self.left_out}." if self.left_out else "")
+
+    def _corrections(self, max_calls: int) -> list[Correction]:
+        """Try single edits, then two together, then values of native's."""
         self._try_single_edits(max_calls)
         if self._corrected != self.wrong:
             self._try_pairs()
@@ -107,7 +146,8 @@ class _Search:
 
     def _try_single_edits(self, max_calls: int) -> None:
         for candidate in self.candidates:
-            if max_calls < 0 or not self.comparisons or self._is_enough(candidate):
+            self.is_at_limit = max_calls < 0 or not self.comparisons
+            if self.is_at_limit or self._is_enough(candidate):
                 break
             if self._try(candidate):
                 max_calls -= RUN_CALLS + self.num_calls // (1 + self.runs.backward_is_repeatable)
@@ -145,7 +185,11 @@ class _Search:
                     self._try(Candidate(((function, edit),)))
                     if self._corrected == self.wrong:
                         return None
-        return next((as_correction(each) for each in of_native if expected.is_confirmed(each)), None)
+        return next((as_correction(each) for each in of_native if self._is_confirmed(expected, each)), None)
+
+    def _is_confirmed(self, expected: ExpectedValues, value: ExpectedValue) -> bool:
+        with self.runs.from_the_start():
+            return expected.is_confirmed(value)
 
     def _is_enough(self, candidate: Candidate) -> bool:
         complete = [cost for cost, known in self.corrections if known.makes_all_right]
@@ -164,7 +208,7 @@ class _Search:
             if not right or any(right <= quantities and right != self.wrong for quantities in known):
                 return True  # the nearest edit for these quantities is known
             self.comparisons -= 1
-            with exchanged(codes):
+            with self.runs.from_the_start(), exchanged(codes):
                 still_wrong = self._still_wrong()
         if still_wrong < self.wrong or (self.raises and still_wrong and not self.wrong & still_wrong):
             corrected = correction(candidate, self.wrong - still_wrong, not still_wrong)

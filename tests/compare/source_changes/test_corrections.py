@@ -11,7 +11,7 @@ from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.measure import Row
 from compare.gradients.source_changes.correction import Correction
-from compare.gradients.source_changes.search import find_corrections
+from compare.gradients.source_changes.search import search
 from compare.gradients.source_changes.source_findings import add_corrections
 from compare.gradients.variants import variants
 from tests.compare.source_changes import mistakes
@@ -36,7 +36,8 @@ def run(case: Case) -> tuple[CaseRunner, list[Row]]:
 def corrections_of(case: Case, max_calls: int = MAX_CALLS) -> list[Correction]:
     """The corrections of a case that a search of ``max_calls`` finds."""
     runner, rows = run(case)
-    return find_corrections(runner, runner.mismatches, list(dict.fromkeys(row.variant for row in rows)), max_calls)
+    variants_compared = list(dict.fromkeys(row.variant for row in rows))
+    return search(runner, runner.mismatches, variants_compared, max_calls).corrections
 
 
 def texts(corrections: list[Correction]) -> set[tuple[str, str]]:
@@ -88,7 +89,8 @@ def test_reports_tell_it_after_the_evidence():
 def test_where_no_pattern_fits_the_edit_is_the_finding():
     runner, rows = run(case_of(mistakes.Exchanged, torch.mul, (matrix, matrix)))
     unknown = [Finding("unknown", f"gradient of input {n}", "12 of 12 elements are wrong") for n in (0, 1)]
-    (finding,) = add_corrections(unknown, runner, rows, {})
+    (finding,), note = add_corrections(unknown, runner, rows, {})
+    assert not note
     assert finding.kind == "change of the source"
     assert finding.quantity == "gradient of input 0 and gradient of input 1"
     assert finding.statement.endswith("`return (g * a, g * b)` should be `return (g * b, g * a)`")
