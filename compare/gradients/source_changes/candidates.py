@@ -11,6 +11,7 @@ from typing import Any
 
 from compare.gradients.source_changes.call_edits import call_edits
 from compare.gradients.source_changes.called_functions import CalledFunction, is_number
+from compare.gradients.source_changes.default_edits import default_edits
 from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown
 from compare.gradients.source_changes.edits import Edit, Site, find_sites
 from compare.gradients.source_changes.einsum_edits import einsum_edits
@@ -127,6 +128,7 @@ class Candidates:
             yield from _alone(comparison_edits(site))
             yield from _alone(name_edits(site, called))
             yield from _alone(call_edits(site, called))
+            yield from _alone(default_edits(site, called))
             yield from _alone(einsum_edits(site))
             yield from _alone(subscript_edits(site))
             yield from _alone(target_edits(site, called))

@@ -14,6 +14,7 @@ from compare.gradients.source_changes.edits import Edit, Site
 
 MIN_TEXT, MAX_TEXT = 20, 70  # characters of an expression in a report
 MAX_CHANGES = 3  # that are told
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 SIMPLE = (ast.Return, ast.Assign, ast.AugAssign, ast.Expr)  # statements in one line
 
 
@@ -23,6 +24,7 @@ class Change:
 
     Attributes:
         is_code: False if ``new`` tells in words which value the expression should have.
+        which: "the second ", say, where the line has the same text several times.
     """
 
     file: str
@@ -30,10 +32,16 @@ class Change:
     old: str
     new: str
     is_code: bool = True
+    which: str = ""
+
+    @property
+    def place(self) -> str:
+        """The text before the change: "`old`", or "the second `old`"."""
+        return f"{self.which}`{self.old}`"
 
     @property
     def words(self) -> str:
-        """Text after "`old`": "should be ..."."""
+        """Text after the place: "should be ..."."""
         if not self.new:
             return "should be left out"
         return f"should be `{self.new}`" if self.is_code else f"should be {self.new}"
@@ -88,19 +96,19 @@ def correction(candidate: Candidate, quantities: frozenset[str], makes_all_right
         shown = _shown(edit)
         if sum(_statement_of(other) is _statement_of(edit) for _, other in candidate.parts) > 1:
             shown = _statement_of(edit)  # in which there are several edits
-        before = _text(shown)
+        before, which = _text(shown), _which(shown, function.node)
         with candidate.made():
             _, old, new = edit.changes[0]
             after = "" if new is None else _text(new if shown is old else shown)
         line = old.lineno
         if len(edit.changes) > 1 and isinstance(old, ast.stmt):  # two statements in the other order, or at once
             _, second, removed = edit.changes[1]
-            before = f"{_text(old)}; {_text(second)}"
+            before, which = f"{_text(old)}; {_text(second)}", ""
             after = _text(new) if removed is None else f"{_text(second)}; {_text(old)}"
         if isinstance(old, ast.If) and isinstance(new, ast.If) and len(new.body) == 2 and old.orelse == new.body[1:]:
             line, test = old.orelse[0].lineno, _text(old.orelse[0].test)
-            before, after = f"elif {test}:", f"if {test}:"
-        changes[id(shown)] = Change(function.code.co_filename, line, before, after)
+            before, after, which = f"elif {test}:", f"if {test}:", ""
+        changes[id(shown)] = Change(function.code.co_filename, line, before, after, which=which)
     return Correction(tuple(changes.values()), quantities, makes_all_right)
 
 
@@ -116,17 +124,17 @@ def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
         others: further corrections of the same. Where the number 2 does, and a size that is 2, both are told.
     """
     first, *more = correction.changes
-    where = f"in line {first.line} of {Path(first.file).name}, `{first.old}`"
+    where = f"in line {first.line} of {Path(first.file).name}, {first.place}"
     alike = [c.changes[0] for c in others if len(c.changes) == 1 and not more]
-    at_place = [change.new for change in alike if (change.line, change.old) == (first.line, first.old)]
+    at_place = [change.new for change in alike if (change.line, change.place) == (first.line, first.place)]
     sizes = [new for new in at_place if new.count(".shape") != first.new.count(".shape")]
     told = [f"{where} {first.words}" + (f" or `{sizes[0]}`" if sizes else "")]
     for change in more[: MAX_CHANGES - 1]:
         file = "" if change.file == first.file else f" of {Path(change.file).name}"
-        told.append(f"in line {change.line}{file}, `{change.old}` {change.words}")
+        told.append(f"in line {change.line}{file}, {change.place} {change.words}")
     if correction.elements:
         told = [f"{change} for {elements}" for change, elements in zip(told, correction.elements, strict=True)]
-        if (more[0].line, more[0].old) == (first.line, first.old):
+        if (more[0].line, more[0].place) == (first.line, first.place):
             told[1] = f"`{more[0].new}` for {correction.elements[1]}"
     if len(correction.changes) > MAX_CHANGES:
         lines = sorted({change.line for change in correction.changes[MAX_CHANGES:]})
@@ -137,6 +145,21 @@ def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
 def shown_text(site: Site) -> tuple[str, int]:
     """Text of an expression, and its line."""
     return _text(site.node), site.node.lineno
+
+
+def _which(shown: ast.AST, function: ast.AST) -> str:
+    """ "the second ", say, if a line of the function has the same text in several places; "" otherwise."""
+    if not isinstance(shown, ast.expr):
+        return ""
+    alike = [
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.expr) and node.lineno == shown.lineno and _text(node) == _text(shown)
+    ]
+    places = sorted({(node.col_offset, node.end_col_offset) for node in alike if hasattr(node, "col_offset")})
+    if len(places) < 2 or len(places) > len(ORDINALS) or (shown.col_offset, shown.end_col_offset) not in places:
+        return ""
+    return f"the {ORDINALS[places.index((shown.col_offset, shown.end_col_offset))]} "
 
 
 def _shown(edit: Edit) -> ast.AST:

@@ -60,6 +60,8 @@ MISTAKES = [
     (mistakes.Scaled, lambda x: (mistakes.BETA * x).sin(), (matrix,), "(BETA * x).cos()", "(BETA * x).cos() * BETA"),
     (mistakes.Root, lambda x, y: x * y / 2, (matrix, matrix), ", g * x)", "0.5 * (g * x))"),
     (mistakes.Permuted, lambda x, index: x[:, index], (matrix, lambda: INDEX), "[:, index]", "[:, index.argsort()]"),
+    (mistakes.TurnsOn, lambda x: x.roll(1, 1), (matrix,), "return turn(g)", "return turn(g, -1)"),
+    (mistakes.TurnsInOrder, lambda x: x.roll(2, 1).flip(0), (matrix,), "turn(g, -2)", "turn(g, -2, reverse=True)"),
     (mistakes.Gaussian, lambda x: torch.exp(-x * x), (matrix,), "-x * torch.exp", "2 * (-x * torch.exp"),
 ]  # fmt: skip
 
@@ -84,6 +86,14 @@ def test_reports_tell_it_after_the_evidence():
     line = mistakes.Exchanged.backward.__code__.co_firstlineno + 3
     words = f"in line {line} of mistakes.py, `return (g * a, g * b)` should be `return (g * b, g * a)`"
     assert f"\n    {words}: with this change all comparisons are right" in report, report
+
+
+def test_a_text_that_stands_twice_in_a_line_is_told_by_its_number():
+    native = lambda a, b: (a - b) * mistakes.WEIGHTS_OF_THE_DIFFERENCE.to(a.dtype)  # noqa: E731
+    report = str(compare(case_of(mistakes.SameTextTwice, native, (matrix, matrix)), dtypes=DTYPES))
+    line = mistakes.SameTextTwice.backward.__code__.co_firstlineno + 2
+    words = "the second `WEIGHTS_OF_THE_DIFFERENCE.to(g.dtype)` should be `-"
+    assert f"in line {line} of mistakes.py, {words}" in report, report
 
 
 def test_where_no_pattern_fits_the_edit_is_the_finding():
