@@ -121,8 +121,8 @@ class Candidates:
             yield from sorted(candidates, key=lambda candidate: candidate.cost)
 
     def _exchanges(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
-        called = function.called
         for site in sites:
+            called = _called_at(function, site)
             yield from _alone(operator_edits(site))
             yield from _alone(constant_edits(site))
             yield from _alone(comparison_edits(site))
@@ -136,31 +136,31 @@ class Candidates:
             yield from _alone(statement_edits(site))
             yield from _alone(index_edits(site))
         yield from _alone(order_edits(sites))
-        yield from _alone(moved_operand_edits(sites, called))
+        yield from _alone(moved_operand_edits(sites, function.called))
 
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])
         yield from scaled_name_edits(sites, function.called)
 
     def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
-        called = function.called
-        dims = max((tensor.dim() for tensor in called.tensors.values()), default=0)
         for site in sites:
+            called = _called_at(function, site)
+            dims = max((tensor.dim() for tensor in called.tensors.values()), default=0)
             yield from _alone(step_edits(site, called, dims))
             yield from _alone(operand_edits(site, called))
             yield from _alone(mask_edits(site, called, self._bounds))
 
     def _functions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from _alone(function_edits(site, function.called))
+            yield from _alone(function_edits(site, _called_at(function, site)))
 
     def _intervals(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from _alone(interval_edits(site, function.called, self._bounds))
+            yield from _alone(interval_edits(site, _called_at(function, site), self._bounds))
 
     def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from _alone(product_edits(site, function.called))
+            yield from _alone(product_edits(site, _called_at(function, site)))
 
     def _saved(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
@@ -168,12 +168,23 @@ class Candidates:
 
     def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from _alone(ingredient_edits(site, function.called, self._ingredients))
+            yield from _alone(ingredient_edits(site, _called_at(function, site), self._ingredients))
 
 
 def _alone(edits: Iterable[Edit]) -> Iterator[tuple[Edit]]:
     """Each edit by itself."""
     return ((edit,) for edit in edits)
+
+
+def _called_at(function: EditableFunction, site: Site) -> CalledFunction:
+    """The function with the values that names have at a site: those of an inner function, too."""
+    called = function.called
+    for node in site.ancestors:
+        if node is not function.node and isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            own_name = node.name if isinstance(node, ast.FunctionDef) else "<lambda>"
+            decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+            called = called.within(own_name, min([node.lineno, *(each.lineno for each in decorators)]))
+    return called
 
 
 def _find_bounds(called: list[CalledFunction], sites: list[Site]) -> list[ast.expr]:

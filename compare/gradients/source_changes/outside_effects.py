@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from compare.gradients.source_changes.called_functions import CalledFunction, is_users
-from compare.gradients.source_changes.reached_objects import with_inner
+from compare.gradients.source_changes.called_functions import CalledFunction, is_users, with_inner
 from compare.gradients.source_changes.saved_values import SavedValues
 
 # Modules for files, processes and networks; a function that names one may do anything with them.

@@ -8,10 +8,10 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import BuiltinMethodType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from compare.gradients.source_changes.called_functions import is_users
+from compare.gradients.source_changes.called_functions import is_users, with_inner
 
 MAX_OBJECTS = 5_000  # that are looked at
 CONTAINERS = (dict, list, tuple, set, deque)
@@ -78,14 +78,6 @@ def is_class_of_user(each: type) -> bool:
         return True
     methods = (value for value in vars(each).values() if isinstance(value, FunctionType))
     return any(is_users(method.__code__.co_filename) for method in methods)
-
-
-def with_inner(code: CodeType) -> Iterator[CodeType]:
-    """A code and those of the functions that it defines."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from with_inner(constant)
 
 
 def _of_function(function: FunctionType, reached: Reached) -> Iterator[Any]:

@@ -311,3 +311,22 @@ class TurnsInOrder(Function):
     @staticmethod
     def backward(ctx, g):
         return turn(g, -2)
+
+
+class InAnInnerFunction(Function):
+    """The inner function forgets a factor that only it has a name for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (saved,) = ctx.saved_tensors
+
+        def derivative(x):
+            y = torch.tanh(x)
+            return y + (1 - y * y)
+
+        return g * derivative(saved)

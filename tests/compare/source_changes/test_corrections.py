@@ -62,6 +62,7 @@ MISTAKES = [
     (mistakes.Permuted, lambda x, index: x[:, index], (matrix, lambda: INDEX), "[:, index]", "[:, index.argsort()]"),
     (mistakes.TurnsOn, lambda x: x.roll(1, 1), (matrix,), "return turn(g)", "return turn(g, -1)"),
     (mistakes.TurnsInOrder, lambda x: x.roll(2, 1).flip(0), (matrix,), "turn(g, -2)", "turn(g, -2, reverse=True)"),
+    (mistakes.InAnInnerFunction, lambda x: x * x.tanh(), (matrix,), "y + (1 - y * y)", "y + (1 - y * y) * x"),
     (mistakes.Gaussian, lambda x: torch.exp(-x * x), (matrix,), "-x * torch.exp", "2 * (-x * torch.exp"),
 ]  # fmt: skip
 
