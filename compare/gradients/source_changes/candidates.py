@@ -29,6 +29,7 @@ from compare.gradients.source_changes.ingredient_edits import (
     saved_ingredient_edits,
 )
 from compare.gradients.source_changes.insertion_edits import (
+    factor_edits,
     function_edits,
     operand_edits,
     product_edits,
@@ -36,6 +37,7 @@ from compare.gradients.source_changes.insertion_edits import (
 )
 from compare.gradients.source_changes.mask_edits import interval_edits, mask_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
+from compare.gradients.source_changes.output_sites import sites_of_output
 from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
 from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
@@ -77,11 +79,15 @@ class Candidate:
 class Candidates:
     """The functions that ran, with the places in them that may be edited.
 
+    Args:
+        output_is_wrong: if not, the places that an output depends on are tried last.
+
     Attributes:
         without_source: those whose source is not at hand, or is another than the one that runs.
     """
 
-    def __init__(self, called: list[CalledFunction]) -> None:
+    def __init__(self, called: list[CalledFunction], *, output_is_wrong: bool = True) -> None:
+        self._output_is_wrong = output_is_wrong
         self.functions: list[tuple[EditableFunction, list[Site]]] = []
         self.without_source: list[CalledFunction] = []
         for each in called:
@@ -99,18 +105,27 @@ class Candidates:
         """Every edit: exchanges, the same at several places, insertions, sums of products, parts of the source."""
         in_backward = [each for each in self.functions if each[0].called.in_backward]
         in_forward = [each for each in self.functions if not each[0].called.in_backward]
+        of_output = [] if self._output_is_wrong else [(f, sites_of_output(f.node, sites)) for f, sites in in_forward]
+        known = {id(site) for _, sites in of_output for site in sites}
+        in_forward = [(function, [site for site in sites if id(site) not in known]) for function, sites in in_forward]
         tiers = (
-            (self._exchanges, self.functions),
-            (self._repeated, self.functions),
+            (self._exchanges, [*in_backward, *in_forward]),
+            (self._repeated, [*in_backward, *in_forward]),
             (self._saved, in_forward),
+            (self._factors, in_backward),
             (self._insertions, in_backward),
             (self._functions, in_backward),
             (self._intervals, in_backward),
             (self._products, in_backward),
+            (self._factors, in_forward),
             (self._insertions, in_forward),
             (self._functions, in_forward),
             (self._intervals, in_forward),
             (self._compositions, in_backward),
+            (self._exchanges, of_output),
+            (self._repeated, of_output),
+            (self._factors, of_output),
+            (self._insertions, of_output),
         )
         for edits, functions in tiers:  # those of a tier are made when the tiers before it were tried
             candidates = [
@@ -141,6 +156,10 @@ class Candidates:
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])
         yield from scaled_name_edits(sites, function.called)
+
+    def _factors(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
+        for site in sites:
+            yield from _alone(factor_edits(site, _called_at(function, site)))
 
     def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:

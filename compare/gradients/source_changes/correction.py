@@ -55,6 +55,7 @@ class Correction:
         changes: one, or several that have to be made together.
         quantities: those that were wrong and are right with the changes.
         makes_all_right: True if nothing is wrong with them.
+        is_further: True if another correction is needed, too, so that all is right.
         elements: if each change makes only a part of the wrong elements right, and together all: the parts in words.
     """
 
@@ -62,6 +63,7 @@ class Correction:
     quantities: frozenset[str]
     makes_all_right: bool
     elements: tuple[str, ...] = ()
+    is_further: bool = False
 
     @property
     def size(self) -> int:
@@ -85,6 +87,7 @@ class Correction:
         if not all(change.is_code for change in self.changes):
             return f"with that value the {self.names} {self._verb} right"
         made = "this change" if len(self.changes) == 1 else "these changes"
+        made += ", too," if self.is_further else ""
         what = "all comparisons are" if self.makes_all_right else f"the {self.names} {self._verb}"
         return f"with {made} {what} right"
 
@@ -115,6 +118,22 @@ def correction(candidate: Candidate, quantities: frozenset[str], makes_all_right
 def of_parts(first: Correction, second: Correction, elements: Sequence[str]) -> Correction:
     """Two changes that are not made together: each makes a part of the wrong elements right."""
     return Correction((*first.changes, *second.changes), first.quantities, False, tuple(elements))
+
+
+def separated(complete: Sequence[Correction], all_corrections: Sequence[Correction]) -> list[Correction]:
+    """The corrections that make all right; of two changes, each by itself if one alone makes some quantities right.
+
+    Args:
+        complete: the nearest one first.
+        all_corrections: these, and those for some of the quantities.
+    """
+    first = complete[0]
+    for part in all_corrections:
+        others = tuple(change for change in first.changes if change not in part.changes)
+        if len(part.changes) == len(others) == 1 and len(first.changes) == 2 and part.quantities < first.quantities:
+            rest = Correction(others, first.quantities - part.quantities, True, is_further=True)
+            return [part, rest]
+    return list(complete)
 
 
 def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:

@@ -17,7 +17,7 @@ from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import RunResult
 from compare.gradients.source_changes.called_functions import find_called_functions
 from compare.gradients.source_changes.candidates import Candidate, Candidates
-from compare.gradients.source_changes.correction import Correction, correction, of_parts
+from compare.gradients.source_changes.correction import Correction, correction, of_parts, separated
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
@@ -105,7 +105,7 @@ class _Search:
         with self.runs.from_the_start():
             by_native = {each.code for each in find_called_functions(run_native)[0]}
         editable = [each for each in called if each.code not in by_native]
-        self.candidates = Candidates(editable)
+        self.candidates = Candidates(editable, output_is_wrong=self.raises or any(m.is_output for m in mismatches))
         with self.runs.from_the_start():
             saved = kept.save()
             self.runs.run_once()
@@ -133,7 +133,7 @@ class _Search:
             self._try_pairs()
         complete = [c for _, c in self.corrections if c.makes_all_right]
         if complete:
-            return complete
+            return separated(complete, [c for _, c in self.corrections])
         left = [target for target in self.targets if target.quantity not in self._corrected]
         told = self._try_fitting_terms(left) if left and not self.raises else None
         if not self.corrections:

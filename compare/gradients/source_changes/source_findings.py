@@ -67,6 +67,8 @@ def add_corrections(
         elif own[0] not in told:
             told.update(own)
             result.append(_with_corrections(finding, own, corrections))
+    further = [each for each in corrections if each.is_further and each not in told]
+    result += [Finding(KIND, each.names, describe(each), each.proof) for each in further]
     return result, search_result.note
 
 
