@@ -35,7 +35,7 @@ class Change:
     which: str = ""
 
     @property
-    def place(self) -> str:
+    def quoted(self) -> str:
         """The text before the change: "`old`", or "the second `old`"."""
         return f"{self.which}`{self.old}`"
 
@@ -143,17 +143,17 @@ def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
         others: further corrections of the same. Where the number 2 does, and a size that is 2, both are told.
     """
     first, *more = correction.changes
-    where = f"in line {first.line} of {Path(first.file).name}, {first.place}"
+    where = f"in line {first.line} of {Path(first.file).name}, {first.quoted}"
     alike = [c.changes[0] for c in others if len(c.changes) == 1 and not more]
-    at_place = [change.new for change in alike if (change.line, change.place) == (first.line, first.place)]
+    at_place = [change.new for change in alike if (change.line, change.quoted) == (first.line, first.quoted)]
     sizes = [new for new in at_place if new.count(".shape") != first.new.count(".shape")]
     told = [f"{where} {first.words}" + (f" or `{sizes[0]}`" if sizes else "")]
     for change in more[: MAX_CHANGES - 1]:
         file = "" if change.file == first.file else f" of {Path(change.file).name}"
-        told.append(f"in line {change.line}{file}, {change.place} {change.words}")
+        told.append(f"in line {change.line}{file}, {change.quoted} {change.words}")
     if correction.elements:
         told = [f"{change} for {elements}" for change, elements in zip(told, correction.elements, strict=True)]
-        if (more[0].line, more[0].place) == (first.line, first.place):
+        if (more[0].line, more[0].quoted) == (first.line, first.quoted):
             told[1] = f"`{more[0].new}` for {correction.elements[1]}"
     if len(correction.changes) > MAX_CHANGES:
         lines = sorted({change.line for change in correction.changes[MAX_CHANGES:]})

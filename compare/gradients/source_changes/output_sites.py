@@ -9,7 +9,7 @@ from compare.gradients.source_changes.edits import Site
 
 
 def sites_of_output(function: ast.FunctionDef | ast.Lambda, sites: list[Site]) -> list[Site]:
-    """Those of the sites that the value depends on which a function returns."""
+    """The sites that the value of a function depends on."""
     if isinstance(function, ast.Lambda):
         return sites
     statements = _statements_of_output(function)

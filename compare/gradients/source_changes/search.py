@@ -130,7 +130,15 @@ class _Search:
         """Try single edits, then two together, then values of native's."""
         self._try_single_edits(max_calls)
         if self._corrected != self.wrong:
+            before = list(self.corrections)
             self._try_pairs()
+            in_one_statement = [c for c in self.corrections if c not in before and len(c[1].changes) == 1]
+            if (
+                in_one_statement and not self.raises
+            ):  # a term or a factor may be plainer than two edits of an expression
+                self.corrections = before
+                self._try_fitting_terms([target for target in self.targets if target.quantity not in self._corrected])
+                self.corrections += in_one_statement
         complete = [c for _, c in self.corrections if c.makes_all_right]
         if complete:
             return separated(complete, [c for _, c in self.corrections])

@@ -119,6 +119,14 @@ def test_a_number_that_ctx_keeps_is_put_in():
     assert ("g * torch.sigmoid(x)", "g * torch.sigmoid(x * ctx.beta)") in result, result
 
 
+def test_what_forward_has_a_name_for_is_looked_up_in_ctx():
+    case = Case(
+        "scaled", lambda x: mistakes.KeepsANumber.apply(x, 0.3), lambda x: x.relu() / 0.91, lambda: (matrix(),)
+    )
+    result = texts(corrections_of(case, max_calls=600_000))
+    assert any("(1 - ctx.p * ctx.p)" in new for _, new in result), result
+
+
 def test_a_forgotten_bound_is_put_in():
     case = case_of(mistakes.Masked, lambda x: x.clamp(-0.5, 0.75), (matrix,))
     result = texts(corrections_of(case, max_calls=600_000))
