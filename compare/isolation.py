@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from compare.case_errors import CaseError, location_of_frames
+from compare.case_errors import CaseError, describe_exception, find_location, location_of_frames
 
 START_LIMIT = 120  # seconds to start Python and import torch, on a busy machine
 FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in ', re.MULTILINE)
@@ -35,12 +35,12 @@ def call(function: Callable[..., Any], arguments: Sequence[Any], name: str, time
         time_limit: in seconds, without the start of the process.
 
     Raises:
-        CaseError: the function raises it, takes longer, or ends the process. The message has file and line of the
-            user's code if they are known.
+        CaseError: the function raises something, takes longer, or ends the process. The message has file and line
+            of the user's code if they are known.
     """
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         files = Path(folder)
-        (files / REQUEST).write_bytes(pickle.dumps((function, tuple(arguments), time_limit)))
+        (files / REQUEST).write_bytes(pickle.dumps((function, tuple(arguments), name, time_limit)))
         code = f"import sys; sys.path[:] = {sys.path!r}; from compare.isolation import serve; serve({folder!r})"
         with subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=POSIX
@@ -54,7 +54,7 @@ def call(function: Callable[..., Any], arguments: Sequence[Any], name: str, time
                 _kill(process)
         if (files / RESULT).exists():
             result = pickle.loads((files / RESULT).read_bytes())
-            if isinstance(result, BaseException):
+            if isinstance(result, CaseError):
                 raise result
             return result
         trace = (files / TRACE).read_text(errors="replace") if (files / TRACE).exists() else ""
@@ -69,18 +69,18 @@ def serve(folder: str) -> None:
     """Answer one request of :func:`call`, in the new process, and end it."""
     _end_with_parent()
     files = Path(folder)
-    function, arguments, time_limit = pickle.loads((files / REQUEST).read_bytes())
+    function, arguments, name, time_limit = pickle.loads((files / REQUEST).read_bytes())
     with (files / TRACE).open("w") as trace:
         faulthandler.enable(trace)
         faulthandler.dump_traceback_later(time_limit, exit=True, file=trace)
         try:
             result = function(*arguments)
-        except Exception as error:
+        except CaseError as error:
             result = error
-        try:
-            content = pickle.dumps(result)
-        except Exception:  # an exception with attributes that cannot be pickled
-            content = pickle.dumps(RuntimeError(f"{type(result).__name__}: {result}"))
+        except BaseException as error:  # KeyboardInterrupt too: it is the user's code that raises it here
+            location = find_location(error)
+            result = CaseError(f"{name}: {describe_exception(error)}" + (f" ({location})" if location else ""))
+        content = pickle.dumps(result)
         unfinished = files / f"{RESULT}.part"
         unfinished.write_bytes(content)
         unfinished.rename(files / RESULT)

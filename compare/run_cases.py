@@ -83,7 +83,7 @@ def run_cases(comparison: str, run: CaseRun, bar: Any) -> tuple[list[Any], list[
         if run.time_limit is None:
             outcome = attempt(comparison, run, cases[index], bar)
         else:
-            arguments = (comparison, dataclasses.replace(run, cases=()), index)
+            arguments = (comparison, dataclasses.replace(run, cases=()), name)
             try:
                 outcome = isolation.call(attempt_in_this_process, arguments, name, run.time_limit)
             except CaseError as error:
@@ -116,9 +116,16 @@ def run_case(comparison: str, run: CaseRun, case: Case, bar: Any = None) -> Any:
         return capabilities.run_capabilities(case, device=run.device, only=run.capabilities, progress=bar)
 
 
-def attempt_in_this_process(comparison: str, run: CaseRun, index: int) -> Any:
-    """Load and attempt a case in a process of its own; the functions of the result's case stay there."""
-    case = run.select(comparison)[index]
+def attempt_in_this_process(comparison: str, run: CaseRun, name: str) -> Any:
+    """Load and attempt a case in a process of its own; the functions of the result's case stay there.
+
+    Raises:
+        CaseError: the cases cannot be loaded, or there is none of that name this time.
+    """
+    cases = {case.name: case for case in run.select(comparison)}
+    if name not in cases:
+        raise CaseError(f"{name}: {run.file} had this case when it was imported first, and has it no longer")
+    case = cases[name]
     outcome = attempt(comparison, run, case)
     if isinstance(outcome, Comparison):
         return dataclasses.replace(outcome, case=Case(case.name, _elsewhere, _elsewhere, _elsewhere))

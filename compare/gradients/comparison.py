@@ -18,6 +18,7 @@ from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.one_cause import tell_once
 from compare.gradients.measure import REFUSED, WRONG, Row
 from compare.gradients.run_variant import OUTPUT, gradient_name
+from compare.gradients.source_changes.kept_values import KeptValues
 from compare.gradients.source_changes.source_findings import add_corrections
 from compare.gradients.variants import DATA, DTYPES, Variant, variants
 from compare.gradients.zeros_and_ties import count_zeros_and_ties
@@ -33,6 +34,7 @@ class Comparison:
         census: for each kind of data, counts of exact zeros, ties and so on.
         examples: for every quantity, ours and the oracle: in the first variant where it is wrong, otherwise in
             contiguous float32.
+        search_note: where something is wrong and no change of the source is told, a sentence on what was not tried.
     """
 
     case: Case
@@ -40,6 +42,7 @@ class Comparison:
     findings: tuple[Finding, ...]
     census: dict[str, dict[str, int]]
     examples: dict[str, ComparedTensors] = field(default_factory=dict)
+    search_note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -109,7 +112,8 @@ class Comparison:
             f"  {count} elements differ from native and follow the convention {name!r}"
             for name, count in self.explained().items()
         ]
-        return "\n".join([*lines, *(f"  {sentence}" for sentence in self.unchecked())])
+        sentences = [*self.unchecked(), *([self.search_note] if self.search_note else [])]
+        return "\n".join([*lines, *(f"  {sentence}" for sentence in sentences)])
 
 
 def compare(
@@ -126,14 +130,16 @@ def compare(
         progress: a tqdm bar, or anything with its ``update`` method, which is called once.
 
     Raises:
-        CaseError: ``native`` raises in float64, the case has no floating-point input or output, or the outputs have
-            no elements; the message has file and line of the case's code where that raised an exception.
+        CaseError: ``native`` raises in float64 or in all of ``dtypes``, the case has no floating-point input or
+            output, the outputs have no elements, or nothing could be compared for another reason; the message has
+            file and line of the case's code where that raised an exception.
         TypeError: ``case`` is no :class:`Case`.
     """
     if not isinstance(case, Case):
         raise TypeError(f"compare: expected a compare.Case, got {type(case).__name__}")
     with errors_name_the_case(case.name):
         dtypes = tuple(dtypes)
+        kept = KeptValues(case.ours)
         runner = CaseRunner(case, device, seed, dtypes)
         rows: list[Row] = []
         # Finite differences give no gradients at zeros and ties: whole numbers are for cases with a native function.
@@ -141,6 +147,10 @@ def compare(
         for variant in variants(dtypes, device, whole_numbers):
             if runner.has_layouts_of(variant):
                 rows += runner.rows(variant)
+        if not any(row.is_compared for row in rows):
+            reasons = [f"in {row.variant}: {row.message}" for row in rows if row.status == REFUSED]
+            reason = reasons[0] if reasons else "finite differences give no gradient at any element"
+            raise CaseError(f"{case.name}: nothing could be compared; {reason}")
         side_effects = runner.find_side_effects()
         if runner.mismatches or side_effects:
             runner.check_native()
@@ -150,12 +160,12 @@ def compare(
         native = NativeOracle(case, runner.native_rerunner, seed, right_inputs, is_output_wrong)
         findings = diagnose(runner.mismatches, rows, side_effects, native)
         findings = tell_once(add_call_mistakes(findings, runner, dtypes, rows, side_effects))
-        findings = add_corrections(findings, runner, rows, side_effects, native)
+        findings, search_note = add_corrections(findings, runner, rows, side_effects, native, kept)
         kinds_of_data = DATA if whole_numbers else DATA[:1]
         census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
         if progress is not None:
             progress.update(1)
-        return Comparison(case, tuple(rows), tuple(findings), census, runner.examples)
+        return Comparison(case, tuple(rows), tuple(findings), census, runner.examples, search_note)
 
 
 def assert_matches(case: Case, **options: Any) -> None:

@@ -96,7 +96,8 @@ def _findings(comparisons: Sequence[Comparison]) -> Table | None:
         for f in c.findings
     ]
     columns = ("case", "quantity", "kind of mistake", "finding", "evidence")
-    return Table("Findings", columns, rows, failed=range(len(rows))) if rows else None
+    note = " ".join(f"{c.case.name}: {c.search_note}" for c in comparisons if c.search_note)
+    return Table("Findings", columns, rows, note, failed=range(len(rows))) if rows else None
 
 
 def _cases(comparisons: Sequence[Comparison]) -> Table:
@@ -243,6 +244,7 @@ def _data(comparison: Comparison) -> dict[str, Any]:
     return {
         "case": comparison.case.name,
         "ok": comparison.ok,
+        "search_note": comparison.search_note,
         "findings": [dataclasses.asdict(finding) for finding in comparison.findings],
         "census": comparison.census,
         "rows": rows,

@@ -8,18 +8,31 @@ from compare.sections import Section
 
 
 def headline(sections: Sequence[Section]) -> str:
-    """Sentences with the numbers of unexplained differences, of comparisons, and of cases that were not compared."""
+    """Sentence with the numbers of cases that were not compared, of unexplained differences, and of comparisons.
+
+    Cases that were not compared come first: what follows is about the others alone.
+    """
     compared = sum(section.compared for section in sections)
-    in_comparisons = f" in {compared:,} comparison{'' if compared == 1 else 's'}" if compared else ""
-    differences = f"{count_differences(sum(len(section.failures) for section in sections))}{in_comparisons}."
+    differences = sum(len(section.failures) for section in sections)
     errors = sum(len(section.errors) for section in sections)
-    return f"{differences} {count_errors(errors)}." if errors else differences
+    plural = "" if compared == 1 else "s"
+    if not errors:
+        in_comparisons = f" in {compared:,} comparison{plural}" if compared else ""
+        return f"{count_differences(differences)}{in_comparisons}."
+    if not compared and not differences:
+        return f"{count_errors(errors)}, and nothing else was."
+    number = f"{compared:,} comparisons" if compared != 1 else "comparison"
+    in_comparisons = f" in the other {number}" if compared else ""
+    return f"{count_errors(errors)}; {count_differences(differences).lower()}{in_comparisons}."
 
 
 def summary(section: Section) -> str:
     """Words for the result of one section."""
-    differences = count_differences(len(section.failures))
-    return f"{differences}; {count_errors(len(section.errors))}" if section.errors else differences
+    if not section.errors:
+        return count_differences(len(section.failures))
+    if not section.compared and not section.failures:
+        return count_errors(len(section.errors))
+    return f"{count_errors(len(section.errors))}; {count_differences(len(section.failures)).lower()} in the others"
 
 
 def count_errors(n: int) -> str:

@@ -10,8 +10,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
-from compare import isolation
+from compare import Case, compare, isolation
 from compare.__main__ import main
 from compare.case import CaseError
 from tests.compare.command_runs import FAST, CommandResult
@@ -101,18 +102,39 @@ def test_an_interruption_ends_the_command(capsys, tmp_path):
 
 
 def test_isolated_cases_may_end_the_interpreter(capsys, tmp_path):
-    cases = """
+    cases = f"""
     import ctypes
+    from pathlib import Path
+    def interrupt(x): raise KeyboardInterrupt
+    _file = Path({str(tmp_path / "imported")!r})
     CASES = [compare.Case("fine", torch.sin, torch.sin, lambda: torch.randn(3)),
-             compare.Case("crash", lambda x: ctypes.string_at(0), torch.sin, lambda: torch.randn(3))]
+             compare.Case("crash", lambda x: ctypes.string_at(0), torch.sin, lambda: torch.randn(3)),
+             compare.Case("interrupted", interrupt, torch.sin, lambda: torch.randn(3)),
+             compare.Case("gone", torch.sin, torch.sin, lambda: torch.randn(3))]
+    CASES = CASES[: 3 if _file.exists() else 4]
+    _file.touch()
     """
     result = run_command(capsys, tmp_path, "gradients", *FAST, "--isolate", cases=cases)
     assert result.returncode == 2
     end = "ended by signal SIGSEGV" if os.name == "posix" else "the process ended with exit code"
     assert f"crash: {end}" in result.stderr
-    assert "(mine.py, line 5)" in result.stderr
+    assert "(mine.py, line 8)" in result.stderr
+    assert "interrupted: KeyboardInterrupt (mine.py, line 5)" in result.stderr
+    assert "gone: " in result.stderr and "had this case when it was imported first" in result.stderr
+    assert "\n3 cases could not be compared; no unexplained difference in the other 6 comparisons.\n" in result.stdout
     report = json.loads((result.out / "report.json").read_text())
     assert report["sections"]["gradients"]["compared"] > 0  # those of "fine"
+
+
+def test_where_native_raises_in_every_variant_nothing_was_compared():
+    def native(x):
+        if x.dtype != torch.float64:
+            raise TypeError("float64 only")
+        return x.sin()
+
+    case = Case("double", torch.cos, native, lambda: torch.randn(3))
+    with pytest.raises(CaseError, match="double: nothing could be compared; in float32: TypeError: float64 only"):
+        compare(case, dtypes=(torch.float32,))
 
 
 def test_a_process_that_hangs_is_ended_and_the_line_is_named(tmp_path):

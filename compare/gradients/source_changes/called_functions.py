@@ -6,8 +6,8 @@ import gc
 import math
 import sys
 import sysconfig
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
@@ -34,6 +34,7 @@ class CalledFunction:
         in_backward: True if backward called it first.
         local_values: the values that its names had where its last call returned.
         constants: the numbers among the global names of the user's functions.
+        inner: the local values of the functions that it defines, by name and first line.
     """
 
     code: CodeType
@@ -41,6 +42,17 @@ class CalledFunction:
     in_backward: bool
     local_values: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
+    inner: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    _within: dict[tuple[str, int], CalledFunction] = field(default_factory=dict, repr=False)
+
+    def within(self, name: str, line: int) -> CalledFunction:
+        """This function with the local values of one that it defines, as far as that ran."""
+        key = (name, line)
+        if key not in self.inner:
+            return self
+        if key not in self._within:
+            self._within[key] = replace(self, local_values=self.local_values | self.inner[key], _within={})
+        return self._within[key]
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -98,7 +110,8 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
     for function in gc.get_referrers(*functions) if functions else []:
         if isinstance(function, FunctionType) and function.__code__ in functions:
             functions[function.__code__].append(function)
-    inner = {constant for code in functions for constant in code.co_consts if isinstance(constant, CodeType)}
+    inner = {code: [c for c in with_inner(code) if c is not code] for code in functions}
+    all_inner = {each for codes in inner.values() for each in codes}
     constants = {
         name: objects[0].__globals__[name]
         for code, objects in functions.items()
@@ -106,11 +119,26 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
         if objects and is_number(objects[0].__globals__.get(name))
     }
     called = [
-        CalledFunction(code, objects, in_backward[code], local_values.get(code, {}), constants)
+        CalledFunction(
+            code,
+            objects,
+            in_backward[code],
+            local_values.get(code, {}),
+            constants,
+            {(c.co_name, c.co_firstlineno): local_values[c] for c in inner[code] if c in local_values},
+        )
         for code, objects in functions.items()
-        if objects and code not in inner  # an inner function is part of its outer one
+        if objects and code not in all_inner  # an inner function is part of its outer one
     ]
     return sorted(called, key=lambda each: not each.in_backward), num_calls
+
+
+def with_inner(code: CodeType) -> Iterator[CodeType]:
+    """A code and those of the functions that it defines."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from with_inner(constant)
 
 
 def is_users(file: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from compare.gradients.source_changes.call_edits import call_edits
 from compare.gradients.source_changes.called_functions import CalledFunction, is_number
+from compare.gradients.source_changes.default_edits import default_edits
 from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown
 from compare.gradients.source_changes.edits import Edit, Site, find_sites
 from compare.gradients.source_changes.einsum_edits import einsum_edits
@@ -29,6 +30,7 @@ from compare.gradients.source_changes.ingredient_edits import (
     saved_ingredient_edits,
 )
 from compare.gradients.source_changes.insertion_edits import (
+    factor_edits,
     function_edits,
     operand_edits,
     product_edits,
@@ -36,13 +38,15 @@ from compare.gradients.source_changes.insertion_edits import (
 )
 from compare.gradients.source_changes.mask_edits import interval_edits, mask_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
-from compare.gradients.source_changes.outside_effects import has_outside_effects, stores_outside
+from compare.gradients.source_changes.output_sites import sites_of_output
 from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
 from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
 from compare.gradients.source_changes.transposed_index_edits import transposed_index_edits
 
 MAX_BOUNDS, MAX_NUMBERS = 6, 10
+
+Places = list[tuple[EditableFunction, list[Site]]]
 
 
 @dataclass(frozen=True)
@@ -79,22 +83,24 @@ class Candidate:
 class Candidates:
     """The functions that ran, with the places in them that may be edited.
 
-    There are none if one of the functions does more than compute: files, processes, global names. What an edit of
-    any function that ran changes could get there.
+    Args:
+        output_is_wrong: if not, the places that an output depends on are tried last.
+
+    Attributes:
+        without_source: those whose source is not at hand, or is another than the one that runs.
     """
 
-    def __init__(self, called: list[CalledFunction]) -> None:
+    def __init__(self, called: list[CalledFunction], *, output_is_wrong: bool = True) -> None:
+        self._output_is_wrong = output_is_wrong
         self.functions: list[tuple[EditableFunction, list[Site]]] = []
-        if any(has_outside_effects(each) for each in called):
-            called = []
+        self.without_source: list[CalledFunction] = []
         for each in called:
             try:
                 function = EditableFunction(each)
             except SourceUnknown:
+                self.without_source.append(each)
                 continue
             self.functions.append((function, find_sites(each, function.node)))
-        if any(stores_outside(function.node, function.called) for function, _ in self.functions):
-            self.functions = []
         every_site = [site for _, sites in self.functions for site in sites]
         self._ingredients = find_ingredients(every_site)
         self._bounds = _find_bounds(called, every_site)
@@ -103,32 +109,48 @@ class Candidates:
 
     def first(self) -> Iterator[Candidate]:
         """The edits that mend most mistakes: exchanges, the same at several places, what is saved, insertions."""
+        in_forward, _ = self._in_forward
         yield from self._of(
-            (self._exchanges, self.functions),
-            (self._repeated, self.functions),
-            (self._saved, self._in_forward),
+            (self._exchanges, [*self._in_backward, *in_forward]),
+            (self._repeated, [*self._in_backward, *in_forward]),
+            (self._saved, in_forward),
+            (self._factors, self._in_backward),
             (self._insertions, self._in_backward),
         )
 
     def second(self) -> Iterator[Candidate]:
-        """The others: functions of names, intervals, sums of products, parts of the source, insertions in forward."""
+        """The others: functions of names, intervals, sums of products, parts of the source, insertions in forward.
+
+        What a right output depends on comes last.
+        """
+        in_forward, of_output = self._in_forward
         yield from self._of(
             (self._functions, self._in_backward),
             (self._intervals, self._in_backward),
             (self._products, self._in_backward),
-            (self._insertions, self._in_forward),
-            (self._functions, self._in_forward),
-            (self._intervals, self._in_forward),
+            (self._factors, in_forward),
+            (self._insertions, in_forward),
+            (self._functions, in_forward),
+            (self._intervals, in_forward),
             (self._compositions, self._in_backward),
+            (self._exchanges, of_output),
+            (self._repeated, of_output),
+            (self._factors, of_output),
+            (self._insertions, of_output),
         )
 
     @property
-    def _in_backward(self) -> list[tuple[EditableFunction, list[Site]]]:
+    def _in_backward(self) -> Places:
         return [each for each in self.functions if each[0].called.in_backward]
 
     @property
-    def _in_forward(self) -> list[tuple[EditableFunction, list[Site]]]:
-        return [each for each in self.functions if not each[0].called.in_backward]
+    def _in_forward(self) -> tuple[Places, Places]:
+        """Places of forward without those that a right output depends on, and these."""
+        in_forward = [each for each in self.functions if not each[0].called.in_backward]
+        of_output = [] if self._output_is_wrong else [(f, sites_of_output(f.node, sites)) for f, sites in in_forward]
+        known = {id(site) for _, sites in of_output for site in sites}
+        rest = [(function, [site for site in sites if id(site) not in known]) for function, sites in in_forward]
+        return rest, of_output
 
     def _of(self, *tiers: Any) -> Iterator[Candidate]:
         for edits, functions in tiers:  # those of a tier are made when the tiers before it were tried
@@ -140,13 +162,14 @@ class Candidates:
             yield from sorted(candidates, key=lambda candidate: candidate.cost)
 
     def _exchanges(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
-        called = function.called
         for site in sites:
+            called = _called_at(function, site)
             yield from _alone(operator_edits(site))
             yield from _alone(constant_edits(site, self._numbers))
             yield from _alone(comparison_edits(site))
             yield from _alone(name_edits(site, called))
             yield from _alone(call_edits(site, called))
+            yield from _alone(default_edits(site, called))
             yield from _alone(einsum_edits(site))
             yield from _alone(subscript_edits(site))
             yield from _alone(target_edits(site, called))
@@ -154,17 +177,21 @@ class Candidates:
             yield from _alone(statement_edits(site))
             yield from _alone(index_edits(site))
         yield from _alone(order_edits(sites))
-        yield from _alone(moved_operand_edits(sites, called))
+        yield from _alone(moved_operand_edits(sites, function.called))
 
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])
         yield from scaled_name_edits(sites, function.called)
         yield from halves_edits(sites)
 
-    def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
-        called = function.called
-        dims = max((tensor.dim() for tensor in called.tensors.values()), default=0)
+    def _factors(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
+            yield from _alone(factor_edits(site, _called_at(function, site)))
+
+    def _insertions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
+        for site in sites:
+            called = _called_at(function, site)
+            dims = max((tensor.dim() for tensor in called.tensors.values()), default=0)
             yield from _alone(step_edits(site, called, dims))
             yield from _alone(operand_edits(site, called))
             yield from _alone(transposed_index_edits(site, called))
@@ -172,15 +199,15 @@ class Candidates:
 
     def _functions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from _alone(function_edits(site, function.called))
+            yield from _alone(function_edits(site, _called_at(function, site)))
 
     def _intervals(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from _alone(interval_edits(site, function.called, self._bounds))
+            yield from _alone(interval_edits(site, _called_at(function, site), self._bounds))
 
     def _products(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from _alone(product_edits(site, function.called))
+            yield from _alone(product_edits(site, _called_at(function, site)))
 
     def _saved(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
@@ -188,12 +215,23 @@ class Candidates:
 
     def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
-            yield from _alone(ingredient_edits(site, function.called, self._ingredients))
+            yield from _alone(ingredient_edits(site, _called_at(function, site), self._ingredients))
 
 
 def _alone(edits: Iterable[Edit]) -> Iterator[tuple[Edit]]:
     """Each edit by itself."""
     return ((edit,) for edit in edits)
+
+
+def _called_at(function: EditableFunction, site: Site) -> CalledFunction:
+    """The function with the values that names have at a site: those of an inner function, too."""
+    called = function.called
+    for node in site.ancestors:
+        if node is not function.node and isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            own_name = node.name if isinstance(node, ast.FunctionDef) else "<lambda>"
+            decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+            called = called.within(own_name, min([node.lineno, *(each.lineno for each in decorators)]))
+    return called
 
 
 def _find_bounds(called: list[CalledFunction], sites: list[Site]) -> list[ast.expr]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import CodeType
 
 import torch
@@ -21,6 +22,7 @@ from compare.gradients.run_variant import (
     run_variant,
 )
 from compare.gradients.source_changes.editable_function import EditableFunction, exchanged
+from compare.gradients.source_changes.kept_values import KeptValues
 from compare.gradients.variants import gradient_to_layout, incoming_gradient
 
 MODIFIED = "modified by an inplace operation"
@@ -30,22 +32,41 @@ CHECKED_AFTER = 50  # runs of backward: an edit may have changed something that 
 class EditedRuns:
     """Runs of a case's function in the variant of one mismatch.
 
+    Args:
+        kept: what the function keeps from call to call. Each run begins with the values that there were first, and
+            leaves nothing behind; backward alone begins with what its forward left.
+
     Attributes:
         backward_is_repeatable: True if backward gives the same again after one forward; otherwise each run is whole.
     """
 
-    def __init__(self, runner: CaseRunner, first: Mismatch) -> None:
-        self.runner, self.first = runner, first
+    def __init__(self, runner: CaseRunner, first: Mismatch, kept: KeptValues) -> None:
+        self.runner, self.first, self.kept = runner, first, kept
         self.backward_is_repeatable = False
         self._count = 0
+
+    def prepare(self) -> None:
+        """Run forward, and find out whether backward is repeatable."""
         try:
             self._run_forward()
         except Exception:  # whatever the function raises: then there is no forward to start from
             return
         self.backward_is_repeatable = all(self._is_as_before() for _ in range(2))
 
+    @contextmanager
+    def from_the_start(self) -> Iterator[None]:
+        """Let functions begin with what they kept first; what they keep meanwhile is gone afterwards."""
+        with self.kept.restored():
+            self.kept.restore_first()
+            yield
+
     def run(self) -> RunResult:
-        """Run forward and backward."""
+        """Run forward and backward, from the start."""
+        with self.from_the_start():
+            return self.run_once()
+
+    def run_once(self) -> RunResult:
+        """Run forward and backward, which leave behind what they keep."""
         runner, first = self.runner, self.first
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of edited code, which the user has not written
@@ -75,7 +96,7 @@ class EditedRuns:
 
     def _run_backward(self) -> RunResult:
         try:
-            with warnings.catch_warnings():
+            with self.kept.restored(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 gradients = torch.autograd.grad(
                     self._outputs, list(self._leaves.values()), self._incoming, retain_graph=True, allow_unused=True
@@ -89,6 +110,7 @@ class EditedRuns:
 
     def _run_forward(self) -> None:
         variant, seed = self.first.variant, self.runner.seed
+        self.kept.restore_first()
         inputs = {name: make_leaf(value, variant) for name, value in self.first.inputs.items()}
         outputs = call(self.runner.case.ours, inputs.values())
         self._values: dict[str, Tensor | None] = {output_name(n): dense_copy(o) for n, o in enumerate(outputs)}

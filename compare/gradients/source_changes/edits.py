@@ -152,10 +152,10 @@ def _visit(
     for name, value in ast.iter_fields(node):
         if name in FIELDS_LEFT_ALONE or (isinstance(node, (ast.FunctionDef, ast.Lambda)) and name == "args"):
             continue
-        if isinstance(node, ast.With) and name == "items":
+        if (type(node), name) in ((ast.With, "items"), (ast.ExceptHandler, "type")):
             continue
         for n, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(child, (ast.expr, ast.stmt, ast.keyword, ast.comprehension)):
+            if isinstance(child, (ast.expr, ast.stmt, ast.keyword, ast.comprehension, ast.ExceptHandler)):
                 _visit(child, Place(node, name, n), (*ancestors, node), called, sites)
 
 

@@ -11,18 +11,18 @@ from compare.gradients.source_changes.edits import ends_by_its_test
 GROWING = {"append", "extend", "insert", "add", "update", "put", "appendleft"}
 
 
-def may_be_endless(called: CalledFunction) -> bool:
-    """True for a loop with ``while`` that ends by what it computes, and for one over a list that it extends."""
+def endless_loop(called: CalledFunction) -> int | None:
+    """Line of a loop with ``while`` that ends by what it computes, or of one over a list that it extends."""
     try:
         node = EditableFunction(called).node
     except SourceUnknown:
-        return False
+        return None
     for loop in ast.walk(node):
         if isinstance(loop, ast.While) and not ends_by_its_test(loop):
-            return True
+            return loop.lineno
         if isinstance(loop, ast.For):
             over = {n.id for n in ast.walk(loop.iter) if isinstance(n, ast.Name)}
             methods = [n for n in ast.walk(loop) if isinstance(n, ast.Attribute) and n.attr in GROWING]
             if any(isinstance(n.value, ast.Name) and n.value.id in over for n in methods):
-                return True
-    return False
+                return loop.lineno
+    return None

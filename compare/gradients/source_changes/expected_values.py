@@ -133,7 +133,8 @@ class ExpectedValues:
         if probe is None or probe.case.native is None:
             return False
         inputs, incoming = probe.draw(SECOND_DRAW), probe.incoming(SECOND_DRAW)
-        right = None if inputs is None else probe.run_native(inputs, incoming)
+        with self._runs.from_the_start():
+            right = None if inputs is None else probe.run_native(inputs, incoming)
         if inputs is None or right is None:
             return False
         value = self._known_values(inputs, incoming).get(expected.words)
@@ -142,7 +143,7 @@ class ExpectedValues:
             return False
         in_order = value[::-1] if expected.is_reversed else value
         values = one_by_one(in_order, probe.variant.dtype)
-        with builtin(INSTEAD, values), exchanged(codes):
+        with self._runs.from_the_start(), builtin(INSTEAD, values), exchanged(codes):
             result = probe.run_ours(inputs, incoming)
         return all(are_equal(result.values.get(name), right.get(name)) for name in expected.quantities)
 
@@ -150,8 +151,10 @@ class ExpectedValues:
         """Values that the user's forward and native compute, the nearest ones first."""
         probe = self._probe
         assert probe is not None and probe.case.native is not None
-        of_native = native_values(probe.case.native, inputs, incoming)
-        of_forward = forward_values(run_forwards(self._functions, lambda: probe.run_ours(inputs, incoming)))
+        with self._runs.from_the_start():
+            of_native = native_values(probe.case.native, inputs, incoming)
+        with self._runs.from_the_start():
+            of_forward = forward_values(run_forwards(self._functions, lambda: probe.run_ours(inputs, incoming)))
         return of_forward | dict(reversed(of_native.items()))  # the last of equal ones is the nearest
 
     def _are_a_gradient(self, values: list[Tensor]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from compare.gradients.source_changes.called_functions import CalledFunction
 from compare.gradients.source_changes.edits import Edit, Site, names_in
+from compare.gradients.source_changes.expression_edits import name
 from compare.gradients.source_changes.insertion_edits import OPERATORS, is_value, is_whole
 
 MAX_LENGTH = 60  # of an expression's text
@@ -34,9 +35,13 @@ def ingredient_edits(site: Site, called: CalledFunction, ingredients: dict[str, 
     if not is_value(site, called):
         return
     text, known = ast.unparse(node), set(called.local_values) | set(called.functions[0].__globals__)
+    of_ctx = {kept.partition(".")[2]: kept for kept in called.values if "." in kept}
     for other, ingredient in ingredients.items():
-        if other == text or not names_in(ingredient) <= known:
+        missing = names_in(ingredient) - known
+        if other == text or not missing <= of_ctx.keys():
             continue
+        if missing:  # what forward has a name for, ctx may keep
+            ingredient = _Renamed({each: of_ctx[each] for each in missing}).visit(copy.deepcopy(ingredient))
         yield site.edit(ingredient, 4)
         yield site.edit(ast.BinOp(ingredient, ast.Pow(), ast.Constant(2)), 5)
         if is_whole(site):
@@ -56,3 +61,13 @@ def saved_ingredient_edits(site: Site, ingredients: dict[str, ast.expr]) -> Iter
             if isinstance(argument, ast.Name) and argument.id in names_in(ingredient):
                 changed = [*node.args[:n], ingredient, *node.args[n + 1 :]]
                 yield site.edit(ast.Call(node.func, changed, []), 3)
+
+
+class _Renamed(ast.NodeTransformer):
+    """Replaces names by attributes of ctx."""
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self._names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return name(self._names[node.id]) if node.id in self._names else node

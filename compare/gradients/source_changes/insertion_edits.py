@@ -97,8 +97,17 @@ def _edits_along(site: Site, dim: int) -> Iterator[Edit]:
     yield site.edit(method(node, "unsqueeze", at), 3)
 
 
+def factor_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """An expression times a local tensor, the most frequent of what is forgotten."""
+    node = site.node
+    if is_value(site, called) and is_whole(site):
+        for other in called.tensors:
+            if not (isinstance(node, ast.Name) and node.id == other):
+                yield site.edit(ast.BinOp(node, ast.Mult(), name(other)), 3)
+
+
 def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
-    """An expression times, divided by, plus or minus a local tensor; or times a number."""
+    """An expression divided by, plus or minus a local tensor, or times one of another shape or a number."""
     node = site.node
     if not is_value(site, called) or not is_whole(site):
         return
@@ -106,7 +115,8 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         if isinstance(node, ast.Name) and node.id == other:
             continue
         for operator in OPERATORS:
-            yield site.edit(ast.BinOp(node, operator, name(other)), 3)
+            if not isinstance(operator, ast.Mult):
+                yield site.edit(ast.BinOp(node, operator, name(other)), 3)
             for shaped in _broadcast(called, other):
                 yield site.edit(ast.BinOp(node, operator, shaped), 4)
     for value in (2, 0.5, 3, 4, 0.25):

@@ -15,11 +15,13 @@ from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import RunResult
 from compare.gradients.source_changes.called_functions import find_called_functions
 from compare.gradients.source_changes.candidates import Candidate, Candidates
-from compare.gradients.source_changes.correction import Correction, correction, of_parts
+from compare.gradients.source_changes.correction import Correction, correction, of_parts, separated
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
-from compare.gradients.source_changes.endless_loops import may_be_endless
+from compare.gradients.source_changes.kept_values import KeptValues
+from compare.gradients.source_changes.obstacles import find_obstacle, left_out
+from compare.gradients.source_changes.search_result import AT_LIMIT, SearchResult, not_tried
 from compare.gradients.source_changes.value_search import ValueSearch
 from compare.gradients.source_changes.watched_functions import classes_of, watched
 from compare.gradients.variants import Variant
@@ -34,28 +36,33 @@ ALTERNATIVES = 6
 MIN_CHANGE = 1e-3  # a right element has lost at least this share of its error, or is within the tolerance
 
 
-def find_corrections(
+def search(
     runner: CaseRunner,
     mismatches: Sequence[Mismatch],
     variants: Sequence[Variant],
     max_calls: int = MAX_CALLS,
     probe: Probe | None = None,
-) -> list[Correction]:
-    """The nearest edits with which nothing is wrong in any variant; without one, those for some of the quantities.
+    kept: KeptValues | None = None,
+) -> SearchResult:
+    """Find the nearest edits with which nothing is wrong in any variant; without one, those for some quantities.
 
     Args:
         mismatches: everything that is wrong.
         variants: those that were compared.
         max_calls: limit of the work, in calls of functions.
         probe: asks for further draws; without one, values of native's are not tried.
+        kept: what the function keeps from call to call, from before its first call on.
     """
     if sum(value.numel() for value in mismatches[0].inputs.values()) > MAX_ELEMENTS:
-        return []
+        return SearchResult([], not_tried(f"the inputs have more than {MAX_ELEMENTS:,} elements"))
+    kept = kept or KeptValues(runner.case.ours)
     with (
         open(os.devnull, "w") as nowhere,
-        redirect_stdout(nowhere),
-    ):  # or each run would print
-        return _Search(runner, mismatches, variants, probe).find(max_calls)
+        redirect_stdout(nowhere),  # or each run would print
+        kept.own_caches(KeptValues(runner.case.native)),
+        kept.restored(),
+    ):
+        return _Search(runner, mismatches, variants, probe, kept).find(max_calls)
 
 
 class _Search:
@@ -66,43 +73,75 @@ class _Search:
     """
 
     def __init__(
-        self, runner: CaseRunner, mismatches: Sequence[Mismatch], variants: Sequence[Variant], probe: Probe | None
+        self,
+        runner: CaseRunner,
+        mismatches: Sequence[Mismatch],
+        variants: Sequence[Variant],
+        probe: Probe | None,
+        kept: KeptValues,
     ) -> None:
         self.runner, self.mismatches, self.variants, self.probe = runner, mismatches, variants, probe
         first = mismatches[0]
         self.targets = [m for m in mismatches if m.variant == first.variant]
         self.wrong = frozenset(m.quantity for m in mismatches)
         self.raises = first.run.error is not None  # then nothing is known of the other quantities
-        self.runs = EditedRuns(runner, first)
+        self.runs = EditedRuns(runner, first, kept)
         self.effects = Effects(self.targets)
         self.comparisons = float(MAX_COMPARISONS)
         self.corrections: list[tuple[int, Correction]] = []
-        called, self.num_calls = find_called_functions(self.runs.run)
+        with self.runs.from_the_start():
+            called, self.num_calls = find_called_functions(self.runs.run_once)
+        kept.add(function for each in called for function in each.functions)
         # An edit of what native calls, too, would change what is right.
         run_native = (lambda: runner.run_native(first.variant)) if runner.case.native is not None else list
-        by_native = {each.code for each in find_called_functions(run_native)[0]}
+        with self.runs.from_the_start():
+            by_native = {each.code for each in find_called_functions(run_native)[0]}
         editable = [each for each in called if each.code not in by_native]
-        is_finite = not any(map(may_be_endless, called))
-        self.candidates = Candidates(editable if is_finite else [])
-        self.functions = Candidates(called if is_finite else []).functions  # whose values may be recorded
-
+        self.candidates = Candidates(editable, output_is_wrong=self.raises or any(m.is_output for m in mismatches))
+        with self.runs.from_the_start():
+            saved = kept.save()
+            self.runs.run_once()
+            self.obstacle = find_obstacle(called, editable, self.candidates, saved, KeptValues(runner.case.native))
+        self.functions = Candidates(called).functions  # whose values may be recorded
         self.classes = classes_of({f for each in called for f in each.functions})
-        self.sums_gradients = self._sums_gradients()
+        self.left_out = left_out(called, editable, self.candidates)
+        self.is_at_limit = self.sums_gradients = False
+        if not self.obstacle:
+            self.runs.prepare()
+            self.sums_gradients = self._sums_gradients()
 
-    def find(self, max_calls: int) -> list[Correction]:
-        """Try single edits, two together, terms that fit; then the rarer edits; return the corrections.
+    def find(self, max_calls: int) -> SearchResult:
+        """Find corrections, and without one say what was not tried."""
+        if self.obstacle:
+            return SearchResult([], not_tried(self.obstacle))
+        corrections = self._corrections(max_calls)
+        if corrections:
+            return SearchResult(corrections)
+        if self.is_at_limit:
+            return SearchResult([], AT_LIMIT)
+        return SearchResult([], f"Not all of the source was changed, since {self.left_out}." if self.left_out else "")
+
+    def _corrections(self, max_calls: int) -> list[Correction]:
+        """Try single edits, two together, terms that fit; then the rarer edits.
 
         Terms come before the rarer edits, since they take no run each. Where nothing is enough, a value is told.
         """
-        left = self._try_edits(self.candidates.first(), max_calls)
+        left = self._try_single_edits(self.candidates.first(), max_calls)
+        before = list(self.corrections)
+        self._try_pairs()
+        # A term or a factor may be plainer than two edits of one statement.
+        in_one_statement = [c for c in self.corrections if c not in before and len(c[1].changes) == 1]
+        self.corrections = [c for c in self.corrections if c not in in_one_statement]
         values = self._try_terms()
+        self.corrections += in_one_statement
         parts = None if self.corrections else self._parts()
         if parts is not None:
             return [parts]
-        if not self._complete and self._corrected != self.wrong:
-            self._try_edits(self.candidates.second(), left)
+        if not self._complete:
+            self._try_single_edits(self.candidates.second(), left)
+            self._try_pairs()
         if self._complete:
-            return self._complete
+            return separated(self._complete, [c for _, c in self.corrections])
         told = None if values is None or self._corrected == self.wrong else values.told()
         if not self.corrections:
             told = self._parts() or told
@@ -116,20 +155,25 @@ class _Search:
     def _corrected(self) -> frozenset[str]:
         return frozenset().union(*(c.quantities for _, c in self.corrections))
 
-    def _try_edits(self, candidates: Iterator[Candidate], max_calls: int) -> int:
-        """Try edits, and two of those so far together; return what is left of the calls."""
+    def _try_single_edits(self, candidates: Iterator[Candidate], max_calls: int) -> int:
+        """Try one edit after the other; return what is left of the calls."""
         for candidate in candidates:
-            if max_calls < 0 or self.comparisons <= 0 or self._is_enough(candidate):
+            self.is_at_limit = max_calls < 0 or self.comparisons <= 0
+            if self.is_at_limit or self._is_enough(candidate):
                 break
             if self._try(candidate):
                 max_calls -= RUN_CALLS + self.num_calls // (1 + self.runs.backward_is_repeatable)
-        if self._corrected != self.wrong:
-            self.comparisons = MAX_COMPARISONS
-            for first, second in self.effects.pairs():
-                self._try(Candidate((*first.parts, *second.parts)))
-                if self._complete:
-                    break
         return max_calls
+
+    def _try_pairs(self) -> None:
+        """Try two together of the edits so far."""
+        if self._corrected == self.wrong:
+            return
+        self.comparisons = MAX_COMPARISONS
+        for first, second in self.effects.pairs():
+            self._try(Candidate((*first.parts, *second.parts)))
+            if self._complete:
+                break
 
     def _try_terms(self) -> ValueSearch | None:
         """Try terms that make an expression what it should be, for what no edit makes right."""
@@ -168,7 +212,7 @@ class _Search:
             known = [c.quantities for _, c in self.corrections]
             if not right or any(right <= quantities and right != self.wrong for quantities in known):
                 return True  # the nearest edit for these quantities is known
-            with exchanged(codes):
+            with self.runs.from_the_start(), exchanged(codes):
                 if not self.sums_gradients and self._sums_gradients():  # right only since autograd sums it
                     return True
                 still_wrong = self._still_wrong()

@@ -10,7 +10,9 @@ from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.measure import REFUSED, Row
 from compare.gradients.source_changes.correction import Correction, describe
-from compare.gradients.source_changes.search import MAX_CALLS, MAX_CALLS_IF_NAMED, find_corrections
+from compare.gradients.source_changes.kept_values import KeptValues
+from compare.gradients.source_changes.search import MAX_CALLS, MAX_CALLS_IF_NAMED, search
+from compare.gradients.source_changes.search_result import not_tried
 
 KIND, KIND_OF_VALUES = "change of the source", "wrong intermediate value"
 # Findings that tell where a gradient is wrong rather than why: a longer search is worth its time.
@@ -34,19 +36,27 @@ def add_corrections(
     rows: Sequence[Row],
     side_effects: Mapping[str, str],
     native: NativeOracle | None = None,
-) -> list[Finding]:
+    kept: KeptValues | None = None,
+) -> tuple[list[Finding], str]:
     """Return ``findings``; where one edit of the source makes a wrong quantity right, the finding says which.
+
+    Without any such edit, the second result is a sentence on what was not tried, and why; "" if everything was.
 
     A finding without a name for the mistake becomes one of kind "change of the source". Other findings of that
     sort whose quantities the same edit makes right are left out.
     """
-    if not runner.mismatches or side_effects or any(f.kind in OF_SEVERAL_CALLS for f in findings):
-        return list(findings)
+    if not runner.mismatches:
+        return list(findings), ""
+    if side_effects or any(f.kind in OF_SEVERAL_CALLS for f in findings):
+        changes = [kind for kind in side_effects.values() if kind not in OF_SEVERAL_CALLS]
+        reason = f"the function {changes[0]}" if changes else "its results depend on earlier calls"
+        return list(findings), not_tried(reason)
     variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
     is_named = not any(f.kind in VAGUE for f in findings)
     max_calls = MAX_CALLS_IF_NAMED if is_named else MAX_CALLS
     probe = None if native is None else native.probe(runner.mismatches[0].variant)
-    corrections = find_corrections(runner, runner.mismatches, variants, max_calls, probe)
+    search_result = search(runner, runner.mismatches, variants, max_calls, probe, kept)
+    corrections = search_result.corrections
     if is_named:  # what makes a part of the elements right is no news then
         corrections = [each for each in corrections if not each.elements]
     result: list[Finding] = []
@@ -58,7 +68,9 @@ def add_corrections(
         elif own[0] not in told:
             told.update(own)
             result.append(_with_corrections(finding, own, corrections))
-    return result
+    further = [each for each in corrections if each.is_further and each not in told]
+    result += [Finding(KIND, each.names, describe(each), each.proof) for each in further]
+    return result, search_result.note
 
 
 def _corrections_of(finding: Finding, corrections: Sequence[Correction]) -> list[Correction]:

@@ -6,11 +6,13 @@ import itertools
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from compare import report
+from compare.report.headline import headline
 from compare.report.pictures import THEMES
 from compare.report.strict_json import as_json
 from compare.report.tables import format_cell
@@ -94,6 +96,16 @@ def test_a_report_without_failures_says_so(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["failures"] == []
     assert "No unexplained difference." in report.as_text(sections[0])
     assert "difference" not in report.as_text(sections[1])  # a Markdown page compares nothing
+
+
+def test_cases_that_were_not_compared_are_told_before_differences():
+    """A run without any result may not begin with "No unexplained difference"."""
+    ended = Section("gradients", "Gradients", (), [], [], [], 0, ["crash: ended by signal SIGABRT"])
+    assert headline([ended]) == "1 case could not be compared, and nothing else was."
+    assert "difference" not in report.as_text(ended)
+    others = replace(ended, compared=6)
+    assert headline([others]) == "1 case could not be compared; no unexplained difference in the other 6 comparisons."
+    assert "1 case could not be compared; no unexplained difference in the others." in report.as_text(others)
 
 
 def test_the_run_info_is_in_every_format(page, rendered, out):

@@ -6,8 +6,6 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-CACHE: dict[str, float] = {}
-LAST = 0.0
 FOLDER = ""
 THREADS = torch.get_num_threads()
 
@@ -57,29 +55,42 @@ class MightWrite(Square):
         return 3 * g * x
 
 
-class AssignsAGlobalName(Square):
-    @staticmethod
-    def backward(ctx, g):
-        global LAST
-        (x,) = ctx.saved_tensors
-        LAST = 1.5
-        return 3 * g * x
-
-
-class FillsACache(Square):
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        CACHE["scale"] = 1.5
-        return 3 * g * x
-
-
 class SetsThreads(Square):
     @staticmethod
     def backward(ctx, g):
         (x,) = ctx.saved_tensors
         torch.set_num_threads(THREADS)
         return 3 * g * x
+
+
+class SetsTheSeed(Square):
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        torch.manual_seed(0)
+        return 3 * g * x
+
+
+def mask_of(x):
+    return torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) > 0.5
+
+
+def dropped_out(x):
+    return 2 * x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) > 0.5)
+
+
+class DropsOut(Function):
+    """The elements that are left count twice; in backward once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mask = mask_of(x)
+        return 2 * x * ctx.mask
+
+    @staticmethod
+    def backward(ctx, g):
+        mask = ctx.mask
+        return g * mask
 
 
 class KeepsAnAttribute(nn.Module):

@@ -268,3 +268,78 @@ class OneInEach(Function):
     def backward(ctx, g):
         a, b = ctx.saved_tensors
         return -g * b * a.cos(), g * a
+
+
+WEIGHTS_OF_THE_DIFFERENCE = torch.arange(20.0).view(5, 4) + 1
+
+
+class SameTextTwice(Function):
+    """The second of two equal expressions in a line has the wrong sign."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        return (a - b) * WEIGHTS_OF_THE_DIFFERENCE.to(a.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * WEIGHTS_OF_THE_DIFFERENCE.to(g.dtype), g * WEIGHTS_OF_THE_DIFFERENCE.to(g.dtype)
+
+
+def turn(x, steps=1, *, reverse=False):
+    return x.roll(steps, 1).flip(0) if reverse else x.roll(steps, 1)
+
+
+class TurnsOn(Function):
+    """Backward turns as forward does; it should turn back."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return turn(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return turn(g)
+
+
+class TurnsInOrder(Function):
+    """Forward reverses the rows, and backward does not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return turn(x, 2, reverse=True)
+
+    @staticmethod
+    def backward(ctx, g):
+        return turn(g, -2)
+
+
+class InAnInnerFunction(Function):
+    """The inner function forgets a factor that only it has a name for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        (saved,) = ctx.saved_tensors
+
+        def derivative(x):
+            y = torch.tanh(x)
+            return y + (1 - y * y)
+
+        return g * derivative(saved)
+
+
+class KeepsANumber(Function):
+    """Forward divides by what ctx has under another name than forward."""
+
+    @staticmethod
+    def forward(ctx, x, p):
+        ctx.p, ctx.mask = p, x > 0
+        return torch.where(ctx.mask, x / (1 - p * p), torch.zeros_like(x))
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * ctx.mask, None

@@ -131,3 +131,18 @@ class TwoGradients(Function):
         p, y = ctx.saved_tensors
         slope = (1 - p) ** 2 / p
         return g * slope * p * (1 - p), -2 * g * y
+
+
+class SharedStep(Function):
+    """One mistake is in a step of both gradients, another in one of them alone."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return (a * b).sin() * 1.5
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved_tensors
+        step = g * (a * b).sin() * 1.5
+        return step * b, step * b

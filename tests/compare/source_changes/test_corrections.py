@@ -11,7 +11,7 @@ from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.measure import Row
 from compare.gradients.source_changes.correction import Correction
-from compare.gradients.source_changes.search import find_corrections
+from compare.gradients.source_changes.search import search
 from compare.gradients.source_changes.source_findings import add_corrections
 from compare.gradients.variants import variants
 from tests.compare.source_changes import mistakes
@@ -36,7 +36,8 @@ def run(case: Case) -> tuple[CaseRunner, list[Row]]:
 def corrections_of(case: Case, max_calls: int = MAX_CALLS) -> list[Correction]:
     """The corrections of a case that a search of ``max_calls`` finds."""
     runner, rows = run(case)
-    return find_corrections(runner, runner.mismatches, list(dict.fromkeys(row.variant for row in rows)), max_calls)
+    variants_compared = list(dict.fromkeys(row.variant for row in rows))
+    return search(runner, runner.mismatches, variants_compared, max_calls).corrections
 
 
 def texts(corrections: list[Correction]) -> set[tuple[str, str]]:
@@ -59,6 +60,9 @@ MISTAKES = [
     (mistakes.Scaled, lambda x: (mistakes.BETA * x).sin(), (matrix,), "(BETA * x).cos()", "(BETA * x).cos() * BETA"),
     (mistakes.Root, lambda x, y: x * y / 2, (matrix, matrix), ", g * x)", "0.5 * (g * x))"),
     (mistakes.Permuted, lambda x, index: x[:, index], (matrix, lambda: INDEX), "[:, index]", "[:, index.argsort()]"),
+    (mistakes.TurnsOn, lambda x: x.roll(1, 1), (matrix,), "return turn(g)", "return turn(g, -1)"),
+    (mistakes.TurnsInOrder, lambda x: x.roll(2, 1).flip(0), (matrix,), "turn(g, -2)", "turn(g, -2, reverse=True)"),
+    (mistakes.InAnInnerFunction, lambda x: x * x.tanh(), (matrix,), "y + (1 - y * y)", "y + (1 - y * y) * x"),
     (mistakes.Gaussian, lambda x: torch.exp(-x * x), (matrix,), "-x * torch.exp", "2 * (-x * torch.exp"),
 ]  # fmt: skip
 
@@ -85,10 +89,19 @@ def test_reports_tell_it_after_the_evidence():
     assert f"\n    {words}: with this change all comparisons are right" in report, report
 
 
+def test_a_text_that_stands_twice_in_a_line_is_told_by_its_number():
+    native = lambda a, b: (a - b) * mistakes.WEIGHTS_OF_THE_DIFFERENCE.to(a.dtype)  # noqa: E731
+    report = str(compare(case_of(mistakes.SameTextTwice, native, (matrix, matrix)), dtypes=DTYPES))
+    line = mistakes.SameTextTwice.backward.__code__.co_firstlineno + 2
+    words = "the second `WEIGHTS_OF_THE_DIFFERENCE.to(g.dtype)` should be `-"
+    assert f"in line {line} of mistakes.py, {words}" in report, report
+
+
 def test_where_no_pattern_fits_the_edit_is_the_finding():
     runner, rows = run(case_of(mistakes.Exchanged, torch.mul, (matrix, matrix)))
     unknown = [Finding("unknown", f"gradient of input {n}", "12 of 12 elements are wrong") for n in (0, 1)]
-    (finding,) = add_corrections(unknown, runner, rows, {})
+    (finding,), note = add_corrections(unknown, runner, rows, {})
+    assert not note
     assert finding.kind == "change of the source"
     assert finding.quantity == "gradient of input 0 and gradient of input 1"
     assert finding.statement.endswith("`return (g * a, g * b)` should be `return (g * b, g * a)`")
@@ -104,6 +117,14 @@ def test_a_number_that_ctx_keeps_is_put_in():
     case = Case("softplus", ours, lambda x: torch.nn.functional.softplus(x, 2.5), lambda: (matrix(),))
     result = texts(corrections_of(case))
     assert ("g * torch.sigmoid(x)", "g * torch.sigmoid(x * ctx.beta)") in result, result
+
+
+def test_what_forward_has_a_name_for_is_looked_up_in_ctx():
+    case = Case(
+        "scaled", lambda x: mistakes.KeepsANumber.apply(x, 0.3), lambda x: x.relu() / 0.91, lambda: (matrix(),)
+    )
+    result = texts(corrections_of(case, max_calls=600_000))
+    assert any("(1 - ctx.p * ctx.p)" in new for _, new in result), result
 
 
 def test_a_forgotten_bound_is_put_in():

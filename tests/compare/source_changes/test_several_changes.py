@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 import torch
 
 from compare import compare
+from compare.gradients.source_changes import source_findings
+from compare.gradients.source_changes.edits import Place, Site
+from compare.gradients.source_changes.output_sites import sites_of_output
 from tests.compare.source_changes import several_mistakes as mistakes
 from tests.compare.source_changes.test_corrections import DTYPES, case_of, corrections_of, matrix, texts
 
@@ -45,6 +50,12 @@ def test_every_changed_place_is_told(function, native, inputs, told):
         assert any(old in before and new in after for before, after in texts(corrections)), first
 
 
+@pytest.fixture
+def short_search(monkeypatch):
+    for name in ("MAX_CALLS", "MAX_CALLS_IF_NAMED"):
+        monkeypatch.setattr(source_findings, name, 200_000)
+
+
 def test_changes_that_mend_a_part_each_are_told_with_their_parts():
     case = case_of(
         mistakes.TwoSoftmaxes, lambda x: x[0].softmax(1) - x[1].softmax(1), (lambda: torch.randn(2, 5, 4),)
@@ -62,3 +73,31 @@ def test_a_gradient_without_a_change_does_not_hide_that_of_another():
     told = {(next(iter(c.quantities)), change.old, change.new) for c in corrections for change in c.changes}
     assert any(q == "gradient of y" and new.endswith(", 2 * g * y)") for q, _, new in told), told
     assert any(q == "gradient of x" and "p.log()" in new for q, _, new in told), told
+
+
+def test_each_of_two_changes_is_told_with_the_gradient_that_it_makes_right(short_search):
+    case = case_of(mistakes.SharedStep, lambda a, b: (a * b).sin() * 1.5, (matrix, matrix))
+    findings = compare(case, dtypes=DTYPES).findings
+    of_a, of_b = (next(f for f in findings if f.quantity == f"gradient of {name}") for name in "ab")
+    assert "(a * b).cos()" in str(of_a) and "with this change the gradient of a is right" in str(of_a), findings
+    assert "step * a" in str(of_b) and "with this change, too, all comparisons are right" in str(of_b), findings
+    assert "step * a" not in str(of_a) and ".cos()" not in str(of_b).split("should be")[1], findings
+
+
+FORWARD = """
+def forward(ctx, x, scale):
+    y = x.exp()
+    kept = x + 1
+    if scale > 1:
+        y = y * scale
+    ctx.scale = scale
+    ctx.save_for_backward(kept, y)
+    return y
+"""
+
+
+def test_only_what_the_output_depends_on_is_tried_last():
+    function = ast.parse(FORWARD).body[0]
+    sites = [Site(node, Place(function, "body", n), (function,)) for n, node in enumerate(function.body)]
+    of_output = [ast.unparse(site.node).splitlines()[0] for site in sites_of_output(function, sites)]
+    assert of_output == ["y = x.exp()", "if scale > 1:", "return y"]
