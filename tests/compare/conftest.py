@@ -1,4 +1,4 @@
-"""A dataset for trainings that take a second."""
+"""A dataset for trainings that take a second; a search of the source that raises fails its test."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from compare.gradients.source_changes import source_findings
 from manualgrad import data
 from manualgrad.data import Split
 
@@ -19,3 +20,20 @@ def small_digits() -> data.Dataset:
         for split, n in ((sample.train, 96), (sample.test, 100))
     )
     return replace(sample, train=train, test=test)
+
+
+@pytest.fixture(autouse=True)
+def search_does_not_raise(monkeypatch):
+    """Fail where the search raises, which a comparison only tells."""
+    raised, search = [], source_findings.search
+
+    def watched(*args, **kwargs):
+        try:
+            return search(*args, **kwargs)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    monkeypatch.setattr(source_findings, "search", watched)
+    yield
+    assert not raised, raised

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from compare.case_errors import describe_exception
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_oracle import NativeOracle
@@ -25,6 +26,7 @@ VAGUE = (
     "only for some values",
     "missing term",
 )
+FAILED = "The search for a change of the source ended with an error of its own ({}); please report it."
 FOLLOWS = "is wrong as well"  # the statement about a gradient that another one may explain, which is told, too
 # Calls depend on each other: those of an edited function would leave something behind, too.
 OF_SEVERAL_CALLS = ("depends on earlier calls", "not repeatable")
@@ -55,7 +57,10 @@ def add_corrections(
     is_named = not any(f.kind in VAGUE for f in findings)
     max_calls = MAX_CALLS_IF_NAMED if is_named else MAX_CALLS
     probe = None if native is None else native.probe(runner.mismatches[0].variant)
-    search_result = search(runner, runner.mismatches, variants, max_calls, probe, kept)
+    try:
+        search_result = search(runner, runner.mismatches, variants, max_calls, probe, kept)
+    except Exception as error:  # the findings above hold whatever the search met in the user's source
+        return list(findings), FAILED.format(describe_exception(error))
     corrections = search_result.corrections
     if is_named:  # what makes a part of the elements right is no news then
         corrections = [each for each in corrections if not each.elements]

@@ -11,6 +11,7 @@ import torch
 from compare import Case, compare
 from compare.gradients import section
 from compare.gradients.source_changes import search as search_module
+from compare.gradients.source_changes import source_findings
 from compare.gradients.source_changes.search_result import AT_LIMIT
 from tests.compare.source_changes import effects, mistakes
 from tests.compare.source_changes.test_corrections import matrix
@@ -94,3 +95,14 @@ def test_with_a_correction_nothing_more_is_said():
     result = compare(Case("case", WrongSquare.apply, torch.square, lambda: (matrix(),)), dtypes=DTYPES)
     assert result.findings[0].correction and not result.search_note
     assert not section.section([result]).parts[0].note
+
+
+def test_an_error_of_the_search_is_told_and_no_finding_is_lost(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("a shape that nobody foresaw")
+
+    monkeypatch.setattr(source_findings, "search", fails)
+    result = compare(Case("case", mistakes.Tanh.apply, torch.tanh, lambda: (matrix(),)), dtypes=DTYPES)
+    assert result.findings and result.search_note == source_findings.FAILED.format(
+        "RuntimeError: a shape that nobody foresaw"
+    )
