@@ -39,6 +39,9 @@ class Terms:
         self._named |= {value: key for key, value in named.items()}
         self._coefficients = torch.tensor([*COEFFICIENTS, *self._named], dtype=torch.float64)
 
+    def __len__(self) -> int:
+        return len(self._terms)
+
     def edits(self, site: Site, present: Tensor, expected: Tensor, *, of_two: bool = False) -> Iterator[Edit]:
         """Edits that give an expression its expected value: a term or a factor more, or another expression.
 

@@ -20,7 +20,9 @@ from compare.gradients.source_changes.missing_derivatives import MissingDerivati
 from compare.gradients.source_changes.operands import Operands
 from compare.gradients.source_changes.terms import find_ingredients
 
-MAX_OPERANDS, MAX_NAMES = 40, 6  # whose values are fitted by one term, and by two
+MAX_OPERANDS = 40  # whose values are fitted by one term
+MAX_FOR_TWO, MAX_NAMES = 4, 3  # whole gradients and operands that are fitted by two
+MAX_TERMS_OF_ALL = 30_000
 
 
 class ValueSearch:
@@ -56,12 +58,15 @@ class ValueSearch:
         names = [
             part for part in parts if isinstance(part.place.site.node, ast.Name) or assigned_name(part.place.site)
         ]
-        for of_two, known in ((False, [*whole, *parts]), (True, [*whole, *names[:MAX_NAMES]])):
+        places = {id(each): expected.with_operands(each) for each in (*whole, *parts)}
+        for of_two, known in ((False, [*whole, *parts]), (True, [*whole[:MAX_FOR_TWO], *names[:MAX_NAMES]])):
             for each in known:
-                place, value = expected.with_operands(each), each.value[each.step]
+                place, value = places[id(each)], each.value[each.step]
                 ingredients = find_ingredients(place.site, *place.others, len(each.value), each.step)
                 key = (place.function, value.shape, tuple((i.text, float(i.value.sum())) for i in ingredients))
                 if key not in terms:
+                    if sum(map(len, terms.values())) > MAX_TERMS_OF_ALL:
+                        continue
                     terms[key] = Terms(ingredients, value.shape, place.function.called.numbers)
                 for edit in terms[key].edits(place.site, place.present[each.step], value, of_two=of_two):
                     yield place.with_edit(edit)
