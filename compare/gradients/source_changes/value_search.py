@@ -21,7 +21,7 @@ from compare.gradients.source_changes.operands import Operands
 from compare.gradients.source_changes.terms import find_ingredients
 
 MAX_OPERANDS = 40  # whose values are fitted by one term
-MAX_FOR_TWO, MAX_NAMES = 4, 3  # whole gradients and operands that are fitted by two
+MAX_FOR_TWO, MAX_NAMES = 4, 5  # whole gradients and operands that are fitted by two
 MAX_TERMS_OF_ALL = 30_000
 
 
@@ -54,10 +54,12 @@ class ValueSearch:
         terms: dict[Any, Terms] = {}
         whole = [*self._of_native, *expected.of_gradients(), *expected.of_factors()]
         operands = Operands(expected.places)
-        parts = list(islice((part for each in whole for part in operands.of(each)), MAX_OPERANDS))
-        names = [
-            part for part in parts if isinstance(part.place.site.node, ast.Name) or assigned_name(part.place.site)
-        ]
+        of_whole = {_key(each): each for each in whole}
+        of_parts = {_key(part): part for each in whole for part in operands.of(each)}
+        whole = list(of_whole.values())
+        parts = [part for key, part in of_parts.items() if key not in of_whole][:MAX_OPERANDS]
+        names = [part for part in parts if isinstance(part.place.site.node, ast.Name)]
+        names += [part for part in parts if assigned_name(part.place.site)]
         places = {id(each): expected.with_operands(each) for each in (*whole, *parts)}
         for of_two, known in ((False, [*whole, *parts]), (True, [*whole[:MAX_FOR_TWO], *names[:MAX_NAMES]])):
             for each in known:
@@ -82,3 +84,9 @@ class ValueSearch:
             if known is not None:
                 return known
         return next((as_correction(each) for each in self._of_native if self._expected.is_confirmed(each)), None)
+
+
+def _key(expected: ExpectedValue) -> tuple[int, int, str]:
+    """The same for the same value at the same places."""
+    value = expected.value[expected.step]
+    return id(expected.place.site), len(expected.place.more), f"{float(value.abs().sum()):.6g}"
