@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from compare.gradients.source_changes.called_functions import CalledFunction
+from compare.gradients.source_changes.ending_loops import ends_by_its_test, names_in, starts_a_count
 
 # Modules and builtins whose functions compute, and change nothing outside of the function.
 PURE_MODULES = ("torch", "math", "cmath", "numpy", "itertools", "functools", "operator")
@@ -137,10 +138,10 @@ def find_sites(called: CalledFunction, function: ast.FunctionDef | ast.Lambda) -
 def _visit(
     node: ast.AST, place: Place, ancestors: tuple[ast.AST, ...], called: CalledFunction, sites: list[Site]
 ) -> None:
-    if isinstance(node, LEFT_ALONE):
+    if isinstance(node, LEFT_ALONE) or starts_a_count(node, ancestors[0]):
         return
     if isinstance(node, ast.While):  # an edit of what its test depends on could make it endless
-        for n, statement in enumerate(node.body if ends_by_its_test(node) else []):
+        for n, statement in enumerate(node.body if ends_by_its_test(node, ancestors[0]) else []):
             if not names_in(statement) & names_in(node.test):
                 _visit(statement, Place(node, "body", n), (*ancestors, node), called, sites)
         return
@@ -157,41 +158,6 @@ def _visit(
         for n, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(child, (ast.expr, ast.stmt, ast.keyword, ast.comprehension, ast.ExceptHandler)):
                 _visit(child, Place(node, name, n), (*ancestors, node), called, sites)
-
-
-def ends_by_its_test(loop: ast.While) -> bool:
-    """True for a loop that takes from a list, or counts, each time, whatever the other statements compute.
-
-    One that runs until something has converged could become endless.
-    """
-    if any(isinstance(node, (ast.Break, ast.Continue, ast.Return)) for node in ast.walk(loop)):
-        return False
-    names = names_in(loop.test)
-    if isinstance(loop.test, ast.Compare) and len(loop.test.ops) == 1:
-        directions = {ast.Gt: ast.Sub, ast.GtE: ast.Sub, ast.Lt: ast.Add, ast.LtE: ast.Add}
-        return any(_counts(each, loop.test, directions.get(type(loop.test.ops[0]))) for each in loop.body)
-    uses = [n for each in loop.body for n in ast.walk(each) if isinstance(n, ast.Name) and n.id in names]
-    is_taken = any(isinstance(n, (ast.Assign, ast.Expr)) and _pops(n, names) for n in loop.body)
-    return is_taken and len(names) == 1 and _pops(loop, names) == len(uses)  # nothing else can put something in
-
-
-def _counts(statement: ast.stmt, test: ast.Compare, operator: type[ast.operator] | None) -> bool:
-    """True for a positive constant that is added to what is compared, or taken from it, towards the end."""
-    if not (isinstance(statement, ast.AugAssign) and isinstance(statement.value, ast.Constant)):
-        return False
-    is_towards = operator is not None and isinstance(statement.op, operator) and statement.value.value in (1, 2)
-    return is_towards and ast.unparse(statement.target) == ast.unparse(test.left)
-
-
-def _pops(node: ast.AST, names: set[str]) -> int:
-    """Number of calls that take an element from a list with one of the names."""
-    owners = [n.value for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "pop"]
-    return sum(isinstance(owner, ast.Name) and owner.id in names for owner in owners)
-
-
-def names_in(node: ast.AST) -> set[str]:
-    """Names that are read or assigned in a node."""
-    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
 
 
 def _computes(call: ast.Call, called: CalledFunction) -> bool:

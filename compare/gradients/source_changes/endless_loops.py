@@ -6,7 +6,7 @@ import ast
 
 from compare.gradients.source_changes.called_functions import CalledFunction
 from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown
-from compare.gradients.source_changes.edits import ends_by_its_test
+from compare.gradients.source_changes.ending_loops import ends_by_its_test
 
 GROWING = {"append", "extend", "insert", "add", "update", "put", "appendleft"}
 
@@ -18,7 +18,7 @@ def endless_loop(called: CalledFunction) -> int | None:
     except SourceUnknown:
         return None
     for loop in ast.walk(node):
-        if isinstance(loop, ast.While) and not ends_by_its_test(loop):
+        if isinstance(loop, ast.While) and not ends_by_its_test(loop, node):
             return loop.lineno
         if isinstance(loop, ast.For):
             over = {n.id for n in ast.walk(loop.iter) if isinstance(n, ast.Name)}

@@ -7,7 +7,8 @@ import copy
 from collections.abc import Iterator, Sequence
 
 from compare.gradients.source_changes.called_functions import CalledFunction
-from compare.gradients.source_changes.edits import Edit, Site, names_in
+from compare.gradients.source_changes.edits import Edit, Site
+from compare.gradients.source_changes.ending_loops import names_in
 from compare.gradients.source_changes.expression_edits import name
 from compare.gradients.source_changes.insertion_edits import OPERATORS, is_value, is_whole
 

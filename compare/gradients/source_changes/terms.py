@@ -13,7 +13,8 @@ from itertools import combinations, combinations_with_replacement
 import torch
 from torch import Tensor
 
-from compare.gradients.source_changes.edits import Site, assigned_name, names_in
+from compare.gradients.source_changes.edits import Site, assigned_name
+from compare.gradients.source_changes.ending_loops import names_in
 from compare.gradients.source_changes.expression_edits import method, number
 
 MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 22, 2000

@@ -331,7 +331,29 @@ def is_filled_again(values):
     return total
 
 
+def doubles(values):
+    total, width = 0, 0
+    width = 1
+    while width <= len(values):
+        total = total + width
+        total = 2 * total
+        width *= 2
+    return total
+
+
+def doubles_from_one(values):
+    total = 0
+    width = 1
+    while width <= len(values):
+        total = total + values[0]
+        total = 2 * total
+        width *= 2
+    return total
+
+
 LOOPS = [
+    (doubles, 0),
+    (doubles_from_one, 1),
     (takes_from_a_list, 1),
     (counts_down, 1),
     (converges, 0),
@@ -348,7 +370,9 @@ def test_only_loops_that_end_in_any_case_are_edited(function, count):
     (loop,) = (n for n in ast.walk(node) if isinstance(n, ast.While))
     sites = [site for site in find_sites(called, node) if any(a is loop for a in site.ancestors)]
     statements = [ast.unparse(site.node) for site in sites if isinstance(site.node, ast.stmt)]
-    assert len(statements) == count and not any("left" in text or "n -=" in text for text in statements), statements
+    words = ("left", "n -=", "width")
+    assert len(statements) == count and not any(word in text for text in statements for word in words), statements
+    assert "width = 1" not in {ast.unparse(site.node) for site in find_sites(called, node)}
 
 
 class Halves(Function):
