@@ -27,7 +27,7 @@ from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
 
 @kernel(
     x=POINTER,  # (N, H, W, padded C_in); if vectorizes_outputs, (N, C_in, H, W)
-    packed_weight=POINTER,  # (padded C_out, kH, kW·padded C_in), flipped
+    packed_weight=POINTER,  # (padded C_out, kH, kW, padded C_in + weight_gap), flipped
     grad_out=POINTER,  # (N, H_out, W_out, padded C_out)
     pool_index=POINTER,  # the same, bytes
     grad_input=POINTER,  # (N, H, W, padded C_in)
@@ -43,6 +43,7 @@ from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
     width=INT,
     in_channels=INT,
     in_channels_padded=INT,  # a multiple of the lanes
+    weight_gap=INT,  # floats of the packed weight that are not read
     kernel_height=INT,
     kernel_width=INT,
     out_channels_padded=INT,  # a multiple of the lanes
@@ -65,9 +66,7 @@ def conv_pool_backward(emit: Emitter, a: Arguments) -> None:
     clear(emit, a.grad_bias, a.out_channels_padded)
     emit.store(emit.constant(FLOAT, 0), a.nonfinite)
     with emit.if_then(a.needs_grad_input == 1):
-        _accumulate_nonfinite(
-            emit, a.nonfinite, a.packed_weight, a.out_channels_padded * a.kernel_height * a.weight_row_numel
-        )
+        _accumulate_nonfinite_weight(emit, a)
     start, stop = task_range(emit, a, a.batch_size)
     with emit.loop(start, stop, IMAGES_PER_BLOCK) as first:
         end = emit.select(first + IMAGES_PER_BLOCK < stop, first + IMAGES_PER_BLOCK, stop)
@@ -89,6 +88,8 @@ def _derive_sizes(emit: Emitter, a: Arguments) -> None:
     channels_in_memory = emit.select(a.vectorizes_outputs == 1, a.in_channels, a.in_channels_padded)
     a.image_numel = a.height * a.width * channels_in_memory
     a.weight_row_numel = a.kernel_width * a.in_channels_padded
+    a.weight_numel = a.in_channels_padded + a.weight_gap
+    a.packed_row_numel = a.kernel_width * a.weight_numel
     tile = KERNEL_COLUMNS_PER_TILE
     a.padded_kernel_width = (a.kernel_width + (tile - 1)) // tile * tile
     a.numel_over_inputs = a.out_channels_padded * a.kernel_height * a.weight_row_numel
@@ -122,6 +123,19 @@ def _accumulate_nonfinite(emit: Emitter, nonfinite: Value, address: Value, numel
     with emit.loop(full, numel) as n:
         total.add(emit.load(address + n * 4, FLOAT) * 0)
     emit.store(total.get(), nonfinite)
+
+
+def _accumulate_nonfinite_weight(emit: Emitter, a: Arguments) -> None:
+    """Set ``nonfinite`` to NaN if a weight is infinite or NaN; floats of the gaps may be."""
+    zero = emit.constant(emit.float_vector, 0)
+    total = emit.variable(zero)
+    with (
+        emit.loop(0, a.out_channels_padded * a.kernel_height * a.kernel_width) as position,
+        emit.loop(0, a.in_channels_padded, emit.lanes) as c_in,
+    ):
+        vector = emit.load(a.packed_weight + (position * a.weight_numel + c_in) * 4, emit.float_vector)
+        total.set(emit.fma(vector, zero, total.get()))
+    emit.store(emit.load(a.nonfinite, FLOAT) + emit.reduce_add(total.get()), a.nonfinite)
 
 
 def _grad_z(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
