@@ -21,6 +21,7 @@ from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
 from manualgrad.network.cpu_blocks import CPUDevice
+from manualgrad.network.cpu_borders import share_borders
 from manualgrad.network.cpu_conv_pool_block import ConvReLUPoolBlock
 from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import Conv, NetworkSpec
@@ -41,6 +42,7 @@ class Plan:
         self.module, self.network, self.batch_size = module, network, batch_size
         self.device = CPUDevice(module)
         builder = self.builder = PlanBuilder(self.device, network, batch_size, threads)
+        share_borders(builder.blocks)
         self.input_shape = torch.Size((batch_size, *network.image_shape))
         self.parameter_names = builder.parameter_names
         self.parameter_shapes = list(map(torch.Size, builder.parameter_shapes))

@@ -52,7 +52,16 @@ def make_large() -> nn.Sequential:
     return nn.Sequential(first, second, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(130 * 3 * 3, 5))
 
 
+def make_vgg() -> nn.Sequential:
+    """Pairs of padded convolutions: the first of each writes the border that the second one reads."""
+    conv, relu, pool = nn.Conv2d, nn.ReLU, nn.MaxPool2d
+    layers = [conv(2, 16, 3, padding=1), relu(), conv(16, 20, (3, 2), padding=(2, 1)), relu(), pool(2)]
+    layers += [conv(20, 32, 3, stride=2), relu(), conv(32, 16, 2, padding=1), relu(), pool(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 4 * 3, 5))
+
+
 MODELS = {
+    "pairs of padded convolutions": lambda: mg.from_torch(make_vgg()),
     "a large weight": lambda: mg.from_torch(make_large()),
     "any layers": lambda: mg.from_torch(make_general()),
     "any layers of manualgrad.nn": lambda: make_general(0.5),
@@ -95,6 +104,14 @@ def test_a_large_weight_is_multiplied_by_all_images_at_once():
         plan = get_plan(NetworkSpec((120, 4, 4), (conv, Flatten(True), Dense(5, 4 * channels))), 2)
         blocks.append(type(plan.builder.blocks[0]).__name__)
     assert blocks == ["ConvReLUPoolBlock", "ConvBlock"]
+
+
+def test_a_convolution_writes_the_border_that_the_next_one_reads():
+    layers = [Conv(32, 3, (3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros", False, 0.0, None)]
+    layers += [Conv(20, 32, (3, 2), (1, 1), (2, 1), (1, 1), 1, "zeros", False, 0.0, POOL)]
+    builder = get_plan(NetworkSpec((3, 8, 9), (*layers, Flatten(True), Dense(5, 20 * 5 * 5))), 2).builder
+    assert builder.blocks[0].out.memory_shape == (12, 11, 32)
+    assert not {"x_padded1", "grad_x_padded1"} & {*builder.saved_buffers(), *builder.scratch_buffers()}
 
 
 @pytest.mark.parametrize("make", MODELS.values(), ids=list(MODELS))
