@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from manualgrad.cpu.conv_pool_scratch import IMAGES_PER_BLOCK, KERNEL_COLUMNS_PER_TILE, READ_SLACK
 from manualgrad.cpu.ir.tiles import clear, task_range
-from manualgrad.cpu.ir.values import FLOAT, INT32, Value
+from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv_pool_grad_input import grad_input
 from manualgrad.cpu.kernels.conv_pool_grad_weight import grad_weight_over_inputs, grad_weight_over_outputs
@@ -66,7 +66,10 @@ def conv_pool_backward(emit: Emitter, a: Arguments) -> None:
     clear(emit, a.grad_bias, a.out_channels_padded)
     emit.store(emit.constant(FLOAT, 0), a.nonfinite)
     with emit.if_then(a.needs_grad_input == 1):
-        _accumulate_nonfinite_weight(emit, a)
+        positions, has_gap = a.out_channels_padded * a.kernel_height * a.kernel_width, a.weight_gap > 0
+        one, all_weights = emit.constant(INT64, 1), positions * a.in_channels_padded
+        rows, numel = emit.select(has_gap, positions, one), emit.select(has_gap, a.in_channels_padded, all_weights)
+        _accumulate_nonfinite(emit, a.nonfinite, a.packed_weight, numel, rows, a.weight_numel * 4)
     start, stop = task_range(emit, a, a.batch_size)
     with emit.loop(start, stop, IMAGES_PER_BLOCK) as first:
         end = emit.select(first + IMAGES_PER_BLOCK < stop, first + IMAGES_PER_BLOCK, stop)
@@ -108,34 +111,24 @@ def _derive_sizes(emit: Emitter, a: Arguments) -> None:
     a.positions = a.image_copy + (a.image_numel + READ_SLACK) * 4
 
 
-def _accumulate_nonfinite(emit: Emitter, nonfinite: Value, address: Value, numel: Value) -> None:
-    """Set ``nonfinite`` to NaN if one of the floats is infinite or NaN: 0 times any other float is 0."""
+def _accumulate_nonfinite(
+    emit: Emitter, nonfinite: Value, address: Value, numel: Value, rows: Value | int = 1, row_bytes: Value | int = 0
+) -> None:
+    """Set ``nonfinite`` to NaN if one of ``numel`` floats of a row is infinite or NaN: 0 times any other is 0."""
     zero, step = emit.constant(emit.float_vector, 0), 4 * emit.lanes
     sums = [emit.variable(zero) for _ in range(4)]  # four chains of additions, to hide the latency of one
-    full = numel - numel % step
-    with emit.loop(0, full, step) as n:
-        for i, vector_sum in enumerate(sums):
-            vector = emit.load(address + n * 4 + emit.vector_bytes * i, emit.float_vector)
-            vector_sum.set(emit.fma(vector, zero, vector_sum.get()))
-    total = emit.variable(emit.load(nonfinite, FLOAT))
+    total, full = emit.variable(emit.load(nonfinite, FLOAT)), numel - numel % step
+    with emit.loop(0, rows) as row:
+        start = address + row * row_bytes
+        with emit.loop(0, full, step) as n:
+            for i, vector_sum in enumerate(sums):
+                vector = emit.load(start + n * 4 + emit.vector_bytes * i, emit.float_vector)
+                vector_sum.set(emit.fma(vector, zero, vector_sum.get()))
+        with emit.loop(full, numel) as n:
+            total.add(emit.load(start + n * 4, FLOAT) * 0)
     for vector_sum in sums:
         total.add(emit.reduce_add(vector_sum.get()))
-    with emit.loop(full, numel) as n:
-        total.add(emit.load(address + n * 4, FLOAT) * 0)
     emit.store(total.get(), nonfinite)
-
-
-def _accumulate_nonfinite_weight(emit: Emitter, a: Arguments) -> None:
-    """Set ``nonfinite`` to NaN if a weight is infinite or NaN; floats of the gaps may be."""
-    zero = emit.constant(emit.float_vector, 0)
-    total = emit.variable(zero)
-    with (
-        emit.loop(0, a.out_channels_padded * a.kernel_height * a.kernel_width) as position,
-        emit.loop(0, a.in_channels_padded, emit.lanes) as c_in,
-    ):
-        vector = emit.load(a.packed_weight + (position * a.weight_numel + c_in) * 4, emit.float_vector)
-        total.set(emit.fma(vector, zero, total.get()))
-    emit.store(emit.load(a.nonfinite, FLOAT) + emit.reduce_add(total.get()), a.nonfinite)
 
 
 def _grad_z(emit: Emitter, a: Arguments, image: Value, n: Value) -> None:
