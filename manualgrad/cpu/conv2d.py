@@ -103,21 +103,37 @@ def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor | None:
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry. None if a sum is not finite:
     the kernel leaves out pixels outside the image, which the formula multiplies as zeros."""
+    grads = _grad_weight(module, g, x, geometry, False)
+    return None if grads is None else grads[0]
+
+
+def conv2d_grad_weight_and_bias(
+    module: KernelModule, g: Tensor, x: Tensor, geometry: Any
+) -> tuple[Tensor, Tensor | None] | None:
+    """W(g, x) and the gradient of the bias, (C_out). None as in :func:`conv2d_grad_weight`."""
+    return _grad_weight(module, g, x, geometry, True)
+
+
+def _grad_weight(
+    module: KernelModule, g: Tensor, x: Tensor, geometry: Any, needs_bias: bool
+) -> tuple[Tensor, Tensor | None] | None:
     if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
-        return depthwise.depthwise_grad_weight(module, g, x, geometry)
+        return depthwise.depthwise_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     if x.shape[0] and is_pointwise(module, geometry, x, g.shape[1], is_in_contiguous_format(g)):
-        return pointwise_grad_weight(g, x, geometry)
+        return pointwise_grad_weight(g, x, geometry), _grad_bias(g, needs_bias)
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     if not x.shape[0]:
-        return grad_w.zero_()
+        return grad_w.zero_(), _grad_bias(g, needs_bias)
+    grad_b = memory.new(g.shape[1]) if needs_bias else None
     program = programs.grad_weight_program(
         module.instructions, x.shape, w_shape, grad_w.stride(), geometry,
-        (is_in_contiguous_format(x), is_in_contiguous_format(g)), torch.get_num_threads(),
+        (is_in_contiguous_format(x), is_in_contiguous_format(g)), needs_bias, torch.get_num_threads(),
     )  # fmt: skip
     x = x if program.contiguous[0] else _images(x, program)
     g = g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
-    return grad_w if program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr()) else None
+    is_right = program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr(), _address(grad_b))
+    return (grad_w, grad_b) if is_right else None
 
 
 def unsupported_conv2d_backward(g: Tensor, x: Tensor, w: Tensor, _: bool, geometry: Any) -> str:
@@ -136,30 +152,35 @@ def conv2d_backward(
     ):
         # with a stride one workspace for both would be much larger, since the input's gradient has several grids
         of_input = conv2d_grad_input(module, g, w, geometry)
-        of_weight = None if of_input is None else conv2d_grad_weight(module, g, x, geometry)
-        if of_input is None or of_weight is None:
-            return None
-        return of_input, of_weight, _grad_bias(g, needs_bias)
+        of_weight = None if of_input is None else _grad_weight(module, g, x, geometry, needs_bias)
+        return None if of_input is None or of_weight is None else (of_input, *of_weight)
     w, channels_last = _dense(w), geometry.channels_last
     grad_w = memory.new_channels_last(*w.shape) if channels_last else memory.new(*w.shape)
     program = programs.backward_program(
         module.instructions, x.shape, w.shape, w.stride(), grad_w.stride(), geometry,
-        (is_in_contiguous_format(g), is_in_contiguous_format(x), not channels_last), torch.get_num_threads(),
+        (is_in_contiguous_format(g), is_in_contiguous_format(x), not channels_last), needs_bias,
+        torch.get_num_threads(),
     )  # fmt: skip
     g_read = g if program.contiguous[0] else to_contiguous(g, torch.channels_last)
     x = x if program.contiguous[1] else _images(x, program)
     grad_x = _new_result(program, program.contiguous[2])
+    grad_b = memory.new(g.shape[1], zeros=not g.shape[0]) if needs_bias else None
+    addresses = [_address(t) for t in (g_read, x, w, grad_x, grad_w, grad_b)]
     if not g.shape[0]:
         grad_w.zero_()
-    elif not program.run(g_read.data_ptr(), x.data_ptr(), w.data_ptr(), grad_x.data_ptr(), grad_w.data_ptr()):
+    elif not program.run(*addresses):
         return None
     if not (channels_last or program.contiguous[2]):
         grad_x = _clone_contiguous(grad_x)
-    return grad_x, grad_w, _grad_bias(g, needs_bias)
+    return grad_x, grad_w, grad_b
 
 
 def _grad_bias(g: Tensor, is_needed: bool) -> Tensor | None:
     return g.sum((0, 2, 3)) if is_needed else None
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 def _unsupported(fits: Callable[..., bool], geometry: Any, *tensors: Tensor) -> str:

@@ -2,14 +2,13 @@
 
     z = C(x, w) + b, y = R(z), out = P(y)   ``conv2d``, ``relu_forward``, ``max_pool2d_forward``
     δ = P⁻¹(grad_out) R'(z)                 ``max_pool2d_backward``, ``relu_backward``
-    grad_x, Δw, Δb from δ                   ``conv2d`` again, ``conv2d_grad_weight``, ``gemm_strided``
+    grad_x, Δw, Δb from δ                   ``conv2d`` again, ``conv2d_grad_weight``
 
 ``conv2d`` itself applies R if R'(0) = 0: then y tells R'(z) as well as z does.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import torch
@@ -26,9 +25,6 @@ from manualgrad.network.device import Activation, BlockBuffers, Split
 from manualgrad.network.layers import Conv
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry
-
-SUM_WINDOWS = 4096  # rows of a sum of the bias's gradient, whose sums are added next: long sums round more
-_ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
 
 
 class ConvBlock:
@@ -122,7 +118,6 @@ class ConvBlock:
             "unpack_flags": 4 * split.num_threads,
             "sums_weight": self.calls.units * self.calls.unit_bytes,
             "grads": split.num_threads * self.calls.panel_bytes(chunk),
-            "bias_parts": 4 * self.conv_size[2] * -(-self._conv_numel // (self.conv_size[2] * SUM_WINDOWS)),
         }
         if self.pooling:
             buffers["grad_y"] = 4 * self._conv_numel
@@ -292,18 +287,9 @@ class ConvBlock:
         weight = self.calls.grad_weight(
             self._call, split_work(self.calls.units, threads)[1], self._grad_chunk, x=self._x(at), grad_out=grad_z,
             lists=at.own("lists"), sums=at.own("sums_weight"), packed_grads=at.own("grads"),
-            lists_zeros=not self.unpack_flags,
+            lists_zeros=not self.unpack_flags, grad_bias=at.own("db"),
         )  # fmt: skip
-        windows, channels = self._conv_numel // self.conv_size[2], self.conv_size[2]
-        if windows <= SUM_WINDOWS:
-            return [weight, self._sum_rows(grad_z, at.own("db"), windows)]  # eq. (18), (21)
-        parts = at.own("bias_parts")
-        starts = range(0, windows, SUM_WINDOWS)
-        sums = [
-            self._sum_rows(grad_z + 4 * channels * start, parts + 4 * channels * n, min(SUM_WINDOWS, windows - start))
-            for n, start in enumerate(starts)
-        ]
-        return [weight, *sums, self._sum_rows(parts, at.own("db"), len(starts))]  # eq. (18), (21)
+        return [weight]  # eq. (18), (21)
 
     def unpack_grads(self, at: BlockBuffers) -> list[KernelCall]:
         threads = at.split.num_threads
@@ -314,13 +300,6 @@ class ConvBlock:
             nonfinite=flags if self.unpack_flags else at.own("unpack_flags"),
         )  # fmt: skip
         return [unpack]
-
-    def _sum_rows(self, rows: BufferRef, out: BufferRef, count: int) -> KernelCall:
-        """Add ``count`` rows of the convolution's channels."""
-        return self._call(
-            "gemm_strided", lhs=ctypes.addressof(_ONE), row_stride=0, inner_stride=0, rhs=rows, out=out, rows=1,
-            share=1, inner_size=count, columns=self.conv_size[2],
-        )  # fmt: skip
 
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = to_contiguous(x, torch.channels_last)
