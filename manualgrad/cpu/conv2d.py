@@ -7,32 +7,29 @@ why the kernel does not compute its arguments, "" if it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from manualgrad._torch_compat import ORDINARY_CPU_KEYS, dispatch_keys
 from manualgrad.cpu import conv2d_programs as programs
 from manualgrad.cpu import depthwise, memory
+from manualgrad.cpu.conv2d_checks import (
+    fits_backward,
+    fits_forward,
+    fits_grad_input,
+    fits_grad_weight,
+    unsupported,
+)
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.pointwise import is_pointwise, pointwise_forward, pointwise_grad_input, pointwise_grad_weight
-from manualgrad.cpu.tensor_checks import (
-    TOO_SMALL,
-    is_in_contiguous_format,
-    span_in_memory,
-    unsupported_tensor,
-    unsupported_tensors,
-)
-from manualgrad.tensor_checks import PLAIN_TYPES
+from manualgrad.cpu.tensor_checks import is_in_contiguous_format
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    return _unsupported(_fits_forward, geometry, *((x, w) if b is None else (x, w, b)))
+    return unsupported(fits_forward, geometry, *((x, w) if b is None else (x, w, b)))
 
 
 def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor | None:
@@ -74,7 +71,7 @@ def _forward(
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    return _unsupported(_fits_grad_input, geometry, g, w)
+    return unsupported(fits_grad_input, geometry, g, w)
 
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
@@ -97,7 +94,7 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    return _unsupported(_fits_grad_weight, geometry, g, x)
+    return unsupported(fits_grad_weight, geometry, g, x)
 
 
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor | None:
@@ -137,7 +134,7 @@ def _grad_weight(
 
 
 def unsupported_conv2d_backward(g: Tensor, x: Tensor, w: Tensor, _: bool, geometry: Any) -> str:
-    return _unsupported(_fits_backward, geometry, g, x, w)
+    return unsupported(fits_backward, geometry, g, x, w)
 
 
 def conv2d_backward(
@@ -181,71 +178,6 @@ def _grad_bias(g: Tensor, is_needed: bool) -> Tensor | None:
 
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
-
-
-def _unsupported(fits: Callable[..., bool], geometry: Any, *tensors: Tensor) -> str:
-    """Return the reason why kernels do not support the tensors, or ``fits`` of their shapes is False; else ""."""
-    if torch.compiler.is_compiling():
-        reason = unsupported_tensors(*tensors)
-        return reason or ("" if fits(geometry, *[x.shape for x in tensors]) else MISFIT)
-    for x in tensors:
-        is_ordinary = type(x) in PLAIN_TYPES and dispatch_keys(x).raw_repr() == ORDINARY_CPU_KEYS
-        if not (is_ordinary and x.dtype is torch.float32) and (reason := unsupported_tensor(x)):
-            return reason
-    spans = _spans(fits, geometry, *[(x.shape, x.stride()) for x in tensors])
-    if spans is None:
-        return MISFIT
-    for x, span in zip(tensors, spans, strict=True):
-        if span and x.untyped_storage().nbytes() < (x.storage_offset() + span) * FLOAT_BYTES:
-            return TOO_SMALL
-    return ""
-
-
-MISFIT = "the geometry is not that of the tensors"
-FLOAT_BYTES = 4
-
-
-@lru_cache(maxsize=1024)
-def _spans(
-    fits: Callable[..., bool], geometry: Any, *formats: tuple[Sequence[int], Sequence[int]]
-) -> tuple[int, ...] | None:
-    """Elements from the first to the last in memory of tensors with these shapes and strides, if the shapes fit."""
-    if not fits(geometry, *[shape for shape, _ in formats]):
-        return None
-    return tuple(span_in_memory(shape, strides) for shape, strides in formats)
-
-
-def _fits_forward(
-    geometry: Any, x_shape: Sequence[int], w_shape: Sequence[int], b_shape: Sequence[int] | None = None
-) -> bool:
-    fits = _is_input(geometry, x_shape, w_shape[1]) and _is_weight(geometry, w_shape)
-    return fits and (b_shape is None or tuple(b_shape) == (w_shape[0],))
-
-
-def _fits_grad_input(geometry: Any, g_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
-    return _is_output(geometry, g_shape, w_shape[0]) and _is_weight(geometry, w_shape)
-
-
-def _fits_grad_weight(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int]) -> bool:
-    fits = _is_input(geometry, x_shape, x_shape[1] // geometry.groups) and _is_output(geometry, g_shape, g_shape[1])
-    return fits and g_shape[0] == x_shape[0]
-
-
-def _fits_backward(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
-    return _fits_grad_input(geometry, g_shape, w_shape) and _fits_grad_weight(geometry, g_shape, x_shape)
-
-
-def _is_input(geometry: Any, shape: Sequence[int], group_channels: int) -> bool:
-    return tuple(shape[1:]) == (group_channels * geometry.groups, *geometry.input_size)
-
-
-def _is_weight(geometry: Any, shape: Sequence[int]) -> bool:
-    return bool(tuple(shape[2:]) == geometry.windows.kernel_size and shape[0] % geometry.groups == 0)
-
-
-def _is_output(geometry: Any, shape: Sequence[int], channels: int) -> bool:
-    size = geometry.windows.output_size(*geometry.input_size)
-    return tuple(shape[1:]) == (channels, *size) and channels % geometry.groups == 0
 
 
 def _dense(w: Tensor) -> Tensor:
