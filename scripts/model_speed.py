@@ -1,6 +1,6 @@
 """Time of a training step of converted models, beside the models that they were made from.
 
-    python -m scripts.model_speed [THREADS]
+    python -m scripts.model_speed [THREADS [NAME ...]]
 
 Forward, cross-entropy and backward in float32, with the allocator tuned. Each side runs in both memory layouts, and
 the faster one counts. The contenders take turns; a ratio is that of the medians. With one thread, the default, times
@@ -86,10 +86,12 @@ def make_step(model: nn.Module, x: Tensor, labels: Tensor) -> Callable[[], None]
 
 
 def main() -> None:
-    stopwatch = stopwatch_from_arguments("python -m scripts.model_speed", __doc__)
+    known = models()
+    stopwatch = stopwatch_from_arguments("python -m scripts.model_speed", __doc__, list(known))
     print(kernels.available())
     ratios = []
-    for name, (make, shape) in models().items():
+    for name in stopwatch.names:
+        make, shape = known[name]
         torch.manual_seed(0)
         native, x, labels = make().train(), torch.randn(shape), torch.randint(10, shape[:1])
         steps = {}

@@ -7,32 +7,29 @@ why the kernel does not compute its arguments, "" if it does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from manualgrad._torch_compat import ORDINARY_CPU_KEYS, dispatch_keys
 from manualgrad.cpu import conv2d_programs as programs
 from manualgrad.cpu import depthwise, memory
+from manualgrad.cpu.conv2d_checks import (
+    fits_backward,
+    fits_forward,
+    fits_grad_input,
+    fits_grad_weight,
+    unsupported,
+)
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.depthwise import is_depthwise
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.pointwise import is_pointwise, pointwise_forward, pointwise_grad_input, pointwise_grad_weight
-from manualgrad.cpu.tensor_checks import (
-    TOO_SMALL,
-    is_in_contiguous_format,
-    span_in_memory,
-    unsupported_tensor,
-    unsupported_tensors,
-)
-from manualgrad.tensor_checks import PLAIN_TYPES
+from manualgrad.cpu.tensor_checks import is_in_contiguous_format
 
 
 def unsupported_conv2d_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> str:
-    return _unsupported(_fits_forward, geometry, *((x, w) if b is None else (x, w, b)))
+    return unsupported(fits_forward, geometry, *((x, w) if b is None else (x, w, b)))
 
 
 def conv2d_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor | None:
@@ -74,7 +71,7 @@ def _forward(
 
 
 def unsupported_conv2d_grad_input(g: Tensor, w: Tensor, geometry: Any) -> str:
-    return _unsupported(_fits_grad_input, geometry, g, w)
+    return unsupported(fits_grad_input, geometry, g, w)
 
 
 def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any) -> Tensor | None:
@@ -97,31 +94,47 @@ def conv2d_grad_input(module: KernelModule, g: Tensor, w: Tensor, geometry: Any)
 
 
 def unsupported_conv2d_grad_weight(g: Tensor, x: Tensor, geometry: Any) -> str:
-    return _unsupported(_fits_grad_weight, geometry, g, x)
+    return unsupported(fits_grad_weight, geometry, g, x)
 
 
 def conv2d_grad_weight(module: KernelModule, g: Tensor, x: Tensor, geometry: Any) -> Tensor | None:
     """W(g, x): (C_out, C_in / groups, kH, kW), in the memory format of the geometry. None if a sum is not finite:
     the kernel leaves out pixels outside the image, which the formula multiplies as zeros."""
+    grads = _grad_weight(module, g, x, geometry, False)
+    return None if grads is None else grads[0]
+
+
+def conv2d_grad_weight_and_bias(
+    module: KernelModule, g: Tensor, x: Tensor, geometry: Any
+) -> tuple[Tensor, Tensor | None] | None:
+    """W(g, x) and the gradient of the bias, (C_out). None as in :func:`conv2d_grad_weight`."""
+    return _grad_weight(module, g, x, geometry, True)
+
+
+def _grad_weight(
+    module: KernelModule, g: Tensor, x: Tensor, geometry: Any, needs_bias: bool
+) -> tuple[Tensor, Tensor | None] | None:
     if is_depthwise(geometry, g.shape[1], x.shape[1] // geometry.groups):
-        return depthwise.depthwise_grad_weight(module, g, x, geometry)
+        return depthwise.depthwise_grad_weight(module, g, x, geometry), _grad_bias(g, needs_bias)
     w_shape = g.shape[1], x.shape[1] // geometry.groups, *geometry.windows.kernel_size
     if x.shape[0] and is_pointwise(module, geometry, x, g.shape[1], is_in_contiguous_format(g)):
-        return pointwise_grad_weight(g, x, geometry)
+        return pointwise_grad_weight(g, x, geometry), _grad_bias(g, needs_bias)
     grad_w = memory.new_channels_last(*w_shape) if geometry.channels_last else memory.new(*w_shape)
     if not x.shape[0]:
-        return grad_w.zero_()
+        return grad_w.zero_(), _grad_bias(g, needs_bias)
+    grad_b = memory.new(g.shape[1]) if needs_bias else None
     program = programs.grad_weight_program(
         module.instructions, x.shape, w_shape, grad_w.stride(), geometry,
-        (is_in_contiguous_format(x), is_in_contiguous_format(g)), torch.get_num_threads(),
+        (is_in_contiguous_format(x), is_in_contiguous_format(g)), needs_bias, torch.get_num_threads(),
     )  # fmt: skip
     x = x if program.contiguous[0] else _images(x, program)
     g = g if program.contiguous[1] else to_contiguous(g, torch.channels_last)
-    return grad_w if program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr()) else None
+    is_right = program.run(x.data_ptr(), g.data_ptr(), grad_w.data_ptr(), _address(grad_b))
+    return (grad_w, grad_b) if is_right else None
 
 
 def unsupported_conv2d_backward(g: Tensor, x: Tensor, w: Tensor, _: bool, geometry: Any) -> str:
-    return _unsupported(_fits_backward, geometry, g, x, w)
+    return unsupported(fits_backward, geometry, g, x, w)
 
 
 def conv2d_backward(
@@ -136,95 +149,35 @@ def conv2d_backward(
     ):
         # with a stride one workspace for both would be much larger, since the input's gradient has several grids
         of_input = conv2d_grad_input(module, g, w, geometry)
-        of_weight = None if of_input is None else conv2d_grad_weight(module, g, x, geometry)
-        if of_input is None or of_weight is None:
-            return None
-        return of_input, of_weight, _grad_bias(g, needs_bias)
+        of_weight = None if of_input is None else _grad_weight(module, g, x, geometry, needs_bias)
+        return None if of_input is None or of_weight is None else (of_input, *of_weight)
     w, channels_last = _dense(w), geometry.channels_last
     grad_w = memory.new_channels_last(*w.shape) if channels_last else memory.new(*w.shape)
     program = programs.backward_program(
         module.instructions, x.shape, w.shape, w.stride(), grad_w.stride(), geometry,
-        (is_in_contiguous_format(g), is_in_contiguous_format(x), not channels_last), torch.get_num_threads(),
+        (is_in_contiguous_format(g), is_in_contiguous_format(x), not channels_last), needs_bias,
+        torch.get_num_threads(),
     )  # fmt: skip
     g_read = g if program.contiguous[0] else to_contiguous(g, torch.channels_last)
     x = x if program.contiguous[1] else _images(x, program)
     grad_x = _new_result(program, program.contiguous[2])
+    grad_b = memory.new(g.shape[1], zeros=not g.shape[0]) if needs_bias else None
+    addresses = [_address(t) for t in (g_read, x, w, grad_x, grad_w, grad_b)]
     if not g.shape[0]:
         grad_w.zero_()
-    elif not program.run(g_read.data_ptr(), x.data_ptr(), w.data_ptr(), grad_x.data_ptr(), grad_w.data_ptr()):
+    elif not program.run(*addresses):
         return None
     if not (channels_last or program.contiguous[2]):
         grad_x = _clone_contiguous(grad_x)
-    return grad_x, grad_w, _grad_bias(g, needs_bias)
+    return grad_x, grad_w, grad_b
 
 
 def _grad_bias(g: Tensor, is_needed: bool) -> Tensor | None:
     return g.sum((0, 2, 3)) if is_needed else None
 
 
-def _unsupported(fits: Callable[..., bool], geometry: Any, *tensors: Tensor) -> str:
-    """Return the reason why kernels do not support the tensors, or ``fits`` of their shapes is False; else ""."""
-    if torch.compiler.is_compiling():
-        reason = unsupported_tensors(*tensors)
-        return reason or ("" if fits(geometry, *[x.shape for x in tensors]) else MISFIT)
-    for x in tensors:
-        is_ordinary = type(x) in PLAIN_TYPES and dispatch_keys(x).raw_repr() == ORDINARY_CPU_KEYS
-        if not (is_ordinary and x.dtype is torch.float32) and (reason := unsupported_tensor(x)):
-            return reason
-    spans = _spans(fits, geometry, *[(x.shape, x.stride()) for x in tensors])
-    if spans is None:
-        return MISFIT
-    for x, span in zip(tensors, spans, strict=True):
-        if span and x.untyped_storage().nbytes() < (x.storage_offset() + span) * FLOAT_BYTES:
-            return TOO_SMALL
-    return ""
-
-
-MISFIT = "the geometry is not that of the tensors"
-FLOAT_BYTES = 4
-
-
-@lru_cache(maxsize=1024)
-def _spans(
-    fits: Callable[..., bool], geometry: Any, *formats: tuple[Sequence[int], Sequence[int]]
-) -> tuple[int, ...] | None:
-    """Elements from the first to the last in memory of tensors with these shapes and strides, if the shapes fit."""
-    if not fits(geometry, *[shape for shape, _ in formats]):
-        return None
-    return tuple(span_in_memory(shape, strides) for shape, strides in formats)
-
-
-def _fits_forward(
-    geometry: Any, x_shape: Sequence[int], w_shape: Sequence[int], b_shape: Sequence[int] | None = None
-) -> bool:
-    fits = _is_input(geometry, x_shape, w_shape[1]) and _is_weight(geometry, w_shape)
-    return fits and (b_shape is None or tuple(b_shape) == (w_shape[0],))
-
-
-def _fits_grad_input(geometry: Any, g_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
-    return _is_output(geometry, g_shape, w_shape[0]) and _is_weight(geometry, w_shape)
-
-
-def _fits_grad_weight(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int]) -> bool:
-    fits = _is_input(geometry, x_shape, x_shape[1] // geometry.groups) and _is_output(geometry, g_shape, g_shape[1])
-    return fits and g_shape[0] == x_shape[0]
-
-
-def _fits_backward(geometry: Any, g_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int]) -> bool:
-    return _fits_grad_input(geometry, g_shape, w_shape) and _fits_grad_weight(geometry, g_shape, x_shape)
-
-
-def _is_input(geometry: Any, shape: Sequence[int], group_channels: int) -> bool:
-    return tuple(shape[1:]) == (group_channels * geometry.groups, *geometry.input_size)
-
-
-def _is_weight(geometry: Any, shape: Sequence[int]) -> bool:
-    return bool(tuple(shape[2:]) == geometry.windows.kernel_size and shape[0] % geometry.groups == 0)
-
-
-def _is_output(geometry: Any, shape: Sequence[int], channels: int) -> bool:
-    size = geometry.windows.output_size(*geometry.input_size)
-    return tuple(shape[1:]) == (channels, *size) and channels % geometry.groups == 0
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
 
 
 def _dense(w: Tensor) -> Tensor:

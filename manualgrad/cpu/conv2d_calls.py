@@ -208,12 +208,12 @@ class GridCalls:
 
     def grad_weight(
         self, call: Call, share: int, chunk: int, *, x: Address, grad_out: Address, lists: Address, sums: Address,
-        packed_grads: Address, lists_zeros: bool,
+        packed_grads: Address, lists_zeros: bool, grad_bias: Address | None,
     ) -> KernelCall:  # fmt: skip
-        """Compute ``share`` tiles of the weight gradient per task."""
+        """Compute ``share`` tiles of the weight gradient per task, and the bias gradient if it is not None."""
         return call(
             "conv2d_grad_weight", x=x, grad_out=grad_out, lists=lists, partial_sums=sums, packed_grads=packed_grads,
-            lists_zeros=lists_zeros,
+            lists_zeros=lists_zeros, has_bias=grad_bias is not None, grad_bias=0 if grad_bias is None else grad_bias,
             units=self.units, share=share, groups=self.groups, channels=self.channels, run=self.grid.run, chunk=chunk,
             **self.grid.arguments(*self.constants),
         )  # fmt: skip

@@ -140,27 +140,28 @@ def _grad_input_regions(
 @lru_cache(maxsize=512)
 def grad_weight_program(
     instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
-    geometry: Any, contiguous: tuple[bool, bool], threads: int,
+    geometry: Any, contiguous: tuple[bool, bool], has_bias: bool, threads: int,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (3) for x, g and the result with ``strides``."""
+    """Program of (3) for x, g, the result with ``strides``, and that of (17) for the gradient of a bias."""
     regions, margin, transposed, flags = _grad_weight_regions(
-        instructions, x_shape, w_shape, strides, geometry, contiguous, threads
+        instructions, x_shape, w_shape, strides, geometry, contiguous, has_bias, threads
     )
-    made = regions.program(instructions, threads, ("x", "g", "grad_weight"))
+    made = regions.program(instructions, threads, ("x", "g", "grad_weight", "grad_bias"))
     return ConvProgram(*made, w_shape, margin=margin, contiguous=transposed, flags=flags)
 
 
 @lru_cache(maxsize=512)
 def backward_program(
     instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
-    grad_strides: tuple[int, ...], geometry: Any, contiguous: tuple[bool, bool, bool], threads: int,
+    grad_strides: tuple[int, ...], geometry: Any, contiguous: tuple[bool, bool, bool], has_bias: bool, threads: int,
 ) -> ConvProgram:  # fmt: skip
-    """Program of (2) and (3) for g, x, a weight with ``strides``, the gradient of x, and that of w with its strides.
+    """Program of (2) and (3) for g, x, a weight with ``strides``, the gradient of x, that of w with its strides, and
+    that of a bias.
 
     ``contiguous`` tells the formats of g, x and the gradient of x."""
     g_shape = x_shape[0], w_shape[0], *geometry.windows.output_size(*geometry.input_size)
     of_weight, margin, (reads_x, reads_g), flags = _grad_weight_regions(
-        instructions, x_shape, w_shape, grad_strides, geometry, (contiguous[1], contiguous[0]), threads
+        instructions, x_shape, w_shape, grad_strides, geometry, (contiguous[1], contiguous[0]), has_bias, threads
     )
     of_input, result_shape, is_partial, (_, writes) = _grad_input_regions(
         instructions, g_shape, w_shape, strides, geometry, (contiguous[0], contiguous[2]), threads
@@ -171,21 +172,21 @@ def backward_program(
         for name in of_weight.sizes | of_input.sizes
     }
     both = Regions(of_weight.regions + of_input.regions[reads_g:], sizes, of_weight.calls + of_input.calls)
-    made = both.program(instructions, threads, ("g", "x", "weight", "grad_x", "grad_weight"))
+    made = both.program(instructions, threads, ("g", "x", "weight", "grad_x", "grad_weight", "grad_bias"))
     return ConvProgram(*made, result_shape, is_partial, margin, (reads_g, reads_x, writes), (WEIGHT_FLAGS, *flags))
 
 
 def _grad_weight_regions(
     instructions: str, x_shape: tuple[int, ...], w_shape: tuple[int, int, int, int], strides: tuple[int, ...],
-    geometry: Any, contiguous: tuple[bool, bool], threads: int,
+    geometry: Any, contiguous: tuple[bool, bool], has_bias: bool, threads: int,
 ) -> tuple[Regions, tuple[int, int, int], tuple[bool, bool], tuple[str, ...]]:  # fmt: skip
-    """Regions of (3), the margin of x, True for x and g if they are contiguous, and the flags."""
+    """Regions of (3), and of (17) if it ``has_bias``; the margin of x; for x and g True if contiguous; the flags."""
     grid, kw_bytes, margin = forward_grid(x_shape, strides, geometry)
     groups, channels = geometry.groups, w_shape[0] // geometry.groups
     order = WeightOrder(4 * channels * strides[0], 4 * strides[0], kw_bytes, 4 * strides[1], math.prod(w_shape[2:]))
     slack = grid.slack
     x = images_of("x", x_shape, contiguous[0] and not (slack or any(margin)))
     g = images_of("g", (grid.batch, w_shape[0], grid.rows, grid.columns), contiguous[1])
-    regions = grad_weight_regions(instructions, grid, groups, channels, order, x, g, threads)
+    regions = grad_weight_regions(instructions, grid, groups, channels, order, x, g, has_bias, threads)
     flags = (SUM_FLAGS,) if grid.can_leave_out_pixels else ()
     return regions, (*margin, slack), (x.is_transposed, g.is_transposed), flags

@@ -117,9 +117,10 @@ def conv_regions(
 
 
 def grad_weight_regions(
-    instructions: str, grid: Grid, groups: int, channels: int, order: WeightOrder, x: Images, g: Images, threads: int
-) -> Regions:
-    """Compute the weight gradient in the order of the kernels, then store it in that of the weight."""
+    instructions: str, grid: Grid, groups: int, channels: int, order: WeightOrder, x: Images, g: Images,
+    has_bias: bool, threads: int,
+) -> Regions:  # fmt: skip
+    """Compute the weight gradient in the order of the kernels, and that of a bias, then store it as the weight is."""
     module = instruction_set.load_group(instructions, CONV2D)
     calls = GridCalls(module.lanes, grid, order, groups, channels)
     threads = limit_threads(threads, grid.windows * len(grid.taps) * grid.run * groups * channels)
@@ -142,6 +143,7 @@ def grad_weight_regions(
     call = calls.grad_weight(
         module.call, share, chunk, x=x.channels_last, grad_out=g.channels_last, lists=BufferRef("table 0"),
         sums=BufferRef("packed 0"), packed_grads=BufferRef("sums 0"), lists_zeros=not grid.can_leave_out_pixels,
+        grad_bias=BufferRef("grad_bias") if has_bias else None,
     )  # fmt: skip
     unpack = calls.unpack(
         module.call, unpack_share, sums=BufferRef("packed 0"), grad_weight=BufferRef("grad_weight"),

@@ -70,8 +70,19 @@ class Sizes:
 
     @cached_property
     def grad_input_layout(self) -> WeightLayout:
-        """Layout of the weight for the input gradient: (C_out, kH, kW, C_in)."""
-        c_in = self.in_channels_padded
+        """Layout of the weight for the input gradient: (C_out, kH, kW, C_in + weight_gap)."""
+        return self._input_major_layout(self.in_channels_padded + self.weight_gap)
+
+    @cached_property
+    def weight_gap(self) -> int:
+        """Floats between the channels of two neighbours in that layout.
+
+        Without it, the weights of a vector of input channels would lie in a quarter of the nearest cache's sets, or
+        in fewer, if there are 64 channels or a multiple: the cache would not hold those of a block of outputs."""
+        return 0 if self.in_channels_padded % 64 else 16
+
+    def _input_major_layout(self, c_in: int) -> WeightLayout:
+        """(C_out, kH, kW, c_in)."""
         per_output = self.kernel_height * self.kernel_width * c_in
         return WeightLayout(self.out_channels_padded * per_output, (per_output, 1, self.kernel_width * c_in, c_in))
 
@@ -80,7 +91,7 @@ class Sizes:
         """Layout of one task's weight gradient: (C_in, kH, kW, C_out) if vectorizes_outputs, else (C_out, kH, kW,
         C_in)."""
         if not self.vectorizes_outputs:
-            return self.grad_input_layout
+            return self._input_major_layout(self.in_channels_padded)
         c_out, tile = self.out_channels_padded, KERNEL_COLUMNS_PER_TILE
         kernel_row = -(-self.kernel_width // tile) * tile * c_out
         per_input = self.kernel_height * kernel_row
@@ -163,6 +174,7 @@ def backward_sizes(s: Sizes, subgradient: float) -> dict[str, float]:
         "width": s.width,
         "in_channels": s.in_channels,
         "in_channels_padded": s.in_channels_padded,
+        "weight_gap": s.weight_gap,
         "kernel_height": s.kernel_height,
         "kernel_width": s.kernel_width,
         "out_channels_padded": s.out_channels_padded,

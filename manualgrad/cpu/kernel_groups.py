@@ -31,10 +31,13 @@ def _conv2d_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.conv2d import conv2d
     from manualgrad.cpu.kernels.conv2d_grad_weight import conv2d_grad_weight
     from manualgrad.cpu.kernels.pack_panels import pack_panels, unpack_panels
+    from manualgrad.cpu.kernels.place_images import clear_border
+    from manualgrad.cpu.kernels.relu import relu_backward_inside
     from manualgrad.cpu.kernels.run_program import run_program
     from manualgrad.cpu.kernels.transpose import transpose
 
-    return conv2d, conv2d_grad_weight, pack_panels, unpack_panels, transpose, run_program
+    convolution = conv2d, conv2d_grad_weight, pack_panels, unpack_panels, transpose
+    return (*convolution, clear_border, relu_backward_inside, run_program)
 
 
 def _transpose_kernels() -> tuple[Kernel, ...]:

@@ -97,6 +97,13 @@ KERNELS = (
         conv2d.conv2d_grad_weight,
         NONFINITE_SUM,
     ),
+    FormulaKernel(
+        "conv2d_grad_weight_and_bias",
+        CPU,
+        conv2d.unsupported_conv2d_grad_weight,
+        conv2d.conv2d_grad_weight_and_bias,
+        NONFINITE_SUM,
+    ),
     FormulaKernel("dense_forward", CPU, dense.unsupported_dense_forward, dense.dense_forward),
     FormulaKernel(
         "max_pool2d_forward", CPU, max_pool2d.unsupported_max_pool2d_forward, max_pool2d.max_pool2d_forward

@@ -2,14 +2,13 @@
 
     z = C(x, w) + b, y = R(z), out = P(y)   ``conv2d``, ``relu_forward``, ``max_pool2d_forward``
     δ = P⁻¹(grad_out) R'(z)                 ``max_pool2d_backward``, ``relu_backward``
-    grad_x, Δw, Δb from δ                   ``conv2d`` again, ``conv2d_grad_weight``, ``gemm_strided``
+    grad_x, Δw, Δb from δ                   ``conv2d`` again, ``conv2d_grad_weight``
 
 ``conv2d`` itself applies R if R'(0) = 0: then y tells R'(z) as well as z does.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
 
 import torch
@@ -21,14 +20,11 @@ from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.max_pool2d import source_tables
 from manualgrad.cpu.signature import BufferRef, KernelCall
-from manualgrad.network.cpu_images import clear, copy_images
+from manualgrad.network.cpu_images import clear, clear_border, copy_images
 from manualgrad.network.device import Activation, BlockBuffers, Split
 from manualgrad.network.layers import Conv
 from manualgrad.ops.conv2d_geometry import Conv2dGeometry
 from manualgrad.ops.max_pool2d_geometry import MaxPool2dGeometry
-
-SUM_WINDOWS = 4096  # rows of a sum of the bias's gradient, whose sums are added next: long sums round more
-_ONE = ctypes.c_float(1)  # gemm_strided repeats it as a row of ones, and so adds up the rows of the other matrix
 
 
 class ConvBlock:
@@ -76,6 +72,15 @@ class ConvBlock:
         return self.batch_size * math.prod(self.conv_size)
 
     @property
+    def can_have_border(self) -> bool:
+        """True if the output could have a border of zeros in memory."""
+        return self.subgradient == 0 and not self.pooling
+
+    @property
+    def _has_border(self) -> bool:
+        return any(self.out.border)
+
+    @property
     def _has_separate_relu(self) -> bool:
         return bool(self.subgradient)
 
@@ -113,10 +118,11 @@ class ConvBlock:
             "unpack_flags": 4 * split.num_threads,
             "sums_weight": self.calls.units * self.calls.unit_bytes,
             "grads": split.num_threads * self.calls.panel_bytes(chunk),
-            "bias_parts": 4 * self.conv_size[2] * -(-self._conv_numel // (self.conv_size[2] * SUM_WINDOWS)),
         }
         if self.pooling:
             buffers["grad_y"] = 4 * self._conv_numel
+        if self._has_border:
+            buffers["grad_z"] = 4 * self._conv_numel
         if needs_grad_x:
             offsets = self._input_offsets(split)[-1]
             buffers |= dict(zip(("packed_input", "table_input", "sums_input", "scratch_input"), offsets, strict=True))
@@ -175,16 +181,16 @@ class ConvBlock:
     def forward(self, at: BlockBuffers) -> list[KernelCall]:
         calls, x = list[KernelCall](), self._x(at)
         if self.copies_x:
-            images = self.batch_size, at.split.images_per_task
             border = 0, 0, *self.margin
-            calls.append(copy_images(self._call, at.x, x, images, self._in_size, self._in_size, border=border))
+            calls.append(copy_images(self._call, at.x, x, self._images(at), *2 * (self._in_size,), border=border))
         y = at.own("y") if self.pooling else at.out
         z = at.own("z") if self._has_separate_relu else y
-        height, width, channels = self.conv_size
-        pixel = 4 * channels
+        inside, strides = self._result_places
+        if self._has_border:
+            calls.append(clear_border(self._call, at.out, self._images(at), self.conv_size, self.out.border))
         conv = self.calls.conv2d(
             self._call, self._split(self.calls, at.split), self._chunk(self.calls, at.split),
-            ResultStrides(height * width * pixel, width * pixel, pixel), x=x, packed=at.own("packed"), out=z,
+            strides, x=x, packed=at.own("packed"), out=z + inside,
             table=at.own("table"), sums=at.own("sums"), has_relu=self.subgradient == 0,
         )  # fmt: skip
         calls.append(conv)  # eq. (17)
@@ -193,6 +199,18 @@ class ConvBlock:
         if self.pooling:
             calls.append(self._pool("max_pool2d_forward", at, 0, x=y, out=at.out))
         return calls  # eq. (16)
+
+    @property
+    def _result_places(self) -> tuple[int, ResultStrides]:
+        """Bytes from the beginning of the output to its first pixel that is no border, and its strides."""
+        (height, width, channels), (top, _, left, _) = self.out.memory_shape, self.out.border
+        if self.pooling:
+            height, width = self.conv_size[:2]
+        pixel = 4 * channels
+        return (top * width + left) * pixel, ResultStrides(height * width * pixel, width * pixel, pixel)
+
+    def _images(self, at: BlockBuffers) -> tuple[int, int]:
+        return self.batch_size, at.split.images_per_task
 
     @property
     def _in_size(self) -> tuple[int, int, int]:
@@ -225,7 +243,9 @@ class ConvBlock:
         calls, grad_z = list[KernelCall](), self._grad_z(at)
         if self.pooling:
             calls.append(self._pool("max_pool2d_backward", at, 1, grad_out=at.grad_out, grad_x=grad_z))
-        if self.subgradient is not None:
+        if self._has_border:
+            calls.append(self._relu_backward_inside(at))
+        elif self.subgradient is not None:
             y = at.own("y") if self.pooling else at.out
             relu = self._call(
                 "relu_backward", grad_out=grad_z, z=at.own("z") if self._has_separate_relu else y, grad_z=grad_z,
@@ -235,7 +255,7 @@ class ConvBlock:
         if not at.grad_x:
             return calls
         if self.is_partial:
-            calls.append(clear(self._call, at.grad_x, (self.batch_size, at.split.images_per_task), self._in_size))
+            calls.append(clear(self._call, at.grad_x, self._images(at), self._in_size))
         places = zip(self.backward_calls, self.backward_offsets, self._input_offsets(at.split), strict=False)
         for grid_calls, offset, (packed, table, sums, _) in places:
             conv = grid_calls.conv2d(
@@ -247,25 +267,29 @@ class ConvBlock:
         return calls  # eq. (20)
 
     def _grad_z(self, at: BlockBuffers) -> BufferRef:
+        if self._has_border:
+            return at.own("grad_z")
         return at.own("grad_y") if self.pooling else at.grad_out
+
+    def _relu_backward_inside(self, at: BlockBuffers) -> KernelCall:
+        """Compute the gradient of z without the border that its result and the gradient of that have."""
+        height, width, channels = self.conv_size
+        inside, strides = self._result_places
+        images, share = self._images(at)
+        return self._call(
+            "relu_backward_inside", grad_out=at.grad_out + inside, out=at.out + inside, grad_z=self._grad_z(at),
+            images=images, share=share, rows=height, row_numel=width * channels,
+            image_bytes=strides.out_image_bytes, row_bytes=strides.out_row_bytes,
+        )  # fmt: skip
 
     def parameter_grads(self, at: BlockBuffers) -> list[KernelCall]:
         grad_z, threads = self._grad_z(at), at.split.num_threads
         weight = self.calls.grad_weight(
             self._call, split_work(self.calls.units, threads)[1], self._grad_chunk, x=self._x(at), grad_out=grad_z,
             lists=at.own("lists"), sums=at.own("sums_weight"), packed_grads=at.own("grads"),
-            lists_zeros=not self.unpack_flags,
+            lists_zeros=not self.unpack_flags, grad_bias=at.own("db"),
         )  # fmt: skip
-        windows, channels = self._conv_numel // self.conv_size[2], self.conv_size[2]
-        if windows <= SUM_WINDOWS:
-            return [weight, self._sum_rows(grad_z, at.own("db"), windows)]  # eq. (18), (21)
-        parts = at.own("bias_parts")
-        starts = range(0, windows, SUM_WINDOWS)
-        sums = [
-            self._sum_rows(grad_z + 4 * channels * start, parts + 4 * channels * n, min(SUM_WINDOWS, windows - start))
-            for n, start in enumerate(starts)
-        ]
-        return [weight, *sums, self._sum_rows(parts, at.own("db"), len(starts))]  # eq. (18), (21)
+        return [weight]  # eq. (18), (21)
 
     def unpack_grads(self, at: BlockBuffers) -> list[KernelCall]:
         threads = at.split.num_threads
@@ -276,13 +300,6 @@ class ConvBlock:
             nonfinite=flags if self.unpack_flags else at.own("unpack_flags"),
         )  # fmt: skip
         return [unpack]
-
-    def _sum_rows(self, rows: BufferRef, out: BufferRef, count: int) -> KernelCall:
-        """Add ``count`` rows of the convolution's channels."""
-        return self._call(
-            "gemm_strided", lhs=ctypes.addressof(_ONE), row_stride=0, inner_stride=0, rhs=rows, out=out, rows=1,
-            share=1, inner_size=count, columns=self.conv_size[2],
-        )  # fmt: skip
 
     def input_layouts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = to_contiguous(x, torch.channels_last)

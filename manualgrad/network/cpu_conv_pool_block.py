@@ -44,7 +44,20 @@ class ConvReLUPoolBlock:
         self.out = Activation((s.out_height, s.out_width, s.out_channels))
         self.multiplications, self.partial_sums = s.multiplications, s.grad_weight_layout.numel
         self.out_is_padded = s.out_channels != s.out_channels_padded
-        self.grad_x_is_padded = any(self.padding) or s.in_channels != s.in_channels_padded
+        self.has_border_in_x = False  # True if the input, and its gradient, lie in memory with the padding
+
+    @property
+    def takes_border(self) -> bool:
+        """True if the input could have the padding in memory, and its gradient too."""
+        return any(self.padding) and self.sizes.in_channels == self.sizes.in_channels_padded
+
+    @property
+    def _pads_x(self) -> bool:
+        return any(self.padding) and not self.has_border_in_x
+
+    @property
+    def _pads_grad_x(self) -> bool:
+        return self._pads_x or self.sizes.in_channels != self.sizes.in_channels_padded
 
     @property
     def _padded_out(self) -> Size:
@@ -60,7 +73,7 @@ class ConvReLUPoolBlock:
     # ------------------------------------------------------------------------------------------- memory
 
     def saved_buffers(self) -> dict[str, int]:
-        padded = {"x_padded": self._image_bytes(self._padded_x)} if any(self.padding) else {}
+        padded = {"x_padded": self._image_bytes(self._padded_x)} if self._pads_x else {}
         return padded | {"pool_index": self.batch_size * math.prod(self._padded_out)}
 
     def packed_buffers(self, split: Split) -> dict[str, int]:
@@ -77,7 +90,7 @@ class ConvReLUPoolBlock:
             buffers["packed_backward"] = 4 * s.grad_input_layout.numel
             if self._has_padded_weight(s.in_channels_padded):
                 buffers["weight_backward"] = buffers["packed_backward"]
-            if self.grad_x_is_padded:
+            if self._pads_grad_x:
                 buffers["grad_x_padded"] = self._image_bytes((s.height, s.width, s.in_channels_padded))
         if self._copies_x(needs_grad_x):
             channels = s.in_channels if s.vectorizes_outputs else s.in_channels_padded
@@ -143,12 +156,12 @@ class ConvReLUPoolBlock:
 
     def forward(self, at: BlockBuffers) -> list[KernelCall]:
         calls, images = [], self._images(at)
-        if any(self.padding):
+        if self._pads_x:
             size = self.height, self.width, self.channels
             calls.append(copy_images(self._call, at.x, at.own("x_padded"), images, size, size, border=self.padding))
         out = at.own("out_padded") if self.out_is_padded else at.out
         call = self._call(
-            "conv_pool_forward", x=at.own("x_padded") if any(self.padding) else at.x,
+            "conv_pool_forward", x=at.own("x_padded") if self._pads_x else at.x,
             packed_weight=at.own("packed_forward"), bias=at.own("bias" if self.out_is_padded else "b"), out=out,
             pool_index=at.own("pool_index"), share=at.split.images_per_task * self.sizes.out_height,
             **sizes.forward_sizes(self.sizes),
@@ -169,7 +182,7 @@ class ConvReLUPoolBlock:
     def backward(self, at: BlockBuffers) -> list[KernelCall]:
         s, images, calls = self.sizes, self._images(at), list[KernelCall]()
         x, grad_out, grad_x = at.x_backward, at.grad_out, at.grad_x
-        if any(self.padding):
+        if self._pads_x:
             x = at.own("x_padded")
         if self._copies_x(grad_x is not None):
             source, x = x, at.own("x_copy")
@@ -183,7 +196,7 @@ class ConvReLUPoolBlock:
             calls.append(
                 copy_images(self._call, source, grad_out, images, size, size, channels=s.out_channels_padded)
             )
-        if grad_x and self.grad_x_is_padded:
+        if grad_x and self._pads_grad_x:
             grad_x = at.own("grad_x_padded")
         call = self._call(
             "conv_pool_backward", x=x, packed_weight=at.own("packed_backward") if grad_x else 0,
@@ -194,7 +207,7 @@ class ConvReLUPoolBlock:
             **sizes.backward_sizes(s, self.subgradient),
         )  # fmt: skip
         calls.append(call)
-        if grad_x and at.grad_x and self.grad_x_is_padded:
+        if grad_x and at.grad_x and self._pads_grad_x:
             top, _, left, _ = self.padding
             size, padded = (self.height, self.width, self.channels), (s.height, s.width, s.in_channels_padded)
             calls.append(copy_images(self._call, grad_x, at.grad_x, images, size, padded, origin=(top, left)))

@@ -52,6 +52,17 @@ def copy_to_planes(
     )  # fmt: skip
 
 
+def clear_border(
+    call: Call, target: BufferRef, images: tuple[int, int], size: Size, border: tuple[int, int, int, int]
+) -> KernelCall:
+    """Fill the border of images of ``size`` with zeros."""
+    (height, width, channels), (top, bottom, left, right) = size, border
+    return call(
+        "clear_border", target=target, images=images[0], share=images[1], top=top, rows=height, bottom=bottom,
+        left=left * channels, inside=width * channels, right=right * channels,
+    )  # fmt: skip
+
+
 def clear(call: Call, target: BufferRef, images: tuple[int, int], size: Size) -> KernelCall:
     """Fill images with zeros."""
     return copy_images(call, target, target, images, (0, *size[1:]), size, border=(0, size[0], 0, 0))

@@ -27,11 +27,21 @@ class Activation(NamedTuple):
     Attributes:
         shape: (H, W, C) as it lies in memory, or (features,).
         channel_major: True if the next layer's weight counts the numbers in (C, H, W) order all the same.
+        border: rows and columns of zeros around the image in memory: top, bottom, left and right.
     """
 
     shape: tuple[int, ...]
     is_flat: bool = False
     channel_major: bool = False
+    border: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    @property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Shape with the border."""
+        if not any(self.border):
+            return self.shape
+        (height, width, channels), (top, bottom, left, right) = self.shape, self.border
+        return top + height + bottom, left + width + right, channels
 
 
 class Split(NamedTuple):

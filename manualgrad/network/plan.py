@@ -21,6 +21,7 @@ from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.tensor_checks import is_contiguous_as, storage_covers, supports_tensors
 from manualgrad.network.cpu_blocks import CPUDevice
+from manualgrad.network.cpu_borders import share_borders
 from manualgrad.network.cpu_conv_pool_block import ConvReLUPoolBlock
 from manualgrad.network.device import Unsupported
 from manualgrad.network.layers import Conv, NetworkSpec
@@ -41,6 +42,7 @@ class Plan:
         self.module, self.network, self.batch_size = module, network, batch_size
         self.device = CPUDevice(module)
         builder = self.builder = PlanBuilder(self.device, network, batch_size, threads)
+        share_borders(builder.blocks)
         self.input_shape = torch.Size((batch_size, *network.image_shape))
         self.parameter_names = builder.parameter_names
         self.parameter_shapes = list(map(torch.Size, builder.parameter_shapes))
@@ -52,6 +54,7 @@ class Plan:
         self._scratch_layout = WorkspaceLayout(**scratch)
         self._workspace_layout = WorkspaceLayout(**(saved | packed | scratch | loss))
         self._saved_shape = torch.Size((self._saved_layout.nbytes,))
+        self._saves_x = not {"x_copy0", "x_padded0"}.isdisjoint(saved)  # backward reads the copy, not x
 
         parameters = self.parameter_names
         weights, steps = parameters[::2], [f"d{name}" for name in parameters]
@@ -107,7 +110,7 @@ class Plan:
         ):
             raise ValueError(self._saved_tensor_error(x, saved, weights))
         g = to_contiguous(check_tensor(g, (self.batch_size, self.network.classes)))
-        x, x_backward = self._input_layouts(x)
+        x, x_backward = (x, x) if self._saves_x else self._input_layouts(x)
         scratch, grads = self._scratch_layout.allocate(), self._allocate_grads(weights)
         addresses = [*_addresses(weights), *self._saved_layout.addresses(saved), *_addresses((x, x_backward, g))]
         self._backward_program.run([*addresses, *_addresses(grads), *self._scratch_layout.addresses(scratch)])

@@ -128,7 +128,7 @@ class PlanBuilder:
     def _inner_outputs(self) -> dict[int, int]:
         """Bytes of the output of each block but the last that is no view, by its number."""
         inner = enumerate(self.blocks[:-1])
-        return {n: 4 * self.batch_size * math.prod(block.out.shape) for n, block in inner if not block.is_view}
+        return {n: 4 * self.batch_size * math.prod(block.out.memory_shape) for n, block in inner if not block.is_view}
 
     def _numbered(self, buffers: list[dict[str, int]]) -> dict[str, int]:
         return {f"{name}{n}": nbytes for n, own in enumerate(buffers) for name, nbytes in own.items()}

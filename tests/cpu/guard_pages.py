@@ -182,7 +182,7 @@ def run_convolution(draw: random.Random) -> None:
 def run_conv_pool(draw: random.Random) -> None:
     """Run the kernels of a convolution with ReLU and pooling forward and backward."""
     kernel = (5, 5) if draw.random() < 0.3 else (draw.randint(1, 7), draw.randint(1, 11))
-    batch_size, in_channels = draw.choice([0, 1, 2, 3, 5]), draw.choice([1, 1, 2, 3, 4, 5, 8, 16, 20, 32])
+    batch_size, in_channels = draw.choice([0, 1, 2, 3, 5]), draw.choice([1, 1, 2, 3, 4, 5, 8, 16, 20, 32, 64])
     out_channels = draw.choice([1, 3, 8, 15, 16, 24, 32, 40, 64, 72, 130])
     size = [k + draw.randint(1, 9) for k in kernel]
     x = guarded_copy(torch.randn(batch_size, in_channels, *size), draw.random() < 0.5)
@@ -250,7 +250,7 @@ def run_network(draw: random.Random) -> None:
     flip, subgradient = draw.random() < 0.5, draw.choice([0, 0.5])
     pool, layers = MaxPool((2, 2), (2, 2), (0, 0), (1, 1), False, False), []
     for _ in range(draw.randint(1, 2)):
-        channels, padding = draw.choice([5, 16, 20, 32]), (draw.randint(0, 2), draw.randint(0, 2))
+        channels, padding = draw.choice([5, 16, 20, 32, 64]), (draw.randint(0, 2), draw.randint(0, 2))
         is_fused, has_relu = draw.random() < 0.5, draw.random() < 0.7
         stride, dilation = ((1, 1), (1, 1)) if is_fused else ((draw.randint(1, 2), draw.randint(1, 3)), (1, 1))
         pooling = pool if is_fused else draw.choice([None, MaxPool((3, 3), (2, 2), (1, 1), (1, 1), True, False)])

@@ -136,12 +136,13 @@ SHAPES = {  # x, w, stride, padding
     "1x1": ((4, 256, 7, 7), (64, 256, 1, 1), 1, 0),
     "first layer": ((2, 3, 40, 40), (32, 3, 7, 7), 2, 3),
     "stride 2": ((2, 32, 28, 28), (48, 32, 3, 3), 2, 1),
+    "many windows": ((4, 3, 112, 112), (20, 3, 3, 3), 1, 1),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_error_is_at_most_twice_natives_and_2_ulp(shape):
-    """Against float64, for each of the three results and in each of three draws."""
+    """Against float64, for each of the four results and in each of three draws."""
     x_shape, w_shape, stride, padding = shape
     for _ in range(3):
         x, w = (torch.randn(s).to(memory_format=torch.channels_last) for s in (x_shape, w_shape))
@@ -151,6 +152,7 @@ def test_error_is_at_most_twice_natives_and_2_ulp(shape):
         native = native_results(x, w, b, g, stride, padding)
         exact = native_results(*(t.double() for t in (x, w, b, g)), stride, padding)
         ours = [by_kernel(n, *a, geometry) for n, a in zip(FORMULAS, ((x, w, b), (g, w), (g, x)), strict=True)]
+        ours.append(by_kernel("conv2d_grad_weight_and_bias", g, x, geometry)[1])
         for our_result, native_result, exact_result in zip(ours, native, exact, strict=True):
             largest = exact_result.abs().max().float()
             ulp = (torch.nextafter(largest, largest + 1) - largest).item()
@@ -159,9 +161,9 @@ def test_error_is_at_most_twice_natives_and_2_ulp(shape):
 
 
 def native_results(x: Tensor, w: Tensor, b: Tensor, g: Tensor, stride: int, padding: int) -> list[Tensor]:
-    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
-    out = F.conv2d(x, w, b, stride, padding)
-    return [out.detach(), *torch.autograd.grad(out, (x, w), g)]
+    leaves = [t.detach().requires_grad_() for t in (x, w, b)]
+    out = F.conv2d(*leaves, stride, padding)
+    return [out.detach(), *torch.autograd.grad(out, leaves, g)]
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -173,6 +175,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
         torch.set_num_threads(threads)
         calls = zip(FORMULAS, ((x, w, b), (g, w), (g, x)), strict=True)
         results.append([by_kernel(name, *arguments, geometry) for name, arguments in calls])
+        results[-1] += by_kernel("conv2d_grad_weight_and_bias", g, x, geometry)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
 

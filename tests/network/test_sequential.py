@@ -12,7 +12,8 @@ import manualgrad as mg
 from manualgrad import kernels
 from manualgrad import nn as ours
 from manualgrad.cpu import memory
-from manualgrad.network import cpu_conv_block, guards
+from manualgrad.cpu.conv2d_grids import MAX_CHUNK
+from manualgrad.network import guards
 from manualgrad.network.cpu_blocks import MAX_REREAD_WEIGHTS
 from manualgrad.network.layers import POOL, Conv, Dense, Flatten, NetworkSpec
 from manualgrad.network.plan import get_plan
@@ -52,7 +53,16 @@ def make_large() -> nn.Sequential:
     return nn.Sequential(first, second, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(130 * 3 * 3, 5))
 
 
+def make_vgg() -> nn.Sequential:
+    """Pairs of padded convolutions: the first of each writes the border that the second one reads."""
+    conv, relu, pool = nn.Conv2d, nn.ReLU, nn.MaxPool2d
+    layers = [conv(2, 16, 3, padding=1), relu(), conv(16, 20, (3, 2), padding=(2, 1)), relu(), pool(2)]
+    layers += [conv(20, 32, 3, stride=2), relu(), conv(32, 16, 2, padding=1), relu(), pool(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 4 * 3, 5))
+
+
 MODELS = {
+    "pairs of padded convolutions": lambda: mg.from_torch(make_vgg()),
     "a large weight": lambda: mg.from_torch(make_large()),
     "any layers": lambda: mg.from_torch(make_general()),
     "any layers of manualgrad.nn": lambda: make_general(0.5),
@@ -97,6 +107,14 @@ def test_a_large_weight_is_multiplied_by_all_images_at_once():
     assert blocks == ["ConvReLUPoolBlock", "ConvBlock"]
 
 
+def test_a_convolution_writes_the_border_that_the_next_one_reads():
+    layers = [Conv(32, 3, (3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros", False, 0.0, None)]
+    layers += [Conv(20, 32, (3, 2), (1, 1), (2, 1), (1, 1), 1, "zeros", False, 0.0, POOL)]
+    builder = get_plan(NetworkSpec((3, 8, 9), (*layers, Flatten(True), Dense(5, 20 * 5 * 5))), 2).builder
+    assert builder.blocks[0].out.memory_shape == (12, 11, 32)
+    assert not {"x_padded1", "grad_x_padded1"} & {*builder.saved_buffers(), *builder.scratch_buffers()}
+
+
 @pytest.mark.parametrize("make", MODELS.values(), ids=list(MODELS))
 def test_whole_numbers_have_the_bits_of_the_layers(plan_calls, make):
     """No sum of whole numbers rounds, in any order; they have many ties and zeros."""
@@ -128,7 +146,7 @@ def test_a_bias_gradient_of_many_windows_is_as_close_to_float64_as_natives(plan_
     torch.manual_seed(seed)
     native = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.Flatten(), nn.Linear(6 * 32 * 32, 5))
     x = torch.randn(9, 1, 32, 32)
-    assert x.numel() > 2 * cpu_conv_block.SUM_WINDOWS  # three sums, which are added then
+    assert x.numel() > 10 * MAX_CHUNK  # as many sums, which are added then
     exact = gradients(copy.deepcopy(native).double(), x.double())[2]
     errors = [(gradients(model, x)[2] - exact).abs().max() for model in (mg.from_torch(native), native)]
     assert plan_calls == ["forward", "backward"]

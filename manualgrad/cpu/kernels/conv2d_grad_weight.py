@@ -1,6 +1,7 @@
-"""Weight gradient of a convolution of images with channels last, (3).
+"""Weight gradient of a convolution of images with channels last, (3), and that of its bias.
 
     ∂J/∂w_pqrk = Σ_ij g_ijk x_(s1·i+p)(s2·j+q)r                                   (3)
+    ∂J/∂b_k    = Σ_ij g_ijk                                                       (17)
 
 The registers hold a tile of the result: TILE_ROWS numbers r of a run of x, and some vectors of channels k, a *panel*.
 The sum over windows is taken in blocks of up to BLOCK_WINDOWS, whose sums are added: a sum of sums rounds less than
@@ -13,12 +14,13 @@ A *unit* is one tile: of a group, a panel, a tap, and TILE_ROWS numbers of a run
 all windows, so the result does not depend on the number of tasks. The last tile of a run ends with the run, and may
 compute numbers of the tile before a second time; if only HALF_ROWS numbers or fewer are left, it has HALF_ROWS. If a
 run has fewer numbers than its tile, the tile has the floats behind it too, which are not used; x and ``zeros`` must
-have TILE_ROWS floats more than their pixels. The sums are stored in the weight gradient by ``unpack_panels``.
+have TILE_ROWS floats more than their pixels. The sums are stored in the weight gradient by ``unpack_panels``. The
+task that has the first unit of a panel computes the panel's bias gradient, while its gradients are in the cache.
 """
 
 from __future__ import annotations
 
-from manualgrad.cpu.ir.tiles import task_range
+from manualgrad.cpu.ir.tiles import task_range, tiles
 from manualgrad.cpu.ir.values import BIT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv2d_tile import (
@@ -36,6 +38,7 @@ from manualgrad.cpu.kernels.conv2d_windows import ENTRY_BYTES, WINDOW_ARGUMENTS,
 from manualgrad.cpu.signature import BOOL, INT, POINTER, kernel
 
 BLOCK_WINDOWS = 128
+BIAS_PARTS = 4
 
 
 @kernel(
@@ -43,6 +46,8 @@ BLOCK_WINDOWS = 128
     lists=POINTER,  # scratch memory of each task: (num_taps, chunk) entries, and a count for each tap
     grad_out=POINTER,  # (windows, groups * channels)
     partial_sums=POINTER,  # (units, TILE_ROWS, a panel's floats)
+    grad_bias=POINTER,  # (groups * channels)
+    has_bias=BOOL,  # False does not write grad_bias
     packed_grads=POINTER,  # scratch memory of each task: (chunk, a panel's floats)
     lists_zeros=BOOL,  # True if pixels outside the image are multiplied as zeros, False if they are left out
     units=INT,
@@ -77,6 +82,8 @@ def conv2d_grad_weight(emit: Emitter, a: Arguments) -> None:
                 with emit.if_then(is_chosen):
                     channel = panel * (largest * emit.lanes)
                     grads = _grads_of_panel(emit, a, start, count, group, channel, vectors)
+                    with emit.if_then((a.has_bias == 1) & (units[0] == first_unit)):
+                        _add_bias(emit, a, start, count, group * a.channels + channel, channel, grads)
                     with emit.loop(*units) as unit:
                         in_panel = unit % a.units_of_panel
                         tap, (r, is_half) = in_panel // a.tiles, tile_of_run(emit, in_panel % a.tiles, a.run)
@@ -112,6 +119,31 @@ def _grads_of_panel(
             emit.store(vector, a.packed_grads + window * row_bytes + v * emit.vector_bytes)
     window_bytes = emit.select(is_copied, row_bytes, pixel_bytes)
     return PanelGrads(emit.select(is_copied, a.packed_grads, source), window_bytes, vectors)
+
+
+def _add_bias(
+    emit: Emitter, a: Arguments, start: Value, count: Value, place: Value, channel: Value, grads: PanelGrads
+) -> None:
+    """Add the gradients of a chunk, which begins with window ``start``, to the bias gradient from number ``place``.
+
+    They are added in blocks, and each block in BIAS_PARTS, whose sums are added: a sum of sums rounds less."""
+    zero, last = emit.constant(emit.float_vector, 0), grads.vectors - 1
+    mask = channel_mask(emit, a.channels - channel - last * emit.lanes)
+    totals = [emit.variable(zero) for _ in range(grads.vectors)]
+    with emit.block_loop(count, BLOCK_WINDOWS) as block:
+        sums = [[emit.variable(zero) for _ in range(grads.vectors)] for _ in range(BIAS_PARTS)]
+        for first, windows in tiles(emit, *block, BIAS_PARTS):
+            for part in range(windows):
+                row = load_row(emit, grads.address + (first + part) * grads.window_bytes, grads.vectors)
+                for total, vector in zip(sums[part], row, strict=True):
+                    total.add(vector)  # eq. (17)
+        for total, *parts in zip(totals, *sums, strict=True):
+            total.add((parts[0].get() + parts[1].get()) + (parts[2].get() + parts[3].get()))
+    for v, total in enumerate(totals):
+        address, chosen = a.grad_bias + place * 4 + v * emit.vector_bytes, mask if v == last else None
+        with emit.if_then(start > 0):
+            total.add(emit.masked_load(address, chosen, 0))
+        emit.masked_store(total.get(), address, chosen)
 
 
 def _add_unit(

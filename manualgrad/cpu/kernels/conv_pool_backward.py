@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from manualgrad.cpu.conv_pool_scratch import IMAGES_PER_BLOCK, KERNEL_COLUMNS_PER_TILE, READ_SLACK
 from manualgrad.cpu.ir.tiles import clear, task_range
-from manualgrad.cpu.ir.values import FLOAT, INT32, Value
+from manualgrad.cpu.ir.values import FLOAT, INT32, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.conv_pool_grad_input import grad_input
 from manualgrad.cpu.kernels.conv_pool_grad_weight import grad_weight_over_inputs, grad_weight_over_outputs
@@ -27,7 +27,7 @@ from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
 
 @kernel(
     x=POINTER,  # (N, H, W, padded C_in); if vectorizes_outputs, (N, C_in, H, W)
-    packed_weight=POINTER,  # (padded C_out, kH, kW·padded C_in), flipped
+    packed_weight=POINTER,  # (padded C_out, kH, kW, padded C_in + weight_gap), flipped
     grad_out=POINTER,  # (N, H_out, W_out, padded C_out)
     pool_index=POINTER,  # the same, bytes
     grad_input=POINTER,  # (N, H, W, padded C_in)
@@ -43,6 +43,7 @@ from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
     width=INT,
     in_channels=INT,
     in_channels_padded=INT,  # a multiple of the lanes
+    weight_gap=INT,  # floats of the packed weight that are not read
     kernel_height=INT,
     kernel_width=INT,
     out_channels_padded=INT,  # a multiple of the lanes
@@ -65,9 +66,10 @@ def conv_pool_backward(emit: Emitter, a: Arguments) -> None:
     clear(emit, a.grad_bias, a.out_channels_padded)
     emit.store(emit.constant(FLOAT, 0), a.nonfinite)
     with emit.if_then(a.needs_grad_input == 1):
-        _accumulate_nonfinite(
-            emit, a.nonfinite, a.packed_weight, a.out_channels_padded * a.kernel_height * a.weight_row_numel
-        )
+        positions, has_gap = a.out_channels_padded * a.kernel_height * a.kernel_width, a.weight_gap > 0
+        one, all_weights = emit.constant(INT64, 1), positions * a.in_channels_padded
+        rows, numel = emit.select(has_gap, positions, one), emit.select(has_gap, a.in_channels_padded, all_weights)
+        _accumulate_nonfinite(emit, a.nonfinite, a.packed_weight, numel, rows, a.weight_numel * 4)
     start, stop = task_range(emit, a, a.batch_size)
     with emit.loop(start, stop, IMAGES_PER_BLOCK) as first:
         end = emit.select(first + IMAGES_PER_BLOCK < stop, first + IMAGES_PER_BLOCK, stop)
@@ -89,6 +91,8 @@ def _derive_sizes(emit: Emitter, a: Arguments) -> None:
     channels_in_memory = emit.select(a.vectorizes_outputs == 1, a.in_channels, a.in_channels_padded)
     a.image_numel = a.height * a.width * channels_in_memory
     a.weight_row_numel = a.kernel_width * a.in_channels_padded
+    a.weight_numel = a.in_channels_padded + a.weight_gap
+    a.packed_row_numel = a.kernel_width * a.weight_numel
     tile = KERNEL_COLUMNS_PER_TILE
     a.padded_kernel_width = (a.kernel_width + (tile - 1)) // tile * tile
     a.numel_over_inputs = a.out_channels_padded * a.kernel_height * a.weight_row_numel
@@ -107,20 +111,23 @@ def _derive_sizes(emit: Emitter, a: Arguments) -> None:
     a.positions = a.image_copy + (a.image_numel + READ_SLACK) * 4
 
 
-def _accumulate_nonfinite(emit: Emitter, nonfinite: Value, address: Value, numel: Value) -> None:
-    """Set ``nonfinite`` to NaN if one of the floats is infinite or NaN: 0 times any other float is 0."""
+def _accumulate_nonfinite(
+    emit: Emitter, nonfinite: Value, address: Value, numel: Value, rows: Value | int = 1, row_bytes: Value | int = 0
+) -> None:
+    """Set ``nonfinite`` to NaN if one of ``numel`` floats of a row is infinite or NaN: 0 times any other is 0."""
     zero, step = emit.constant(emit.float_vector, 0), 4 * emit.lanes
     sums = [emit.variable(zero) for _ in range(4)]  # four chains of additions, to hide the latency of one
-    full = numel - numel % step
-    with emit.loop(0, full, step) as n:
-        for i, vector_sum in enumerate(sums):
-            vector = emit.load(address + n * 4 + emit.vector_bytes * i, emit.float_vector)
-            vector_sum.set(emit.fma(vector, zero, vector_sum.get()))
-    total = emit.variable(emit.load(nonfinite, FLOAT))
+    total, full = emit.variable(emit.load(nonfinite, FLOAT)), numel - numel % step
+    with emit.loop(0, rows) as row:
+        start = address + row * row_bytes
+        with emit.loop(0, full, step) as n:
+            for i, vector_sum in enumerate(sums):
+                vector = emit.load(start + n * 4 + emit.vector_bytes * i, emit.float_vector)
+                vector_sum.set(emit.fma(vector, zero, vector_sum.get()))
+        with emit.loop(full, numel) as n:
+            total.add(emit.load(start + n * 4, FLOAT) * 0)
     for vector_sum in sums:
         total.add(emit.reduce_add(vector_sum.get()))
-    with emit.loop(full, numel) as n:
-        total.add(emit.load(address + n * 4, FLOAT) * 0)
     emit.store(total.get(), nonfinite)
 
 

@@ -9,6 +9,8 @@ input channels.
 
 from __future__ import annotations
 
+from itertools import product
+
 from manualgrad.cpu.ir.tiles import clear, tiles
 from manualgrad.cpu.ir.values import BYTE, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -40,8 +42,8 @@ def _each_vector(
     """Add a tile of the kernel, for one vector of input channels after the other."""
     (c_out, kh, kw), row_bytes = origin, a.width * a.in_channels_padded * 4
     with emit.loop(0, a.in_channels_padded, emit.lanes) as c_in:
-        row = (c_out * a.kernel_height + kh) * a.weight_row_numel
-        weight = a.packed_weight + (row + kw * a.in_channels_padded + c_in) * 4
+        row = (c_out * a.kernel_height + kh) * a.packed_row_numel
+        weight = a.packed_weight + (row + kw * a.weight_numel + c_in) * 4
         target = image_grad + kh * row_bytes + (kw * a.in_channels_padded + c_in) * 4
         _add_tile(emit, a, tile, a.grad_z + offset * 4, weight, target)
 
@@ -64,27 +66,48 @@ def _add_tile(
 ) -> None:
     """Add grad_z times weight to ``target``, for all windows, a tile of the kernel and a vector of input channels.
 
-    A window has two positions in a row. Their tiles overlap in all columns but one, and are summed before the
-    store."""
-    rows, columns = tile
+    The positions (s, t) of a window have tiles that overlap. With AVX-512 the registers hold the sums of all four,
+    with AVX2 those of one s."""
+    for upper_and_lower in ((0, 1),) if emit.lanes == 16 else ((0,), (1,)):
+        with emit.loop(0, a.out_height) as h_out:
+            _add_row(emit, a, tile, upper_and_lower, h_out, grad_z, weight, target)
+
+
+def _add_row(
+    emit: Emitter, a: Arguments, tile: tuple[int, int], positions: tuple[int, ...], h_out: Value, grad_z: Value,
+    weight: Value, target: Value,
+) -> None:  # fmt: skip
+    """Add a tile for a row of windows, and those of their gradients whose s is in ``positions``.
+
+    The tile of the next window begins two columns behind: sums of the other columns stay in the registers."""
+    (rows, columns), weight_bytes = tile, a.weight_numel * 4
     pixel_bytes, row_bytes = a.in_channels_padded * 4, a.width * a.in_channels_padded * 4
-    with emit.loop(0, a.out_height) as h_out, emit.loop(0, a.out_width) as w_out:
+    zero, first = emit.constant(emit.float_vector, 0), positions[0]
+    totals = [[emit.variable(zero) for _ in range(columns + 1)] for _ in range(rows + len(positions) - 1)]
+    corner = target + (h_out * 2 + first) * row_bytes
+
+    def store_columns(w_out: Value, count: int) -> None:
+        """Add the first ``count`` columns of the sums to the image, and shift the others there."""
+        for n, row in enumerate(totals):
+            address = corner + row_bytes * n + w_out * (2 * pixel_bytes)
+            for kw, total in enumerate(row[:count]):
+                emit.store(
+                    emit.load(address + pixel_bytes * kw, emit.float_vector) + total.get(), address + pixel_bytes * kw
+                )
+            shifted = [total.get() for total in row[count:]] + [zero] * count
+            for total, value in zip(row, shifted, strict=True):
+                total.set(value)
+
+    with emit.loop(0, a.out_width) as w_out:
         window = h_out * a.out_width + w_out
-        for s in range(2):
-            zero = emit.constant(emit.float_vector, 0)
-            totals = [[emit.variable(zero) for _ in range(columns + 1)] for _ in range(rows)]
-            for t in range(2):
-                mask = emit.load(a.channel_masks + (window * 4 + (2 * s + t)) * 8, INT64)
-                with emit.bit_loop(mask) as c_out:
-                    factor = emit.load_splat(grad_z + (window * a.out_channels_padded + c_out) * 4)
-                    channel_weight = weight + c_out * a.kernel_height * a.weight_row_numel * 4
-                    for kh in range(rows):
-                        for kw in range(columns):
-                            address = channel_weight + a.weight_row_numel * (4 * kh) + pixel_bytes * kw
-                            total = totals[kh][kw + t]
-                            total.set(emit.fma(emit.load(address, emit.float_vector), factor, total.get()))  # eq. (2)
-            corner = target + (h_out * 2 + s) * row_bytes + w_out * 2 * pixel_bytes
-            for kh in range(rows):
-                for kw in range(columns + 1):
-                    address = corner + row_bytes * kh + pixel_bytes * kw
-                    emit.store(emit.load(address, emit.float_vector) + totals[kh][kw].get(), address)
+        for s, t in product(positions, range(2)):
+            mask = emit.load(a.channel_masks + (window * 4 + (2 * s + t)) * 8, INT64)
+            with emit.bit_loop(mask) as c_out:
+                factor = emit.load_splat(grad_z + (window * a.out_channels_padded + c_out) * 4)
+                channel_weight = weight + c_out * a.kernel_height * a.packed_row_numel * 4
+                for kh, kw in product(range(rows), range(columns)):
+                    address = channel_weight + a.packed_row_numel * (4 * kh) + weight_bytes * kw
+                    total = totals[kh + s - first][kw + t]
+                    total.set(emit.fma(emit.load(address, emit.float_vector), factor, total.get()))  # eq. (2)
+        store_columns(w_out, 2)
+    store_columns(a.out_width, columns - 1)

@@ -49,6 +49,31 @@ def place_images(emit: Emitter, a: Arguments) -> None:
         _fill(emit, target, (a.rows - a.top - a.source_rows) * row_numel)
 
 
+@kernel(
+    target=POINTER,  # (images, top + rows + bottom, left + inside + right)
+    images=INT,
+    share=INT,  # images per task
+    top=INT,
+    rows=INT,
+    bottom=INT,
+    left=INT,  # floats, as the next two
+    inside=INT,
+    right=INT,
+)
+def clear_border(emit: Emitter, a: Arguments) -> None:
+    """Fill the border of this task's images with zeros."""
+    row_numel = a.left + a.inside + a.right
+    start, stop = task_range(emit, a, a.images)
+    target = emit.variable(a.target + start * ((a.top + a.rows + a.bottom) * row_numel * 4))
+    with emit.loop(start, stop):
+        _fill(emit, target, a.top * row_numel)
+        with emit.loop(0, a.rows):
+            _fill(emit, target, a.left)
+            target.set(target.get() + a.inside * 4)
+            _fill(emit, target, a.right)
+        _fill(emit, target, a.bottom * row_numel)
+
+
 def _fill(emit: Emitter, target: Variable, numel: Value) -> None:
     """Store ``numel`` zeros, and move ``target`` behind them."""
     for n, type_ in float_tiles(emit, emit.constant(INT64, 0), numel):

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from manualgrad.cpu.ir.tiles import float_tiles, task_range
-from manualgrad.cpu.ir.values import FLOAT, Value
+from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.signature import BOOL, FLOAT32, INT, POINTER, kernel
 
@@ -48,6 +48,28 @@ def relu_backward(emit: Emitter, a: Arguments) -> None:
         if type_ is not FLOAT:
             subgradient, has_subgradient = emit.splat(subgradient), emit.splat(has_subgradient)
         emit.store(_grad_z(emit, grad_out, z, subgradient, zero, has_subgradient), a.grad_z + n * 4)
+
+
+@kernel(
+    grad_out=POINTER,  # the first number that is no border, as in the next one
+    out=POINTER,  # R(z)
+    grad_z=POINTER,  # (images, rows, row_numel)
+    images=INT,
+    share=INT,  # images per task
+    rows=INT,
+    row_numel=INT,
+    image_bytes=INT,  # of grad_out and out, with their border
+    row_bytes=INT,
+)
+def relu_backward_inside(emit: Emitter, a: Arguments) -> None:
+    """Compute the gradient with respect to z, 0 where z is 0, of this task's images without their border."""
+    with emit.loop(*task_range(emit, a, a.images)) as image, emit.loop(0, a.rows) as row:
+        source, target = image * a.image_bytes + row * a.row_bytes, (image * a.rows + row) * a.row_numel
+        for n, type_ in float_tiles(emit, emit.constant(INT64, 0), a.row_numel):
+            out, zero = emit.load(a.out + source + n * 4, type_), emit.constant(type_, 0)
+            grad_out = emit.load(a.grad_out + source + n * 4, type_)
+            is_active = (out > 0) | out.is_nan()
+            emit.store(emit.select(is_active, grad_out, zero), a.grad_z + (target + n) * 4)  # eq. (10)
 
 
 def _grad_z(
