@@ -5,7 +5,8 @@ the third mistake of each file of ``first_half``, and those in ``QUICK``. The ot
 The mistakes of ``MEASURED`` must be found and named, but for those in ``UNNAMED``, which must be called unknown. None
 may be taken for another one. When the ninth set was tried for the first time, 32 of its 40 mistakes were named, 6
 unknown and 2 taken for others; of the tenth set 31, 8 and 1; of the eleventh 32, 7 and 1; of the twelfth, whose
-Functions are written out as users write them, 31, 8 and 1; of the thirteenth, written in the same way, 32, 7 and 1.
+Functions are written out as users write them, 31, 8 and 1; of the thirteenth, written in the same way, 32, 7 and 1;
+of the fourteenth 36, 3 and 1; of the fifteenth 34, 4 and 2. One is not detected.
 Of the 24 mistakes of ``reported``, which people reported to public projects, 20 were named and 4 unknown.
 """
 
@@ -22,7 +23,19 @@ from tests.compare.gallery.unseen.operation import WrongFunction
 from tests.compare.gallery.unseen.score import corrected, modules, right_cases, wrong_functions
 
 SETS = ("first_half", "second_half", "third_set", "fourth_set")
-ORDINALS = ("fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth", "thirteenth")
+ORDINALS = (
+    "fifth",
+    "sixth",
+    "seventh",
+    "eighth",
+    "ninth",
+    "tenth",
+    "eleventh",
+    "twelfth",
+    "thirteenth",
+    "fourteenth",
+    "fifteenth",
+)
 MEASURED = (*(f"{ordinal}_set" for ordinal in ORDINALS), "reported")
 MODULES = [module for each in SETS for module in modules(each)]
 
@@ -43,7 +56,9 @@ QUICK = {
 
 
 # Mistakes of the measured sets that the diagnosis does not name.
-UNNAMED = {
+NOT_DETECTED = {"logarithmic mean, equal numbers"}  # no draw has equal numbers
+UNNAMED = NOT_DETECTED | {
+    "square root of a matrix, as if of numbers",
     "weight over its singular value, w not transposed",
     "bilinear resizing, no clamp at the border",
     "bilinear resizing, weights in half precision",
@@ -57,14 +72,9 @@ UNNAMED = {
     "rotation of neighbouring columns, halves in backward",
     "transducer, node after a label",
     "recursive filter, inputs for outputs",
-    "sparse probabilities, Jacobian of the softmax",
     "logistic bins, half of the bin in the scale's gradient",
     "scores moved by relative positions, upper half",
-    "rows by indices, taken in place of added",
-    "scale of maps, dimensions that were 1",
-    "turned channels, partners",
     "largest of shifted values, index of the element",
-    "chain of reflections, first rows for all",
 }
 
 
@@ -155,7 +165,7 @@ def test_a_measured_mistake_is_named_or_called_unknown(name: str):
 @pytest.mark.parametrize("name", MEASURED)
 def test_every_mistake_is_found_named_as_measured_and_no_right_function_is_accused(name: str):
     results = {wrong.case.name: (wrong, compare(wrong.case)) for wrong in wrong_functions(name)}
-    assert [case for case, (_, result) in results.items() if not result.findings] == []
+    assert {case for case, (_, result) in results.items() if not result.findings} == NOT_DETECTED & results.keys()
     judged = {case: corrected(wrong, result)[0].named for case, (wrong, result) in results.items()}
     assert {case: named for case, named in judged.items() if named != "named"} == {
         case: "unknown" for case in UNNAMED if case in results

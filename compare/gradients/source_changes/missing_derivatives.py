@@ -47,7 +47,7 @@ class MissingFactor:
 
     @property
     def told(self) -> str:
-        """What should be done with the expression."""
+        """The factor in words, after "should be"."""
         minus = "minus " if self.sign < 0 else ""
         return f"multiplied by {minus}{self.words}" + (", at each step" if len(self.place.present) > 1 else "")
 

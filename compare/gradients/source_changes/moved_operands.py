@@ -25,7 +25,7 @@ def moved_operand_edits(sites: Sequence[Site], called: CalledFunction) -> Iterat
 
 
 def _factors(node: ast.AST) -> Iterator[tuple[ast.expr, Callable[[ast.expr], ast.expr]]]:
-    """What is left of a product or quotient without one operand, and what gives another expression that operand."""
+    """The rest of a product or quotient without one operand, and a function that gives it to another one."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)):
         left, operator, right = node.left, node.op, node.right
         yield left, lambda other: ast.BinOp(other, operator, right)

@@ -43,7 +43,7 @@ class Place:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """All places."""
+        """The first place and the others."""
         return self.site, *self.more
 
     def with_edit(self, edit: Edit) -> Candidate:
@@ -61,7 +61,7 @@ class Place:
             return candidate.compiled()
 
     def change(self, words: str) -> Change:
-        """What should be there, in words."""
+        """A change that tells in words which value should be there."""
         old, line = shown_text(self.site)
         lines = sorted({site.node.lineno for site in self.more} - {line})
         if lines:
@@ -74,21 +74,21 @@ def find_places(candidates: Candidates, run: Callable[[], Any]) -> list[Place]:
 
     A name that is read several times, and not assigned by itself, is first all its places together.
     """
-    found: list[Place] = []
+    places: list[Place] = []
     for function, sites in candidates.functions:
         if not function.called.in_backward:
             continue
-        places = [site for site in sites if is_value(site, function.called)]
-        values = record_values(function, places, run)
-        order = sorted(values, key=lambda n: (places[n].node.lineno, len(ast.unparse(places[n].node))))
-        assigned = {name for n in order if (name := assigned_name(places[n]))}
+        own = [site for site in sites if is_value(site, function.called)]
+        values = record_values(function, own, run)
+        order = sorted(values, key=lambda n: (own[n].node.lineno, len(ast.unparse(own[n].node))))
+        assigned = {name for n in order if (name := assigned_name(own[n]))}
         for n in order:
-            place = Place(function, places[n], values[n], (places, values))
-            reads = [m for m in order if _is_same_name(places[n], places[m]) and _are_equal(values[n], values[m])]
-            if reads[1:] and n == reads[0] and places[n].node.id not in assigned:
-                found.append(replace(place, more=tuple(places[m] for m in reads[1:])))
-            found.append(place)
-    return found
+            place = Place(function, own[n], values[n], (own, values))
+            reads = [m for m in order if _is_same_name(own[n], own[m]) and _are_equal(values[n], values[m])]
+            if reads[1:] and n == reads[0] and own[n].node.id not in assigned:
+                places.append(replace(place, more=tuple(own[m] for m in reads[1:])))
+            places.append(place)
+    return places
 
 
 def one_by_one(values: Sequence[Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:

@@ -55,7 +55,7 @@ class OpaqueSums(Sums):
         return torch.special.erf(torch.from_numpy(x.detach().numpy().copy())).sin().cumsum(1)
 
 
-class Steps(Function):
+class Sines(Function):
     """Three steps; backward takes the first value for that of each step."""
 
     @staticmethod

@@ -66,8 +66,8 @@ def test_values_of_the_steps_of_forward_are_told():
             x = x + w[n] * x.sin()
         return x
 
-    text = told(mistakes.Steps, native, (matrix, lambda: torch.rand(3)))
-    lines = line_of(mistakes.Steps.backward, 5), line_of(mistakes.Steps.forward, 4)
+    text = told(mistakes.Sines, native, (matrix, lambda: torch.rand(3)))
+    lines = line_of(mistakes.Sines.backward, 5), line_of(mistakes.Sines.forward, 4)
     assert f"in line {lines[0]} of forward_mistakes.py, `x` should be `y` as line {lines[1]} reads it" in text, text
     assert f"at each step (also in line {lines[0] + 1})" in text, text
 

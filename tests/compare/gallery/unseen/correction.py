@@ -12,7 +12,7 @@ class Correction:
 
     Attributes:
         name: name of the case.
-        statement: regular expression that the statement matches.
+        statement: regular expression for the statement or what stands below it as its correction.
         named: "named", "unknown" or "wrongly named"; None leaves the automatic judgement.
         located: the same for the location.
         reason: why the automatic judgement is unfair.

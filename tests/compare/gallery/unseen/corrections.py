@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tests.compare.gallery.unseen.correction import Correction
+from tests.compare.gallery.unseen.corrections_of_later_sets import CORRECTIONS_OF_LATER_SETS
 from tests.compare.gallery.unseen.corrections_of_the_source import CORRECTIONS_OF_THE_SOURCE
 
 CORRECTIONS = (
+    *CORRECTIONS_OF_LATER_SETS,
     Correction(
         "inverse real Fourier transform, not doubled",
         r"in the derivative of fft_irfft .* the multiplication by 2 is left out",

@@ -117,11 +117,4 @@ CORRECTIONS_OF_THE_SOURCE = (
         True,
         "the change of the source fills with 0 what the roll moves around",
     ),
-    Correction(
-        "scale of maps, dimensions that were 1",
-        r"has the right numbers at other places",
-        "unknown",
-        None,
-        "this says where the numbers are, not that a sum is over another dimension",
-    ),
 )

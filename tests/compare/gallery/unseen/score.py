@@ -57,7 +57,7 @@ def right_cases(half: str) -> list[Case]:
 
 def judge(wrong: WrongFunction, result: Comparison) -> Judgement:
     """Compare the findings with what a reviewer would accept."""
-    statements = [finding.statement for finding in result.findings]
+    statements = [f"{finding.statement}\n{finding.correction}" for finding in result.findings]
     report = "\n".join(f"{f.quantity}: {f.statement}\n{f.evidence}\n{f.correction}" for f in result.findings)
     if any(_matches(words, statement) for words in wrong.named_words for statement in statements):
         named = "named"
@@ -71,7 +71,7 @@ def judge(wrong: WrongFunction, result: Comparison) -> Judgement:
 def corrected(wrong: WrongFunction, result: Comparison) -> tuple[Judgement, str]:
     """Judgement after a reader's corrections, and the reason of the correction."""
     judgement = judge(wrong, result)
-    statements = [finding.statement for finding in result.findings]
+    statements = [f"{finding.statement}\n{finding.correction}" for finding in result.findings]
     for correction in CORRECTIONS:
         if correction.applies(wrong.case.name, statements):
             named = correction.named or judgement.named

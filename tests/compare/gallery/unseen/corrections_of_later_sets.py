@@ -1,0 +1,76 @@
+"""Judgements of a reader on the fourteenth and fifteenth sets, and on reports that have changed since."""
+
+from __future__ import annotations
+
+from tests.compare.gallery.unseen.correction import Correction
+
+CHANGE = "the change of the source is the mistake's correction"
+VALUE = "the value that is told is what the expression should be"
+
+CORRECTIONS_OF_LATER_SETS = tuple(
+    Correction(name, told, "named", True, reason)
+    for name, told, reason in (
+        (
+            "moved pixels, places outside of the image",
+            r"multiplied by the derivative of `.*clamp\(0, h - 1\)`",
+            "the two masks of the clamps that are left out are told with their lines",
+        ),
+        (
+            "strength of edges, kernels exchanged",
+            r"should be `dy, dx, magnitude = ctx",
+            "two slopes exchanged are the two kernels exchanged",
+        ),
+        ("order of events, censored ones in the sum", r"should be `\(inverse \* event\)\.flip", CHANGE),
+        ("chain of labels, counted transitions", r"should be `\(LABELS\[:, :-1\], LABELS\[:, 1:\]\)`", CHANGE),
+        ("alignment of representations, power of the divisor", r"should be `hsic / \(norm_x \* norm_x\)", CHANGE),
+        ("likelihood of a process, trace", r"should be `grad_K\.trace\(\)", CHANGE),
+        ("merged patches, order of the four parts", r"should be `grad_merged\.permute\(0, 1, 4, 2, 3, 5\)`", CHANGE),
+        ("step of Runge and Kutta, last point", r"should be `grad \* h / 3 \+ gx4 \* h`", CHANGE),
+        (
+            "broken stick, sum of the later parts",
+            r"should be `gw\[:, :-1\]`",
+            "with the part itself in the sum, its own factor is 1: another correction",
+        ),
+        (
+            "density between two bounds, bounds as factors",
+            r"beta \* normal_pdf\(beta\) / Z - alpha \* normal_pdf\(alpha\) / Z",
+            CHANGE,
+        ),
+        ("distance on a hyperboloid, times exchanged", r"should be `u, v, v0, u0, z = ctx", CHANGE),
+        ("cost of a controlled system, effort through the state", r"2 \* EFFORT \* \(K\.mT @ u\)", CHANGE),
+        (
+            "pairs with weights of their own, weights differentiated",
+            r"should be `(ap|an)`",
+            CHANGE,
+        ),
+        ("norm of valid rows, number of all rows", r"should be `dxhat\.sum\(dim=\(0, 1\)\) / m\.sum\(\)`", CHANGE),
+        ("similarity of two signals, square of the divisor", r"should be `2 \* my / B1 - lum", CHANGE),
+        ("brightness as encoded, threshold of the decoder", r"should be `torch\.where\(v > 0\.0031308", CHANGE),
+        ("image over another, back only without the front", r"should be `if ctx\.needs_input_grad", CHANGE),
+        ("rows of bounded length, rows saved too late", r"`rows` should be the result of indexing in line 22", VALUE),
+        (
+            "sums of words, padding into row 0",
+            r"the derivative of mul in line 71 is left out",
+            "that product is the mask of the padding, and it is told that only row 0 is wrong",
+        ),
+        ("flow that steepens, order of product and slope", r"ddx\(u1 \* grad_r\)", CHANGE),
+        ("scale of maps, dimensions that were 1", r"should be `grad = grad\.sum\(dim, keepdim=True\)`", CHANGE),
+        ("turned channels, partners", r"grad_output\[:, :2\], grad_output\[:, 2:4\]", CHANGE),
+        ("chain of reflections, first rows for all", r"`x` should be `y` as line 81 reads it", VALUE),
+        (
+            "rows over their recent size, root of the mean square",
+            r"should be the gradient of `v` in line 175",
+            "before, the same gradient was told with native's line",
+        ),
+        (
+            "normals of faces, common corner",
+            r"should be `\(\(1, grad_e1 \+ grad_e2\)",
+            "with edges that meet at v0, corner 1 gets both: another correction",
+        ),
+        (
+            "distances of a power, as Euclidean ones",
+            r"\* \(diff\.abs\(\) / dist\.unsqueeze\(-1\)\)",
+            "the factor for the power 3 is what is missing",
+        ),
+    )
+)
