@@ -106,7 +106,7 @@ OPERATIONS = [
         MutualChoiceFunction,
         DualSoftmax,
         mutual_choice,
-        lambda: {"scores": torch.randn(2, 4, 4)},
+        lambda: {"scores": torch.randn(2, 4, 5)},
         named="the derivative of the softmax over dimension 1 sums over the last dimension",
         kinds=("wrong sum", "another operand"),
         named_words=(r"dimension|\bdim\b|over (rows|columns)", r"\bsum\b"),
