@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+import enum
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import CodeType
@@ -38,7 +39,6 @@ from compare.gradients.source_changes.insertion_edits import (
 )
 from compare.gradients.source_changes.mask_edits import interval_edits, mask_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
-from compare.gradients.source_changes.output_sites import sites_of_output
 from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
 from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
@@ -47,6 +47,14 @@ from compare.gradients.source_changes.transposed_index_edits import transposed_i
 MAX_BOUNDS, MAX_NUMBERS = 6, 10
 
 Places = list[tuple[EditableFunction, list[Site]]]
+
+
+class Rank(enum.IntEnum):
+    """When the edits of an expression are tried."""
+
+    FIRST = 0  # they may make all of a wrong result right, and nothing that is right wrong; or it is not known
+    LATER = 1  # only a part of it, or the expression has an influence on something that is right
+    NEVER = 2  # the expression has no influence on what is wrong
 
 
 @dataclass(frozen=True)
@@ -83,15 +91,13 @@ class Candidate:
 class Candidates:
     """The functions that ran, with the places in them that may be edited.
 
-    Args:
-        output_is_wrong: if not, the places that an output depends on are tried last.
-
     Attributes:
+        rank: when the edits of a place are tried.
         without_source: those whose source is not at hand, or is another than the one that runs.
     """
 
-    def __init__(self, called: list[CalledFunction], *, output_is_wrong: bool = True) -> None:
-        self._output_is_wrong = output_is_wrong
+    def __init__(self, called: list[CalledFunction]) -> None:
+        self.rank: Callable[[Site], Rank] = lambda _: Rank.FIRST
         self.functions: list[tuple[EditableFunction, list[Site]]] = []
         self.without_source: list[CalledFunction] = []
         for each in called:
@@ -109,48 +115,46 @@ class Candidates:
 
     def first(self) -> Iterator[Candidate]:
         """The edits that mend most mistakes: exchanges, the same at several places, what is saved, insertions."""
-        in_forward, _ = self._in_forward
+        in_backward, in_forward = self._places(Rank.FIRST)
         yield from self._of(
-            (self._exchanges, [*self._in_backward, *in_forward]),
-            (self._repeated, [*self._in_backward, *in_forward]),
+            (self._exchanges, [*in_backward, *in_forward]),
+            (self._repeated, [*in_backward, *in_forward]),
             (self._saved, in_forward),
-            (self._factors, self._in_backward),
-            (self._insertions, self._in_backward),
+            (self._factors, in_backward),
+            (self._insertions, in_backward),
         )
 
     def second(self) -> Iterator[Candidate]:
-        """The others: functions of names, intervals, sums of products, parts of the source, insertions in forward.
-
-        What a right output depends on comes last.
-        """
-        in_forward, of_output = self._in_forward
+        """The others: functions of names, intervals, sums of products, parts of the source, insertions in forward."""
+        in_backward, in_forward = self._places(Rank.FIRST)
         yield from self._of(
-            (self._functions, self._in_backward),
-            (self._intervals, self._in_backward),
-            (self._products, self._in_backward),
+            (self._functions, in_backward),
+            (self._intervals, in_backward),
+            (self._products, in_backward),
             (self._factors, in_forward),
             (self._insertions, in_forward),
             (self._functions, in_forward),
             (self._intervals, in_forward),
-            (self._compositions, self._in_backward),
-            (self._exchanges, of_output),
-            (self._repeated, of_output),
-            (self._factors, of_output),
-            (self._insertions, of_output),
+            (self._compositions, in_backward),
         )
 
-    @property
-    def _in_backward(self) -> Places:
-        return [each for each in self.functions if each[0].called.in_backward]
+    def later(self) -> Iterator[Candidate]:
+        """The edits of expressions that have an influence on what is right, or only on a part of what is wrong."""
+        in_backward, in_forward = self._places(Rank.LATER)
+        yield from self._of(
+            (self._exchanges, in_backward),
+            (self._repeated, in_backward),
+            (self._factors, in_backward),
+            (self._insertions, in_backward),
+            (self._exchanges, in_forward),
+            (self._saved, in_forward),
+        )
 
-    @property
-    def _in_forward(self) -> tuple[Places, Places]:
-        """Places of forward without those that a right output depends on, and these."""
-        in_forward = [each for each in self.functions if not each[0].called.in_backward]
-        of_output = [] if self._output_is_wrong else [(f, sites_of_output(f.node, sites)) for f, sites in in_forward]
-        known = {id(site) for _, sites in of_output for site in sites}
-        rest = [(function, [site for site in sites if id(site) not in known]) for function, sites in in_forward]
-        return rest, of_output
+    def _places(self, rank: Rank) -> tuple[Places, Places]:
+        """The places of a rank in backward, and those in forward."""
+        of_rank = [(f, [site for site in sites if self.rank(site) == rank]) for f, sites in self.functions]
+        in_backward = [each for each in of_rank if each[0].called.in_backward]
+        return in_backward, [each for each in of_rank if not each[0].called.in_backward]
 
     def _of(self, *tiers: Any) -> Iterator[Candidate]:
         for edits, functions in tiers:  # those of a tier are made when the tiers before it were tried

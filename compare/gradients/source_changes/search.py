@@ -19,6 +19,7 @@ from compare.gradients.source_changes.correction import Correction, correction, 
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
+from compare.gradients.source_changes.influence import Influence
 from compare.gradients.source_changes.kept_values import KeptValues
 from compare.gradients.source_changes.obstacles import find_obstacle, left_out
 from compare.gradients.source_changes.search_result import AT_LIMIT, SearchResult, not_tried
@@ -26,9 +27,9 @@ from compare.gradients.source_changes.value_search import ValueSearch
 from compare.gradients.source_changes.watched_functions import classes_of, watched
 from compare.gradients.variants import Variant
 
-# Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about two seconds; fewer where the
+# Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about a second; fewer where the
 # mistakes have names already.
-MAX_CALLS, MAX_CALLS_IF_NAMED = 1_200_000, 600_000
+MAX_CALLS, MAX_CALLS_IF_NAMED = 500_000, 250_000
 RUN_CALLS = 120
 MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do
@@ -97,7 +98,7 @@ class _Search:
         with self.runs.from_the_start():
             by_native = {each.code for each in find_called_functions(run_native)[0]}
         editable = [each for each in called if each.code not in by_native]
-        self.candidates = Candidates(editable, output_is_wrong=self.raises or any(m.is_output for m in mismatches))
+        self.candidates = Candidates(editable)
         with self.runs.from_the_start():
             saved = kept.save()
             self.runs.run_once()
@@ -108,6 +109,8 @@ class _Search:
         self.is_at_limit = self.sums_gradients = False
         if not self.obstacle:
             self.runs.prepare()
+            if not self.raises:
+                self.candidates.rank = Influence(self.candidates, self.runs, self.targets).rank
             self.sums_gradients = self._sums_gradients()
 
     def find(self, max_calls: int) -> SearchResult:
@@ -127,6 +130,8 @@ class _Search:
         Terms come before the rarer edits, since they take no run each. Where nothing is enough, a value is told.
         """
         left = self._try_single_edits(self.candidates.first(), max_calls)
+        if self._corrected != self.wrong:
+            self._try_single_edits(self.candidates.later(), max_calls // 4)
         before = list(self.corrections)
         self._try_pairs()
         # A term or a factor may be plainer than two edits of one statement.

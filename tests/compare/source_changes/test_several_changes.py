@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-
 import pytest
 import torch
 
 from compare import compare
 from compare.gradients.source_changes import source_findings
-from compare.gradients.source_changes.edits import Place, Site
-from compare.gradients.source_changes.output_sites import sites_of_output
 from tests.compare.source_changes import several_mistakes as mistakes
 from tests.compare.source_changes.test_corrections import DTYPES, case_of, corrections_of, matrix, texts
 
@@ -82,22 +78,3 @@ def test_each_of_two_changes_is_told_with_the_gradient_that_it_makes_right(short
     assert "(a * b).cos()" in str(of_a) and "with this change the gradient of a is right" in str(of_a), findings
     assert "step * a" in str(of_b) and "with this change, too, all comparisons are right" in str(of_b), findings
     assert "step * a" not in str(of_a) and ".cos()" not in str(of_b).split("should be")[1], findings
-
-
-FORWARD = """
-def forward(ctx, x, scale):
-    y = x.exp()
-    kept = x + 1
-    if scale > 1:
-        y = y * scale
-    ctx.scale = scale
-    ctx.save_for_backward(kept, y)
-    return y
-"""
-
-
-def test_only_what_the_output_depends_on_is_tried_last():
-    function = ast.parse(FORWARD).body[0]
-    sites = [Site(node, Place(function, "body", n), (function,)) for n, node in enumerate(function.body)]
-    of_output = [ast.unparse(site.node).splitlines()[0] for site in sites_of_output(function, sites)]
-    assert of_output == ["y = x.exp()", "if scale > 1:", "return y"]
