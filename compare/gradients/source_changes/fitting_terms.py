@@ -15,6 +15,7 @@ from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 
 MAX_TERMS = 15_000
 MAX_EDITS = 8
+CHUNK = 1000
 MAX_FOR_TWO, MIN_FOR_TWO = 6000, 5  # terms of which two are tried together; elements that do not agree by chance
 RELATIVE_ERROR, RATIO_ERROR = 1e-9, 1e-7
 COEFFICIENTS = (1, 2, 3, 4, 0.5, 0.25, 1.5)
@@ -32,8 +33,10 @@ class Terms:
         generator = torch.Generator().manual_seed(0)
         self._weights = torch.rand(shape.numel(), 3, generator=generator, dtype=torch.float64) + 0.5
         self._terms = list(islice(terms_of_shape(ingredients, shape), MAX_TERMS))
-        sums = [term.value.flatten() @ self._weights for term in self._terms]
-        self._sums = torch.stack(sums) if sums else torch.zeros(0, 3, dtype=torch.float64)
+        self._sums = torch.zeros(len(self._terms), 3, dtype=torch.float64)
+        for start in range(0, len(self._terms), CHUNK):
+            values = torch.stack([term.value for term in self._terms[start : start + CHUNK]])
+            self._sums[start : start + CHUNK] = values.flatten(1) @ self._weights
         named = {key: abs(value) for key, value in numbers.items() if value not in (0, 1, 2, -1, -2)}
         self._named = {2 * value: f"2 * {key}" for key, value in named.items()}
         self._named |= {value: key for key, value in named.items()}

@@ -3,40 +3,49 @@
 from __future__ import annotations
 
 import ast
-import copy
-import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations, combinations_with_replacement, product
 
 import torch
 from torch import Tensor
 
 from compare.gradients.source_changes.edits import Site, assigned_name
 from compare.gradients.source_changes.ending_loops import names_in
-from compare.gradients.source_changes.expression_edits import method, number
 
 MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 22, 2000
 
 
 @dataclass(frozen=True)
 class Ingredient:
-    """An expression of the source, and its value."""
+    """An expression of the source, and its value.
 
-    node: ast.expr
+    Attributes:
+        text: the expression; a tree is made only of the few that fit.
+        divisor: what 1 is divided by, if the expression is such a quotient.
+    """
+
+    text: str
     value: Tensor
+    divisor: str = ""
 
     @property
-    def text(self) -> str:
-        """The source."""
-        return ast.unparse(self.node)
+    def node(self) -> ast.expr:
+        """The expression as a tree, of no place in a file."""
+        tree = ast.parse(self.text, mode="eval").body
+        for node in ast.walk(tree):
+            for attribute in node._attributes:
+                vars(node).pop(attribute, None)
+        return tree
+
+    @property
+    def is_name(self) -> bool:
+        """True for a name alone."""
+        return self.text.isidentifier()
 
     def __mul__(self, other: Ingredient) -> Ingredient:
-        node, factor = ast.BinOp(self.node, ast.Mult(), other.node), other.node
-        if isinstance(factor, ast.BinOp) and isinstance(factor.op, ast.Div) and ast.unparse(factor.left) == "1":
-            node = ast.BinOp(self.node, ast.Div(), factor.right)
-        return Ingredient(node, self.value * other.value)
+        factor = f"/ ({other.divisor})" if other.divisor else f"* ({other.text})"
+        return Ingredient(f"({self.text}) {factor}", self.value * other.value)
 
 
 def find_ingredients(
@@ -63,128 +72,141 @@ def find_ingredients(
             continue
         value = values[step if len(values) == steps else 0]
         if value.is_floating_point() and 0 < value.numel() <= MAX_NUMBERS:
-            known[text] = Ingredient(copy.deepcopy(node), value.double())
-    ordered = sorted(
-        known.values(), key=lambda each: (not isinstance(each.node, ast.Name), len(ast.unparse(each.node)))
-    )
-    names = [each for each in ordered if isinstance(each.node, ast.Name)][:MAX_NAMES]
-    return names + [each for each in ordered if not isinstance(each.node, ast.Name)][: MAX_EXPRESSIONS - len(names)]
+            known[text] = Ingredient(text, value.double())
+    ordered = sorted(known.values(), key=lambda each: (not each.is_name, len(each.text)))
+    names = [each for each in ordered if each.is_name][:MAX_NAMES]
+    return names + [each for each in ordered if not each.is_name][: MAX_EXPRESSIONS - len(names)]
 
 
 def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingredient]:
     """Terms of a shape, the simple ones first."""
-    names = [each for each in ingredients if isinstance(each.node, ast.Name)]
-    extended = [*ingredients, *(f for each in ingredients for f in _functions(each))]
-    for each in extended:
+    names = [each for each in ingredients if each.is_name]
+    functions = [f for each in ingredients for f in _functions(each)]
+    functions_of_names = [f for each in names for f in _functions(each)]
+    reciprocals = {each.text: _reciprocal(each) for each in ingredients}
+    others = [each for each in ingredients if not each.is_name]
+    for each in (*ingredients, *functions):
         yield from _shaped(each, shape)
     for a, b in combinations_with_replacement(ingredients, 2):
-        yield from _products((a, b), shape)
-    for a in ingredients:
-        for b in extended[len(ingredients) :]:
-            yield from _products((a, b), shape)
-    for a, b, c in itertools.product(names, ingredients, names):
-        yield from _products((a, b, _reciprocal(c)), shape)
-    weights = [*names, *(f for each in names for f in _functions(each))]
-    for a, b in itertools.product(weights, names):
+        yield from _products_of_two(a, b, shape)
+    for a, b in product(ingredients, functions):
+        yield from _products_of_two(a, b, shape)
+    yield from _products(product(names, ingredients), [reciprocals[each.text] for each in names], shape)
+    for a, b in product((*names, *functions_of_names), names):
         yield from _less_its_mean(a, b, shape)
-    sums = [s for pair in combinations_with_replacement(names, 2) for s in _sums(pair)]
-    for total in sums:
-        for each in ingredients:
-            yield from _products((each, total), shape)
-    for three in combinations_with_replacement(ingredients, 3):
-        yield from _products(three, shape)
-    for a, b in itertools.product([f for each in names for f in _functions(each)], ingredients):
-        yield from _products((a, _reciprocal(b)), shape)
+    sums = [s for pair in combinations_with_replacement(names, 2) for s in _sums(*pair)]
+    for total, each in product(sums, ingredients):
+        yield from _products_of_two(each, total, shape)
+    for n, a in enumerate(ingredients):
+        for m, b in enumerate(ingredients[n:], n):
+            yield from _products([(a, b)], ingredients[m:], shape)
+    for a, b in product(functions_of_names, ingredients):
+        yield from _products_of_two(a, reciprocals[b.text], shape)
     yield from _matrix_chains(names, shape)
-    for total in sums:
-        for a, b in combinations_with_replacement(names, 2):
-            yield from _products((a, b, total), shape)
-    others = [each for each in ingredients if not isinstance(each.node, ast.Name)]
-    for a, b, c in itertools.product(names, ingredients, others):
-        yield from _products((a, b, _reciprocal(c)), shape)
+    yield from _products(combinations_with_replacement(names, 2), sums, shape)
+    yield from _products(product(names, ingredients), [reciprocals[each.text] for each in others], shape)
 
 
 def _functions(each: Ingredient) -> Iterator[Ingredient]:
-    value, node = each.value, each.node
+    value, text = each.value, f"({each.text})"
     yield _reciprocal(each)
-    yield Ingredient(ast.BinOp(node, ast.Pow(), number(2)), value**2)
-    yield Ingredient(ast.BinOp(number(1), ast.Sub(), node), 1 - value)
+    yield Ingredient(f"{text} ** 2", value**2)
+    yield Ingredient(f"1 - {text}", 1 - value)
     if value.dim() >= 2:
-        yield Ingredient(ast.Attribute(node, "mT", ast.Load()), value.mT)
-    if isinstance(node, ast.Name):
-        yield Ingredient(ast.BinOp(number(1), ast.Div(), ast.BinOp(node, ast.Pow(), number(2))), value**-2)
+        yield _transposed(each)
+    if each.is_name:
+        yield Ingredient(f"1 / {text} ** 2", value**-2, f"{text} ** 2")
         for function in ("exp", "log", "sqrt", "sigmoid", "tanh", "abs", "sign", "cos", "sin"):
-            yield Ingredient(method(node, function), getattr(value, function)())
+            yield Ingredient(f"{text}.{function}()", getattr(value, function)())
 
 
 def _reciprocal(each: Ingredient) -> Ingredient:
-    return Ingredient(ast.BinOp(number(1), ast.Div(), each.node), 1 / each.value)
+    return Ingredient(f"1 / ({each.text})", 1 / each.value, each.text)
 
 
-def _sums(pair: tuple[Ingredient, Ingredient]) -> Iterator[Ingredient]:
+def _transposed(each: Ingredient) -> Ingredient:
+    return Ingredient(f"({each.text}).mT", each.value.mT)
+
+
+def _sum(each: Ingredient, dim: int) -> Ingredient:
+    return Ingredient(f"({each.text}).sum({dim}, keepdim=True)", each.value.sum(dim, keepdim=True))
+
+
+def _sums(a: Ingredient, b: Ingredient) -> Iterator[Ingredient]:
     """Sums of a product along one dimension, which is kept."""
-    try:
-        product = pair[0] * pair[1]
-    except RuntimeError:  # shapes that do not go together
-        return
-    for dim in range(product.value.dim()):
-        node = method(product.node, "sum", number(dim), keepdim=ast.Constant(True))
-        yield Ingredient(node, product.value.sum(dim, keepdim=True))
+    whole = _product(a, b)
+    if whole is not None:
+        yield from (_sum(whole, dim) for dim in range(whole.value.dim()))
 
 
 def _less_its_mean(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
     """``a · (b - Σ a b)`` and ``a · (b - Σ a b / Σ a)``: derivatives of what is divided by its sum."""
-    if a.value.shape != shape or b.value.shape != shape or a.node is b.node:
+    if a.value.shape != shape or b.value.shape != shape or a is b:
         return
-    product = a * b
     for dim in range(len(shape)):
-        sums = [
-            Ingredient(method(each.node, "sum", number(dim), keepdim=ast.Constant(True)), each.value.sum(dim, True))
-            for each in (product, a)
-        ]
-        mean = Ingredient(ast.BinOp(sums[0].node, ast.Div(), sums[1].node), sums[0].value / sums[1].value)
-        for total in (sums[0], mean):
-            rest = ast.BinOp(b.node, ast.Sub(), total.node)
-            yield Ingredient(ast.BinOp(a.node, ast.Mult(), rest), a.value * (b.value - total.value))
+        total, divisor = _sum(a * b, dim), _sum(a, dim)
+        for mean in (total, total * _reciprocal(divisor)):
+            yield a * Ingredient(f"({b.text}) - ({mean.text})", b.value - mean.value)
 
 
-def _products(factors: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingredient]:
-    """The product, and the matrix product of two, if they have the shape or a sum of them has."""
+def _product(a: Ingredient, b: Ingredient) -> Ingredient | None:
+    """The product of each two numbers; None for shapes that do not go together."""
     try:
-        product = factors[0]
-        for factor in factors[1:]:
-            product = product * factor
-        yield from _shaped(product, shape)
-    except RuntimeError:  # shapes that do not go together
-        pass
-    if len(factors) == 2:
-        for a, b in (factors, factors[::-1]):
-            yield from _matrix_products(a, b, shape)
+        return a * b
+    except RuntimeError:
+        return None
+
+
+def _products(
+    pairs: Iterable[tuple[Ingredient, Ingredient]], factors: Sequence[Ingredient], shape: torch.Size
+) -> Iterator[Ingredient]:
+    """The product of each pair with each factor, if it has the shape or a sum of it has."""
+    for a, b in pairs:
+        pair = _product(a, b)
+        for factor in factors if pair is not None else ():
+            whole = None if pair is None else _product(pair, factor)
+            if whole is not None:
+                yield from _shaped(whole, shape)
+
+
+def _products_of_two(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
+    """The product and the matrix products of two, if they have the shape or a sum of them has."""
+    whole = _product(a, b)
+    if whole is not None:
+        yield from _shaped(whole, shape)
+    yield from _matrix_products(a, b, shape)
+    yield from _matrix_products(b, a, shape)
+
+
+def _matrix_product(a: Ingredient, b: Ingredient) -> Ingredient:
+    return Ingredient(f"({a.text}) @ ({b.text})", a.value @ b.value)
 
 
 def _matrix_chains(names: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingredient]:
     """Products of three matrices, each as it is or transposed."""
     matrices = [each for each in names if each.value.dim() == 2]
-    transposed = [Ingredient(ast.Attribute(each.node, "mT", ast.Load()), each.value.mT) for each in matrices]
-    for a, b in itertools.product([*matrices, *transposed], repeat=2):
+    matrices += [_transposed(each) for each in matrices]
+    for a, b in product(matrices, repeat=2):
         if len(shape) == 2 and a.value.shape[1] == b.value.shape[0] and a.value.shape[0] == shape[0]:
-            pair = Ingredient(ast.BinOp(a.node, ast.MatMult(), b.node), a.value @ b.value)
-            for c in (*matrices, *transposed):
+            pair = _matrix_product(a, b)
+            for c in matrices:
                 if pair.value.shape[1] == c.value.shape[0] and c.value.shape[1] == shape[1]:
-                    yield Ingredient(ast.BinOp(pair.node, ast.MatMult(), c.node), pair.value @ c.value)
+                    yield _matrix_product(pair, c)
 
 
 def _matrix_products(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
+    """``a @ b`` and ``a.mT @ b``."""
     if a.value.dim() == 2 and b.value.dim() == 1 == len(shape):
-        for matrix, node in ((a.value, a.node), (a.value.mT, ast.Attribute(a.node, "mT", ast.Load()))):
-            if matrix.shape == (shape[0], len(b.value)):
-                yield Ingredient(ast.BinOp(node, ast.MatMult(), b.node), matrix @ b.value)
+        for matrix in (a, _transposed(a)):
+            if matrix.value.shape == (shape[0], len(b.value)):
+                yield _matrix_product(matrix, b)
     if a.value.dim() < 2 or b.value.dim() < 2 or len(shape) < 2:
         return
-    for left, node in ((a.value, a.node), (a.value.mT, ast.Attribute(a.node, "mT", ast.Load()))):
-        if left.shape[-1] == b.value.shape[-2] and (left.shape[-2], b.value.shape[-1]) == tuple(shape[-2:]):
+    for left in (a, _transposed(a)):
+        sizes = (left.value.shape[-2], b.value.shape[-1])
+        if left.value.shape[-1] == b.value.shape[-2] and sizes == tuple(shape[-2:]):
             try:
-                yield from _shaped(Ingredient(ast.BinOp(node, ast.MatMult(), b.node), left @ b.value), shape)
+                yield from _shaped(_matrix_product(left, b), shape)
             except RuntimeError:  # batches that do not go together
                 continue
 
@@ -194,14 +216,15 @@ def _shaped(each: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
     value = each.value
     if value.shape == shape:
         yield each
-    elif value.dim() <= len(shape):
-        with suppress(RuntimeError):  # it has other sizes
-            yield Ingredient(each.node, value.expand(shape))
+        return
+    if value.dim() <= len(shape) and all(a in (1, b) for a, b in zip(value.shape[::-1], shape[::-1], strict=False)):
+        yield Ingredient(each.text, value.expand(shape), each.divisor)
+    if value.numel() % max(shape.numel(), 1):
+        return  # no sum has so many elements
     for count in (1, 2):
         for dims in combinations(range(value.dim()), count):
             for kept in (False, True):
                 sizes = [1 if d in dims else s for d, s in enumerate(value.shape) if kept or d not in dims]
-                if torch.Size(sizes) == shape and value.shape != shape:
-                    at = number(dims[0]) if count == 1 else ast.Tuple([number(d) for d in dims], ast.Load())
-                    keywords = {"keepdim": ast.Constant(True)} if kept else {}
-                    yield Ingredient(method(each.node, "sum", at, **keywords), value.sum(dims, keepdim=kept))
+                if torch.Size(sizes) == shape:
+                    arguments = f"{dims[0] if count == 1 else dims}{', keepdim=True' if kept else ''}"
+                    yield Ingredient(f"({each.text}).sum({arguments})", value.sum(dims, keepdim=kept))

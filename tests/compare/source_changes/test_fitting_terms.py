@@ -10,7 +10,6 @@ from torch.autograd import Function
 
 from compare import Case, compare
 from compare.gradients.source_changes.edits import Place, Site
-from compare.gradients.source_changes.expression_edits import name
 from compare.gradients.source_changes.fitting_terms import Terms
 from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 
@@ -81,7 +80,7 @@ def test_a_matrix_product_with_a_named_number_is_told():
 
 A, B, C = (torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n, shape in
            enumerate([(4, 3), (4, 3), (3,)]))  # fmt: skip
-INGREDIENTS = [Ingredient(name(text), value) for text, value in {"a": A, "b": B, "c": C}.items()]
+INGREDIENTS = [Ingredient(text, value) for text, value in {"a": A, "b": B, "c": C}.items()]
 FITTING = [
     (A, A + 2 * B * C, "a + 2 * (b * c)"),
     (A, A - (A * B).sum(1, keepdim=True) * C, "a - c * (a * b).sum(1, keepdim=True)"),
