@@ -12,6 +12,8 @@ from compare.gradients.run_variant import OUTPUT, RunResult, gradient_name, run_
 from compare.gradients.variants import Variant
 
 KIND = "depends on which inputs require a gradient"
+INVALID = "returned an invalid gradient"  # one that has not the shape of its input
+PLACES = "backward returns one value for each argument of forward, None for those that require no gradient"
 
 
 def find_dependence_on_requested_gradients(
@@ -28,22 +30,23 @@ def find_dependence_on_requested_gradients(
         native = runner.run_native(variant, names)
         if native.error is not None:
             continue
-        situation = "no input wants a gradient"
+        situation = "no input requires a gradient"
         if names:
-            situation = f"only {join_words(names)} {'want' if len(names) > 1 else 'wants'} one"
+            situation = f"only {join_words(names)} {'require' if len(names) > 1 else 'requires'} a gradient"
         ours = run_variant(runner.case.ours, inputs, variant, runner.seed, requires_grad=names)
         if ours.error is not None:
             if OUTPUT not in reported:
                 reported.add(OUTPUT)
                 message = f"{type(ours.error).__name__}: {ours.error}"
+                message += f"; {PLACES}" if INVALID in message else ""
                 yield Finding(KIND, OUTPUT, f"an exception is raised where {situation}", message)
             continue
         for judgement in _judge(runner, variant, ours, native, names, right - reported):
             quantity = judgement.row.quantity
             reported.add(quantity)
             missing = judgement.row.message == NO_GRADIENT
-            statement = f"None where {situation}" if missing else f"is wrong where {situation}"
-            yield Finding(KIND, quantity, statement, "" if missing else _evidence(judgement))
+            statement = f"is None where {situation}" if missing else f"is wrong where {situation}"
+            yield Finding(KIND, quantity, statement, PLACES if missing else _evidence(judgement))
 
 
 def _subsets(names: list[str]) -> list[tuple[str, ...]]:

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from compare.gradients.source_changes import source_findings
+from compare.gradients.source_changes import (
+    expected_values,
+    fitting_terms,
+    missing_derivatives,
+    source_findings,
+    value_search,
+)
 from manualgrad import data
 from manualgrad.data import Split
 
@@ -37,3 +43,17 @@ def search_does_not_raise(monkeypatch):
     monkeypatch.setattr(source_findings, "search", watched)
     yield
     assert not raised, raised
+
+
+@pytest.fixture
+def short_search(monkeypatch):
+    """Search for changes of the source a short time, in tests of what is told without them."""
+    for module, name, value in (
+        (source_findings, "MAX_CALLS", 20_000),
+        (source_findings, "MAX_CALLS_IF_NAMED", 20_000),
+        (value_search, "MAX_TERMS_OF_ALL", 500),
+        (expected_values, "MAX_RUNS", 50),
+        (missing_derivatives, "MAX_RUNS", 50),
+        (fitting_terms, "MAX_TERMS", 500),
+    ):
+        monkeypatch.setattr(module, name, value)

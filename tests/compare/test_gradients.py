@@ -17,6 +17,7 @@ from tests.compare.gallery.planted_faults import gradcheck_accepts, planted_faul
 from tests.compare.gallery.right import FAMILIES, right_cases
 
 
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.filterwarnings("ignore:Use of (index_put_|masked_fill_) on expanded tensors")  # one of the mistakes
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name.replace(" ", "-"))
 def test_a_wrong_function_is_found_and_its_mistake_named(wrong):

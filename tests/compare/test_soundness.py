@@ -14,6 +14,8 @@ from compare.load_cases import load_cases
 from tests.compare.gallery.soundness import RIGHT, WRONG_BY_KIND
 from tests.compare.gallery.soundness import demonstrations as demonstrate
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 REPORTED_CASES = Path(__file__).parent / "gallery" / "reported_cases"
 TWO_DTYPES = (torch.float64, torch.float32)  # the situation shows the mistake in any dtype
 

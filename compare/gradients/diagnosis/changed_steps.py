@@ -82,8 +82,11 @@ def find_other_values(search: NativePaths) -> Iterator[Finding]:
                 continue
             change = NativeChange(call.site, number, changed.omitted, argument_of(number))
             if search.explains(change):
-                name = f" but for {search.names.get(id(tensor), 'one argument')}" if len(call.tensors) > 1 else ""
-                statement = f"equals the gradient of the function without {operation}{name}"
+                name = search.names.get(id(tensor), "one of its arguments")
+                words = (
+                    f"with {name} in the place of {call.name}" if len(call.tensors) > 1 else f"without {operation}"
+                )
+                statement = f"equals the gradient of the function {words}"
                 yield Finding("step left out", search.mismatch.quantity, statement)
         flat, _ = tree_flatten((call.args, call.kwargs))
         options = option_names(call.args, call.kwargs)

@@ -96,16 +96,17 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     if native.function is not None and not native.is_output_wrong:
         yield from with_examples(find_shared_cause(mismatch, probe), mismatch)
     rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
-    equal_to_right = []  # the gradient of another input, which is right itself, may be a consequence
+    # The gradient of another input, which is right itself, and what is right in some elements, may be consequences.
+    equal_to_right = []
     for finding in confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe):
         other = finding.statement.removeprefix("equals the gradient of ")
         if finding.kind == "swapped" and other in probe.right_inputs:
             equal_to_right.append(finding)
         elif finding.kind == "passes the incoming gradient through":  # where that is right, nothing is to be changed
-            where = next(find_condition(mismatch, probe), None)
-            yield (
-                finding if where is None else replace(finding, statement=f"{finding.statement}; it {where.statement}")
-            )
+            if mismatch.wrong.all():
+                yield finding
+            else:
+                equal_to_right.append(finding)
         else:
             yield finding
     located = next(_locations(mismatch), None)

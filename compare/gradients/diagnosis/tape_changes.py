@@ -284,14 +284,17 @@ class Changes:
             if step is direct or step in forms or step.name in FORMS:
                 continue
             where = f"in {step.words.removeprefix('the result of ')}"
-            left = f"{operation_words(step, self.name)} is left out"
+            name, without = self.name(number), operation_words(step, self.name)
+            used = {p: f"{self.name(step.arguments[p])} is used in its place" for p in left_out(step, self.tape)}
             changes = [
-                ("step left out", f"{left} ({self.name(step.arguments[p])} is used)", passing(p))
-                for p in left_out(step, self.tape)
+                ("step left out", f"{name} is computed without {without} ({words})", passing(p))
+                for p, words in used.items()
             ]
-            changes += list(other_operations(step))
-            for kind, words, change in changes:
-                said = f"{self.name(number)} is computed with another value: {where}, {words}"
+            changes += [
+                (kind, f"{name} is computed with another value: {where}, {words}", change)
+                for kind, words, change in other_operations(step)
+            ]
+            for kind, said, change in changes:
                 yield kind, said, lambda tape, n, c=change, p=places[k:]: operand_with(tape, p, c, n)
 
     def _other_indices(self, step: Step) -> Iterator[tuple[str, int, Callable[[Tape], Tensor]]]:

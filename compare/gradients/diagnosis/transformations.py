@@ -66,7 +66,7 @@ def transformations(shape: torch.Size | tuple[int, ...]) -> Iterator[Transformat
         yield Transformation("wrong half", "without the diagonal and what is above it", lambda t: t.tril(-1))
         yield Transformation("wrong half", "without the diagonal and what is below it", lambda t: t.triu(1))
         yield Transformation("wrong half", "without the diagonal", lambda t: t - _diagonal(t))
-        yield Transformation("wrong half", "without all but the diagonal", _diagonal)
+        yield Transformation("wrong half", "zero but for its diagonal", _diagonal)
         yield Transformation("wrong half", "with its diagonal halved", lambda t: t - _diagonal(t) / 2)
         yield Transformation("wrong half", "with its diagonal doubled", lambda t: t + _diagonal(t))
         words = "with zeros above the diagonal and twice the elements below it (not symmetrised)"

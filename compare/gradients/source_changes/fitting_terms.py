@@ -36,7 +36,7 @@ class Terms:
         self._sums = torch.zeros(len(self._terms), 3, dtype=torch.float64)
         for start in range(0, len(self._terms), CHUNK):
             values = torch.stack([term.value for term in self._terms[start : start + CHUNK]])
-            self._sums[start : start + CHUNK] = values.flatten(1) @ self._weights
+            self._sums[start : start + CHUNK] = values.view(len(values), -1) @ self._weights
         named = {key: abs(value) for key, value in numbers.items() if value not in (0, 1, 2, -1, -2)}
         self._named = {2 * value: f"2 * {key}" for key, value in named.items()}
         self._named |= {value: key for key, value in named.items()}

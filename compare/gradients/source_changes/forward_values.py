@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compare.gradients.source_changes.edits import Site
 from compare.gradients.source_changes.forward_runs import ForwardRun
+from compare.gradients.source_changes.places import are_equal
 from compare.gradients.source_changes.recorded_values import MAX_STEPS
 
 MAX_TEXT, MAX_TEXT_OF_A_STEP = 40, 70  # characters of an expression that is told
@@ -78,13 +79,17 @@ def step_derivatives(runs: Sequence[ForwardRun]) -> dict[str, list[Tensor]]:
 
 
 def _derivative(value: Tensor, operand: Tensor) -> Tensor | None:
-    """Derivative of each element by that at the same place."""
+    """Derivative of each element by that at the same place; None if others have an influence on it."""
     if value.shape != operand.shape or value is operand or not value.numel() or value.is_complex():
         return None
     if not (value.requires_grad and operand.requires_grad):
         return None
+    weights = torch.linspace(1, 2, value.numel(), dtype=value.dtype, device=value.device).view(value.shape)
     (derivative,) = torch.autograd.grad(value.sum(), operand, retain_graph=True, allow_unused=True)
-    return None if derivative is None else derivative.detach()
+    (weighted,) = torch.autograd.grad(value, operand, weights, retain_graph=True, allow_unused=True)
+    if derivative is None or not are_equal(weighted.detach(), (weights * derivative).detach()):
+        return None
+    return derivative.detach()
 
 
 def _with_gradients(run: ForwardRun) -> Iterator[tuple[Site, Tensor, Tensor | None]]:

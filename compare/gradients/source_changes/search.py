@@ -142,7 +142,7 @@ class _Search:
         parts = None if self.corrections else self._parts()
         if parts is not None:
             return [parts]
-        if not self._complete:
+        if self._corrected != self.wrong:
             self._try_single_edits(self.candidates.second(), left)
             self._try_pairs()
         if self._complete:

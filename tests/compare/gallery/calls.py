@@ -53,7 +53,7 @@ CALLS: list[WrongFunction] = [
     ),
     wrong_function(
         "linear: weight frozen with the input", "depends on which inputs require a gradient", "w",
-        LinearOfTheWrongIndex.apply, F.linear, randn(x=(5, 3), w=(4, 3)), "None where only w wants one",
+        LinearOfTheWrongIndex.apply, F.linear, randn(x=(5, 3), w=(4, 3)), "is None where only w requires a gradient",
     ),
     wrong_function(
         "sine: saved on the class", "depends on earlier calls", "x", SineSavedOnTheClass.apply, torch.sin,

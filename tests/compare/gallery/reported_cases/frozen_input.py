@@ -1,4 +1,4 @@
-"""needs_input_grad of the wrong input. Expected: "gradient of w: None where only w and b want one"."""
+"""needs_input_grad of the wrong input. Expected: "gradient of w: is None where only w and b require a gradient"."""
 
 import torch
 from torch.autograd import Function

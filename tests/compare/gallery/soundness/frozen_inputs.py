@@ -1,4 +1,4 @@
-"""Gradients that are right if every input wants one, and wrong, missing or refused if some are frozen."""
+"""Gradients that are right if every input requires one, and wrong, missing or refused if some are frozen."""
 
 from __future__ import annotations
 

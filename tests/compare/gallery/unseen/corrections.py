@@ -237,7 +237,7 @@ CORRECTIONS = (
     ),
     Correction(
         "layer with a bias, wrong index of needs_input_grad",
-        r"None where only x and bias want one",
+        r"None where only x and bias require a gradient",
         "named",
         True,
         "says when the gradient is None: where weight wants none",

@@ -33,7 +33,7 @@ CORRECTIONS_OF_THE_SOURCE = (
     ),
     Correction(
         "dense gate, gradient of x inside of the weight's",
-        r"is wrong where only x wants one",
+        r"is wrong where only x requires a gradient",
         "named",
         True,
         "which inputs want a gradient decides, as expected",
