@@ -52,6 +52,8 @@ from compare.gradients.diagnosis.without_numbers import finding_without_numbers
 # Kinds of findings that tell more than the places of wrong elements.
 CHANGES = ("missing term", "step left out", "another operand", "not transposed", "shifted", "factor of one term")
 
+PLACES = ("unknown", "only at some indices")  # kinds of conditions on indices alone
+
 
 def first_pattern(mismatch: Mismatch, native: NativeOracle) -> Finding:
     """Finding of the first pattern that fits a mismatch."""
@@ -96,17 +98,18 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     if native.function is not None and not native.is_output_wrong:
         yield from with_examples(find_shared_cause(mismatch, probe), mismatch)
     rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
-    # The gradient of another input, which is right itself, and what is right in some elements, may be consequences.
-    equal_to_right = []
+    equal_to_right = []  # the gradient of another input, which is right itself, may be a consequence
     for finding in confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe):
         other = finding.statement.removeprefix("equals the gradient of ")
         if finding.kind == "swapped" and other in probe.right_inputs:
             equal_to_right.append(finding)
         elif finding.kind == "passes the incoming gradient through":  # where that is right, nothing is to be changed
-            if mismatch.wrong.all():
-                yield finding
-            else:
-                equal_to_right.append(finding)
+            where = next(find_condition(mismatch, probe), None)
+            if where is not None and where.kind in PLACES:  # a step may be missing there alone
+                yield from (f for f in _searches(mismatch, native, where, equal_to_right) if f.kind in CHANGES)
+            yield (
+                finding if where is None else replace(finding, statement=f"{finding.statement}; it {where.statement}")
+            )
         else:
             yield finding
     located = next(_locations(mismatch), None)

@@ -86,7 +86,8 @@ class Influence:
         codes = place.code_with_value
         if codes is None:
             return None
-        with builtin(INSTEAD, one_by_one(values, values[0].dtype)):
+        copies = [value.clone() for value in values]  # the function may write into them
+        with builtin(INSTEAD, one_by_one(copies, copies[0].dtype)):
             return self._numbers(self._runs.run_edited(codes))
 
     def _numbers(self, result: RunResult) -> _Numbers | None:

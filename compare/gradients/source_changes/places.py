@@ -93,7 +93,7 @@ def find_places(candidates: Candidates, run: Callable[[], Any]) -> list[Place]:
 
 def one_by_one(values: Sequence[Tensor], dtype: torch.dtype) -> Callable[..., Tensor]:
     """A function for ``INSTEAD``: each call at a place returns the next value, after the last one the first."""
-    of_dtype = values if values[0].is_complex() else [value.to(dtype) for value in values]
+    of_dtype = [value if value.is_complex() else value.to(dtype) for value in values]
     at_place: defaultdict[int, Iterator[Tensor]] = defaultdict(lambda: cycle(of_dtype))
     return lambda n, *_: next(at_place[n])
 
