@@ -174,6 +174,7 @@ def _recursion(
     """δ^l, Δw^l and Δb^l for l = L − 1 to 0."""
     logits = layers[-1].z
     delta_out = cross_entropy_backward(logits.new_tensor(-eta), logits, y)  # eq. (15), (19)
+    delta_out = delta_out.to(logits.dtype)  # y of a label is float32 for logits of 16 bits
     weights, biases, deltas_out = (list[Tensor]() for _ in range(3))
     for l in range(len(layers) - 1, -1, -1):  # noqa: E741
         delta_w, delta_b, delta_x = layer_updates(layers[l], delta_out, l > 0)  # eq. (18), (21), ∂f/∂x of (20)

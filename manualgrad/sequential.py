@@ -16,11 +16,11 @@ class Sequential(nn.Sequential):
 
     The layers, from ``manualgrad.nn`` or :func:`manualgrad.from_torch`, are convolutions without groups, each with
     ReLU, with ReLU and max pooling, with max pooling, or alone; then ``Flatten``; then dense layers with ReLU between
-    them. Input and parameters are contiguous float32 on the CPU. On CUDA a pooling is 2×2 behind ReLU. Any other list
-    runs layer by layer, as in ``nn.Sequential``, and gives the same numbers up to rounding.
-    :func:`manualgrad.network.guards.explain` says why. A ``Conv2d`` or ``Linear`` of :func:`manualgrad.from_torch`
-    and the ``ReLU`` behind it are computed as one then, and a ``ReLU`` before a ``MaxPool2d`` after it, unless a
-    hook, a tracer or a replaced forward could see the calls (``network/call_chains.py``).
+    them. Input and parameters are contiguous float32, on the CPU or on CUDA. Any other list runs layer by layer, as
+    in ``nn.Sequential``, and gives the same numbers up to rounding. :func:`manualgrad.network.guards.explain` says
+    why. A ``Conv2d`` or ``Linear`` of :func:`manualgrad.from_torch` and the ``ReLU`` behind it are computed as one
+    then, and a ``ReLU`` before a ``MaxPool2d`` after it, unless a hook, a tracer or a replaced
+    forward could see the calls (``network/call_chains.py``).
 
     Everything else is as in ``nn.Sequential``: indices, slices, names, state dicts, hooks, copies, tracing.
     """

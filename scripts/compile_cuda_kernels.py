@@ -1,6 +1,6 @@
 """Compile the kernels for CUDA without a GPU, and print what ptxas says of each: registers, spills, instructions.
 
-    python scripts/compile_cuda_kernels.py [--arch 80 90 100] [NAME ...]
+    python scripts/compile_cuda_kernels.py [--arch 80 90 100] [--summary] [NAME ...]
 
 A call of ``tests/cuda/kernel_calls.py`` is run with a launcher that only notes the kernels and their arguments.
 Triton compiles these for each architecture, specialised as it would for the same arguments on a GPU.
@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,23 @@ def compile_calls(names: list[str], archs: list[int]) -> Iterator[tuple[str, Com
                 yield name, compile_launch(*launch, arch)
 
 
+def summarize(results: Iterable[Compiled]) -> Iterator[str]:
+    """A row for each kernel: the largest numbers of all its calls, registers and spills for each architecture."""
+    by_kernel: dict[str, dict[int, list[Compiled]]] = {}
+    for compiled in results:
+        by_kernel.setdefault(compiled.kernel, {}).setdefault(compiled.arch, []).append(compiled)
+    for kernel, by_arch in sorted(by_kernel.items()):
+        registers, spilled = (
+            ", ".join(str(max(getattr(compiled, name) for compiled in calls)) for _, calls in sorted(by_arch.items()))
+            for name in ("registers", "spilled_bytes")
+        )
+        shared, copies, products = (
+            max(getattr(compiled, name) for calls in by_arch.values() for compiled in calls)
+            for name in ("shared_bytes", "async_copies", "tensor_core_instructions")
+        )
+        yield f"| {kernel} | {registers} | {spilled} | {shared:,} | {copies} | {products} |"
+
+
 def main() -> None:
     """Print the table."""
     from tests.cuda.kernel_calls import CALLS
@@ -133,9 +150,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compile the kernels for CUDA without a GPU.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"calls to compile (all): {', '.join(CALLS)}")
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities times 10")
+    parser.add_argument("--summary", action="store_true", help="a row for each kernel, with the largest numbers")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(CALLS):
         parser.error(f"no such call: {', '.join(sorted(unknown))}; there are {', '.join(CALLS)}")
+    if arguments.summary:
+        archs = ", ".join(f"{arch / 10:.1f}" for arch in sorted(arguments.arch))
+        print(f"| kernel | registers on {archs} | spilled bytes | shared bytes | cp.async 16 | mma |")
+        print("| --- | --- | --- | ---: | ---: | ---: |")
+        for row in summarize(compiled for _, compiled in compile_calls(arguments.names, arguments.arch)):
+            print(row)
+        return
     print("| call |", " | ".join(COLUMNS), "|")
     print("| --- " * (len(COLUMNS) + 1) + "|")
     for name, compiled in compile_calls(arguments.names, arguments.arch):

@@ -75,7 +75,7 @@ def capture(step: Step) -> Step:
             step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):  # restores the stream of a failed capture
         results = step()
 
     def replay() -> Sequence[torch.Tensor]:

@@ -66,7 +66,7 @@ def _forward(launch: Launcher, x: Tensor, pooling: Any, channels_last: bool, *, 
     pool_index = _empty(x, shape, pooling.index_dtype, channels_last)
     launch(
         kernels.max_pool2d_forward, (-(-out.numel() // BLOCK),), out, pool_index, x, out.numel(), *x.stride(), 0.0,
-        RELU=relu, WIDE=needs_64_bits(x, out), **_constants(pooling, shape[3], channels_last),
+        RELU=relu, WIDE=needs_64_bits(x, out), **pool_constants(pooling, shape[3], channels_last),
     )  # fmt: skip
     return out, pool_index
 
@@ -80,7 +80,7 @@ def _backward(
         kernels.max_pool2d_backward, (-(-grad_x.numel() // BLOCK),), grad_x, g, pool_index, grad_x.numel(),
         *_nhwc_strides(g), *_nhwc_strides(pool_index), subgradient or 0.0,
         RELU=subgradient is not None, WIDE=needs_64_bits(grad_x, g, pool_index),
-        **_constants(pooling, channels, channels_last),
+        **pool_constants(pooling, channels, channels_last),
     )  # fmt: skip
     return grad_x.permute(0, 3, 1, 2)
 
@@ -98,7 +98,8 @@ def _nhwc_strides(x: Tensor) -> tuple[int, ...]:
     return x.stride(0), x.stride(2), x.stride(3), x.stride(1)
 
 
-def _constants(pooling: Any, channels: int, channels_last: bool) -> dict[str, Any]:
+def pool_constants(pooling: Any, channels: int, channels_last: bool) -> dict[str, Any]:
+    """Constants of the kernels for a pooling whose results are in channels_last or contiguous memory."""
     windows = pooling.windows
     (kernel_height, kernel_width), (top, _, left, _) = windows.kernel_size, windows.padding
     return {

@@ -1,4 +1,4 @@
-"""Triton's kernels as a device of the planner: ``cuda_conv_block.py`` and ``cuda_dense_block.py`` have its blocks."""
+"""Triton's kernels as a device of the planner: ``cuda_*_block.py`` have its blocks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manualgrad.cuda.kernels import (
+    max_pool2d,
     network_backward,
     network_conv_grad_input,
     network_first_grad_weight,
@@ -13,9 +14,9 @@ from manualgrad.cuda.kernels import (
     network_head,
     network_reduce,
 )
-from manualgrad.network.cuda_conv_block import ConvBlock
 from manualgrad.network.cuda_dense_block import DenseBlock
 from manualgrad.network.cuda_launches import CUDAProgram, Launch
+from manualgrad.network.cuda_pooled_conv_block import make_conv_block
 from manualgrad.network.cuda_tiles import Tiles, tiles_for
 from manualgrad.network.device import Activation, Split
 from manualgrad.network.flatten_block import FlattenBlock
@@ -23,7 +24,7 @@ from manualgrad.network.layers import Conv, Flatten, Layer
 
 MODULES = (
     network_forward, network_head, network_backward, network_conv_grad_input, network_first_grad_weight,
-    network_reduce,
+    network_reduce, max_pool2d,
 )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ class CUDADevice:
 
     def block(self, layer: Layer, x: Activation, batch_size: int) -> Any:
         if isinstance(layer, Conv):
-            return ConvBlock(self, layer, x)
+            return make_conv_block(self, layer, x)
         return FlattenBlock(layer, x) if isinstance(layer, Flatten) else DenseBlock(self, layer, x)
 
     def loss(self, classes: int, batch_size: int) -> Any:

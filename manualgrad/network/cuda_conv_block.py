@@ -1,8 +1,12 @@
-"""A convolution on CUDA, with ReLU and 2×2 pooling where they follow it: its buffers and launches."""
+"""A convolution on CUDA, with ReLU and 2×2 pooling where they follow it: its buffers and launches.
+
+``cuda_pooled_conv_block.py`` has those with other poolings.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +16,7 @@ from manualgrad.network.cuda_launches import Launch, N
 from manualgrad.network.cuda_reduce import reduce_call
 from manualgrad.network.cuda_tiles import Tiles, padded
 from manualgrad.network.device import Activation, BlockBuffers, Split, Unsupported
-from manualgrad.network.layers import POOL, Conv
+from manualgrad.network.layers import Conv
 from manualgrad.ops import checks
 from manualgrad.ops.conv2d_geometry import as_padding
 from manualgrad.ops.windows import Windows
@@ -26,6 +30,7 @@ class ConvBlock:
 
     is_view, multiplications, partial_sums = False, 0, 0
     forward_flags = pack_flags = unpack_flags = 0
+    index_name = "pool_index"  # the buffer of what backward has to know of pooling and ReLU
 
     def __init__(self, device: Any, layer: Conv, x: Activation) -> None:
         self.windows = _check_conv(layer, x)
@@ -39,7 +44,8 @@ class ConvBlock:
         self.parameter_shapes: list[tuple[int, ...]] = [
             (layer.out_channels, self.channels, *layer.kernel_size), (layer.out_channels,)
         ]  # fmt: skip
-        self.out = Activation((self.z_size[0] // self.pool, self.z_size[1] // self.pool, layer.out_channels))
+        self.conv_out = self.z_size[0] // self.pool, self.z_size[1] // self.pool, layer.out_channels
+        self.out = Activation(self.conv_out)
         self.rows = self.channels * math.prod(layer.kernel_size)  # of the weight as a matrix of C_OUT columns
         self.is_first = False
         self.is_channel_major = False  # in memory the output is (N, C, H, W), for torch.nn.Flatten
@@ -67,12 +73,13 @@ class ConvBlock:
 
     def _sizes(self) -> dict[str, Any]:
         """Sizes of the convolution and of its windows, as the kernels call them."""
-        (kernel_height, kernel_width), (stride_height, stride_width) = self.windows.kernel_size, self.windows.stride
-        top, _, left, _ = self.windows.padding
+        windows = self.windows
+        top, _, left, _ = windows.padding
         return {
             "H": self.height, "W": self.width, "C_IN": self.channels, "C_OUT": self.layer.out_channels,
-            "KH": kernel_height, "KW": kernel_width, "Z_H": self.z_size[0], "Z_W": self.z_size[1],
-            "STRIDE_H": stride_height, "STRIDE_W": stride_width, "TOP": top, "LEFT": left, "POOL": self.pool,
+            "KH": windows.kernel_size[0], "KW": windows.kernel_size[1], "Z_H": self.z_size[0],
+            "Z_W": self.z_size[1], "STRIDE_H": windows.stride[0], "STRIDE_W": windows.stride[1], "TOP": top,
+            "LEFT": left, "DILATION_H": windows.dilation[0], "DILATION_W": windows.dilation[1], "POOL": self.pool,
             "CHANNEL_MAJOR": self.is_channel_major,
         }  # fmt: skip
 
@@ -83,7 +90,7 @@ class ConvBlock:
     # ------------------------------------------------------------------------------------------- memory
 
     def saved_buffers(self) -> dict[str, int]:
-        return {"pool_index": self.batch_size * math.prod(self.out.shape)}
+        return {self.index_name: self.batch_size * math.prod(self.conv_out)}
 
     def packed_buffers(self, split: Split | None = None) -> dict[str, int]:
         return {} if self.is_first else {"packed": 4 * self.rows * self.layer.out_channels}
@@ -103,7 +110,7 @@ class ConvBlock:
     def _num_parts(self) -> int:
         """Parts of the weight gradient."""
         if self.uses_columns:
-            pieces = -(-math.prod(self.out.shape[:2]) // self.tiles.first_windows)
+            pieces = -(-math.prod(self.conv_out[:2]) // self.tiles.first_windows)
             return min(self.tiles.first_parts, self.batch_size * pieces)
         pieces = -(-math.prod(self.z_size) // self.tiles.positions)
         return max(1, min(self.tiles.grad_parts, self.batch_size * pieces, MAX_GRAD_PROGRAMS // self._grad_tiles))
@@ -125,13 +132,13 @@ class ConvBlock:
     def forward(self, at: BlockBuffers) -> list[Launch]:
         t, is_first, places = self.tiles, self.is_first, self.pool**2
         rows, channels = 4 * (t.image_windows if is_first else t.windows), padded(self.layer.out_channels, 64)
-        num_windows = self.batch_size * math.prod(self.out.shape[:2])
+        num_windows = self.batch_size * math.prod(self.conv_out[:2])
         programs = -(-num_windows * places // rows), -(-self.layer.out_channels // channels)
         is_small = is_first and self.rows <= 64  # multiply-adds are quicker than tensor cores then
         split = 1 if is_first else t.conv_split
         warps = max(t.image_warps if is_first else t.conv_warps, rows * channels // 2048) if split == 1 else split
         call = self._call(
-            "conv_relu_pool_forward", programs, out=at.out, pool_index=at.own("pool_index"), x=at.x,
+            "conv_relu_pool_forward", programs, out=at.out, pool_index=at.own(self.index_name), x=at.x,
             weight=at.own("w" if is_first else "packed"), bias=at.own("b"), N=N, **self._sizes(),
             IS_PADDED=any(self.windows.padding), HAS_RELU=self.layer.subgradient is not None,
             FLIP=self.layer.flip_kernel, IS_IMAGE=is_first, WINDOWS=rows // places, BC=channels,
@@ -155,7 +162,7 @@ class ConvBlock:
                          "COLUMN_PARTS": t.columns[1], "POSITIONS": positions}  # fmt: skip
         call = self._call(
             "backward", (sum(programs.values()),), **arguments, **programs, conv_parts=at.own("conv_parts"),
-            conv_grad_out=at.grad_out, conv_pool_index=at.own("pool_index"), conv_x=at.x, N=N, **self._sizes(),
+            conv_grad_out=at.grad_out, conv_pool_index=at.own(self.index_name), conv_x=at.x, N=N, **self._sizes(),
             IS_PADDED=any(self.windows.padding), SUBGRADIENT=self._subgradient, IS_IMAGE=self.is_first,
             CONV_PARTS=self._num_parts, BT=64, BC=channels, BP=t.positions, STAGES=1, CONV_PRECISION="tf32x3",
             num_warps=4, num_stages=2,
@@ -168,7 +175,7 @@ class ConvBlock:
         pixels, channels = 4 * self.tiles.windows, padded(self.channels, 64)
         programs = -(-self.batch_size * self.height * self.width // pixels), -(-self.channels // channels)
         launch: Launch = self._call(
-            "conv_grad_input", programs, grad_x=at.grad_x, grad_out=at.grad_out, pool_index=at.own("pool_index"),
+            "conv_grad_input", programs, grad_x=at.grad_x, grad_out=at.grad_out, pool_index=at.own(self.index_name),
             packed=at.own("packed"), N=N, **self._sizes(), SUBGRADIENT=self._subgradient, BP=pixels, BC=channels,
             BK=16, PRECISION="tf32x3", num_warps=self.tiles.conv_warps,
         )  # fmt: skip
@@ -179,7 +186,7 @@ class ConvBlock:
         sizes, taps = self._sizes(), padded(next_height * next_width)
         launch: Launch = self._call(
             "first_grad_weight", (self._num_parts,), parts=at.own("conv_parts"),
-            columns=BufferRef(f"columns{at.number + 1}"), pool_index=at.own("pool_index"), x=at.x, N=N,
+            columns=BufferRef(f"columns{at.number + 1}"), pool_index=at.own(self.index_name), x=at.x, N=N,
             **{name: sizes[name] for name in ("H", "W", "C_IN", "C_OUT", "KH", "KW")}, NEXT_KH=next_height,
             NEXT_KW=next_width, SUBGRADIENT=self._subgradient, PARTS=self._num_parts, ROWS=padded(self.rows + 1),
             BP=self.tiles.first_windows, BC=padded(self.layer.out_channels), TAPS=taps,
@@ -203,16 +210,16 @@ class ConvBlock:
 
 
 def _check_conv(layer: Conv, x: Activation) -> Windows:
-    """The windows of the convolution on x; raise Unsupported unless the kernels compute ``layer``."""
-    if x.is_flat or len(x.shape) != 3 or x.shape[2] != layer.in_channels:
+    """The windows of the convolution on x; raise Unsupported unless the kernels compute it."""
+    if x.is_flat or len(x.shape) != 3 or x.shape[2] != layer.in_channels * layer.groups:
         raise Unsupported(f"a convolution of {layer.in_channels} channels does not fit the layer before it")
-    if layer.dilation != (1, 1) or layer.groups != 1:
-        raise Unsupported("no kernel for a network computes a convolution with dilation or groups")
-    if layer.pool not in (None, POOL):
-        raise Unsupported("no kernel for a network computes a pooling but max pooling of 2x2 windows")
+    if layer.groups != 1:
+        raise Unsupported("no kernel of a network computes a convolution with groups")
     try:
-        windows = Windows(layer.kernel_size, checks.as_pair("conv2d", "stride", layer.stride, minimum=1))
-        windows = Windows(windows.kernel_size, windows.stride, as_padding(layer.padding, windows))
+        stride = checks.as_pair("conv2d", "stride", layer.stride, minimum=1)
+        dilation = checks.as_pair("conv2d", "dilation", layer.dilation, minimum=1)
+        windows = Windows(layer.kernel_size, stride, dilation=dilation)
+        windows = replace(windows, padding=as_padding(layer.padding, windows))
     except ValueError as error:  # the layer raises it
         raise Unsupported(str(error)) from error
     if any(windows.padding) and layer.padding_mode != "zeros":

@@ -60,7 +60,8 @@ def capture(run: Callable[[Launcher], None], device: torch.device) -> Graph:
         # By default all captures have a stream of the first one's device. "thread_local" lets other threads, such as
         # NCCL's watchdog, use the device meanwhile.
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        # torch.cuda.graph leaves its stream the current one where a capture fails.
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             run(_launcher())
     return graph
 

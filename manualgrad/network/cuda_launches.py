@@ -113,4 +113,6 @@ class Workspace:
 
 
 def _dtype(name: str) -> torch.dtype:
-    return torch.uint8 if name.startswith("pool_index") else torch.int32 if name == "num_labels" else torch.float32
+    if name.startswith(("pool_index", "relu_index")):
+        return torch.uint8
+    return torch.int32 if name == "num_labels" else torch.float32

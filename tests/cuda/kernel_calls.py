@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from manualgrad import Sequential, nn
 from manualgrad.cuda import cross_entropy as loss
 from manualgrad.cuda.conv_relu_pool import conv_relu_pool_forward
 from manualgrad.cuda.launch import Launcher
@@ -75,6 +76,13 @@ def _rows(name: str, z: torch.Tensor) -> dict[str, Callable[[Launcher], Any]]:
     }
 
 
+def _other_poolings() -> Sequential:
+    """A network with windows that overlap, a border around them, and dilation, for images of 32×32."""
+    blocks = [nn.Conv2d(3, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
+              nn.Conv2d(32, 64, 3, padding=2, dilation=2), nn.ReLU(), nn.MaxPool2d(3, 2)]  # fmt: skip
+    return Sequential(*blocks, nn.Flatten(), nn.Dense(64 * 7 * 7, 128), nn.ReLU(), nn.Dense(128, 10))
+
+
 _3X3 = make_max_pool2d_geometry((4, 64, 112, 112), 3, 2, 1, 1, False)
 _2X2 = make_max_pool2d_geometry((4, 16, 24, 24), 2, None, 0, 1, False, channels_last=False)
 _13X13 = make_max_pool2d_geometry((4, 16, 26, 26), 13, 13, 0, 2, True)
@@ -104,4 +112,5 @@ CALLS: dict[str, Callable[[Launcher], Any]] = {
     "network of other sizes": lambda launch: network_calls(
         launch, DocumentCNN(3, (29, 33), (20, 40, 72), (3, 4), (130,), 40, subgradient=0.0), (3, 29, 33), 64
     ),
+    "network of other poolings": lambda launch: network_calls(launch, _other_poolings(), (3, 32, 32), 128),
 }

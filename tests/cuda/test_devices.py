@@ -20,7 +20,7 @@ class FakeCuda:
     """Stands for ``torch.cuda`` with two devices."""
 
     def __init__(self) -> None:
-        self.current, self.log = 0, list[Any]()
+        self.current, self.current_stream, self.log = 0, "the default stream", list[Any]()
 
     def current_device(self) -> int:
         return self.current
@@ -38,9 +38,19 @@ class FakeCuda:
         return SimpleNamespace(device=self.current)
 
     @contextmanager
+    def stream(self, stream: str):
+        before, self.current_stream = self.current_stream, stream
+        try:
+            yield
+        finally:
+            self.current_stream = before
+
+    @contextmanager
     def graph(self, graph: Any, *, stream: str, capture_error_mode: str):
         self.log.append((graph.device, stream, capture_error_mode))
+        before, self.current_stream = self.current_stream, stream
         yield
+        self.current_stream = before  # PyTorch leaves it as it is where the capture fails
 
 
 @pytest.fixture
@@ -82,6 +92,17 @@ def test_a_graph_is_captured_on_a_stream_of_the_device(cuda, monkeypatch) -> Non
         ran: list[Any] = []
         cuda_graph.capture(ran.append, torch.device("cuda", index))
         assert ran == ["launcher"] and cuda.log[-1] == (index, f"a stream of cuda:{index}", "thread_local")
+
+
+def test_a_failed_capture_leaves_the_current_stream_as_it_was(cuda, monkeypatch) -> None:
+    def fail(launcher: Any) -> None:
+        assert cuda.current_stream == "a stream of cuda:0"
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(cuda_graph, "_launcher", lambda: "launcher")
+    with pytest.raises(RuntimeError, match="previous error"):
+        cuda_graph.capture(fail, torch.device("cuda", 0))
+    assert cuda.current_stream == "the default stream"
 
 
 @pytest.mark.parametrize("offset", range(5))

@@ -114,6 +114,20 @@ def test_per_example_updates_equal_vmap_of_native_gradients(subgradient):
             torch.testing.assert_close(bias[b], expected[f"{name}.bias"], rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_updates_of_16_bit_models_are_those_of_autograd(dtype):
+    """The loss of a label is computed in float32 and its gradient rounded, in both; products round on their own."""
+    model, x, labels = make_example(0)
+    model, x = model.to(dtype), x.to(dtype)
+    grads = torch.autograd.grad(model.cost(x, labels), [layer.weight for layer in model.layers_with_weights()])
+    updates = backprop.backpropagate(model, x, labels, eta=-1)
+    means = [each.mean(0) for each in backprop.per_example(model, x, labels, eta=-1).weights]
+    for grad, *both in zip(grads, updates.weights, means, strict=True):
+        for weight in both:
+            assert weight.dtype == dtype
+            assert (weight - grad).double().norm() <= 2 * torch.finfo(dtype).eps * grad.double().norm()
+
+
 def test_updates_are_proportional_to_eta_and_lower_the_cost():
     model, x, labels = make_example(0)
     before = model.cost(x, labels)

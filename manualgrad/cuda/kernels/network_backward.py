@@ -61,11 +61,12 @@ def columns_of_image(
 def conv_grad_weight(
     pid, parts, grad_out, pool_index, x, N, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr, STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr,
-    CHANNEL_MAJOR: tl.constexpr, SUBGRADIENT: tl.constexpr, IS_IMAGE: tl.constexpr, PARTS: tl.constexpr,
-    BT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr, CHANNEL_MAJOR: tl.constexpr,
+    SUBGRADIENT: tl.constexpr, IS_IMAGE: tl.constexpr, PARTS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    BP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Part ``p`` of PARTS of Σ x[position + t, r] δ[position, k]: BT rows (t, r) and BC channels k.
+    """Part ``part`` of PARTS of Σ x[position + t, r] δ[position, k]: BT rows (t, r) and BC channels k.
 
     parts is (PARTS, ROWS + 1, C_OUT), where ROWS is KH·KW·C_IN; the last row is the sum of δ, the bias's gradient."""
     WINDOWS: tl.constexpr = (Z_H // POOL) * (Z_W // POOL)
@@ -79,7 +80,8 @@ def conv_grad_weight(
     c = pid % TILES * BT + tl.arange(0, BT)
     k = (pid // TILES) % C_TILES * BC + tl.arange(0, BC)
     t = c // C_IN
-    column = ((t // KW) * W + t % KW) * X_W + (c % C_IN) * X_C
+    p, q = t // KW * DILATION_H, t % KW * DILATION_W
+    column = (p * W + q) * X_W + (c % C_IN) * X_C
     sums = tl.zeros((BT, BC), dtype=tl.float32)
     for piece in tl.range(part, N * PIECES, PARTS, num_stages=STAGES):
         n = piece // PIECES
@@ -89,7 +91,7 @@ def conv_grad_weight(
         inside = (position < Z_H * Z_W)[:, None] & (c < ROWS)[None, :]
         if IS_PADDED:
             i_x, j_x = i * STRIDE_H - TOP, j * STRIDE_W - LEFT
-            inside &= is_in_image(i_x[:, None] + (t // KW)[None, :], j_x[:, None] + (t % KW)[None, :], H, W)
+            inside &= is_in_image(i_x[:, None] + p[None, :], j_x[:, None] + q[None, :], H, W)
         patch = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
         patch = tl.where((c == ROWS)[None, :], 1.0, patch)
         window, place, is_pooled = window_of(i, j, Z_H, Z_W, POOL)
@@ -154,15 +156,15 @@ def backward(
     last_parts, last_grad_weight, last_grad_bias, last_weight, last_bias, last_grad_out, last_x, N,
     COLUMN_PROGRAMS: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr, STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr,
-    CHANNEL_MAJOR: tl.constexpr, SUBGRADIENT: tl.constexpr, IS_IMAGE: tl.constexpr,
-    COLUMN_PARTS: tl.constexpr, POSITIONS: tl.constexpr, COLUMN_BN: tl.constexpr, CONV_PROGRAMS: tl.constexpr,
-    CONV_PARTS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
-    DENSE_PROGRAMS: tl.constexpr, DENSE_IN: tl.constexpr, DENSE_OUT: tl.constexpr, DENSE_RELU_X: tl.constexpr,
-    DENSE_BO: tl.constexpr, DENSE_BI: tl.constexpr, LAST_PROGRAMS: tl.constexpr, LAST_IN: tl.constexpr,
-    LAST_OUT: tl.constexpr, LAST_RELU_X: tl.constexpr, LAST_BO: tl.constexpr, LAST_BI: tl.constexpr,
-    DENSE_PARTS: tl.constexpr, BB: tl.constexpr, UPDATE: tl.constexpr, CONV_PRECISION: tl.constexpr,
-    DENSE_PRECISION: tl.constexpr,
+    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    IS_PADDED: tl.constexpr, POOL: tl.constexpr, CHANNEL_MAJOR: tl.constexpr, SUBGRADIENT: tl.constexpr,
+    IS_IMAGE: tl.constexpr, COLUMN_PARTS: tl.constexpr, POSITIONS: tl.constexpr, COLUMN_BN: tl.constexpr,
+    CONV_PROGRAMS: tl.constexpr, CONV_PARTS: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    STAGES: tl.constexpr, DENSE_PROGRAMS: tl.constexpr, DENSE_IN: tl.constexpr, DENSE_OUT: tl.constexpr,
+    DENSE_RELU_X: tl.constexpr, DENSE_BO: tl.constexpr, DENSE_BI: tl.constexpr, LAST_PROGRAMS: tl.constexpr,
+    LAST_IN: tl.constexpr, LAST_OUT: tl.constexpr, LAST_RELU_X: tl.constexpr, LAST_BO: tl.constexpr,
+    LAST_BI: tl.constexpr, DENSE_PARTS: tl.constexpr, BB: tl.constexpr, UPDATE: tl.constexpr,
+    CONV_PRECISION: tl.constexpr, DENSE_PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One kind of program after the other, each as many as its *_PROGRAMS says: columns and weight gradient of one
     convolution, weight gradients of a dense layer and of the last one. None reads what another writes."""
@@ -180,8 +182,8 @@ def backward(
         if (pid >= CONV_START) & (pid < DENSE_START):
             conv_grad_weight(
                 pid - CONV_START, conv_parts, conv_grad_out, conv_pool_index, conv_x, N, H, W, C_IN, C_OUT, KH, KW,
-                Z_H, Z_W, STRIDE_H, STRIDE_W, TOP, LEFT, IS_PADDED, POOL, CHANNEL_MAJOR, SUBGRADIENT, IS_IMAGE,
-                CONV_PARTS, BT, BC, BP, STAGES, CONV_PRECISION,
+                Z_H, Z_W, STRIDE_H, STRIDE_W, TOP, LEFT, DILATION_H, DILATION_W, IS_PADDED, POOL, CHANNEL_MAJOR,
+                SUBGRADIENT, IS_IMAGE, CONV_PARTS, BT, BC, BP, STAGES, CONV_PRECISION,
             )  # fmt: skip
     if DENSE_PROGRAMS > 0:
         if (pid >= DENSE_START) & (pid < LAST_START):

@@ -10,9 +10,9 @@ from manualgrad.cuda.kernels.network_parts import pooled_offset, product, relu_p
 def conv_grad_input(
     grad_x, grad_out, pool_index, packed, N, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr,
     C_OUT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, POOL: tl.constexpr,
-    CHANNEL_MAJOR: tl.constexpr, SUBGRADIENT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, POOL: tl.constexpr, CHANNEL_MAJOR: tl.constexpr,
+    SUBGRADIENT: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """grad_x[n, p, r] = Σ_t Σ_k δ[n, p − t, k] packed[t, r, k], (N, H, W, C_IN): BP pixels p and BC channels r.
 
@@ -27,8 +27,8 @@ def conv_grad_input(
     for k0 in tl.range(0, K, BK, num_stages=1):
         column = k0 + tl.arange(0, BK)
         t, k = column // C_OUT, column % C_OUT
-        i = (y + TOP)[:, None] - (t // KW)[None, :]
-        j = (x + LEFT)[:, None] - (t % KW)[None, :]
+        i = (y + TOP)[:, None] - (t // KW * DILATION_H)[None, :]
+        j = (x + LEFT)[:, None] - (t % KW * DILATION_W)[None, :]
         inside = (n < N)[:, None] & (column < K)[None, :] & (i >= 0) & (j >= 0)
         if STRIDE_H * STRIDE_W > 1:
             inside &= (i % STRIDE_H == 0) & (j % STRIDE_W == 0)
@@ -48,7 +48,7 @@ def conv_grad_input(
             sums = tl.zeros((BP,), dtype=tl.float32)
             for column in tl.range(0, K, num_stages=1):
                 t, k = column // C_OUT, column % C_OUT
-                i, j = y + TOP - t // KW, x + LEFT - t % KW
+                i, j = y + TOP - t // KW * DILATION_H, x + LEFT - t % KW * DILATION_W
                 inside = (n < N) & (i >= 0) & (j >= 0) & (i % STRIDE_H == 0) & (j % STRIDE_W == 0)
                 i, j = i // STRIDE_H, j // STRIDE_W
                 inside &= (i < Z_H) & (j < Z_W)

@@ -34,8 +34,9 @@ def prepare(
 @triton.jit
 def sum_in_parts(
     x, weight, row, i, j, is_row, channel, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
-    KH: tl.constexpr, KW: tl.constexpr, IS_PADDED: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr,
-    BC: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, IS_PADDED: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """z (ROWS, BC) of :func:`conv_relu_pool_forward` without the bias, as SPLIT sums that one program adds up.
 
@@ -47,11 +48,11 @@ def sum_in_parts(
     for step in tl.range(0, STEPS, num_stages=STAGES):
         k = first + step * BK
         t, r = k // C_IN, k % C_IN
-        column = ((t // KW) * W + t % KW) * C_IN + r
+        p, q = t // KW * DILATION_H, t % KW * DILATION_W
+        column = (p * W + q) * C_IN + r
         inside = is_row[None, :, None] & (k < K)[:, None, :]
         if IS_PADDED:
-            i_x, j_x = i[None, :, None] + (t // KW)[:, None, :], j[None, :, None] + (t % KW)[:, None, :]
-            inside &= is_in_image(i_x, j_x, H, W)
+            inside &= is_in_image(i[None, :, None] + p[:, None, :], j[None, :, None] + q[:, None, :], H, W)
         patch = tl.load(x + row[None, :, None] + column[:, None, :], mask=inside, other=0.0)
         at = k[:, :, None] * C_OUT + channel[None, None, :]
         w = tl.load(weight + at, mask=(k < K)[:, :, None] & (channel < C_OUT)[None, None, :], other=0.0)
@@ -63,10 +64,10 @@ def sum_in_parts(
 def conv_relu_pool_forward(
     out, pool_index, x, weight, bias, N, H: tl.constexpr, W: tl.constexpr, C_IN: tl.constexpr, C_OUT: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, Z_H: tl.constexpr, Z_W: tl.constexpr, STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr,
-    HAS_RELU: tl.constexpr, CHANNEL_MAJOR: tl.constexpr, FLIP: tl.constexpr, IS_IMAGE: tl.constexpr,
-    WINDOWS: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STRIDE_W: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr, DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr, IS_PADDED: tl.constexpr, POOL: tl.constexpr, HAS_RELU: tl.constexpr,
+    CHANNEL_MAJOR: tl.constexpr, FLIP: tl.constexpr, IS_IMAGE: tl.constexpr, WINDOWS: tl.constexpr,
+    BC: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P(R(C(x, w) + b)) and the pooling indices, of Z_H // POOL by Z_W // POOL: WINDOWS windows and BC channels.
 
@@ -89,18 +90,19 @@ def conv_relu_pool_forward(
     row = n * (H * W * C_IN) + (i * W + j) * X_W
     if SPLIT > 1:
         z = sum_in_parts(
-            x, weight, row, i, j, n < N, channel, H, W, C_IN, C_OUT, KH, KW, IS_PADDED, SPLIT, PLACES * WINDOWS, BC,
-            BK, STAGES, PRECISION,
+            x, weight, row, i, j, n < N, channel, H, W, C_IN, C_OUT, KH, KW, DILATION_H, DILATION_W, IS_PADDED,
+            SPLIT, PLACES * WINDOWS, BC, BK, STAGES, PRECISION,
         )  # fmt: skip
     else:
         z = tl.zeros((PLACES * WINDOWS, BC), dtype=tl.float32)
         for k0 in tl.range(0, K, BK, num_stages=STAGES):
             k = k0 + tl.arange(0, BK)
             t, r = k // C_IN, k % C_IN
-            column = ((t // KW) * W + t % KW) * X_W + r * X_C
+            p, q = t // KW * DILATION_H, t % KW * DILATION_W
+            column = (p * W + q) * X_W + r * X_C
             inside = (n < N)[:, None] & (k < K)[None, :]
             if IS_PADDED:
-                inside &= is_in_image(i[:, None] + (t // KW)[None, :], j[:, None] + (t % KW)[None, :], H, W)
+                inside &= is_in_image(i[:, None] + p[None, :], j[:, None] + q[None, :], H, W)
             patch = tl.load(x + row[:, None] + column[None, :], mask=inside, other=0.0)
             if IS_IMAGE:
                 tap = KH * KW - 1 - t if FLIP else t

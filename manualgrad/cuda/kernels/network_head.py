@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from manualgrad.cuda.kernels.exponential import exp_nonpositive, log_normal
 from manualgrad.cuda.kernels.network_parts import product, relu, relu_backward
 
 
@@ -14,14 +15,14 @@ def loss_of_rows(s, label, inside, num_labels, factor, CLASSES: tl.constexpr, C:
     k = tl.arange(0, C)[None, :]
     s = tl.where(k < CLASSES, s, -float("inf"))
     s = s - tl.max(s, axis=1)[:, None]
-    e = tl.exp(s)
+    e = exp_nonpositive(s)
     total = tl.sum(e, axis=1)
-    p = e / total[:, None]  # eq. (11)
     hit = k == label[:, None]
     is_counted = inside & (label != IGNORE)
     is_class = (label >= 0) & (label < CLASSES)
-    loss = tl.log(total) - tl.sum(tl.where(hit, s, 0.0), axis=1)  # eq. (12), (14)
+    loss = log_normal(total) - tl.sum(tl.where(hit, s, 0.0), axis=1)  # eq. (12), (14)
     loss = tl.where(is_counted, tl.where(is_class, loss, float("nan")), 0.0)
+    p = e / total[:, None]  # eq. (11)
     grad = factor * ((p - tl.where(hit, 1.0, 0.0)) / num_labels)  # eq. (13), (15), (19)
     grad = tl.where(is_counted[:, None], tl.where(is_class[:, None], grad, float("nan")), 0.0)
     return p, loss, tl.where(k < CLASSES, grad, 0.0)
