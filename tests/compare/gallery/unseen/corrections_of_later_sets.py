@@ -1,4 +1,4 @@
-"""Judgements of a reader on the fourteenth and fifteenth sets, and on reports that have changed since."""
+"""Judgements of a reader on the fourteenth to the sixteenth set, and on reports that have changed since."""
 
 from __future__ import annotations
 
@@ -71,6 +71,36 @@ CORRECTIONS_OF_LATER_SETS = tuple(
             "distances of a power, as Euclidean ones",
             r"\* \(diff\.abs\(\) / dist\.unsqueeze\(-1\)\)",
             "the factor for the power 3 is what is missing",
+        ),
+        (
+            "products of blocks, order of the indices",
+            r"row has that of another row \(0: 0, 1: 3, 2: 1, 3: 4, 4: 2, 5: 5\)",
+            "that relation is (a, b) read as (b, a), for the rows and for the columns",
+        ),
+        (
+            "several rows for a word, places of the gradients",
+            r"an exception is raised where only importance and projection require a gradient",
+            "the inputs, the place of the gradient and what backward has to return are told",
+        ),
+        (
+            "smooth ranks, others' ranks",
+            r"the derivative of the second argument .* of sub in line 54, .* is zero but for its diagonal",
+            "the second argument is the others' scores: they get nothing, but for the score itself",
+        ),
+        (
+            "colours by direction, length of the direction",
+            r"with direction in the place of the result of div in line 14",
+            "the division by the length is what backward leaves out",
+        ),
+        (
+            "corrected returns, carried error in the weight's gradient",
+            r"is computed without the addition of the result of mul in line 123",
+            "that product is the carried error",
+        ),
+        (
+            "kernel for each place, workspace of all calls",
+            r"is wrong if another forward comes before backward",
+            "what the next call does is what is told",
         ),
     )
 )
