@@ -175,7 +175,7 @@ WRONG += [
         ),
         named="filler: its elements are taken one after another, and their gradients stand at the mask's places",
         kinds=("permuted", "only at some indices", "another operand", "missing term"),
-        named_words=(r"permut|index|indices|place", r"grad_output\[MISSING\]|masked_select", r"MISSING"),
+        named_words=(r"permut|in another order", r"grad_output\[MISSING\]|masked_select", r"MISSING"),
         located=(r"gradient of filler\b",),
     ),
 ]

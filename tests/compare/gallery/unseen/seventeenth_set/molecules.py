@@ -114,8 +114,8 @@ class SimpsonIntegral(Function):
 
     @staticmethod
     def forward(ctx, y, h):
-        odd, even = y[:, 1:-1:2].sum(dim=1), y[:, 2:-2:2].sum(dim=1)
-        total = (y[:, 0] + y[:, -1] + 4 * odd + 2 * even) / 3
+        fours, twos = y[:, 1:-1:2].sum(dim=1), y[:, 2:-2:2].sum(dim=1)
+        total = (y[:, 0] + y[:, -1] + 4 * fours + 2 * twos) / 3
         ctx.save_for_backward(h, total)
         ctx.samples = y.size(1)
         return h * total
