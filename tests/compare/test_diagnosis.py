@@ -36,6 +36,8 @@ CONTENTS = {
     "transposed": lambda t: torch.randn_like(t).mT.contiguous().mT if t.dim() > 1 else torch.randn_like(t),
 }
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 
 def product(x, w):
     return x * w + x

@@ -19,6 +19,8 @@ from compare.gradients.diagnosis.option_words import changed_option
 from tests.compare.gallery.unseen.operation import Formulas
 from tests.compare.gallery.unseen.score import wrong_functions
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 
 def shrunk(z: Tensor) -> Tensor:
     size = z.abs()

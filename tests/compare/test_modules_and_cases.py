@@ -13,6 +13,8 @@ from compare.case_errors import CaseFailure
 from compare.gradients.section import section
 from tests.compare.gallery.wrong_function import hand_written, randn
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 
 def test_modules_are_compared_parameter_by_parameter():
     ours, native = nn.Sequential(mg.nn.Dense(4, 3)), nn.Sequential(nn.Linear(4, 3))

@@ -13,6 +13,8 @@ from compare.gradients.diagnosis.tape import Ref, Step, addresses
 from compare.gradients.diagnosis.tape_operations import other_arguments
 from tests.compare.gallery.unseen.operation import Formulas
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 
 def log_gamma(a: Tensor) -> Tensor:
     return a * a - torch.lgamma(a)

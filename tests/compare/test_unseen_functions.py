@@ -92,7 +92,8 @@ def parameters(attribute: str, is_quick: Callable[[ModuleType, int], bool]) -> l
         for index, value in enumerate(getattr(module, attribute)):
             is_wrong = isinstance(value, WrongFunction)
             case = value.case if is_wrong else value
-            marks = () if is_quick(module, index) or (is_wrong and case.name in QUICK) else pytest.mark.slow
+            quick = is_quick(module, index) or (is_wrong and case.name in QUICK)
+            marks = pytest.mark.usefixtures("short_search") if quick else pytest.mark.slow
             listed.append(pytest.param(value, marks=marks, id=case.name))
     return listed
 

@@ -10,6 +10,8 @@ from torch.autograd import gradcheck
 import compare
 from tests.compare.gallery.wrong_function import hand_written, randn
 
+pytestmark = pytest.mark.usefixtures("short_search")
+
 
 def softmax_backward(g, x):
     y = x.softmax(1)
