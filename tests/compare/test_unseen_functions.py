@@ -6,7 +6,8 @@ The mistakes of ``MEASURED`` must be found and named, but for those in ``UNNAMED
 may be taken for another one. When the ninth set was tried for the first time, 32 of its 40 mistakes were named, 6
 unknown and 2 taken for others; of the tenth set 31, 8 and 1; of the eleventh 32, 7 and 1; of the twelfth, whose
 Functions are written out as users write them, 31, 8 and 1; of the thirteenth, written in the same way, 32, 7 and 1;
-of the fourteenth 36, 3 and 1; of the fifteenth 34, 4 and 2, one of them not detected; of the sixteenth 38, 2 and 0.
+of the fourteenth 36, 3 and 1; of the fifteenth 34, 4 and 2, one of them not detected; of the sixteenth 38, 2 and 0;
+of the seventeenth 35, 4 and 1.
 Of the 24 mistakes of ``reported``, which people reported to public projects, 20 were named and 4 unknown.
 """
 
@@ -36,6 +37,7 @@ ORDINALS = (
     "fourteenth",
     "fifteenth",
     "sixteenth",
+    "seventeenth",
 )
 MEASURED = (*(f"{ordinal}_set" for ordinal in ORDINALS), "reported")
 MODULES = [module for each in SETS for module in modules(each)]
@@ -60,6 +62,8 @@ QUICK = {
 NOT_DETECTED = {"logarithmic mean, equal numbers"}  # no draw has equal numbers
 UNNAMED = NOT_DETECTED | {
     "deepest loss, peak of the whole path",
+    "largest value in boxes, width of the image",
+    "turns of a chain, force on the inner atoms",
     "square root of a matrix, as if of numbers",
     "weight over its singular value, w not transposed",
     "bilinear resizing, no clamp at the border",

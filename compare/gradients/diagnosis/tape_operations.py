@@ -45,6 +45,10 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "atan": torch.atan, "asin": torch.asin, "log1p": torch.log1p, "expm1": torch.expm1,
 }  # fmt: skip
 SIGN_FUNCTIONS = ("sign", "sgn", "abs")
+# People take these for each other, and not for a power or a sine.
+SPECIAL_FUNCTIONS = {name for name in UNARY if name.startswith("special_")} | {
+    "i0", "digamma", "lgamma", "erf", "erfc"
+}  # fmt: skip
 # Operations that read memory out of bounds, and may end the process, for sizes and options that do not fit: private
 # ones leave the checks to the public function that calls them, but for CHECKED.
 UNCHECKED = ("_", "native_", "as_strided")
@@ -105,6 +109,8 @@ def other_operations(step: Step) -> Iterator[tuple[str, str, StepChange]]:
     if bare in UNARY:
         for name, function in UNARY.items():
             # The sign of a positive tensor is 1, as where the factor is missing.
+            if name in SPECIAL_FUNCTIONS and bare not in SPECIAL_FUNCTIONS:
+                continue
             if name != bare and (name not in SIGN_FUNCTIONS or bare in SIGN_FUNCTIONS):
                 words = f"{name.removeprefix('special_')} is used instead of {bare.removeprefix('special_')}"
                 yield "another operand", words, lambda s, flat, f=function: [f(flat[0])]

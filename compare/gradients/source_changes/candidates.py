@@ -26,6 +26,7 @@ from compare.gradients.source_changes.expression_edits import (
 )
 from compare.gradients.source_changes.halves_edits import halves_edits
 from compare.gradients.source_changes.ingredient_edits import (
+    copy_edits,
     find_ingredients,
     ingredient_edits,
     saved_ingredient_edits,
@@ -215,6 +216,7 @@ class Candidates:
 
     def _saved(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
+            yield from _alone(copy_edits(site, function.called))
             yield from _alone(saved_ingredient_edits(site, self._ingredients))
 
     def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:

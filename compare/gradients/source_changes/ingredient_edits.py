@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from compare.gradients.source_changes.called_functions import CalledFunction
 from compare.gradients.source_changes.edits import Edit, Site
 from compare.gradients.source_changes.ending_loops import names_in
-from compare.gradients.source_changes.expression_edits import name
+from compare.gradients.source_changes.expression_edits import method, name
 from compare.gradients.source_changes.insertion_edits import OPERATORS, is_value, is_whole
 
+KEEPS = ("append", "save_for_backward")
 MAX_LENGTH = 60  # of an expression's text
 COMPOSITE = (ast.BinOp, ast.Call, ast.UnaryOp, ast.Compare, ast.Subscript, ast.Attribute)
 
@@ -48,6 +49,15 @@ def ingredient_edits(site: Site, called: CalledFunction, ingredients: dict[str, 
         if is_whole(site):
             for operator in OPERATORS:
                 yield site.edit(ast.BinOp(node, operator, ingredient), 5)
+
+
+def copy_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
+    """A name that is kept copied, since it may be changed in place later."""
+    parent = site.ancestors[-1]
+    is_kept = isinstance(parent, ast.Call) and isinstance(parent.func, ast.Attribute) and parent.func.attr in KEEPS
+    is_kept |= isinstance(parent, ast.Assign) and isinstance(parent.targets[0], (ast.Attribute, ast.Subscript))
+    if is_kept and isinstance(site.node, ast.Name) and is_value(site, called):
+        yield site.edit(method(site.node, "clone"), 2)
 
 
 def saved_ingredient_edits(site: Site, ingredients: dict[str, ast.expr]) -> Iterator[Edit]:

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator
 
 from compare.gradients.source_changes.edits import Edit, Site
+from compare.gradients.source_changes.expression_edits import method, number
 
 
 def statement_edits(site: Site) -> Iterator[Edit]:
@@ -41,18 +42,21 @@ def index_edits(site: Site) -> Iterator[Edit]:
         target = node.targets[0]
     if not isinstance(target, ast.Subscript) or isinstance(getattr(node, "op", ast.Add()), (ast.Mult, ast.Div)):
         return
+    value = ast.UnaryOp(ast.USub(), node.value) if isinstance(getattr(node, "op", None), ast.Sub) else node.value
     if isinstance(target.slice, (ast.Name, ast.Attribute)):
-        owner = copy.deepcopy(target.value)
-        function = ast.Attribute(owner, "index_add_", ast.Load())
-        value = ast.UnaryOp(ast.USub(), node.value) if isinstance(getattr(node, "op", None), ast.Sub) else node.value
-        yield site.edit(ast.Expr(ast.Call(function, [ast.Constant(0), target.slice, value], [])), 2)
+        added = method(copy.deepcopy(target.value), "index_add_", number(0), target.slice, value)
+        yield site.edit(ast.Expr(added), 2)
     if isinstance(target.slice, ast.Tuple) and not any(
         isinstance(e, (ast.Slice, ast.Constant)) for e in target.slice.elts
     ):
-        function = ast.Attribute(copy.deepcopy(target.value), "index_put_", ast.Load())
         indices = ast.Tuple(target.slice.elts, ast.Load())
-        added = [ast.keyword("accumulate", ast.Constant(True))]
-        yield site.edit(ast.Expr(ast.Call(function, [indices, node.value], added)), 2)
+        added = method(copy.deepcopy(target.value), "index_put_", indices, value, accumulate=ast.Constant(True))
+        yield site.edit(ast.Expr(added), 2)
+    if isinstance(target.slice, ast.Tuple):
+        others = [n for n, e in enumerate(target.slice.elts) if not _is_whole(e)]
+        if len(others) == 1 and isinstance(index := target.slice.elts[others[0]], (ast.Name, ast.Attribute)):
+            added = method(copy.deepcopy(target.value), "index_add_", number(others[0]), index, value)
+            yield site.edit(ast.Expr(added), 2)
     if isinstance(target.slice, ast.Tuple) and len(target.slice.elts) == 2:
         first, second = target.slice.elts
         if isinstance(first, ast.Slice) and isinstance(second, ast.Name):
@@ -83,6 +87,11 @@ def order_edits(sites: list[Site]) -> Iterator[Edit]:
         if isinstance(site.node, ast.For) and len(site.node.body) > 1:
             shorter = ast.For(site.node.target, site.node.iter, site.node.body[:-1], site.node.orelse)
             yield site.edit(ast.If(ast.Constant(True), [shorter, site.node.body[-1]], []), 3)
+
+
+def _is_whole(index: ast.expr) -> bool:
+    """True for ``:``."""
+    return isinstance(index, ast.Slice) and not (index.lower or index.upper or index.step)
 
 
 def _sets_one_name(node: ast.stmt) -> bool:

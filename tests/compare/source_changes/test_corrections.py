@@ -14,7 +14,7 @@ from compare.gradients.source_changes.correction import Correction
 from compare.gradients.source_changes.search import search
 from compare.gradients.source_changes.source_findings import add_corrections
 from compare.gradients.variants import variants
-from tests.compare.source_changes import mistakes
+from tests.compare.source_changes import mistakes, writing_mistakes
 
 DTYPES = (torch.float64,)
 MAX_CALLS = 300_000  # a fifth of what compare takes
@@ -57,6 +57,10 @@ MISTAKES = [
     (mistakes.RunningSum, lambda x: x.cumsum(0), (matrix,), "carry = g[t]", "carry += g[t]"),
     (mistakes.ShortLoop, lambda x: 2 * x, (matrix,), "range(len(g) - 1)", "range(len(g))"),
     (mistakes.Power, lambda x: x**3, (matrix,), "3 * g * x ** 3", "3 * g * x ** 2"),
+    (writing_mistakes.Powers, lambda x: x**3, (matrix,), "powers.append(power)", "powers.append(power.clone())"),
+    (writing_mistakes.ScaledSine, lambda x: (3 * x + 1.5).sin(), (matrix,), "save_for_backward(y)", "y.clone()"),
+    (writing_mistakes.TakenColumns, lambda x: x[:, writing_mistakes.LABELS] ** 2, (matrix,), "gx[:, LABELS] -=",
+     "gx.index_add_(1, LABELS, -(-2 * g * x[:, LABELS]))"),
     (mistakes.Scaled, lambda x: (mistakes.BETA * x).sin(), (matrix,), "(BETA * x).cos()", "(BETA * x).cos() * BETA"),
     (mistakes.Root, lambda x, y: x * y / 2, (matrix, matrix), ", g * x)", "0.5 * (g * x))"),
     (mistakes.Permuted, lambda x, index: x[:, index], (matrix, lambda: INDEX), "[:, index]", "[:, index.argsort()]"),

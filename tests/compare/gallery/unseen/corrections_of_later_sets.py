@@ -1,4 +1,4 @@
-"""Judgements of a reader on the fourteenth to the sixteenth set, and on reports that have changed since."""
+"""Judgements of a reader on the fourteenth to the seventeenth set, and on reports that have changed since."""
 
 from __future__ import annotations
 
@@ -101,6 +101,32 @@ CORRECTIONS_OF_LATER_SETS = tuple(
             "kernel for each place, workspace of all calls",
             r"is wrong if another forward comes before backward",
             "what the next call does is what is told",
+        ),
+        (
+            "energy of a stretched solid, cofactors not transposed",
+            r"in line 53 of materials\.py, `-2` should be `2`",
+            "stacked along the other dimension the cofactors are transposed",
+        ),
+        (
+            "rows side by side, offsets of the cut rows",
+            r"`values\[start:start \+ n\]` should be `values\[start:start \+ n\]` in line 106",
+            "the offsets of backward are not those with which forward reads the same slice",
+        ),
+        (
+            "values in the place of missing ones, order of the filler",
+            r"has the right numbers at other places: .*\(1: 0, 2: 1, 5: 2, 6: 3\)",
+            "the k-th element of the filler has the place of the k-th missing one",
+        ),
+        (
+            "sums over products of k elements, tables without copies",
+            r"should be `tables\.append\(e\.clone\(\)\)`",
+            CHANGE,
+        ),
+        ("labels without times, blanks counted once", r"index_add_\(2, EXTENDED, -posterior\)", CHANGE),
+        (
+            "weights of three values, number of all",
+            r"the derivative of div in line 115 is left out: .*multiplied by 0\.166667 = 1/6",
+            "the number of the kept ones is left out, and the number of all stands in its place",
         ),
     )
 )
