@@ -27,6 +27,14 @@ def group_kernels(group: str = NETWORK) -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in kernels}
 
 
+def group_lanes(group: str, lanes: int) -> int:
+    """Floats in a vector of a group's kernels, where the instruction set has ``lanes``.
+
+    For a convolution with groups of 8 channels a vector is one group: each source is loaded into all of its lanes,
+    which takes no shuffle."""
+    return min(lanes, 8) if group == f"{GROUPED_CONV}8" else lanes
+
+
 def _conv2d_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.conv2d import conv2d
     from manualgrad.cpu.kernels.conv2d_grad_weight import conv2d_grad_weight
