@@ -88,7 +88,7 @@ def _network_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.one_hot_targets import one_hot_targets
     from manualgrad.cpu.kernels.pack_weight import pack_weight, unpack_reduce_grads
     from manualgrad.cpu.kernels.place_images import place_images
-    from manualgrad.cpu.kernels.relu import relu_backward, relu_forward
+    from manualgrad.cpu.kernels.relu import relu_backward, relu_backward_streams, relu_forward
     from manualgrad.cpu.kernels.run_program import run_program
     from manualgrad.cpu.kernels.sgd_update import sgd_update
     from manualgrad.cpu.kernels.softmax_cross_entropy import softmax_cross_entropy, sum_losses
@@ -109,6 +109,7 @@ def _network_kernels() -> tuple[Kernel, ...]:
         one_hot_targets,
         relu_forward,
         relu_backward,
+        relu_backward_streams,
         max_pool2d_forward,
         max_pool2d_backward,
         gemm_nt,
