@@ -1,6 +1,6 @@
 """Time of single convolutions: ours beside native, and their shares of the processor's peak.
 
-    python -m scripts.convolution_speed [THREADS]
+    python -m scripts.convolution_speed [THREADS [NAME ...]]
 
 Forward and backward of batch 8 in float32, with gradients of the images, the weight and the bias; the images of a
 first layer have no gradient. Native runs in its faster memory layout, ours in both. The contenders take turns; a
@@ -33,6 +33,8 @@ CONVOLUTIONS = {  # x, weight, stride, padding, groups
     "1x1 stride 2, 256 to 512 at 28": ((8, 256, 28, 28), (512, 256, 1, 1), 2, 0, 1),
     "7x7 stride 2, RGB at 224": ((8, 3, 224, 224), (64, 3, 7, 7), 2, 3, 1),
     "3x3, 32 groups of 8 at 14": ((8, 256, 14, 14), (256, 8, 3, 3), 1, 1, 32),
+    "3x3, 32 groups of 16 at 14": ((8, 512, 14, 14), (512, 16, 3, 3), 1, 1, 32),
+    "3x3, 32 groups of 32 at 7": ((8, 1024, 7, 7), (1024, 32, 3, 3), 1, 1, 32),
     "3x3, 32 groups of 4 at 28": ((8, 128, 28, 28), (128, 4, 3, 3), 1, 1, 32),
     "3x3 depthwise, 256 at 14": ((8, 256, 14, 14), (256, 1, 3, 3), 1, 1, 256),
     "3x3 depthwise stride 2, 128 at 56": ((8, 128, 56, 56), (128, 1, 3, 3), 2, 1, 128),
@@ -63,13 +65,14 @@ def taps_inside(size: int, kernel: int, stride: int, padding: int) -> int:
 
 
 def main() -> None:
-    stopwatch = stopwatch_from_arguments("python -m scripts.convolution_speed", __doc__)
+    stopwatch = stopwatch_from_arguments("python -m scripts.convolution_speed", __doc__, list(CONVOLUTIONS))
     instructions = kernels.available().instructions
     if instructions is None:
         raise SystemExit(f"convolution_speed: {kernels.available()}")
     peak = peak_flops(instructions, stopwatch)
     print(f"{kernels.available()}\npeak {peak / 1e9:.0f} GFLOP/s with {stopwatch.threads} threads")
-    for name, (x_shape, w_shape, stride, padding, _) in CONVOLUTIONS.items():
+    for name in stopwatch.names:
+        x_shape, w_shape, stride, padding, _ = CONVOLUTIONS[name]
         functions = {"ours": mg.interop.operations.conv2d, "native": F.conv2d}
         steps = {
             (side, layout): make_step(function, memory_format, name)

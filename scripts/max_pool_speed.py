@@ -1,17 +1,21 @@
 """Time of max-pooling: ours beside native.
 
-    python -m scripts.max_pool_speed [THREADS]
+    python -m scripts.max_pool_speed [THREADS [NAME ...]]
 
 Forward and backward in float32, of images that a ReLU returned. Both sides run in both memory layouts and take turns.
 A ratio is that of the medians: ours divided by native in its faster layout, and in the same layout. An empty Function
 takes turns with them, which allocates its result and its gradient and computes nothing: no Function takes less time.
-With one thread, the default, times are the processor's time of this process, which other load changes less.
+The share of our kernels, for channels_last images, comes with the memory that they read and write in a second, and
+with that of a copy of the images by PyTorch. With one thread, the default, times are the processor's time of this
+process, which other load changes less.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +25,7 @@ from torch.autograd import Function
 
 import manualgrad as mg
 from manualgrad import kernels
+from manualgrad.cpu.program import Program
 from scripts.taking_turns import stopwatch_from_arguments
 
 ROUNDS = 11
@@ -72,17 +77,55 @@ def make_step(function: Callable[..., Tensor], layout: torch.memory_format, name
     return step
 
 
+class KernelClock:
+    """Seconds in the programs of kernels, for each step by name and each of its calls."""
+
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self.of_steps: dict[tuple[str, str], list[float]] = {}
+        self.total = 0.0
+        run = Program.run
+
+        def timed_run(program: Program, addresses: Sequence[int]) -> None:
+            start = seconds()
+            run(program, addresses)
+            self.total += seconds() - start
+
+        Program.run = timed_run  # type: ignore[method-assign]
+
+    def timed(self, step: Callable[[], None], name: tuple[str, str]) -> Callable[[], None]:
+        """Return ``step`` with a clock that keeps the seconds of its kernels."""
+
+        def timed_step() -> None:
+            self.total = 0.0
+            step()
+            self.of_steps.setdefault(name, []).append(self.total)
+
+        return timed_step
+
+
+def bytes_moved(name: str) -> int:
+    """Bytes of images, maxima and pooling indices that the kernels read or write, forward and backward."""
+    (batch, channels, *size), kernel_size, stride, padding = POOLINGS[name]
+    out_size = ((n + 2 * padding - kernel_size) // stride + 1 for n in size)
+    return 2 * batch * channels * (4 * math.prod(size) + 5 * math.prod(out_size))
+
+
 def main() -> None:
-    stopwatch = stopwatch_from_arguments("python -m scripts.max_pool_speed", __doc__)
+    stopwatch = stopwatch_from_arguments("python -m scripts.max_pool_speed", __doc__, list(POOLINGS))
     print(kernels.available())
+    clock = KernelClock(stopwatch.seconds)
     functions = {"ours": mg.interop.operations.max_pool2d, "native": F.max_pool2d}
-    for name in POOLINGS:
+    for name in stopwatch.names:
         steps = {
             (side, layout): make_step(function, memory_format, name)
             for side, function in functions.items()
             for layout, memory_format in LAYOUTS.items()
         }
         steps["empty", "channels_last"] = make_step(compute_nothing, torch.channels_last, name)
+        images = torch.randn(POOLINGS[name][0])
+        steps["copy", "channels_last"] = partial(torch.empty_like(images).copy_, images)
+        steps |= {key: clock.timed(step, key) for key, step in steps.items()}
+        clock.of_steps.clear()
         times = stopwatch.times(steps, ROUNDS, warmup=3)
         medians = {key: statistics.median(values) for key, values in times.items()}
         native = min(medians["native", layout] for layout in LAYOUTS)
@@ -91,9 +134,15 @@ def main() -> None:
             f"{layout} {ours / native:.2f} ({ours / same:.2f})"
             for layout, (ours, same) in zip(LAYOUTS, pairs, strict=True)
         )
-        empty = medians["empty", "channels_last"] / native
+        empty, copy = medians["empty", "channels_last"], medians["copy", "channels_last"]
+        in_kernels = statistics.median(clock.of_steps["ours", "channels_last"])
+        ours, of_copy = (
+            f"{nbytes / seconds / 1e9:.0f}"
+            for nbytes, seconds in ((bytes_moved(name), in_kernels), (2 * images.nbytes, copy))
+        )
         print(
-            f"{name}: ours / native, in its faster layout (in the same) {ratios}; empty Function {empty:.2f}",
+            f"{name}: ours / native, in its faster layout (in the same) {ratios}; "
+            f"empty Function {empty / native:.2f}, kernels {in_kernels / native:.2f} ({ours} GB/s, a copy {of_copy})",
             flush=True,
         )
 

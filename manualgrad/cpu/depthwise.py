@@ -16,13 +16,31 @@ from manualgrad.cpu import memory
 from manualgrad.cpu.conv_pool import to_contiguous
 from manualgrad.cpu.grouped_conv_programs import GroupedConvProgram, program_for_images, program_for_weight
 from manualgrad.cpu.grouped_conv_runs import GROUP_SIZES
+from manualgrad.cpu.instruction_set import current_module
 from manualgrad.cpu.jit import KernelModule
 from manualgrad.cpu.tensor_checks import is_in_contiguous_format
 
+MAX_PADDED_GROUP = 8  # larger groups are not padded with channels of zeros
+MIN_LONGER_SIDE = 6  # of results with larger groups
+
 
 def is_depthwise(geometry: Any, out_channels: int, group_channels: int) -> bool:
-    """Return True if these kernels are the ones for a weight of (out_channels, group_channels, ...)."""
-    return bool(geometry.groups > 1 and max(group_channels, out_channels // geometry.groups) <= GROUP_SIZES[-1])
+    """Return True if these kernels are the ones for a weight of (out_channels, group_channels, ...).
+
+    They are for up to 8 channels of a group, and for as many as one or two vectors have. They make no tiles of
+    several small images, as the kernels for any convolution do."""
+    sizes = {group_channels, out_channels // geometry.groups}
+    if geometry.groups == 1 or max(sizes) > GROUP_SIZES[-1]:
+        return False
+    if max(sizes) <= MAX_PADDED_GROUP:
+        return True
+    is_large = max(geometry.windows.output_size(*geometry.input_size)) >= MIN_LONGER_SIDE
+    return len(sizes) == 1 and max(sizes) in (_lanes(), 2 * _lanes()) and is_large
+
+
+def _lanes() -> int:
+    module = current_module()
+    return module.lanes if module else 0
 
 
 def depthwise_forward(module: KernelModule, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:

@@ -19,6 +19,8 @@ from manualgrad.cpu import instruction_set
 from manualgrad.cpu.conv_pool_sizes import split_work
 from manualgrad.cpu.grouped_conv_runs import (
     GROUP_SIZES,
+    ROWS_PER_RUN,
+    ROWS_PER_RUN_OF_WHOLE_GROUPS,
     WEIGHT_VECTORS,
     forward_runs,
     grad_input_runs,
@@ -64,6 +66,9 @@ class _GroupedWeight:
         self.group_size = next(size for size in GROUP_SIZES if size >= max(self.out_channels, self.in_channels))
         self.channels = groups * self.group_size
         self.module = instruction_set.load_group(instructions, f"{GROUPED_CONV}{self.group_size}")
+        is_whole_vector = self.group_size >= self.module.lanes
+        self.channels_at_once = self.module.lanes if is_whole_vector else 1
+        self.rows_per_run = ROWS_PER_RUN_OF_WHOLE_GROUPS if is_whole_vector else ROWS_PER_RUN
         block = WEIGHT_VECTORS * self.module.lanes
         self.padded_channels = -(-self.channels // block) * block
         self.packed_numel = self.padded_channels * self.group_size * self.kernel_height * self.kernel_width
@@ -79,6 +84,11 @@ class _GroupedWeight:
             "row_bytes": row_bytes, "column_bytes": column_bytes, "kernel_height": self.kernel_height,
             "kernel_width": self.kernel_width,
         }  # fmt: skip
+
+    def split_channels(self, count: int, max_tasks: int) -> tuple[int, int]:
+        """Divide ``count`` channels of targets among tasks, each with whole groups if a vector is one."""
+        num_tasks, share = split_work(-(-count // self.channels_at_once), max_tasks)
+        return num_tasks, share * self.channels_at_once
 
     def max_tasks(self, batch_size: int, output_size: tuple[int, int], threads: int) -> int:
         """Number of tasks that are worth a thread."""
@@ -115,12 +125,12 @@ def program_for_images(
     rows, columns = (
         make_runs(
             input_size[n], output_size[n], windows.kernel_size[n], windows.stride[n], windows.padding[2 * n],
-            windows.dilation[n], flip=geometry.flip_kernel, is_rows=n == 0,
+            windows.dilation[n], flip=geometry.flip_kernel, max_count=(weight.rows_per_run, None)[n],
         )
         for n in range(2)
     )  # fmt: skip
     source_size, target_size = (output_size, input_size) if to_input else (input_size, output_size)
-    pack_tasks, pack_share = split_work(
+    pack_tasks, pack_share = weight.split_channels(
         weight.padded_channels, min(threads, 1 + weight.packed_numel // WEIGHTS_PER_THREAD)
     )
     num_tasks, share = split_work(batch_size * len(rows.table), weight.max_tasks(batch_size, output_size, threads))
@@ -194,7 +204,7 @@ def program_for_weight(
         out_height=out_height, out_width=out_width, channels=weight.channels, kernel_height=weight.kernel_height,
         kernel_width=weight.kernel_width,
     )  # fmt: skip
-    sum_tasks, sum_share = split_work(
+    sum_tasks, sum_share = weight.split_channels(
         weight.groups * weight.out_channels, min(threads, 1 + num_tasks * weight.packed_numel // WEIGHTS_PER_THREAD)
     )
     add_up = weight.module.call(

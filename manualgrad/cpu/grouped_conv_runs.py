@@ -16,13 +16,14 @@ from torch import Tensor
 
 from manualgrad.cpu import memory
 
-GROUP_SIZES = (1, 2, 4, 8)  # channels of a group, of the input and of the output
+GROUP_SIZES = (1, 2, 4, 8, 16, 32)  # channels of a group, of the input and of the output
 WEIGHT_VECTORS = 2  # vectors of channels in a block of packed weights
 ROWS_PER_RUN = 4  # at most, so that the sources of a run of rows stay in the cache
+ROWS_PER_RUN_OF_WHOLE_GROUPS = 6  # where a vector is one group: the pixels of a tile
 RUN_FIELDS = ("first_target", "target_step", "count", "first_source", "source_step", "first_tap", "tap_count")
 ROW_FIELDS = ("tap", "first", "stop", "offset")  # row i of g meets row s1·i + offset of x
 SEGMENT_FIELDS = ("first_tap", "first", "stop", "offset")  # a range of columns of g, and neighbouring taps
-MAX_SEGMENT_TAPS = {1: 4, 2: 4, 4: 3, 8: 1}  # by channels of a group: the sums of a tile fit into registers
+MAX_SEGMENT_TAPS = {1: 4, 2: 4, 4: 3, 8: 3, 16: 3, 32: 3}  # by channels of a group: the sums of a tile are registers
 
 
 @dataclass(frozen=True)
@@ -38,26 +39,28 @@ class Runs:
 
 
 def forward_runs(
-    size: int, out_size: int, kernel: int, stride: int, padding: int, dilation: int, *, flip: bool, is_rows: bool
-) -> Runs:
-    """Runs of outputs, whose sources are pixels of the input."""
+    size: int, out_size: int, kernel: int, stride: int, padding: int, dilation: int, *, flip: bool,
+    max_count: int | None = None,
+) -> Runs:  # fmt: skip
+    """Runs of up to ``max_count`` outputs, whose sources are pixels of the input."""
     sources = [[(p, stride * j + dilation * p - padding) for p in range(kernel)] for j in range(out_size)]
-    return _runs(sources, size, 1, dilation, kernel if flip else None, is_rows)
+    return _runs(sources, size, 1, dilation, kernel if flip else None, max_count)
 
 
 def grad_input_runs(
-    size: int, out_size: int, kernel: int, stride: int, padding: int, dilation: int, *, flip: bool, is_rows: bool
-) -> Runs:
-    """Runs of pixels of the input, whose sources are outputs."""
+    size: int, out_size: int, kernel: int, stride: int, padding: int, dilation: int, *, flip: bool,
+    max_count: int | None = None,
+) -> Runs:  # fmt: skip
+    """Runs of up to ``max_count`` pixels of the input, whose sources are outputs."""
     distances = [[(p, t + padding - dilation * p) for p in range(kernel)] for t in range(size)]
     sources = [[(p, d // stride) for p, d in of_pixel if d % stride == 0] for of_pixel in distances]
     tap_step = stride // gcd(stride, dilation)
-    return _runs(sources, out_size, tap_step, -dilation * tap_step // stride, kernel if flip else None, is_rows)
+    return _runs(sources, out_size, tap_step, -dilation * tap_step // stride, kernel if flip else None, max_count)
 
 
 def _runs(
     sources: list[list[tuple[int, int]]], size: int, tap_step: int, source_step: int, flipped_kernel: int | None,
-    is_rows: bool,
+    max_count: int | None,
 ) -> Runs:  # fmt: skip
     """``sources`` has taps and source pixels of each target; those outside of an image of ``size`` do not count."""
     by_taps: dict[tuple[int, int], list[tuple[int, int]]] = {}
@@ -68,7 +71,7 @@ def _runs(
     runs = []
     for (first_tap, tap_count), targets in by_taps.items():
         tap = first_tap if flipped_kernel is None else flipped_kernel - 1 - first_tap
-        for run in _equally_spaced(targets, ROWS_PER_RUN if is_rows else len(targets)):
+        for run in _equally_spaced(targets, max_count or len(targets)):
             steps = [run[1][n] - run[0][n] if len(run) > 1 else 1 for n in range(2)]
             runs.append((run[0][0], steps[0], len(run), run[0][1], steps[1], tap, tap_count))
     return Runs(_table(sorted(runs)), tap_step if flipped_kernel is None else -tap_step, source_step)

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manualgrad.cpu.kernel_groups import NETWORK, group_kernels
+from manualgrad.cpu.kernel_groups import NETWORK, group_kernels, group_lanes
 from manualgrad.cpu.object_cache import cached_object_code
 from manualgrad.cpu.signature import Address, Kernel, KernelCall, Signature
 
@@ -116,11 +116,13 @@ def require_executable_memory() -> None:
 @cache
 def load_module(instructions: str, group: str = NETWORK) -> KernelModule:
     """Compile the kernels of a group, or read them from the cache, for one of :func:`instruction_sets`."""
-    return load_kernels(instructions, group_kernels(group))
+    return load_kernels(instructions, group_kernels(group), group_lanes(group, LANES[instructions]))
 
 
-def load_kernels(instructions: str, kernels: Mapping[str, Kernel]) -> KernelModule:
-    """Compile ``kernels``, by name, or read them from the cache, for one of :func:`instruction_sets`."""
+def load_kernels(instructions: str, kernels: Mapping[str, Kernel], lanes: int | None = None) -> KernelModule:
+    """Compile ``kernels``, by name, or read them from the cache, for one of :func:`instruction_sets`.
+
+    Vectors have ``lanes`` floats, as many as the instruction set has by default."""
     import llvmlite
     import llvmlite.binding as llvm
 
@@ -128,10 +130,10 @@ def load_kernels(instructions: str, kernels: Mapping[str, Kernel]) -> KernelModu
     from manualgrad.cpu.emitter_key import emitter_key
 
     assert instructions in instruction_sets()
-    lanes, machine = LANES[instructions], compilation.target_machine(instructions)
+    lanes, machine = lanes or LANES[instructions], compilation.target_machine(instructions)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     emitters = emitter_key(kernels.values(), compilation) or compilation.emit_llvm_ir(lanes, kernels)
-    key = "\n".join((instructions, llvmlite.__version__, emitters))
+    key = "\n".join((instructions, str(lanes), llvmlite.__version__, emitters))
     object_code, cache_problem = cached_object_code(
         key, lambda: compilation.compile_kernels(machine, compilation.emit_llvm_ir(lanes, kernels))
     )

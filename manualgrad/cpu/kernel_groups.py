@@ -27,6 +27,14 @@ def group_kernels(group: str = NETWORK) -> dict[str, Kernel]:
     return {kernel.name: kernel for kernel in kernels}
 
 
+def group_lanes(group: str, lanes: int) -> int:
+    """Floats in a vector of a group's kernels, where the instruction set has ``lanes``.
+
+    For a convolution with groups of 8 channels a vector is one group: each source is loaded into all of its lanes,
+    which takes no shuffle."""
+    return min(lanes, 8) if group == f"{GROUPED_CONV}8" else lanes
+
+
 def _conv2d_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.conv2d import conv2d
     from manualgrad.cpu.kernels.conv2d_grad_weight import conv2d_grad_weight
@@ -80,7 +88,7 @@ def _network_kernels() -> tuple[Kernel, ...]:
     from manualgrad.cpu.kernels.one_hot_targets import one_hot_targets
     from manualgrad.cpu.kernels.pack_weight import pack_weight, unpack_reduce_grads
     from manualgrad.cpu.kernels.place_images import place_images
-    from manualgrad.cpu.kernels.relu import relu_backward, relu_forward
+    from manualgrad.cpu.kernels.relu import relu_backward, relu_backward_streams, relu_forward
     from manualgrad.cpu.kernels.run_program import run_program
     from manualgrad.cpu.kernels.sgd_update import sgd_update
     from manualgrad.cpu.kernels.softmax_cross_entropy import softmax_cross_entropy, sum_losses
@@ -101,6 +109,7 @@ def _network_kernels() -> tuple[Kernel, ...]:
         one_hot_targets,
         relu_forward,
         relu_backward,
+        relu_backward_streams,
         max_pool2d_forward,
         max_pool2d_backward,
         gemm_nt,

@@ -20,6 +20,8 @@ from manualgrad.cpu.tensor_checks import is_in_contiguous_format
 MIN_PIXELS = 64  # of a contiguous image that is a product of its own; smaller ones are copied into one matrix
 # Entries of the weight for each window, by instruction set, from which on packing it takes longest in the kernels.
 MIN_WEIGHTS = {"avx2": 200, "avx512": 5000}
+# For so few windows and so many entries a product is as fast as the kernels, and needs no memory for a packed weight.
+MAX_WINDOWS, MIN_ENTRIES = 128, 1 << 16
 
 
 def is_pointwise(
@@ -28,8 +30,9 @@ def is_pointwise(
     """Return True if matrix products are the fastest way to the convolution: one pixel, no padding, one group.
 
     ``images`` are a factor, ``out_channels`` the channels of the other images. On AVX-512 kernels are faster than the
-    products that PyTorch has on processors of AMD, but for weights that are larger still. In a fork, products on
-    several threads would hang."""
+    products that PyTorch has on processors of AMD, but for weights that are larger still. For few windows both are as
+    fast, and a product computes them if the packed weight would take more memory than the images. In a fork, products
+    on several threads would hang."""
     if geometry.windows.kernel_size != (1, 1):
         return False
     batch, channels, _, _ = images.shape
@@ -47,8 +50,14 @@ def _is_faster(
     if geometry.groups != 1 or any(geometry.windows.padding):
         return False
     height, width = geometry.windows.output_size(*geometry.input_size)
-    pixels = height * width
-    return bool((is_contiguous and pixels >= MIN_PIXELS) or channels * out_channels >= min_weights * batch * pixels)
+    pixels, weights = height * width, channels * out_channels
+    windows = batch * pixels
+    is_larger_than_images = weights >= windows * (channels + out_channels)
+    return bool(
+        (is_contiguous and pixels >= MIN_PIXELS)
+        or weights >= min_weights * windows
+        or (windows <= MAX_WINDOWS and weights >= MIN_ENTRIES and is_larger_than_images)
+    )
 
 
 def pointwise_forward(x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:

@@ -22,6 +22,7 @@ from manualgrad.cpu.tensor_checks import unsupported_tensor
 
 MAX_NUMEL = 1 << 13  # logits up to which a scalar loop is faster than PyTorch's vectorised operators
 NUMEL_PER_THREAD = 1 << 15  # as in PyTorch
+STREAM_NUMEL = 1 << 20  # of gradients that are stored past the caches
 
 
 def _unsupported_logits(logits: Tensor, *others: Tensor) -> str:
@@ -190,8 +191,11 @@ def relu_backward(module: KernelModule, grad_out: Tensor, z: Tensor, subgradient
 @lru_cache(maxsize=256)
 def _relu_backward_program(module: KernelModule, numel: int, subgradient: float, threads: int) -> Program:
     num_tasks = max(1, min(threads, numel // NUMEL_PER_THREAD))
+    num_vectors = -(-numel // module.lanes)  # a task has whole ones, which streams need
+    name = "relu_backward_streams" if numel >= STREAM_NUMEL else "relu_backward"
     call = module.call(
-        "relu_backward", grad_out=BufferRef("grad_out"), z=BufferRef("z"), grad_z=BufferRef("grad_z"),
-        numel=numel, share=-(-numel // num_tasks), has_subgradient=subgradient != 0, subgradient=subgradient,
+        name, grad_out=BufferRef("grad_out"), z=BufferRef("z"), grad_z=BufferRef("grad_z"),
+        numel=numel, share=-(-num_vectors // num_tasks) * module.lanes, has_subgradient=subgradient != 0,
+        subgradient=subgradient,
     )  # fmt: skip
     return Program(module, num_tasks, [ParallelRegion(num_tasks, [call])], ("grad_out", "z", "grad_z"))

@@ -151,7 +151,7 @@ def test_a_large_weight_or_contiguous_images_are_multiplied_without_packing(monk
 
 
 @pytest.mark.skipif(kernels.available().instructions != "avx512", reason="AVX-512 is not in use here")
-def test_with_avx512_only_a_weight_of_many_more_entries_than_windows_is_multiplied(monkeypatch):
+def test_with_avx512_a_weight_of_many_more_entries_than_windows_or_images_is_multiplied(monkeypatch):
     kernels.choose("avx512")
     calls = []
     monkeypatch.setattr(pointwise, "_product", lambda *operands: calls.append(operands))
@@ -160,6 +160,11 @@ def test_with_avx512_only_a_weight_of_many_more_entries_than_windows_is_multipli
     conv2d(torch.randn(1, 99, 1, 1), torch.randn(50, 99, 1, 1))
     conv2d(torch.randn(1, 4, 8, 8), torch.randn(3, 4, 1, 1), channels_last=False)
     assert len(calls) == 1
+    conv2d(torch.randn(1, 256, 8, 16), torch.randn(256, 256, 1, 1))  # as many entries as both images have numbers
+    assert len(calls) == 2
+    conv2d(torch.randn(1, 255, 8, 16), torch.randn(256, 255, 1, 1))
+    conv2d(torch.randn(1, 256, 8, 17), torch.randn(256, 256, 1, 1))
+    assert len(calls) == 2
 
 
 def test_relu_follows_a_product(products):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manualgrad import kernels
-from manualgrad.cpu import jit
+from manualgrad.cpu import jit, small_kernels
 from manualgrad.dispatch import by_kernel
 from manualgrad.ops import relu, softmax, softmax_cross_entropy
 from manualgrad.ops.selection import compare, select
@@ -148,6 +148,12 @@ def test_relu_backward(numel, subgradient, instructions):
     expected = run_formula(relu.relu_backward, g, z, subgradient)
     assert torch.equal(ours.isnan(), expected.isnan())
     assert torch.equal(ours.nan_to_num(7), expected.nan_to_num(7))
+
+
+def test_relu_backward_of_many_numbers(instructions):
+    z = torch.randn(small_kernels.STREAM_NUMEL + 1 + 40).relu_()[1:]  # off the lines of the caches
+    g = torch.randn_like(z)
+    assert torch.equal(by_kernel("relu_backward", g, z, 0), g * (z > 0))
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -12,6 +12,8 @@ ranges of columns of g that meet one to four neighbouring entries within the ima
 
 from __future__ import annotations
 
+from itertools import product
+
 from manualgrad.cpu.grouped_conv_runs import MAX_SEGMENT_TAPS, ROW_FIELDS, SEGMENT_FIELDS, WEIGHT_VECTORS
 from manualgrad.cpu.ir.tiles import clear, task_range
 from manualgrad.cpu.ir.values import INT64, Value
@@ -19,13 +21,15 @@ from manualgrad.cpu.ir.vectors import Arguments, Emitter
 from manualgrad.cpu.kernels.grouped_conv import (
     CHANNELS_PER_BLOCK,
     channel_vectors,
+    groups_of_tile,
     load_group_channel,
+    prefetch_lines,
     read_record,
+    vectors_of_group,
 )
 from manualgrad.cpu.signature import INT, POINTER, Kernel, Signature
 
-ACCUMULATORS = 12
-CACHE_LINE_BYTES = 64
+ACCUMULATORS = 12  # of 16 registers; one has a vector of g, and one a factor
 
 _TYPES = {
     "grad_out": POINTER,  # (N, H_out, W_out, C)
@@ -86,10 +90,9 @@ def grouped_conv_grad_weight(group_size: int) -> Kernel:
 
 
 def _prefetch(emit: Emitter, image: Value, start: Value, stop: Value, height: Value, row_bytes: Value) -> None:
-    """Read rows of an image into the cache in the order of their addresses, which the loops below do not follow."""
-    end = emit.select(stop < height, stop, height) * row_bytes
-    with emit.loop(start * row_bytes, end, CACHE_LINE_BYTES) as offset:
-        emit.prefetch(image + offset)
+    """Ask for those of some rows that an image has."""
+    end = emit.select(stop < height, stop, height)
+    prefetch_lines(emit, image + start * row_bytes, (end - start) * row_bytes)
 
 
 def _kernel_row(emit: Emitter, a: Arguments, group_size: int, rows: Arguments, channel: Value, stop: Value) -> None:
@@ -99,40 +102,42 @@ def _kernel_row(emit: Emitter, a: Arguments, group_size: int, rows: Arguments, c
         last_segment = first_segment + getattr(a, f"segments_of_{entries}")
         with emit.loop(first_segment, last_segment) as n:
             segment = read_record(emit, a.segments, SEGMENT_FIELDS, n)
-            vectors_at_once = [v for v in (4, 2, 1) if v * entries * group_size <= ACCUMULATORS or v == 1]
-            for c, vectors, mask in channel_vectors(emit, channel, stop, tuple(vectors_at_once)):
-                totals = _tile(emit, a, group_size, rows, segment, c * 4, entries, vectors, mask)
+            of_group = vectors_of_group(emit, group_size)
+            vectors_at_once = [v for v in (4, 2, 1) if v * entries * group_size <= ACCUMULATORS or v == of_group]
+            positions_at_once = min(group_size, ACCUMULATORS // (entries * of_group))
+            for c, vectors, mask in channel_vectors(emit, channel, stop, tuple(vectors_at_once), group_size):
                 block = rows.part + c // lanes * block_bytes + c % lanes * 4
-                for q in range(entries):
-                    entry = block + (segment.first_tap + a.column_tap_step * q) * tap
-                    for r in range(group_size):
-                        for v in range(vectors):
-                            vector = r * WEIGHT_VECTORS + v % WEIGHT_VECTORS
-                            address = entry + block_bytes * (v // WEIGHT_VECTORS) + vector * emit.vector_bytes
-                            total = totals[q, r, v] + emit.load(address, emit.float_vector)
-                            emit.store(total, address)
+                for first in range(0, group_size, positions_at_once):
+                    positions = range(first, min(first + positions_at_once, group_size))
+                    totals = _tile(emit, a, group_size, rows, segment, c * 4, entries, vectors, mask, positions)
+                    for (q, r, v), total in totals.items():
+                        entry = block + (segment.first_tap + a.column_tap_step * q) * tap
+                        vector = r * WEIGHT_VECTORS + v % WEIGHT_VECTORS
+                        address = entry + block_bytes * (v // WEIGHT_VECTORS) + vector * emit.vector_bytes
+                        emit.store(total + emit.load(address, emit.float_vector), address)
         first_segment = last_segment
 
 
 def _tile(
     emit: Emitter, a: Arguments, group_size: int, rows: Arguments, segment: Arguments, channel_bytes: Value,
-    entries: int, vectors: int, mask: Value | None,
+    entries: int, vectors: int, mask: Value | None, positions: range,
 ) -> dict[tuple[int, int, int], Value]:  # fmt: skip
-    """Return sums over the rows and the segment's columns: by entry, channel of the group, and vector."""
+    """Return sums over the rows and the segment's columns: by entry, channel of the group, and vector.
+
+    ``positions`` has the channels of the group."""
     pixel = a.channels * 4
     entry_bytes, column_bytes = a.column_dilation * pixel, a.column_stride * pixel
     first_x = rows.x + (segment.first * a.column_stride + segment.offset) * pixel + channel_bytes
     first_g = rows.grad_out + segment.first * pixel + channel_bytes
-    keys = [(q, r, v) for q in range(entries) for r in range(group_size) for v in range(vectors)]
+    keys = [(q, r, v) for q in range(entries) for r in positions for v in range(vectors)]
     totals = {key: emit.variable(emit.constant(emit.float_vector, 0)) for key in keys}
     with emit.loop(0, rows.count) as i, emit.loop(0, segment.stop - segment.first) as j:
         x = first_x + i * a.row_stride * a.width * pixel + j * column_bytes
         g = first_g + (i * a.out_width + j) * pixel
         grads = [emit.masked_load(g + v * emit.vector_bytes, mask, 0) for v in range(vectors)]
-        for q in range(entries):
-            for v in range(vectors):
-                for r in range(group_size):
-                    address = x + entry_bytes * q + v * emit.vector_bytes
-                    total, factor = totals[q, r, v], load_group_channel(emit, address, mask, group_size, r)
-                    total.set(emit.fma(factor, grads[v], total.get()))  # eq. (3)
+        for q, group, r in product(range(entries), groups_of_tile(emit, group_size, vectors), positions):
+            address = x + entry_bytes * q + group[0] * emit.vector_bytes
+            factor = load_group_channel(emit, address, mask, group_size, r)
+            for v in group:
+                totals[q, r, v].set(emit.fma(factor, grads[v], totals[q, r, v].get()))  # eq. (3)
     return {key: total.get() for key, total in totals.items()}

@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from manualgrad.cpu.ir.streams import end_streams, stream
 from manualgrad.cpu.ir.tiles import float_tiles, task_range
 from manualgrad.cpu.ir.values import FLOAT, INT64, Value
 from manualgrad.cpu.ir.vectors import Arguments, Emitter
@@ -27,17 +30,37 @@ def relu_forward(emit: Emitter, a: Arguments) -> None:
         emit.store(emit.select((z > 0) | z.is_nan(), z, zero), a.out + n * 4)  # eq. (9)
 
 
-@kernel(
-    grad_out=POINTER,
-    z=POINTER,
-    grad_z=POINTER,
-    numel=INT,
-    share=INT,
-    has_subgradient=BOOL,  # False if the derivative at 0 is 0
-    subgradient=FLOAT32,
-)
+_BACKWARD_TYPES = {
+    "grad_out": POINTER,
+    "z": POINTER,
+    "grad_z": POINTER,
+    "numel": INT,
+    "share": INT,
+    "has_subgradient": BOOL,  # False if the derivative at 0 is 0
+    "subgradient": FLOAT32,
+}
+
+
+@kernel(**_BACKWARD_TYPES)
 def relu_backward(emit: Emitter, a: Arguments) -> None:
     """Compute the gradient with respect to z of this task's floats."""
+    for address, grad_z in _grads_z(emit, a):
+        emit.store(grad_z, address)
+
+
+@kernel(**_BACKWARD_TYPES)
+def relu_backward_streams(emit: Emitter, a: Arguments) -> None:
+    """Compute the same, and store it past the caches; ``grad_z`` is other memory than ``grad_out`` and z."""
+    for address, grad_z in _grads_z(emit, a):
+        if grad_z.raw.type == FLOAT:
+            emit.store(grad_z, address)
+        else:
+            stream(emit, grad_z, address)
+    end_streams(emit)
+
+
+def _grads_z(emit: Emitter, a: Arguments) -> Iterator[tuple[Value, Value]]:
+    """Addresses of vectors, and of single floats, of this task's gradients, and their values."""
     for n, type_ in float_tiles(emit, *task_range(emit, a, a.numel)):
         grad_out, z, zero = (
             emit.load(a.grad_out + n * 4, type_),
@@ -47,7 +70,7 @@ def relu_backward(emit: Emitter, a: Arguments) -> None:
         subgradient, has_subgradient = a.subgradient, a.has_subgradient == 1
         if type_ is not FLOAT:
             subgradient, has_subgradient = emit.splat(subgradient), emit.splat(has_subgradient)
-        emit.store(_grad_z(emit, grad_out, z, subgradient, zero, has_subgradient), a.grad_z + n * 4)
+        yield a.grad_z + n * 4, _grad_z(emit, grad_out, z, subgradient, zero, has_subgradient)
 
 
 @kernel(
