@@ -58,7 +58,7 @@ MISTAKES = [
     (mistakes.ShortLoop, lambda x: 2 * x, (matrix,), "range(len(g) - 1)", "range(len(g))"),
     (mistakes.Power, lambda x: x**3, (matrix,), "3 * g * x ** 3", "3 * g * x ** 2"),
     (writing_mistakes.Powers, lambda x: x**3, (matrix,), "powers.append(power)", "powers.append(power.clone())"),
-    (writing_mistakes.ScaledSine, lambda x: (3 * x + 1.5).sin(), (matrix,), "save_for_backward(y)", "y.clone()"),
+    (writing_mistakes.ShiftedSine, lambda x: (x + 0.5).sin(), (matrix,), "save_for_backward(y)", "y.clone()"),
     (writing_mistakes.TakenColumns, lambda x: x[:, writing_mistakes.LABELS] ** 2, (matrix,), "gx[:, LABELS] -=",
      "gx.index_add_(1, LABELS, -(-2 * g * x[:, LABELS]))"),
     (mistakes.Scaled, lambda x: (mistakes.BETA * x).sin(), (matrix,), "(BETA * x).cos()", "(BETA * x).cos() * BETA"),

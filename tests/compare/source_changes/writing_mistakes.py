@@ -25,19 +25,18 @@ class Powers(Function):
         return g * 3 * ctx.saved_tensors[2]
 
 
-class ScaledSine(Function):
-    """The sine of a multiple; the argument is saved, and then multiplied in place."""
+class ShiftedSine(Function):
+    """The sine of a sum, which is saved, and then replaced by its sine in place."""
 
     @staticmethod
     def forward(ctx, x):
         y = x + 0.5
         ctx.save_for_backward(y)
-        y.mul_(3)
-        return y.sin()
+        return y.sin_()
 
     @staticmethod
     def backward(ctx, g):
-        return 3 * g * (3 * ctx.saved_tensors[0]).cos()
+        return g * ctx.saved_tensors[0].cos()
 
 
 class TakenColumns(Function):
