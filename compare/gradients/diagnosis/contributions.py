@@ -38,7 +38,8 @@ def find_missing_output(mismatch: Mismatch, rerun_native: RerunNative, seed: int
     for missing in range(num_outputs) if num_outputs > 1 else ():
         values = rerun_native(lambda n, output, missing=missing: incoming(n, output) * (n != missing))
         if mismatch.equals(values.get(mismatch.quantity)):
-            statement = f"the contribution of {output_name(missing)} is missing"
+            name = output_name(missing)
+            statement = f"the contribution of {name} is missing: the incoming gradient of {name} has no effect"
             yield Finding("missing term", mismatch.quantity, statement)
 
 

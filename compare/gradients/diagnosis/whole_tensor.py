@@ -10,6 +10,7 @@ from torch import Tensor
 from compare.case import CaseError
 from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.findings import Finding
+from compare.gradients.diagnosis.locations import worst_example
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch, RerunNative, equal_up_to_rounding
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.transformations import moves
@@ -62,9 +63,12 @@ def find_factor(mismatch: Mismatch, probe: Probe | None = None) -> Iterator[Find
         return
     cause = name_factor(factor, mismatch, probe)
     if oracle.count_nonzero() > 1 or cause:
-        statement = f"equals {format_number(factor)} times the expected {mismatch.noun}"
+        number = format_number(factor)
+        statement = f"equals {number} times the expected {mismatch.noun}"
         statement += f" ({cause})" if cause else ""
-        yield Finding("constant factor", mismatch.quantity, statement, f"factor by least squares: {factor:.9g}")
+        digits = f"{factor:.9g}"  # of the factor by least squares
+        evidence = worst_example(mismatch) + (f"; the factor is {digits}" if digits != number else "")
+        yield Finding("constant factor", mismatch.quantity, statement, evidence)
 
 
 def find_transposed_or_flipped(mismatch: Mismatch) -> Iterator[Finding]:
