@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import manualgrad as mg
+from manualgrad import kernels
 from manualgrad import nn as ours
 from manualgrad.cuda import conv2d_tiles
 from manualgrad.dispatch import by_kernel
@@ -129,8 +130,10 @@ def make_pair(groups: int = 1, subgradient: float = 0.5) -> mg.Sequential:
     return pair
 
 
-@pytest.mark.parametrize(("groups", "dtype"), [(1, torch.float16), (2, torch.float32), (4, torch.float16)])
-@pytest.mark.parametrize("subgradient", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("groups", "dtype", "subgradient"),
+    [(1, torch.float16, 0.5), (2, torch.float32, 0.5), (4, torch.float16, 0.5), (4, torch.float32, 0.0)],
+)
 def test_the_pair_equals_its_layers_and_keeps_less(kernel_device, launches, groups, dtype, subgradient) -> None:
     pair = make_pair(groups, subgradient).to(kernel_device, dtype)
     x = torch.randn(2, 4, 3, 3).clamp(-1, 1).round().to(kernel_device, dtype)
@@ -145,3 +148,34 @@ def test_the_pair_equals_its_layers_and_keeps_less(kernel_device, launches, grou
     assert len(launches) - len(fused) == (0 if groups == 4 else 1), "the ReLU's backward"
     kept = z.numel() if subgradient else z.nbytes
     assert kept_bytes(pair, x) == x.nbytes + kept
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 3, 3), (4, 3, 3)])
+def test_the_result_may_be_changed_in_place(kernel_device, shape) -> None:
+    pair = make_pair(2).to(kernel_device)
+    x = torch.randn(shape, device=kernel_device).clamp(-1, 1).round()
+    grads = []
+    for model in (pair, one_by_one(pair)):
+        y = model(x).mul_(2)
+        grads.append(torch.autograd.grad(y.sum(), list(model.parameters())))
+    assert all(map(torch.equal, *grads))
+
+
+def test_a_frozen_weight_whose_bias_is_not(kernel_device) -> None:
+    pair = make_pair(4).to(kernel_device)
+    pair[0].weight.requires_grad_(False)
+    assert_equal(pair, torch.randn(2, 4, 3, 3, device=kernel_device).clamp(-1, 1).round(), fused=1)
+
+
+def formulas(model: nn.Module, x: Tensor) -> list[str]:
+    return [record.formula for record in kernels.explain(model, x).records if record.formula != "Sequential"]
+
+
+def test_what_is_not_differentiated_keeps_no_sign(kernel_device) -> None:
+    pair = make_pair(1).to(kernel_device)
+    x = torch.randn(2, 4, 3, 3, device=kernel_device)
+    with torch.no_grad():
+        assert formulas(pair, x) == ["conv_relu_forward"]
+    assert formulas(pair, x) == ["conv_relu_sign_forward"]
+    assert formulas(pair.requires_grad_(False), x) == ["conv_relu_forward"]
+    assert formulas(pair.double(), x.double())[-1] == "relu_forward", "no kernel computes float64"
