@@ -29,7 +29,7 @@ from manualgrad._torch_compat import (
     is_compiled_in_place,
     own_parameters,
 )
-from manualgrad.ops.conv_relu_sign import conv2d_relu
+from manualgrad.ops.conv_relu_sign import conv2d_relu_with_subgradient
 from manualgrad.ops.relu import relu_keeping_input_apply
 from manualgrad.tensor_checks import PLAIN_TYPES, active_mode, has_values
 
@@ -177,7 +177,7 @@ def run_chain(calls: Sequence[Call], x: Any) -> Any:
 
 def _run_own_pair(conv: own.Conv2d, relu: own.ReLU, x: Any) -> Any:
     options = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.flip_kernel, True)
-    return conv2d_relu(x, conv.weight, conv.bias, options, relu.subgradient)
+    return conv2d_relu_with_subgradient(x, conv.weight, conv.bias, options, relu.subgradient)
 
 
 def _is_unseen(calls: Sequence[Call], x: Any) -> bool:

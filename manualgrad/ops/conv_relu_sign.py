@@ -102,12 +102,12 @@ class ConvReLUSignFunction(Function):
 conv_relu_sign_apply = differentiable(ConvReLUSignFunction)
 
 
-def conv2d_relu(
+def conv2d_relu_with_subgradient(
     input: Tensor, weight: Tensor, bias: Tensor | None, options: tuple[Any, ...], subgradient: float
 ) -> Tensor:
     """``relu(conv2d(...), subgradient=...)``; ``options`` from stride to channels_last.
 
-    One operation where a kernel stores the sign of z, and two elsewhere: without one they are as fast.
+    One operation where a kernel stores the sign of z, and these two calls elsewhere.
 
     Raises:
         TypeError, ValueError: as the two functions of :mod:`manualgrad.functional` do.
