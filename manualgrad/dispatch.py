@@ -155,6 +155,14 @@ def by_kernel(name: str, *args: Any) -> Any | None:
     return result
 
 
+def has_kernel(name: str, *args: Any) -> bool:
+    """Return True if a kernel would compute ``name`` of these arguments, outside of compilers."""
+    kernel = find_kernel(name, args[0].device.type)
+    if kernel is None or torch.compiler.is_compiling() or active_eager_mode() or kernel.unsupported(*args):
+        return False
+    return kernel.backend.current_module() is not None
+
+
 def _run_kernel(name: str, args: tuple[Any, ...]) -> tuple[Any, str]:
     """The result of a kernel and "", or None and the reason."""
     x: Tensor = args[0]

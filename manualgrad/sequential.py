@@ -19,8 +19,9 @@ class Sequential(nn.Sequential):
     them. Input and parameters are contiguous float32, on the CPU or on CUDA. Any other list runs layer by layer, as
     in ``nn.Sequential``, and gives the same numbers up to rounding. :func:`manualgrad.network.guards.explain` says
     why. A ``Conv2d`` or ``Linear`` of :func:`manualgrad.from_torch` and the ``ReLU`` behind it are computed as one
-    then, and a ``ReLU`` before a ``MaxPool2d`` after it, unless a hook, a tracer or a replaced
-    forward could see the calls (``network/call_chains.py``).
+    then, and a ``ReLU`` before a ``MaxPool2d`` after it. So are a ``Conv2d`` and a ``ReLU`` of ``manualgrad.nn`` on
+    CUDA. Each layer runs by itself where a hook, a tracer or a replaced forward could see the calls
+    (``network/call_chains.py``).
 
     Everything else is as in ``nn.Sequential``: indices, slices, names, state dicts, hooks, copies, tracing.
     """

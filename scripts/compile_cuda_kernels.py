@@ -29,7 +29,7 @@ from manualgrad.cuda.launch import Launcher
 
 COLUMNS = ("kernel", "arch", "warps", "registers", "spilled bytes", "shared bytes", "cp.async 16", "mma")
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64",
-            torch.int32: "*i32", torch.uint8: "*u8", torch.bool: "*i1"}  # fmt: skip
+            torch.int32: "*i32", torch.int8: "*i8", torch.uint8: "*u8", torch.bool: "*i1"}  # fmt: skip
 OPTIONS = {"num_warps", "num_stages", "num_ctas", "maxnreg", "launch_pdl"}
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from manualgrad.cuda import conv2d_depthwise as depthwise
-from manualgrad.cuda.conv2d_operands import INT32_NUMEL, Images, needs_wide_offsets, pack, span
+from manualgrad.cuda.conv2d_operands import INT32_NUMEL, Images, ReLUDerivative, needs_wide_offsets, pack, span
 from manualgrad.cuda.conv2d_precision import precision_of
 from manualgrad.cuda.conv2d_tiles import gather_tile, next_power_of_2, num_multiprocessors
 from manualgrad.cuda.conv2d_weight_gradient import grad_weight, is_split
@@ -70,12 +70,27 @@ def conv2d_forward(
     """C(x, w) + b of equations (1) and (17): (N, C_out, H_out, W_out), in the memory format of the geometry.
 
     With ``relu`` R(C(x, w) + b)."""
-    y = new_result(x, w.shape[0], geometry.windows.output_size(*geometry.input_size), geometry)
-    if depthwise.is_depthwise(w.shape[1], geometry):
-        return depthwise.forward(launch, y, x, w, b, geometry, relu)
-    if y.numel():
-        gather_gemm(launch, y, x, w, b, geometry, backward=False, relu=relu)
+    y = new_output(x, w, geometry)
+    compute_conv2d(launch, y, x, w, b, geometry, relu=relu)
     return y
+
+
+def new_output(x: Tensor, w: Tensor, geometry: Any) -> Tensor:
+    """Memory for the result of :func:`conv2d_forward`."""
+    return new_result(x, w.shape[0], geometry.windows.output_size(*geometry.input_size), geometry)
+
+
+def compute_conv2d(
+    launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, *, relu: bool,
+    sign: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Compute ``y``, of :func:`new_output`, and if given ``sign``, int8 in y's order: −1, 0 or 1; 1 for NaN.
+
+    It is that of C(x, w) + b in y's dtype."""
+    if depthwise.is_depthwise(w.shape[1], geometry):
+        depthwise.forward(launch, y, x, w, b, geometry, relu, sign)
+    elif y.numel():
+        gather_gemm(launch, y, x, w, b, geometry, backward=False, relu=relu, sign=sign)
 
 
 def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> Tensor:
@@ -91,11 +106,13 @@ def conv2d_grad_input(launch: Launcher, g: Tensor, w: Tensor, geometry: Any) -> 
     return grad_x
 
 
-def conv2d_grad_weight(launch: Launcher, g: Tensor, x: Tensor, geometry: Any, *, r: Tensor | None = None) -> Tensor:
+def conv2d_grad_weight(
+    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, *, derivative: ReLUDerivative | None = None
+) -> Tensor:
     """W(g, x) of equation (3): (C_out, C_in / groups, kH, kW), in the memory format of the geometry.
 
-    If g is the gradient of ``r`` = R(z), with which it ``copies_with_relu``, W(δ, x) for the gradient δ of z."""
-    return _grad_weight(launch, g, x, geometry, None, r)
+    If g is the gradient of R(z), with whose z it ``copies_with_relu``, W(δ, x) for the gradient δ of z."""
+    return _grad_weight(launch, g, x, geometry, None, derivative)
 
 
 def unsupported_conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Any) -> str:
@@ -106,15 +123,15 @@ def unsupported_conv2d_grad_weight_and_bias(g: Tensor, x: Tensor, geometry: Any)
 
 
 def conv2d_grad_weight_and_bias(
-    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, *, r: Tensor | None = None
+    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, *, derivative: ReLUDerivative | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`conv2d_grad_weight`, and the sum of g, or of δ, of equation (17): (C_out,)."""
     grad_b = g.new_empty(g.shape[1])
-    return _grad_weight(launch, g, x, geometry, grad_b, r), grad_b
+    return _grad_weight(launch, g, x, geometry, grad_b, derivative), grad_b
 
 
 def _grad_weight(
-    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: Tensor | None, r: Tensor | None
+    launch: Launcher, g: Tensor, x: Tensor, geometry: Any, grad_b: Tensor | None, derivative: ReLUDerivative | None
 ) -> Tensor:
     channels = x.shape[1] // geometry.groups
     memory_format = torch.channels_last if geometry.channels_last else torch.contiguous_format
@@ -126,7 +143,7 @@ def _grad_weight(
         return grad_w.zero_()
     if depthwise.is_depthwise(channels, geometry):
         return depthwise.grad_weight(launch, grad_w, g, x, geometry)
-    grad_weight(launch, grad_w, grad_b, g, x, geometry, precision_of(g), r)
+    grad_weight(launch, grad_w, grad_b, g, x, geometry, precision_of(g), derivative)
     return grad_w
 
 
@@ -139,14 +156,16 @@ def new_result(x: Tensor, channels: int, size: tuple[int, int], geometry: Any) -
 
 def gather_gemm(
     launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, *, backward: bool,
-    relu: bool = False, r: Tensor | None = None,
+    relu: bool = False, sign: Tensor | None = None, derivative: ReLUDerivative | None = None,
 ) -> Images:  # fmt: skip
     """Compute ``y``, of one image or more: z of equation (1) for images x, or with ``backward`` (2) for gradients x.
 
-    With ``relu`` y is R(z). If x is the gradient of ``r`` = R(z), y is computed from that of z.
+    With ``relu`` y is R(z), and ``sign``, if given, gets the sign of z. If x is the gradient of R(z), with the
+    ``derivative``, y is computed from that of z.
 
     Returns:
-        The images or gradients as the product reads them; with ``r`` the gradient of z, a new tensor, channels_last.
+        The images or gradients as the product reads them; with ``derivative`` the gradient of z, a new tensor,
+        channels_last.
     """
     windows, groups, precision = geometry.windows, geometry.groups, precision_of(x)
     (batch, in_channels, height, width), (_, out_channels, out_height, out_width) = x.shape, y.shape
@@ -162,7 +181,7 @@ def gather_gemm(
     joined = flat and phases == (1, 1) and channels * taps > tile.depth and channels * x.element_size() % 16 != 0
     weight, images = pack(
         launch, w, x, groups, precision, flip=geometry.flip_kernel, transpose=backward, flat=flat, joined=joined,
-        r=r,
+        derivative=derivative,
     )  # fmt: skip
     wide = needs_wide_offsets(images.tensor, y)
     numel, split = y.numel(), tile.parts > 1
@@ -172,9 +191,9 @@ def gather_gemm(
     flag_block = min(1024, next_power_of_2(weight.num_flags)) if backward else 0
     launch(
         conv2d_gather_gemm, (num_tiles, groups, phases[0] * phases[1] * tile.parts),
-        result, images.tensor, weight.tensor, None if split else b, positions, height, width, phase_height,
-        phase_width, out_height, out_width, images.batch_step, weight.low, weight.flags, weight.num_flags,
-        numel, bias_step,
+        result, images.tensor, weight.tensor, None if split else b, None if split else sign, positions, height,
+        width, phase_height, phase_width, out_height, out_width, images.batch_step, weight.low, weight.flags,
+        weight.num_flags, numel, bias_step,
         C=channels, K=columns, GROUPS=groups, KH=w.shape[2], KW=w.shape[3], W_ROW=weight.row,
         **window_constants(windows), BACKWARD=backward, X_PIXEL=images.pixel_step, X_CHANNEL=images.channel_step,
         CHANNELS_LAST=geometry.channels_last, FLAT=flat, JOINED=joined, WIDE=wide, PRECISION=precision,
@@ -185,7 +204,7 @@ def gather_gemm(
         block = 1024 if numel > 2**19 else 256 if numel > 2**16 else 64
         pixels = 1 if geometry.channels_last else out_height * out_width
         launch(
-            conv2d_sum_output, (-(-numel // block),), y, result, b, numel, tile.parts, bias_step, out_channels,
+            conv2d_sum_output, (-(-numel // block),), y, result, b, sign, numel, tile.parts, bias_step, out_channels,
             pixels, RELU=relu, BLOCK=block, num_warps=max(1, block // 128),
         )  # fmt: skip
     return images

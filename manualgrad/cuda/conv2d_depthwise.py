@@ -22,12 +22,15 @@ def is_depthwise(channels: int, geometry: Any) -> bool:
     return channels == 1 and geometry.groups > 1
 
 
-def forward(launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, relu: bool) -> Tensor:
-    """Compute ``y``, z of equation (1), or with ``relu`` R(z)."""
+def forward(
+    launch: Launcher, y: Tensor, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any, relu: bool,
+    sign: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Compute ``y``, z of equation (1), or with ``relu`` R(z), and ``sign``, if given: that of z, of y's strides."""
     bias_step = 0 if b is None else b.stride(0)
     sizes = (*x.shape[2:], *y.shape[2:])
     strides = (*x.stride(), *_steps(w), bias_step)
-    return _run(launch, kernels.conv2d_depthwise, y, (x, w, b), sizes, strides, geometry, RELU=relu)
+    return _run(launch, kernels.conv2d_depthwise, y, (x, w, b, sign), sizes, strides, geometry, RELU=relu)
 
 
 def grad_input(launch: Launcher, grad_x: Tensor, g: Tensor, w: Tensor, geometry: Any) -> Tensor:

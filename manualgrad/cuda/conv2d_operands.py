@@ -45,6 +45,16 @@ class PackedWeight:
     num_flags: int = 0
 
 
+@dataclass(frozen=True)
+class ReLUDerivative:
+    """∂R/∂z of equation (10), by which a copy of a gradient of R(z) becomes that of z.
+
+    ``z`` is the int8 sign of z, or R(z) if the derivative ``subgradient`` at 0 is 0; it has z's shape."""
+
+    z: Tensor
+    subgradient: float
+
+
 def span(x: Tensor) -> int:
     """Numbers from the first to the last of ``x`` in memory, those in between included."""
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
@@ -114,7 +124,7 @@ def pack_images(launch: Launcher, g: Tensor, x: Tensor, *, x_at_any_step: bool) 
 
 def pack(
     launch: Launcher, w: Tensor, x: Tensor, groups: int, precision: str, *, flip: bool, transpose: bool, flat: bool,
-    joined: bool, r: Tensor | None = None,
+    joined: bool, derivative: ReLUDerivative | None = None,
 ) -> tuple[PackedWeight, Images]:  # fmt: skip
     """Return the weight and the images as ``conv2d_gather_gemm`` reads them, by one launch, or none.
 
@@ -125,12 +135,12 @@ def pack(
         transpose: True exchanges input and output channels within each group.
         flat: True if the product computes the address of each number of x.
         joined: True if the weights of a channel get zeros behind them, to a multiple of 16 numbers.
-        r: R(z) of which x is the gradient; the images are then the gradient of z, equation (10), channels_last.
+        derivative: that of R if x is the gradient of R(z); the images are then the gradient of z, channels_last.
     """
     out_channels, channels, kernel_height, kernel_width = w.shape
     taps = kernel_height * kernel_width
     flip = flip and taps > 1
-    images = images_in_place(x, flat) if r is None else None
+    images = images_in_place(x, flat) if derivative is None else None
     if images is not None and precision == "half" and not (flip or transpose) and _is_packed(w):
         return PackedWeight(w, channels * taps), images
     rows, row = (channels * groups, out_channels // groups * taps) if transpose else (out_channels, channels * taps)
@@ -143,14 +153,15 @@ def pack(
     flags, num_flags = low + aligned, programs if transpose else 0
     weight = PackedWeight(w.new_empty(flags + num_flags), row, low, flags, num_flags)
     copied = None if images is not None else x
-    r_strides = (0, 0, 0, 0) if r is None else r.stride()
+    z, subgradient = (None, 0.0) if derivative is None else (derivative.z, derivative.subgradient)
+    z_strides = (0, 0, 0, 0) if z is None else z.stride()
     packed = images or _new_packed(x)
     launch(
         kernels.conv2d_pack, (programs + (0 if copied is None else _num_programs(x)),),
-        weight.tensor, w, None if copied is None else packed.tensor, copied, r, programs, *w.stride(), low,
-        flags, *x.shape, *x.stride(), *r_strides, C=channels, K=group_channels, KH=kernel_height,
+        weight.tensor, w, None if copied is None else packed.tensor, copied, z, programs, *w.stride(), low,
+        flags, *x.shape, *x.stride(), *z_strides, C=channels, K=group_channels, KH=kernel_height,
         KW=kernel_width, ROW=row, FLIP=flip, TRANSPOSE=transpose, PRECISION=precision, **tile,
-        IMAGE_BC=PACK_TILE["BC"], IMAGE_BP=PACK_TILE["BP"],
+        IMAGE_BC=PACK_TILE["BC"], IMAGE_BP=PACK_TILE["BP"], SUBGRADIENT=subgradient,
     )  # fmt: skip
     return weight, packed
 
@@ -177,12 +188,12 @@ class BatchLast:
 
 
 def batch_last(
-    launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: str, r: Tensor | None = None
+    launch: Launcher, g: Tensor, x: Tensor, depth: int, precision: str, derivative: ReLUDerivative | None = None
 ) -> BatchLast:
     """Copy g (N, C_out, H_out, W_out) and x (N, C_in, H, W) by one launch. A block of the sum has ``depth`` images.
 
     Images whose numbers do not lie together in one of the two memory formats are copied once more. If g is the
-    gradient of ``r`` = R(z), whose images lie :func:`in_the_same_order`, the copy is the gradient of z."""
+    gradient of R(z), and images of the derivative's z lie :func:`in_the_same_order`, the copy is that of z."""
     (g, g_steps), (x, x_steps) = _whole_images(g), _whole_images(x)
     images, rounded = g.shape[0], -(-g.shape[0] // depth) * depth
     g_numel, x_numel = g[0].numel(), x[0].numel()
@@ -192,19 +203,20 @@ def batch_last(
     )
     tile = {"BN": 32, "BL": 128}
     rows = -(-rounded // tile["BN"])
+    z, subgradient = (None, 0.0) if derivative is None else (derivative.z, derivative.subgradient)
     g_programs, x_programs = rows * -(-g_numel // tile["BL"]), rows * -(-x_numel // tile["BL"])
     launch(
-        kernels.conv2d_batch_last, (g_programs + x_programs,), copies.g, g, copies.x, x, r, g_programs, images,
-        g_numel, g.stride(0), 0 if r is None else r.stride(0), x_numel, x.stride(0), rounded, low,
-        PRECISION=precision, **tile,
+        kernels.conv2d_batch_last, (g_programs + x_programs,), copies.g, g, copies.x, x, z, g_programs, images,
+        g_numel, g.stride(0), 0 if z is None else z.stride(0), x_numel, x.stride(0), rounded, low,
+        PRECISION=precision, SUBGRADIENT=subgradient, **tile,
     )  # fmt: skip
     return copies
 
 
-def in_the_same_order(g: Tensor, r: Tensor) -> bool:
-    """Return True if images of ``g`` and ``r`` are in one piece each, in the same memory format."""
+def in_the_same_order(g: Tensor, z: Tensor) -> bool:
+    """Return True if images of ``g`` and ``z`` are in one piece each, in the same memory format."""
     return any(
-        g[:1].is_contiguous(memory_format=memory_format) and r[:1].is_contiguous(memory_format=memory_format)
+        g[:1].is_contiguous(memory_format=memory_format) and z[:1].is_contiguous(memory_format=memory_format)
         for memory_format in (torch.channels_last, torch.contiguous_format)
     )
 

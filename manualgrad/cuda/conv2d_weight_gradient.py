@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manualgrad.cuda.conv2d_operands import batch_last, in_the_same_order, needs_wide_offsets, pack_images
+from manualgrad.cuda.conv2d_operands import (
+    ReLUDerivative,
+    batch_last,
+    in_the_same_order,
+    needs_wide_offsets,
+    pack_images,
+)
 from manualgrad.cuda.conv2d_tiles import Tile, grad_weight_tile, num_multiprocessors, wants_batch_last
 from manualgrad.cuda.conv2d_windows import window_constants
 from manualgrad.cuda.kernels import conv2d_grad_weight as kernels
@@ -17,11 +23,11 @@ from manualgrad.cuda.launch import Launcher
 
 def grad_weight(
     launch: Launcher, grad_w: Tensor, grad_b: Tensor | None, g: Tensor, x: Tensor, geometry: Any, precision: str,
-    r: Tensor | None = None,
+    derivative: ReLUDerivative | None = None,
 ) -> None:  # fmt: skip
     """Compute ``grad_w``, W(g, x) of equation (3), and ``grad_b``, the sum of g, if given; of one image or more.
 
-    If g is the gradient of ``r`` = R(z), with which :func:`copies_with_relu`, both are computed from that of z."""
+    If g is the gradient of R(z), with whose z :func:`copies_with_relu`, both are computed from that of z."""
     (out_channels, channels, kernel_height, kernel_width), groups = grad_w.shape, geometry.groups
     rows = out_channels // groups
     by_batch, tile, tiles, programs = _plan(grad_w.shape, g.shape[0], groups, precision, g.device)
@@ -33,17 +39,17 @@ def grad_weight(
         "num_warps": tile.num_warps, "num_stages": tile.num_stages,
     }  # fmt: skip
     if by_batch:
-        _by_batch(launch, grad_w, grad_b, g, x, r, tile, tiles, geometry, programs, constants)
+        _by_batch(launch, grad_w, grad_b, g, x, derivative, tile, tiles, geometry, programs, constants)
     else:
-        assert r is None
+        assert derivative is None
         _by_position(launch, grad_w, grad_b, g, x, tile, tiles, geometry, programs, constants)
 
 
-def copies_with_relu(g: Tensor, r: Tensor, x: Tensor, geometry: Any, precision: str) -> bool:
-    """Return True if the first launch of :func:`grad_weight` copies g, and can read ``r`` = R(z) along with it."""
+def copies_with_relu(g: Tensor, z: Tensor, x: Tensor, geometry: Any, precision: str) -> bool:
+    """Return True if the first launch of :func:`grad_weight` copies g, and can read ``z`` of a derivative."""
     groups, kernel_size = geometry.groups, geometry.windows.kernel_size
     shape = torch.Size((g.shape[1], x.shape[1] // groups, *kernel_size))
-    return _plan(shape, g.shape[0], groups, precision, g.device)[0] and in_the_same_order(g, r)
+    return _plan(shape, g.shape[0], groups, precision, g.device)[0] and in_the_same_order(g, z)
 
 
 def is_split(shape: torch.Size, batch: int, groups: int, precision: str, device: torch.device) -> bool:
@@ -85,11 +91,11 @@ def _by_position(
 
 
 def _by_batch(
-    launch: Launcher, grad_w: Tensor, grad_b: Tensor | None, g: Tensor, x: Tensor, r: Tensor | None,
+    launch: Launcher, grad_w: Tensor, grad_b: Tensor | None, g: Tensor, x: Tensor, derivative: ReLUDerivative | None,
     tile: Tile, tiles: int, geometry: Any, programs: int, constants: dict[str, Any],
 ) -> None:  # fmt: skip
     """Run the product that reads copies with the batch last."""
-    copies = batch_last(launch, g, x, tile.depth, constants["PRECISION"], r)
+    copies = batch_last(launch, g, x, tile.depth, constants["PRECISION"], derivative)
     (_, _, out_height, out_width), (height, width) = g.shape, x.shape[2:]
     blocks = copies.batch // tile.depth
     total = out_height * out_width * blocks

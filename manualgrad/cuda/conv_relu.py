@@ -1,10 +1,10 @@
 """Convolution with ReLU on CUDA: the formulas of ``ops/conv_relu.py`` by the kernels of convolution.
 
-Forward computes the ReLU before it stores the result. In backward the launch that copies the weight writes δ of
-equation (10) too, which both gradients read; without a gradient of the input, the launch that copies g for the
-weight's. So ReLU takes no launch of its own. If the products read R(z) beside g instead, they would read it once for
-every tap and tile, and need shared memory and registers for it. A depthwise convolution copies nothing, and reads δ
-from ``relu_backward``.
+Forward computes the ReLU before it stores the result, and stores the sign of z with it where the derivative at 0
+needs it. In backward the launch that copies the weight writes δ of equation (10) too, which both gradients read;
+without a gradient of the input, the launch that copies g for the weight's. So ReLU takes no launch of its own. If the
+products read R(z) or the sign beside g instead, they would read it once for every tap and tile, and need shared
+memory and registers for it. A depthwise convolution copies nothing, and reads δ from ``relu_backward``.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from manualgrad.cuda.conv2d import (
+    compute_conv2d,
     conv2d_forward,
     conv2d_grad_weight,
     conv2d_grad_weight_and_bias,
     gather_gemm,
+    new_output,
     new_result,
     unsupported_conv2d_grad_input,
     unsupported_conv2d_grad_weight,
 )
 from manualgrad.cuda.conv2d_depthwise import is_depthwise
+from manualgrad.cuda.conv2d_operands import ReLUDerivative
 from manualgrad.cuda.conv2d_precision import precision_of
 from manualgrad.cuda.conv2d_weight_gradient import copies_with_relu
 from manualgrad.cuda.launch import Launcher
-from manualgrad.cuda.tensor_checks import unsupported_tensors
+from manualgrad.cuda.relu import unsupported_with_derivative
 
 
 def conv_relu_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any) -> Tensor:
@@ -35,12 +39,23 @@ def conv_relu_forward(launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, 
     return conv2d_forward(launch, x, w, b, geometry, relu=True)
 
 
+def conv_relu_sign_forward(
+    launch: Launcher, x: Tensor, w: Tensor, b: Tensor | None, geometry: Any
+) -> tuple[Tensor, Tensor]:
+    """The same, and the sign of z = C(x, w) + b: int8, in the memory format of the geometry."""
+    y = new_output(x, w, geometry)
+    sign = torch.empty_like(y, dtype=torch.int8)
+    compute_conv2d(launch, y, x, w, b, geometry, relu=True, sign=sign)
+    return y, sign
+
+
 def unsupported_conv_relu_backward(
-    g: Tensor, r: Tensor, x: Tensor | None, w: Tensor | None, needs_grad: Sequence[bool], geometry: Any
-) -> str:
+    g: Tensor, z: Tensor, x: Tensor | None, w: Tensor | None, needs_grad: Sequence[bool], geometry: Any,
+    subgradient: float = 0.0,
+) -> str:  # fmt: skip
     """Return the reason why :func:`conv_relu_backward` does not support the arguments, "" if it does."""
     needs_x, needs_w, needs_b = needs_grad
-    if g.shape != r.shape:
+    if g.shape != z.shape:
         return "g and R(z) differ in shape"
     if not g.numel():
         return "there are no images"
@@ -54,28 +69,30 @@ def unsupported_conv_relu_backward(
         return reason
     if needs_w and x is not None and (reason := unsupported_conv2d_grad_weight(g, x, geometry)):
         return reason
-    if reason := unsupported_tensors(g, r, x, w):
+    if reason := unsupported_with_derivative(z, g, x, w):
         return reason
-    if not needs_x and not (x is not None and copies_with_relu(g, r, x, geometry, precision_of(g))):
+    if not needs_x and not (x is not None and copies_with_relu(g, z, x, geometry, precision_of(g))):
         return "no launch copies g"
     return ""
 
 
 def conv_relu_backward(
-    launch: Launcher, g: Tensor, r: Tensor, x: Tensor | None, w: Tensor | None, needs_grad: Sequence[bool],
-    geometry: Any,
+    launch: Launcher, g: Tensor, z: Tensor, x: Tensor | None, w: Tensor | None, needs_grad: Sequence[bool],
+    geometry: Any, subgradient: float = 0.0,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """X(δ, w), W(δ, x) and the sum of δ, those that are needed; δ is g where r = R(z) > 0 or NaN, and 0 elsewhere."""
+    """X(δ, w), W(δ, x) and the sum of δ, those that are needed; δ is g ∂R/∂z of equation (10).
+
+    ``z`` is R(z) if the derivative ``subgradient`` at 0 is 0, and the int8 sign of z otherwise."""
     needs_x, needs_w, needs_b = needs_grad
     grad_x = grad_w = grad_b = None
-    relu: Tensor | None = r
+    derivative: ReLUDerivative | None = ReLUDerivative(z, subgradient)
     if needs_x and w is not None:
         batch, channels, height, width = g.shape
         grad_x = new_result(g, w.shape[1] * geometry.groups, geometry.input_size, geometry)
-        images = gather_gemm(launch, grad_x, g, w, None, geometry, backward=True, r=r)  # eq. (10), (2)
-        g, relu = images.tensor.view(batch, height, width, channels).permute(0, 3, 1, 2), None
+        images = gather_gemm(launch, grad_x, g, w, None, geometry, backward=True, derivative=derivative)  # eq. (2)
+        g, derivative = images.tensor.view(batch, height, width, channels).permute(0, 3, 1, 2), None  # eq. (10)
     if needs_b and x is not None:
-        grad_w, grad_b = conv2d_grad_weight_and_bias(launch, g, x, geometry, r=relu)  # eq. (3), (17)
+        grad_w, grad_b = conv2d_grad_weight_and_bias(launch, g, x, geometry, derivative=derivative)  # eq. (3), (17)
     elif needs_w and x is not None:
-        grad_w = conv2d_grad_weight(launch, g, x, geometry, r=relu)
+        grad_w = conv2d_grad_weight(launch, g, x, geometry, derivative=derivative)
     return grad_x, grad_w, grad_b

@@ -26,6 +26,9 @@ def _kernels() -> tuple[FormulaKernel, ...]:
         ),
         FormulaKernel("conv_relu_forward", CUDA, conv2d.unsupported_conv2d_forward, conv_relu.conv_relu_forward),
         FormulaKernel(
+            "conv_relu_sign_forward", CUDA, conv2d.unsupported_conv2d_forward, conv_relu.conv_relu_sign_forward
+        ),
+        FormulaKernel(
             "conv_relu_backward", CUDA, conv_relu.unsupported_conv_relu_backward, conv_relu.conv_relu_backward
         ),
         FormulaKernel("relu_backward", CUDA, relu.unsupported_relu_backward, relu.relu_backward),

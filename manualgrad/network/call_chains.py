@@ -3,6 +3,7 @@
     layer, ReLU                 one operation, which stores R(z) in place of z
     layer, ReLU, max pooling    P(R(z)) = R(P(z)): the ReLU of the maxima, which are fewer
     ReLU, max pooling           the same, unless the ReLU writes over an input that somebody else may have
+    convolution, any ReLU       of ``manualgrad.nn``, with any derivative at 0: one operation where there is a kernel
 
 R is monotonic, so a window's maximum is at the same place before and after it if it is positive; if it is not, its
 gradient is 0 either way. So all numbers are those of the calls one by one, bit for bit, but for the sign of a zero.
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from manualgrad import nn as own
 from manualgrad._torch_compat import (
     child_modules,
     has_global_hooks,
@@ -27,12 +29,15 @@ from manualgrad._torch_compat import (
     is_compiled_in_place,
     own_parameters,
 )
+from manualgrad.ops.conv_relu_sign import conv2d_relu_with_subgradient
 from manualgrad.ops.relu import relu_keeping_input_apply
 from manualgrad.tensor_checks import PLAIN_TYPES, active_mode, has_values
 
 _ORIGINAL_CALL = nn.Module.__call__
 LAYER, SOURCE, RELU, POOL = "layer", "source", "relu", "pool"
-CHAINS = frozenset({(LAYER, RELU), (LAYER, RELU, POOL), (SOURCE, RELU, POOL), (RELU, POOL)})
+OWN_CONV, OWN_RELU = "convolution of manualgrad.nn", "ReLU of manualgrad.nn"
+CHAINS = frozenset({(LAYER, RELU), (LAYER, RELU, POOL), (SOURCE, RELU, POOL), (RELU, POOL), (OWN_CONV, OWN_RELU)})
+WEIGHTED = (LAYER, SOURCE, OWN_CONV)
 LENGTHS = (3, 2)  # of chains
 
 
@@ -55,7 +60,8 @@ class Role:
     """Place of a class of layers, or of a function, in a chain.
 
     Attributes:
-        name: LAYER, SOURCE, RELU or POOL. What a LAYER and a SOURCE return is a new tensor, which nobody else has.
+        name: LAYER, SOURCE, RELU, POOL, OWN_CONV or OWN_RELU. What a LAYER and a SOURCE return is a new tensor, which
+            nobody else has.
         forward: the forward of the class.
         with_relu: for a LAYER, ``with_relu(layer, x)`` computes the ReLU of its result; None if nothing does.
         allows: for a RELU, returns True if the call writes over its input; for a POOL, if it may stand before the
@@ -68,7 +74,10 @@ class Role:
     allows: Callable[..., bool] = bool
 
 
-_roles: dict[Any, Role] = {}
+_roles: dict[Any, Role] = {
+    own.Conv2d: Role(OWN_CONV, own.Conv2d.forward),
+    own.ReLU: Role(OWN_RELU, own.ReLU.forward),
+}
 
 
 def register_layer(kind: type[nn.Module], with_relu: Callable[[Any, Any], Any] | None = None) -> None:
@@ -157,11 +166,18 @@ def _allows(role: Any, call: Call) -> bool:
 def run_chain(calls: Sequence[Call], x: Any) -> Any:
     """The result of a chain on ``x``, whose calls nobody sees."""
     role = _role(calls[0].function)
+    if role and role.name == OWN_CONV:
+        return _run_own_pair(calls[0].function, calls[1].function, x)
     if len(calls) == 2 and role and role.with_relu:
         return role.with_relu(calls[0].function, x)
     maxima = calls[-1](calls[0](x) if len(calls) == 3 else x)
     # Autograd keeps the maxima and not their ReLU: the result of a pooling may be changed in place.
     return relu_keeping_input_apply(maxima, 0)
+
+
+def _run_own_pair(conv: own.Conv2d, relu: own.ReLU, x: Any) -> Any:
+    options = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.flip_kernel, True)
+    return conv2d_relu_with_subgradient(x, conv.weight, conv.bias, options, relu.subgradient)
 
 
 def _is_unseen(calls: Sequence[Call], x: Any) -> bool:
@@ -181,7 +197,7 @@ def _is_unseen(calls: Sequence[Call], x: Any) -> bool:
             or "forward" in vars(module)
             or has_hooks(module)
             or is_compiled_in_place(module)
-            or (role.name in (LAYER, SOURCE) and type(own_parameters(module).get("weight")) not in PLAIN_TYPES)
+            or (role.name in WEIGHTED and type(own_parameters(module).get("weight")) not in PLAIN_TYPES)
         ):
             return False
     return type(x) in PLAIN_TYPES and has_values(x)

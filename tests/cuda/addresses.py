@@ -112,5 +112,5 @@ def typed_range(start: Any, stop: Any = None, step: int = 1) -> Any:
 
 TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "int64", torch.int32: "int32",
-    torch.uint8: "uint8",
+    torch.int8: "int8", torch.uint8: "uint8",
 }  # fmt: skip

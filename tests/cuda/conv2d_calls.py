@@ -23,7 +23,7 @@ def _empty(*shape: int, dtype: torch.dtype, channels_last: bool) -> Tensor:
 def _calls(
     name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...], *, stride: int = 1, padding: int = 0,
     groups: int = 1, dtype: torch.dtype = torch.float32, tf32: bool = False, channels_last: bool = True,
-    only: str = "", relu: bool = False,
+    only: str = "", relu: str = "",
 ) -> Iterator[tuple[str, Call]]:  # fmt: skip
     def call(of: str) -> Call:
         def run(launch: Launcher) -> Any:
@@ -39,6 +39,12 @@ def _calls(
                     return conv_relu.conv_relu_forward(launch, x, w, b, geometry)
                 if of == "relu backward":
                     return conv_relu.conv_relu_backward(launch, g, g, x, w, (True, True, True), geometry)
+                if of == "relu sign forward":
+                    return conv_relu.conv_relu_sign_forward(launch, x, w, b, geometry)
+                if of.startswith("relu sign "):
+                    sign = torch.empty_like(g, dtype=torch.int8)
+                    needs_x = of == "relu sign backward"
+                    return conv_relu.conv_relu_backward(launch, g, sign, x, w, (needs_x, True, True), geometry, 0.5)
                 if of == "relu grad_weight":
                     return conv_relu.conv_relu_backward(launch, g, g, x, None, (False, True, True), geometry)
                 if of == "forward":
@@ -53,7 +59,7 @@ def _calls(
 
         return run
 
-    with_relu = ("relu forward", "relu backward")
+    with_relu = (f"{relu} forward", f"{relu} backward")
     for of in (only,) if only else with_relu if relu else ("forward", "grad_input", "grad_weight"):
         yield f"conv2d {name} {of}", call(of)
 
@@ -79,13 +85,21 @@ CALLS: dict[str, Call] = {
         _calls("digits tf32", (64, 1, 28, 28), (16, 1, 5, 5), tf32=True, only="grad_weight"),
         _calls("depthwise", (32, 192, 28, 28), (192, 1, 3, 3), stride=2, padding=1, groups=192),
         _calls("depthwise contiguous", (32, 192, 28, 28), (192, 1, 3, 3), padding=1, groups=192, channels_last=False),
-        _calls("3x3", (32, 64, 56, 56), (64, 64, 3, 3), padding=1, relu=True),
-        _calls("3x3 7x7", (32, 512, 7, 7), (512, 512, 3, 3), padding=1, relu=True),
-        _calls("3x3 bf16", (32, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16, relu=True),
-        _calls("contiguous", (4, 64, 28, 28), (64, 64, 3, 3), padding=1, channels_last=False, relu=True),
+        _calls("3x3", (32, 64, 56, 56), (64, 64, 3, 3), padding=1, relu="relu"),
+        _calls("3x3 7x7", (32, 512, 7, 7), (512, 512, 3, 3), padding=1, relu="relu"),
+        _calls("3x3 bf16", (32, 64, 56, 56), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16, relu="relu"),
+        _calls("contiguous", (4, 64, 28, 28), (64, 64, 3, 3), padding=1, channels_last=False, relu="relu"),
         _calls("RGB", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, only="relu forward"),
         _calls("RGB", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, only="relu grad_weight"),
         _calls("depthwise", (32, 192, 28, 28), (192, 1, 3, 3), padding=1, groups=192, only="relu forward"),
+        _calls("3x3", (32, 64, 56, 56), (64, 64, 3, 3), padding=1, relu="relu sign"),
+        _calls("3x3 7x7", (32, 512, 7, 7), (512, 512, 3, 3), padding=1, only="relu sign forward"),
+        _calls(
+            "contiguous bf16", (4, 64, 28, 28), (64, 64, 3, 3), padding=1, dtype=torch.bfloat16, channels_last=False,
+            relu="relu sign",
+        ),
+        _calls("RGB", (32, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3, only="relu sign grad_weight"),
+        _calls("depthwise", (32, 192, 28, 28), (192, 1, 3, 3), padding=1, groups=192, only="relu sign forward"),
     )
     for name, call in calls
 }  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 
 from manualgrad.cuda import conv2d as host
 from manualgrad.cuda.conv2d_tiles import gather_tile, wants_batch_last
-from manualgrad.cuda.conv_relu import conv_relu_backward, conv_relu_forward
+from manualgrad.cuda.conv_relu import conv_relu_backward, conv_relu_forward, conv_relu_sign_forward
 from manualgrad.cuda.launch import Launcher
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
 from tests.cuda.conv2d_layers import LAYERS, operands
@@ -73,3 +73,8 @@ def test_a_layer_takes_at_most_three_launches_forward_and_five_backward(dtype, c
         conv_relu_backward(with_relu_backward, g, r, x, w, (True, True, True), geometry)
         assert with_relu.count == forward.count, w.shape
         assert with_relu_backward.count <= backward.count, w.shape
+        with_sign, with_sign_backward = CountingLauncher(), CountingLauncher()
+        _, sign = conv_relu_sign_forward(with_sign, x, w, None, geometry)
+        conv_relu_backward(with_sign_backward, g, sign, x, w, (True, True, True), geometry, 0.5)
+        assert with_sign.count == forward.count, w.shape
+        assert with_sign_backward.count == with_relu_backward.count, w.shape

@@ -71,13 +71,14 @@ def test_convolution(launcher, name, dtype) -> None:
     assert min(launcher.largest[name] for name in products) > 2**31 - 2**20, "the last numbers were read or written"
 
 
-def test_copies_that_read_the_relu(launcher) -> None:
+@pytest.mark.parametrize("subgradient", [0.0, 0.5])
+def test_copies_that_read_the_relu(launcher, subgradient) -> None:
     x_shape, w_shape = LAYERS["channels on blocks"][:2]
     x, w = meta(*x_shape, channels_last=True), meta(*w_shape)
-    g, r = meta(*x_shape), meta(*x_shape)
+    g, z = meta(*x_shape), meta(*x_shape, dtype=torch.int8 if subgradient else torch.float32)
     geometry = make_conv2d_geometry(x, w, None, 1, 0, 1, 1, True, True)
     for needs_grad in ((True, False, False), (False, True, True)):
-        conv_relu.conv_relu_backward(launcher, g, r, x, w, needs_grad, geometry)
+        conv_relu.conv_relu_backward(launcher, g, z, x, w, needs_grad, geometry, subgradient)
     assert launcher.names == [
         "conv2d_pack",
         "conv2d_gather_gemm",

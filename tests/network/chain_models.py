@@ -56,3 +56,18 @@ def assert_equal(model: nn.Module, x: Tensor = X, fused: int = 2) -> None:
         assert torch.equal(actual, expected)
     with torch.no_grad():
         assert torch.equal(model(x), one_by_one(model)(x))
+
+
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd keeps for backward."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = model(x)
+    y.sum().backward()
+    return sum(kept.values())

@@ -86,6 +86,36 @@ def test_layers_that_are_observed_run_one_by_one(name, inplace):
     assert torch.equal(model(X), mg.from_torch(make_native(inplace))(X))
 
 
+class OwnSubclass(mg.nn.Conv2d):
+    """A subclass with the same forward."""
+
+
+OWN_OBSERVERS = {
+    "forward hook": OBSERVERS["forward hook"],
+    "hook of the ReLU": OBSERVERS["hook of the ReLU"],
+    "forward of an instance": OBSERVERS["forward of an instance"],
+    "subclass": lambda model: setattr(model[0], "__class__", OwnSubclass),
+    "parametrized": OBSERVERS["parametrized"],
+}
+
+
+PAIR = ["conv2d_forward_nchw", "relu_forward"]
+
+
+@pytest.mark.parametrize("name", [None, *OWN_OBSERVERS])
+def test_a_convolution_of_ours_and_its_relu_follow_the_same_rules(name):
+    """On the CPU no kernel stores the sign of z, and the pair is its layers."""
+    conv, relu = mg.nn.Conv2d(3, 3, 3, padding=1, groups=3), mg.nn.ReLU()
+    model = mg.Sequential(conv, relu, conv, relu, mg.nn.MaxPool2d())
+    if name:
+        OWN_OBSERVERS[name](model)
+    assert_equal(model, X.round(), fused=0 if name else 2)
+    expected = ["conv2d_forward_nchw", "relu_forward"] * 2
+    assert [record.formula for record in kernels.explain(model, X).records if "forward" in record.formula][
+        :4
+    ] == expected
+
+
 def test_each_layer_of_a_chain_is_looked_at():
     model = mg.from_torch(make_native())
     handle = model[2].register_forward_hook(lambda *_: None)

@@ -10,8 +10,9 @@ import manualgrad as mg
 from manualgrad.ops import conv_relu
 from manualgrad.ops.conv2d_geometry import make_conv2d_geometry
 from manualgrad.ops.conv_relu import conv_relu_apply
+from manualgrad.ops.conv_relu_sign import conv_relu_sign_apply
 from manualgrad.ops.dense_relu import dense_relu_apply
-from tests.network.chain_models import assert_equal, num_fused, one_by_one, run
+from tests.network.chain_models import assert_equal, kept_bytes, num_fused, one_by_one, run
 
 POOLS = [
     nn.MaxPool2d(2),
@@ -70,25 +71,11 @@ def test_the_result_is_freed_before_the_gradients_of_the_convolution_unless_the_
         torch.autograd.grad(z.sum(), inputs)
 
 
-def kept_bytes(model: nn.Module) -> int:
-    """Bytes that autograd keeps for backward."""
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        y = model(torch.randn(2, 3, 18, 18, generator=torch.Generator().manual_seed(0)))
-    y.sum().backward()
-    return sum(kept.values())
-
-
 def test_the_maxima_are_kept_in_place_of_the_pixels():
     model = mg.from_torch(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)))
+    x = torch.randn(2, 3, 18, 18, generator=torch.Generator().manual_seed(0))
     pixels, maxima = 2 * 8 * 16 * 16 * 4, 2 * 8 * 8 * 8 * 4
-    assert kept_bytes(one_by_one(model)) - kept_bytes(model) == pixels - maxima
+    assert kept_bytes(one_by_one(model), x) - kept_bytes(model, x) == pixels - maxima
 
 
 def test_the_result_of_a_pooling_may_be_changed_in_place():
@@ -134,3 +121,21 @@ def test_derivatives_of_the_function():
     batch = torch.stack([x.detach(), -x.detach()])
     actual = torch.vmap(lambda x: conv_relu_apply(x, w, b, geometry))(batch)
     torch.testing.assert_close(actual, torch.stack([conv_relu_apply(x, w, b, geometry) for x in batch]))
+
+
+def test_derivatives_of_the_function_that_keeps_the_sign():
+    torch.manual_seed(0)
+    shapes = (2, 2, 3, 3), (3, 2, 2, 2), (3,)
+    x, w, b = (torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes)
+    geometry = make_conv2d_geometry(x, w, b, 1, 0, 1, 1, True, True)
+
+    def pair(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return conv_relu_sign_apply(x, w, b, geometry, 0.5)[0]
+
+    assert torch.autograd.gradcheck(pair, (x, w, b), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(pair, (x, w, b))
+    vectorised = torch.vmap(lambda x: pair(x[None], w, b)[0])(x)
+    torch.testing.assert_close(vectorised, pair(x, w, b))
+    at_zero = tuple(torch.zeros_like(t) for t in (x, w, b))
+    _, tangent = torch.func.jvp(pair, at_zero, (*at_zero[:2], torch.ones_like(b)))
+    assert (tangent == 0.5).all()

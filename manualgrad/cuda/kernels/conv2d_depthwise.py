@@ -15,7 +15,7 @@ channels. FLIP reverses the kernel.
 import triton
 import triton.language as tl
 
-from manualgrad.cuda.kernels.relu import relu
+from manualgrad.cuda.kernels.relu import relu, sign_of
 
 
 @triton.jit
@@ -38,13 +38,13 @@ def tile_channels(tile, BC: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def conv2d_depthwise(
-    y, x, w, bias, M, H, W, OUT_H, OUT_W, X_N, X_C, X_H, X_W, W_K, W_P, W_Q, BIAS_STRIDE, Y_N, Y_C, Y_H, Y_W,
+    y, x, w, bias, sign, M, H, W, OUT_H, OUT_W, X_N, X_C, X_H, X_W, W_K, W_P, W_Q, BIAS_STRIDE, Y_N, Y_C, Y_H, Y_W,
     CHANNELS,
     MULTIPLIER: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PADDING_H: tl.constexpr, PADDING_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     FLIP: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y, (N, CHANNELS, OUT_H, OUT_W) with M positions; with RELU, of its ReLU."""
+    """A tile of y, (N, CHANNELS, OUT_H, OUT_W) with M positions; with RELU its ReLU, and ``sign`` if given."""
     m, n, i, j = tile_positions(BM, OUT_W, OUT_H, WIDE)
     k = tile_channels(tl.program_id(1), BC, WIDE)
     is_m = m < M
@@ -63,9 +63,12 @@ def conv2d_depthwise(
             acc += a.to(tl.float32) * b.to(tl.float32)[None, :]  # eq. (1)
     if bias is not None:
         acc += tl.load(bias + k * BIAS_STRIDE, mask=is_k, other=0.0).to(tl.float32)[None, :]  # eq. (17)
-    if RELU:
-        acc = relu(acc)
     y_at = (n * Y_N + i * Y_H + j * Y_W)[:, None] + (k * Y_C)[None, :]
+    if RELU:
+        if sign is not None:
+            sign_tile = sign_of(acc.to(y.dtype.element_ty).to(tl.float32))
+            tl.store(sign + y_at, sign_tile, mask=is_m[:, None] & is_k[None, :])
+        acc = relu(acc)
     tl.store(y + y_at, acc.to(y.dtype.element_ty), mask=is_m[:, None] & is_k[None, :])
 
 

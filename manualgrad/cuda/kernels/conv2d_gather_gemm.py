@@ -17,7 +17,7 @@ import triton.language as tl
 from manualgrad.cuda.kernels.conv2d_outside import is_any_set, store_without_padding
 from manualgrad.cuda.kernels.conv2d_positions import gcd, store_tile, tile_positions
 from manualgrad.cuda.kernels.conv2d_products import multiply_add
-from manualgrad.cuda.kernels.relu import relu
+from manualgrad.cuda.kernels.relu import relu, sign_of
 
 
 @triton.jit
@@ -93,7 +93,8 @@ def sum_over_taps(
 
 @triton.jit
 def conv2d_gather_gemm(
-    y, x, w, bias, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH, LOW, FLAGS, NUM_FLAGS, PART_NUMEL, BIAS_STRIDE,
+    y, x, w, bias, sign, M, H, W, PHASE_H, PHASE_W, OUT_H, OUT_W, X_BATCH, LOW, FLAGS, NUM_FLAGS, PART_NUMEL,
+    BIAS_STRIDE,
     C: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, W_ROW: tl.constexpr,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
     DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BACKWARD: tl.constexpr,
@@ -108,7 +109,8 @@ def conv2d_gather_gemm(
     numbers later. y is (N, OUT_H, OUT_W, GROUPS·K), or without CHANNELS_LAST (N, GROUPS·K, OUT_H, OUT_W); the parts
     follow each other. Programs are (tiles, groups, phases·PARTS). A phase has PHASE_H × PHASE_W positions in an
     image, M in all. WIDE computes offsets in 64 bits. With a FLAG_BLOCK above 0 the NUM_FLAGS numbers of w at FLAGS
-    are read, which are 0 if all weights are finite. With RELU, of a whole sum, y is its ReLU."""
+    are read, which are 0 if all weights are finite. With RELU, of a whole sum, y is its ReLU, and
+    ``sign``, if given, the sign of what the sum is in y's dtype, in y's order."""
     tile = tl.program_id(0)
     if WIDE:
         tile = tile.to(tl.int64)
@@ -140,6 +142,12 @@ def conv2d_gather_gemm(
         b = tl.load(bias + (group * K + k) * BIAS_STRIDE, mask=is_channel, other=0.0)
         acc += b.to(tl.float32)[None, :]  # eq. (17)
     if RELU:
+        if sign is not None:
+            sign_tile = sign_of(acc.to(y.dtype.element_ty).to(tl.float32))
+            store_tile(
+                sign, sign_tile, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K, GROUPS, CHANNELS_LAST,
+                WIDE,
+            )  # fmt: skip
         acc = relu(acc)
     store_tile(y, acc, n, i, j, k, group, is_position, is_channel, OUT_H, OUT_W, K, GROUPS, CHANNELS_LAST, WIDE)
     if FLAG_BLOCK > 0:

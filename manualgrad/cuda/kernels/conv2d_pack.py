@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from manualgrad.cuda.kernels.conv2d_products import INFINITY, split_operand
-from manualgrad.cuda.kernels.relu import select_active
+from manualgrad.cuda.kernels.relu import relu_gradient
 
 
 @triton.jit
@@ -58,11 +58,13 @@ def pack_weight(
 
 @triton.jit
 def pack_image(
-    x, out, pid, r, N, C, H, W, X_N, X_C, X_H, X_W, R_N, R_C, R_H, R_W, BC: tl.constexpr, BP: tl.constexpr
-):
+    x, out, pid, z, N, C, H, W, X_N, X_C, X_H, X_W, Z_N, Z_C, Z_H, Z_W, BC: tl.constexpr, BP: tl.constexpr,
+    SUBGRADIENT: tl.constexpr,
+):  # fmt: skip
     """Copy x (N, C, H, W), with the strides X_*, to (N, H, W, C): a tile of BC channels by BP pixels of one image.
 
-    If r = R(z) of x's shape, with the strides R_*, is given, x is a gradient of r, and its copy the gradient of z."""
+    If z of x's shape, with the strides Z_*, is given, x is a gradient of R(z), and its copy the gradient of z; what
+    may stand for z says ``relu_gradient``."""
     tiles_c = tl.cdiv(C, BC)
     tiles = tiles_c * tl.cdiv(H * W, BP)
     n = (pid // tiles).to(tl.int64)
@@ -73,20 +75,20 @@ def pack_image(
     x_at = n * X_N + (c.to(tl.int64) * X_C)[:, None] + (pixel // W * X_H + pixel % W * X_W)[None, :]
     mask = is_c[:, None] & is_pixel[None, :]
     tile = tl.load(x + x_at, mask=mask, other=0.0)
-    if r is not None:
-        r_at = n * R_N + (c.to(tl.int64) * R_C)[:, None] + (pixel // W * R_H + pixel % W * R_W)[None, :]
-        tile = select_active(tile, tl.load(r + r_at, mask=mask, other=0.0))
+    if z is not None:
+        z_at = n * Z_N + (c.to(tl.int64) * Z_C)[:, None] + (pixel // W * Z_H + pixel % W * Z_W)[None, :]
+        tile = relu_gradient(tile, tl.load(z + z_at, mask=mask, other=0), SUBGRADIENT)
     out_at = ((n * H * W + pixel) * C)[:, None] + c[None, :]
     tl.store(out + out_at, tl.trans(tile), mask=is_pixel[:, None] & is_c[None, :])
 
 
 @triton.jit
 def conv2d_pack(
-    w_out, w, x_out, x, r, W_PROGRAMS, W_K, W_C, W_P, W_Q, LOW, FLAGS, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W,
-    R_N, R_C, R_H, R_W,
+    w_out, w, x_out, x, z, W_PROGRAMS, W_K, W_C, W_P, W_Q, LOW, FLAGS, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W,
+    Z_N, Z_C, Z_H, Z_W,
     C: tl.constexpr, K: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ROW: tl.constexpr,
     FLIP: tl.constexpr, TRANSPOSE: tl.constexpr, PRECISION: tl.constexpr,
-    BK: tl.constexpr, BC: tl.constexpr, IMAGE_BC: tl.constexpr, IMAGE_BP: tl.constexpr,
+    BK: tl.constexpr, BC: tl.constexpr, IMAGE_BC: tl.constexpr, IMAGE_BP: tl.constexpr, SUBGRADIENT: tl.constexpr,
 ):  # fmt: skip
     """:func:`pack_weight` in the first W_PROGRAMS programs, :func:`pack_image` in the others, if any."""
     pid = tl.program_id(0)
@@ -101,8 +103,8 @@ def conv2d_pack(
             )
         else:
             pack_image(
-                x, x_out, pid - W_PROGRAMS, r, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W, R_N, R_C, R_H, R_W,
-                IMAGE_BC, IMAGE_BP,
+                x, x_out, pid - W_PROGRAMS, z, N, X_CHANNELS, H, W, X_N, X_C, X_H, X_W, Z_N, Z_C, Z_H, Z_W,
+                IMAGE_BC, IMAGE_BP, SUBGRADIENT,
             )  # fmt: skip
 
 
@@ -114,24 +116,27 @@ def conv2d_pack_images(
     """:func:`pack_image` for a, and in the programs from A_PROGRAMS on for b."""
     pid = tl.program_id(0)
     if b is None:
-        pack_image(a, a_out, pid, None, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, 0, 0, 0, 0, BC, BP)
+        pack_image(a, a_out, pid, None, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, 0, 0, 0, 0, BC, BP, 0)
     else:
         if pid < A_PROGRAMS:
-            pack_image(a, a_out, pid, None, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, 0, 0, 0, 0, BC, BP)
+            pack_image(
+                a, a_out, pid, None, N, A_CHANNELS, A_HEIGHT, A_WIDTH, A_N, A_C, A_H, A_W, 0, 0, 0, 0, BC, BP, 0
+            )
         else:
             pack_image(
                 b, b_out, pid - A_PROGRAMS, None, N, B_CHANNELS, B_HEIGHT, B_WIDTH, B_N, B_C, B_H, B_W, 0, 0, 0, 0,
-                BC, BP,
+                BC, BP, 0,
             )  # fmt: skip
 
 
 @triton.jit
 def transpose_batch(
-    x, out, pid, r, N, NUMEL, X_N, R_N, BATCH, LOW, SPLIT: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr
-):
+    x, out, pid, z, N, NUMEL, X_N, Z_N, BATCH, LOW, SPLIT: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
+    SUBGRADIENT: tl.constexpr,
+):  # fmt: skip
     """Copy x (N, NUMEL), a row every X_N numbers, to (NUMEL, BATCH), zeros from N on: a tile of BL by BN.
 
-    If r = R(z) of x's shape, a row every R_N numbers, is given, x is a gradient of r, and its copy the gradient of z.
+    If z of x's shape, a row every Z_N numbers, is given, x is a gradient of R(z), and its copy the gradient of z.
     SPLIT is the precision for which ``store_split`` stores the numbers, "half" leaves them as they are."""
     tiles = tl.cdiv(NUMEL, BL)
     at = (pid % tiles).to(tl.int64) * BL + tl.arange(0, BL)
@@ -139,23 +144,23 @@ def transpose_batch(
     inside = at < NUMEL
     is_number = (n < N)[:, None] & inside[None, :]
     tile = tl.load(x + n.to(tl.int64)[:, None] * X_N + at[None, :], mask=is_number, other=0.0)
-    if r is not None:
-        r_tile = tl.load(r + n.to(tl.int64)[:, None] * R_N + at[None, :], mask=is_number, other=0.0)
-        tile = select_active(tile, r_tile)
+    if z is not None:
+        z_tile = tl.load(z + n.to(tl.int64)[:, None] * Z_N + at[None, :], mask=is_number, other=0)
+        tile = relu_gradient(tile, z_tile, SUBGRADIENT)
     mask = inside[:, None] & (n < BATCH)[None, :]
     store_split(out + at[:, None] * BATCH + n[None, :], tl.trans(tile), LOW, mask, SPLIT)
 
 
 @triton.jit
 def conv2d_batch_last(
-    g_out, g, x_out, x, r, G_PROGRAMS, N, G_NUMEL, G_N, R_N, X_NUMEL, X_N, BATCH, LOW,
-    PRECISION: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr,
+    g_out, g, x_out, x, z, G_PROGRAMS, N, G_NUMEL, G_N, Z_N, X_NUMEL, X_N, BATCH, LOW,
+    PRECISION: tl.constexpr, BN: tl.constexpr, BL: tl.constexpr, SUBGRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """:func:`transpose_batch` for g, and r if given, in the first G_PROGRAMS programs, and for x in the others.
+    """:func:`transpose_batch` for g, and z if given, in the first G_PROGRAMS programs, and for x in the others.
 
     x is split."""
     pid = tl.program_id(0)
     if pid < G_PROGRAMS:
-        transpose_batch(g, g_out, pid, r, N, G_NUMEL, G_N, R_N, BATCH, 0, "half", BN, BL)
+        transpose_batch(g, g_out, pid, z, N, G_NUMEL, G_N, Z_N, BATCH, 0, "half", BN, BL, SUBGRADIENT)
     else:
-        transpose_batch(x, x_out, pid - G_PROGRAMS, None, N, X_NUMEL, X_N, 0, BATCH, LOW, PRECISION, BN, BL)
+        transpose_batch(x, x_out, pid - G_PROGRAMS, None, N, X_NUMEL, X_N, 0, BATCH, LOW, PRECISION, BN, BL, 0)

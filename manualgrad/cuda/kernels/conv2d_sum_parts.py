@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from manualgrad.cuda.kernels.conv2d_grad_weight import weight_offset
-from manualgrad.cuda.kernels.relu import relu
+from manualgrad.cuda.kernels.relu import relu, sign_of
 
 
 @triton.jit
@@ -18,9 +18,9 @@ def sum_parts(parts, at, inside, NUMEL, NUM_PARTS, BLOCK: tl.constexpr):
 
 @triton.jit
 def conv2d_sum_output(
-    y, parts, bias, NUMEL, NUM_PARTS, BIAS_STRIDE, CHANNELS, PIXELS, RELU: tl.constexpr, BLOCK: tl.constexpr
+    y, parts, bias, sign, NUMEL, NUM_PARTS, BIAS_STRIDE, CHANNELS, PIXELS, RELU: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """y, whose channel changes every PIXELS numbers, plus the bias; with RELU the ReLU of it."""
+    """y, whose channel changes every PIXELS numbers, plus the bias; with RELU its ReLU, and ``sign`` if given."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < NUMEL
     total = sum_parts(parts, at, inside, NUMEL, NUM_PARTS, BLOCK)
@@ -28,6 +28,8 @@ def conv2d_sum_output(
         channel = (at // PIXELS) % CHANNELS
         total += tl.load(bias + channel * BIAS_STRIDE, mask=inside, other=0.0).to(tl.float32)  # eq. (17)
     if RELU:
+        if sign is not None:
+            tl.store(sign + at, sign_of(total.to(y.dtype.element_ty).to(tl.float32)), mask=inside)
         total = relu(total)
     tl.store(y + at, total.to(y.dtype.element_ty), mask=inside)
 

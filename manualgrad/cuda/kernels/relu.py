@@ -11,9 +11,21 @@ def relu(z):
 
 
 @triton.jit
-def select_active(g, r):
-    """g where r = R(z) is positive or NaN, 0 elsewhere: the derivative at 0 is 0."""
-    return tl.where(r.to(tl.float32) <= 0, 0.0, g)  # eq. (10)
+def sign_of(z):
+    """−1 where z is negative, 0 where it is 0, 1 elsewhere, as where z is NaN: all of z that equation (10) reads."""
+    return tl.where(z < 0, -1, tl.where(z == 0, 0, 1)).to(tl.int8)
+
+
+@triton.jit
+def relu_gradient(g, z, SUBGRADIENT: tl.constexpr):
+    """g ∂R/∂z from z or its sign; from R(z) too, if the derivative SUBGRADIENT at 0 is 0."""
+    z = z.to(tl.float32)
+    if SUBGRADIENT == 0:
+        grad = tl.where(z <= 0, 0.0, g)  # eq. (10)
+    else:
+        at_zero = (g.to(tl.float32) * SUBGRADIENT).to(g.dtype)
+        grad = tl.where(z < 0, 0.0, tl.where(z == 0, at_zero, g))  # eq. (10)
+    return grad
 
 
 @triton.jit
