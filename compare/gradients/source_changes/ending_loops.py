@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 
+OF_ELEMENTS = {"int", "item", "tolist", "round", "ceil", "floor"}  # functions that make numbers of a tensor's
+
 
 def ends_by_its_test(loop: ast.While, function: ast.AST) -> bool:
     """True for a loop that takes from a list, counts or doubles each time, whatever the other statements compute.
@@ -78,6 +80,19 @@ def _pops(node: ast.AST, names: set[str]) -> int:
     """Number of calls that take an element from a list with one of the names."""
     owners = [n.value for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr == "pop"]
     return sum(isinstance(owner, ast.Name) and owner.id in names for owner in owners)
+
+
+def may_count_values(function: ast.AST) -> bool:
+    """True if the number of a loop's steps may depend on a tensor's elements: others could make it huge."""
+    nodes = list(ast.walk(function))
+    if any(isinstance(node, ast.While) and isinstance(node.test, ast.Compare) for node in nodes):
+        return True
+    called = {
+        call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+        for call in nodes
+        if isinstance(call, ast.Call)
+    }
+    return "range" in called and bool(called & OF_ELEMENTS)
 
 
 def names_in(node: ast.AST) -> set[str]:

@@ -15,6 +15,7 @@ from compare.gradients.run_variant import RunResult
 from compare.gradients.source_changes.candidates import Candidates, Rank
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.edits import Site
+from compare.gradients.source_changes.ending_loops import may_count_values
 from compare.gradients.source_changes.insertion_edits import is_value
 from compare.gradients.source_changes.places import Place, one_by_one
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, record_values
@@ -37,7 +38,7 @@ class Influence:
     """The influence of the expressions of some functions, seen in runs in which they have other values.
 
     An expression is left out if a copy of its value changes what a run gives: others write into it, or it into
-    others.
+    others. Nothing is tried where the number of a loop's steps may depend on such a value.
 
     Args:
         targets: what is wrong in the variant of the runs.
@@ -46,6 +47,8 @@ class Influence:
     def __init__(self, candidates: Candidates, runs: EditedRuns, targets: Sequence[Mismatch]) -> None:
         self._runs, self._targets = runs, targets
         self._ranks: dict[int, Rank] = {}
+        if any(may_count_values(function.node) for function, _ in candidates.functions):
+            return
         before = self._numbers(runs.run())
         if before is None:
             return

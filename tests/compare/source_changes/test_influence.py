@@ -11,6 +11,7 @@ from torch.autograd import Function
 from compare import Case, compare
 from compare.gradients.source_changes import search
 from compare.gradients.source_changes.candidates import Rank
+from compare.gradients.source_changes.ending_loops import may_count_values
 from compare.gradients.source_changes.influence import Influence
 
 pytestmark = pytest.mark.usefixtures("few_edits")
@@ -77,3 +78,15 @@ def test_what_writes_into_another_tensor_may_help(ranks, text):
 
 def test_a_comparison_counts_by_the_results_that_it_may_have(ranks):
     assert ranks["x != 9"] is Rank.FIRST
+
+
+BY_SIZES = "def f(x):\n    for n in range(len(x)):\n        x[n] *= 2"
+BY_A_COMPARISON = "def f(x):\n    n = 0\n    while n < x.exp().sum():\n        n += 1"
+BY_AN_ELEMENT = "def f(x):\n    steps = int(x.exp().sum())\n    return sum(x for _ in range(steps))"
+
+
+@pytest.mark.parametrize(
+    ("source", "may_be_huge"), [(BY_SIZES, False), (BY_A_COMPARISON, True), (BY_AN_ELEMENT, True)]
+)
+def test_nothing_has_another_value_where_a_loop_may_count_it(source, may_be_huge):
+    assert may_count_values(ast.parse(source)) is may_be_huge
