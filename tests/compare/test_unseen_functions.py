@@ -96,8 +96,7 @@ def parameters(attribute: str, is_quick: Callable[[ModuleType, int], bool]) -> l
         for index, value in enumerate(getattr(module, attribute)):
             is_wrong = isinstance(value, WrongFunction)
             case = value.case if is_wrong else value
-            quick = is_quick(module, index) or (is_wrong and case.name in QUICK)
-            marks = pytest.mark.usefixtures("short_search") if quick else pytest.mark.slow
+            marks = () if is_quick(module, index) or (is_wrong and case.name in QUICK) else pytest.mark.slow
             listed.append(pytest.param(value, marks=marks, id=case.name))
     return listed
 
@@ -106,7 +105,9 @@ def parameters(attribute: str, is_quick: Callable[[ModuleType, int], bool]) -> l
     "wrong",
     parameters("WRONG", lambda module, index: (set_of(module), index) in (("second_half", 0), ("first_half", 2))),
 )
-def test_a_mistake_is_named_and_located(wrong: WrongFunction):
+def test_a_mistake_is_named_and_located(wrong: WrongFunction, request: pytest.FixtureRequest):
+    if request.node.get_closest_marker("slow") is None:
+        request.getfixturevalue("short_search")
     result = compare(wrong.case)
     judgement, _ = corrected(wrong, result)
     assert result.findings, f"not found: {wrong.named}"
