@@ -110,28 +110,6 @@ def targets_from_labels(
     return None if counts[1] or not counts[0] else (targets, False)
 
 
-def cross_entropy_with_grad(
-    module: KernelModule, logits: Tensor, labels: Tensor, ignore_index: int, mean: bool
-) -> tuple[int, int, Tensor, Tensor]:
-    """Sum of the losses () of at most MAX_NUMEL logits, and its gradient (rows, classes), from labels (rows,) int64.
-
-    Before them, the number of labels that are not ignored, and how many of these are no class."""
-    (rows, classes), counts = logits.shape, (ctypes.c_int64 * 2)()
-    probs, targets, grad_logits = (memory.new_like(logits) for _ in range(3))
-    losses, loss, grad_out = memory.new(rows), memory.new(), ctypes.c_float(1)
-    team.run_calls(module, [
-        module.call("one_hot_targets", **_target_arguments(labels, targets, counts, ignore_index, mean)),
-        module.call(
-            "softmax_cross_entropy", logits=logits.data_ptr(), targets=targets.data_ptr(),
-            grad_out=ctypes.addressof(grad_out), grad_out_stride=0, probs=probs.data_ptr(), losses=losses.data_ptr(),
-            grad_logits=grad_logits.data_ptr(), rows=rows, share=rows, classes=classes,
-            needs_loss=True, needs_grad=True,
-        ),
-        module.call("sum_losses", losses=losses.data_ptr(), loss=loss.data_ptr(), rows=rows),
-    ])  # fmt: skip
-    return counts[0], counts[1], loss, grad_logits
-
-
 def _unsupported_labels(labels: Tensor, classes: int) -> str:
     if labels.dim() != 1:
         return "the labels are not (rows,)"
