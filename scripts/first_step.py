@@ -6,7 +6,7 @@ The models, resnet18 by default, and the step are those of ``scripts.model_speed
 first step compiles the kernels or reads them from the cache. It runs in a new process whose cache folder is empty,
 and again in another with the folder that the first has filled; native's first step is measured in a third. Each
 prints the seconds of its first step minus the median of the later ones, in time and in the processor's time of the
-process, which other load changes less.
+process, which other load changes less. They have one thread: others would wait for it, which is the processor's time.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ CLOCKS = time.perf_counter, time.process_time
 
 def measure(name: str, side: str) -> tuple[float, ...]:
     """Seconds of the first step minus the median of later ones, by each of ``CLOCKS``."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     make, shape = models()[name]
     model = make().train().to(memory_format=torch.channels_last)
