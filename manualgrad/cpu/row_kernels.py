@@ -21,10 +21,10 @@ from manualgrad.cpu.team import ParallelRegion
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 NUMEL_PER_TASK = 1 << 14
-MIN_CLASSES = 32  # softmax of shorter rows: a row takes as long as one of that length
+MIN_CLASSES = 32  # of vectors: a shorter row takes as long as one of that length
 MIN_GRAD_NUMEL = 1 << 15  # below, the gradient of softmax by the formula takes as long as a call of a kernel
 
-LabelLoss = tuple[Tensor, Tensor, float]  # of cross_entropy_from_labels
+LabelLoss = tuple[Tensor, Tensor | None, Tensor | None, float]  # of cross_entropy_from_labels
 
 
 def _unsupported_rows(logits: Tensor, *others: Tensor) -> str:
@@ -105,17 +105,22 @@ def cross_entropy_from_labels(
     """Cross-entropy of ``logits``, (rows, classes), for labels (rows,) int64, and what its gradient is made of.
 
     Returns:
-        The losses (rows,) for the reduction "none", otherwise their sum or mean (); the maximum and the sum of the
-        powers of each row, (rows, 2); and the target at a label, 1 or 1/B. None if a label is no class, or if all
-        are ignored.
+        The losses (rows,) for the reduction "none", otherwise their sum or mean (); their gradient (rows, classes),
+        or None; if it is None, the maximum and the sum of the powers of each row, (rows, 2); and the target at a
+        label, 1 or 1/B. None if a label is no class, or if all are ignored.
     """
     rows, classes = logits.shape
+    if reduction != "none" and classes < MIN_CLASSES and rows * classes <= MAX_NUMEL:
+        counted, invalid, loss, grad = small_kernels.cross_entropy_with_grad(
+            module, logits, labels, ignore_index, reduction == "mean"
+        )
+        return None if invalid or not counted else (loss, grad, None, _target(counted, reduction))
     counts, row_stats = (ctypes.c_int64 * 2)(), memory.new(rows, 2)
     loss = memory.new(rows) if reduction == "none" else memory.new()
     program, layout = _label_loss_program(module, rows, classes, ignore_index, reduction, torch.get_num_threads())
     addresses = logits.data_ptr(), labels.data_ptr(), ctypes.addressof(counts), loss.data_ptr(), row_stats.data_ptr()
     program.run_in_workspace(layout, addresses)
-    return None if counts[1] or not counts[0] else (loss, row_stats, _target(counts[0], reduction))
+    return None if counts[1] or not counts[0] else (loss, None, row_stats, _target(counts[0], reduction))
 
 
 @lru_cache(maxsize=256)

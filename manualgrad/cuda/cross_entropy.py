@@ -14,7 +14,7 @@ from manualgrad.cuda.tensor_checks import unsupported_tensors
 LABEL_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 PARTIAL_SUMS_BLOCK = 1024
 
-LabelLoss = tuple[Tensor, Tensor, "Tensor | float"]  # of cross_entropy_from_labels
+LabelLoss = tuple[Tensor, Tensor | None, Tensor | None, "Tensor | float"]  # of cross_entropy_from_labels
 
 
 def unsupported_cross_entropy_forward(z: Tensor, y: Tensor, summed: bool) -> str:
@@ -88,7 +88,7 @@ def cross_entropy_from_labels(
     """Cross-entropy of z (N, C, d1, ...) for labels (N, d1, ...), and what its gradient is made of.
 
     Returns:
-        The losses (N, d1, ...) for the reduction "none", otherwise their sum or mean (), in the dtype of z;
+        The losses (N, d1, ...) for the reduction "none", otherwise their sum or mean (), in the dtype of z; None;
         three float32 numbers for each row; and the factor 1/B of equation (13), or 1.0.
     """
     z_rows, is_mean = as_rows(z, 1), reduction == "mean"
@@ -111,7 +111,7 @@ def cross_entropy_from_labels(
             kernels.add_partial_sums, (1,), losses, factor, partial_sums, programs, MEAN=is_mean,
             BLOCK=PARTIAL_SUMS_BLOCK,
         )  # fmt: skip
-    return losses, stats, 1.0 if factor is None else factor
+    return losses, None, stats, 1.0 if factor is None else factor
 
 
 def unsupported_cross_entropy_from_labels_backward(

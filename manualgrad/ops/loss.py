@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
@@ -15,35 +16,39 @@ from manualgrad.ops.precision import cast_to_float32_under_autocast
 from manualgrad.ops.softmax_cross_entropy import cross_entropy_apply, cross_entropy_backward_apply
 from manualgrad.ops.targets import Reduction, target_distribution, targets_from_labels
 from manualgrad.ops.tracers import traceable
+from manualgrad.tensor_checks import can_read_values, in_plain_eager_mode
 
 
 class LabelCrossEntropyFunction(Function):
     """J of logits and labels, from the results of a kernel that computes it without a matrix of targets.
 
-    The kernel's ``result`` is J; some numbers of each row, from which another kernel computes the gradient; and the
-    1/B of equation (13), a number or a tensor. Saves z, the labels, the class weights and the numbers. Reverse mode
-    only; for all other modes there are the Functions of ``softmax_cross_entropy.py``. ``options`` are ignore_index,
-    reduction and label_smoothing.
+    The kernel's ``result`` is J; for few logits on the CPU its gradient; otherwise some numbers of each row, from
+    which another kernel computes the gradient; and the 1/B of equation (13), a number or a tensor. Saves z, the
+    labels, the class weights and the gradient or the numbers. Reverse mode only; for all other modes there are the
+    Functions of ``softmax_cross_entropy.py``. ``options`` are ignore_index, reduction and label_smoothing.
     """
 
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, labels: Tensor, weight: Tensor | None, options: tuple[int, Reduction, float], result: Any
     ) -> Tensor:
-        loss, row_stats, factor = result
+        loss, grad_z, row_stats, factor = result
         ctx.options, ctx.factor = options, None if isinstance(factor, Tensor) else factor
-        ctx.save_for_backward(z, labels, weight, row_stats, factor if ctx.factor is None else None)
+        ctx.save_for_backward(z, labels, weight, grad_z, row_stats, factor if ctx.factor is None else None)
         return cast(Tensor, loss)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None, None]:
-        z, labels, weight, row_stats, factor = ctx.saved_tensors
+        z, labels, weight, grad_z, row_stats, factor = ctx.saved_tensors
         ignore_index, reduction, label_smoothing = ctx.options
         result = None
-        if not (torch.is_grad_enabled() or is_forward_mode_active()):  # a kernel would drop the tangent of g
-            factor = ctx.factor if factor is None else factor
-            arguments = g, z, labels, weight, row_stats, ignore_index, label_smoothing, factor
-            result = by_kernel("cross_entropy_from_labels_backward", *arguments)
+        if not torch.is_grad_enabled():
+            if row_stats is not None and not is_forward_mode_active():  # a kernel would drop the tangent of g
+                factor = ctx.factor if factor is None else factor
+                arguments = g, z, labels, weight, row_stats, ignore_index, label_smoothing, factor
+                result = by_kernel("cross_entropy_from_labels_backward", *arguments)
+            elif grad_z is not None and in_plain_eager_mode() and can_read_values(g) and math.isfinite(g):
+                result = grad_z * g  # eq. (15)
         if result is None:
             is_mean = reduction == "mean"
             y, _ = targets_from_labels(labels, z, weight, z.shape[1], ignore_index, is_mean, label_smoothing)
