@@ -27,8 +27,8 @@ from scripts.processor_peak import peak_flops
 from scripts.taking_turns import Stopwatch, stopwatch_from_arguments
 
 ROUNDS = 41
-RELU_SHAPES = (32, 64, 112, 112), (32, 64, 56, 56), (8, 64, 56, 56)
-LOGITS = (64, 1000), (256, 1000), (1024, 1000), (4096, 1000)
+RELU_SHAPES = (32, 64, 112, 112), (32, 64, 56, 56), (8, 64, 56, 56), (64, 128)
+LOGITS = (64, 10), (64, 100), (64, 1000), (256, 1000), (1024, 1000), (4096, 1000)
 MATRIX_SIZES = 256, 1024
 
 

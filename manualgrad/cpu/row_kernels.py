@@ -7,36 +7,41 @@ MAX_NUMEL logits.
 from __future__ import annotations
 
 import ctypes
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from manualgrad.cpu import memory, small_kernels, team
 from manualgrad.cpu.jit import KernelModule
+from manualgrad.cpu.program import Program, WorkspaceLayout
+from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.small_kernels import MAX_NUMEL
+from manualgrad.cpu.team import ParallelRegion
 from manualgrad.cpu.tensor_checks import storage_covers, unsupported_tensor
 
 NUMEL_PER_TASK = 1 << 14
-MIN_CLASSES = 32  # softmax of shorter rows: a row takes as long as one of that length
+MIN_CLASSES = 32  # of vectors: a shorter row takes as long as one of that length
 MIN_GRAD_NUMEL = 1 << 15  # below, the gradient of softmax by the formula takes as long as a call of a kernel
 
 LabelLoss = tuple[Tensor, Tensor | None, Tensor | None, float]  # of cross_entropy_from_labels
 
 
-def _unsupported_rows(*tensors: Tensor) -> str:
+def _unsupported_rows(logits: Tensor, *others: Tensor) -> str:
     """Check float32 tensors of one shape, (rows, classes), neither of them 0."""
-    for t in tensors:
-        if t.dim() != 2 or t.shape != tensors[0].shape or not t.numel():
-            return "the tensors are not all (rows, classes), or they are empty"
+    if logits.dim() != 2 or not logits.numel():
+        return _SHAPE
+    for t in others:
+        if t.shape != logits.shape:
+            return _SHAPE
         if reason := unsupported_tensor(t, contiguous=True):
             return reason
-    return ""
+    return unsupported_tensor(logits, contiguous=True)
 
 
-def _tasks(logits: Tensor) -> tuple[int, dict[str, int]]:
+def _tasks(rows: int, classes: int, threads: int) -> tuple[int, dict[str, int]]:
     """The number of tasks, and the arguments that say which rows a task computes."""
-    rows, classes = logits.shape
-    num_tasks = max(1, min(torch.get_num_threads(), rows, logits.numel() // NUMEL_PER_TASK))
+    num_tasks = max(1, min(threads, rows, rows * classes // NUMEL_PER_TASK))
     return num_tasks, {"rows": rows, "share": -(-rows // num_tasks), "classes": classes}
 
 
@@ -51,7 +56,8 @@ def softmax_forward(module: KernelModule, logits: Tensor, _: int) -> Tensor:
     if logits.numel() <= MAX_NUMEL:
         return small_kernels.softmax_forward(module, logits)
     probs = memory.new_like(logits)
-    num_tasks, sizes = _tasks(logits)
+    rows, classes = logits.shape
+    num_tasks, sizes = _tasks(rows, classes, torch.get_num_threads())
     team.run(module, "softmax_rows", num_tasks, logits=logits.data_ptr(), probs=probs.data_ptr(), **sizes)
     return probs
 
@@ -65,7 +71,8 @@ def unsupported_softmax_backward(grad_out: Tensor, probs: Tensor, dim: int) -> s
 def softmax_backward(module: KernelModule, grad_out: Tensor, probs: Tensor, _: int) -> Tensor:
     """Gradient of softmax with respect to the logits, (rows, classes), from the results ``probs``."""
     grad_logits = memory.new_like(probs)
-    num_tasks, sizes = _tasks(probs)
+    rows, classes = probs.shape
+    num_tasks, sizes = _tasks(rows, classes, torch.get_num_threads())
     team.run(
         module, "softmax_rows_grad", num_tasks, grad_out=grad_out.data_ptr(), probs=probs.data_ptr(),
         grad_logits=grad_logits.data_ptr(), **sizes,
@@ -73,6 +80,7 @@ def softmax_backward(module: KernelModule, grad_out: Tensor, probs: Tensor, _: i
     return grad_logits
 
 
+_SHAPE = "the tensors are not all (rows, classes), or they are empty"
 _DIM = "the softmax is not along the last of two dimensions"
 _SHORT_ROWS = "PyTorch's vectorised operators are faster for short rows, and for few logits"
 
@@ -101,24 +109,39 @@ def cross_entropy_from_labels(
         or None; if it is None, the maximum and the sum of the powers of each row, (rows, 2); and the target at a
         label, 1 or 1/B. None if a label is no class, or if all are ignored.
     """
-    if reduction != "none" and logits.numel() <= MAX_NUMEL:
+    rows, classes = logits.shape
+    if reduction != "none" and classes < MIN_CLASSES and rows * classes <= MAX_NUMEL:
         counted, invalid, loss, grad = small_kernels.cross_entropy_with_grad(
             module, logits, labels, ignore_index, reduction == "mean"
         )
         return None if invalid or not counted else (loss, grad, None, _target(counted, reduction))
-    num_tasks, sizes = _tasks(logits)
-    counts, losses, row_stats = (ctypes.c_int64 * 2)(), memory.new(len(labels)), memory.new(len(labels), 2)
-    loss, regions = losses, [team.ParallelRegion(num_tasks, [module.call(
-        "label_losses", logits=logits.data_ptr(), labels=labels.data_ptr(), losses=losses.data_ptr(),
-        row_stats=row_stats.data_ptr(), counts=ctypes.addressof(counts), ignore_index=int(ignore_index),
+    counts, row_stats = (ctypes.c_int64 * 2)(), memory.new(rows, 2)
+    loss = memory.new(rows) if reduction == "none" else memory.new()
+    program, layout = _label_loss_program(module, rows, classes, ignore_index, reduction, torch.get_num_threads())
+    addresses = logits.data_ptr(), labels.data_ptr(), ctypes.addressof(counts), loss.data_ptr(), row_stats.data_ptr()
+    program.run_in_workspace(layout, addresses)
+    return None if counts[1] or not counts[0] else (loss, None, row_stats, _target(counts[0], reduction))
+
+
+@lru_cache(maxsize=256)
+def _label_loss_program(
+    module: KernelModule, rows: int, classes: int, ignore_index: int, reduction: str, threads: int
+) -> tuple[Program, WorkspaceLayout]:
+    """A program that computes the loss, and the layout of its workspace: the losses of rows, if they are added."""
+    num_tasks, sizes = _tasks(rows, classes, threads)
+    is_summed = reduction != "none"
+    layout = WorkspaceLayout(losses=4 * rows) if is_summed else WorkspaceLayout()
+    losses = BufferRef("losses" if is_summed else "loss")
+    regions = [ParallelRegion(num_tasks, [module.call(
+        "label_losses", logits=BufferRef("logits"), labels=BufferRef("labels"), losses=losses,
+        row_stats=BufferRef("row_stats"), counts=BufferRef("counts"), ignore_index=ignore_index,
         divides_by_count=reduction == "mean", **sizes,
     )])]  # fmt: skip
-    if reduction != "none":
-        loss = memory.new()
-        call = module.call("sum_losses", losses=losses.data_ptr(), loss=loss.data_ptr(), rows=len(labels))
-        regions.append(team.ParallelRegion(1, [call]))
-    team.run_regions(module, regions)
-    return None if counts[1] or not counts[0] else (loss, None, row_stats, _target(counts[0], reduction))
+    if is_summed:
+        call = module.call("sum_losses", losses=losses, loss=BufferRef("loss"), rows=rows)
+        regions.append(ParallelRegion(1, [call]))
+    names = "logits", "labels", "counts", "loss", "row_stats"
+    return Program(module, num_tasks, regions, names, layout), layout
 
 
 def _target(counted: int, reduction: str) -> float:
@@ -146,11 +169,30 @@ def cross_entropy_from_labels_backward(
 ) -> Tensor:  # fmt: skip
     """Gradient with respect to the logits, (rows, classes), from results of :func:`cross_entropy_from_labels`."""
     grad_logits = memory.new_like(logits)
-    num_tasks, sizes = _tasks(logits)
-    team.run(
-        module, "label_losses_grad", num_tasks, grad_out=grad_out.data_ptr(),
-        grad_out_stride=grad_out.stride(0) if grad_out.dim() else 0, logits=logits.data_ptr(),
-        labels=labels.data_ptr(), row_stats=row_stats.data_ptr(), grad_logits=grad_logits.data_ptr(),
-        ignore_index=int(ignore_index), weight=target, **sizes,
-    )  # fmt: skip
+    grad_out_stride = grad_out.stride(0) if grad_out.dim() else 0
+    program = _label_loss_grad_program(
+        module, *logits.shape, grad_out_stride, ignore_index, target, torch.get_num_threads()
+    )
+    program.run((
+        grad_out.data_ptr(), logits.data_ptr(), labels.data_ptr(), row_stats.data_ptr(), grad_logits.data_ptr(),
+    ))  # fmt: skip
     return grad_logits
+
+
+@lru_cache(maxsize=256)
+def _label_loss_grad_program(
+    module: KernelModule,
+    rows: int,
+    classes: int,
+    grad_out_stride: int,
+    ignore_index: int,
+    target: float,
+    threads: int,
+) -> Program:
+    num_tasks, sizes = _tasks(rows, classes, threads)
+    names = "grad_out", "logits", "labels", "row_stats", "grad_logits"
+    call = module.call(
+        "label_losses_grad", **{name: BufferRef(name) for name in names}, grad_out_stride=grad_out_stride,
+        ignore_index=ignore_index, weight=target, **sizes,
+    )  # fmt: skip
+    return Program(module, num_tasks, [ParallelRegion(num_tasks, [call])], names)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from manualgrad.cpu import memory, team
 from manualgrad.cpu.jit import KernelModule
-from manualgrad.cpu.program import Program
+from manualgrad.cpu.program import Program, WorkspaceLayout
 from manualgrad.cpu.signature import BufferRef
 from manualgrad.cpu.team import ParallelRegion
 from manualgrad.cpu.tensor_checks import unsupported_tensor
@@ -115,21 +115,45 @@ def cross_entropy_with_grad(
 ) -> tuple[int, int, Tensor, Tensor]:
     """Sum of the losses () of at most MAX_NUMEL logits, and its gradient (rows, classes), from labels (rows,) int64.
 
-    Before them, the number of labels that are not ignored, and how many of these are no class."""
-    (rows, classes), counts = logits.shape, (ctypes.c_int64 * 2)()
-    probs, targets, grad_logits = (memory.new_like(logits) for _ in range(3))
-    losses, loss, grad_out = memory.new(rows), memory.new(), ctypes.c_float(1)
-    team.run_calls(module, [
-        module.call("one_hot_targets", **_target_arguments(labels, targets, counts, ignore_index, mean)),
-        module.call(
-            "softmax_cross_entropy", logits=logits.data_ptr(), targets=targets.data_ptr(),
-            grad_out=ctypes.addressof(grad_out), grad_out_stride=0, probs=probs.data_ptr(), losses=losses.data_ptr(),
-            grad_logits=grad_logits.data_ptr(), rows=rows, share=rows, classes=classes,
-            needs_loss=True, needs_grad=True,
-        ),
-        module.call("sum_losses", losses=losses.data_ptr(), loss=loss.data_ptr(), rows=rows),
-    ])  # fmt: skip
+    Before them, the number of labels that are not ignored, and how many of these are no class. The numbers are those
+    of the kernels for targets, bit for bit."""
+    counts, loss, grad_logits = (ctypes.c_int64 * 2)(), memory.new(), memory.new_like(logits)
+    program, layout = _cross_entropy_with_grad_program(module, *logits.shape, ignore_index, mean)
+    addresses = (
+        logits.data_ptr(),
+        labels.data_ptr(),
+        ctypes.addressof(counts),
+        loss.data_ptr(),
+        grad_logits.data_ptr(),
+    )
+    program.run_in_workspace(layout, addresses)
     return counts[0], counts[1], loss, grad_logits
+
+
+@lru_cache(maxsize=256)
+def _cross_entropy_with_grad_program(
+    module: KernelModule, rows: int, classes: int, ignore_index: int, mean: bool
+) -> tuple[Program, WorkspaceLayout]:
+    numel_bytes, row_bytes, sizes = 4 * rows * classes, 4 * rows, {"rows": rows, "share": rows, "classes": classes}
+    layout = WorkspaceLayout(probs=numel_bytes, targets=numel_bytes, losses=row_bytes)
+    logits, targets, losses = BufferRef("logits"), BufferRef("targets"), BufferRef("losses")
+    calls = [
+        module.call(
+            "one_hot_targets", labels=BufferRef("labels"), targets=targets, counts=BufferRef("counts"),
+            ignore_index=ignore_index, divides_by_count=mean, **sizes,
+        ),
+        module.call(
+            "softmax_cross_entropy", logits=logits, targets=targets, grad_out=ctypes.addressof(_ONE),
+            grad_out_stride=0, probs=BufferRef("probs"), losses=losses, grad_logits=BufferRef("grad_logits"),
+            needs_loss=True, needs_grad=True, **sizes,
+        ),
+        module.call("sum_losses", losses=losses, loss=BufferRef("loss"), rows=rows),
+    ]  # fmt: skip
+    names = "logits", "labels", "counts", "loss", "grad_logits"
+    return Program(module, 1, [ParallelRegion(1, calls)], names, layout), layout
+
+
+_ONE = ctypes.c_float(1)  # the gradient of the loss with respect to itself
 
 
 def _unsupported_labels(labels: Tensor, classes: int) -> str:

@@ -99,18 +99,6 @@ def run(module: KernelModule, kernel: str, num_tasks: int, /, **arguments: Addre
     run_program(module, team_size(num_tasks), block)
 
 
-def run_calls(module: KernelModule, calls: Sequence[KernelCall]) -> None:
-    """Run kernels one after the other on this thread, as task 0 of 1."""
-    run_regions(module, [ParallelRegion(1, calls)])
-
-
-def run_regions(module: KernelModule, regions: Sequence[ParallelRegion]) -> None:
-    """Run regions one after the other, on at most torch.get_num_threads() threads."""
-    block = encode_regions(regions)
-    num_threads = team_size(max(region.num_tasks for region in regions))
-    run_program(module, num_threads, _int64_struct(len(block)).pack(*block))
-
-
 def run_program(module: KernelModule, num_threads: int, block: bytes) -> None:
     """Run a program on ``num_threads`` threads; ``block`` is all of it but the first three integers (see
     ``kernels/run_program.py``)."""

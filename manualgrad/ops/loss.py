@@ -43,11 +43,11 @@ class LabelCrossEntropyFunction(Function):
         ignore_index, reduction, label_smoothing = ctx.options
         result = None
         if not torch.is_grad_enabled():
-            if row_stats is not None:
+            if row_stats is not None and not is_forward_mode_active():  # a kernel would drop the tangent of g
                 factor = ctx.factor if factor is None else factor
                 arguments = g, z, labels, weight, row_stats, ignore_index, label_smoothing, factor
                 result = by_kernel("cross_entropy_from_labels_backward", *arguments)
-            elif in_plain_eager_mode() and can_read_values(g) and math.isfinite(g):
+            elif grad_z is not None and in_plain_eager_mode() and can_read_values(g) and math.isfinite(g):
                 result = grad_z * g  # eq. (15)
         if result is None:
             is_mean = reduction == "mean"

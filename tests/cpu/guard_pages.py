@@ -37,6 +37,8 @@ from manualgrad.cpu import (
     jit,
     max_pool2d,
     memory,
+    row_kernels,
+    small_kernels,
 )
 from manualgrad.dispatch import by_kernel
 from manualgrad.network.cpu_blocks import geometries
@@ -55,7 +57,7 @@ LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 PAGE = mmap.PAGESIZE
 CACHES = [
     value
-    for module in (conv2d_programs, grouped_conv_programs, grouped_conv_runs, max_pool2d)
+    for module in (conv2d_programs, grouped_conv_programs, grouped_conv_runs, max_pool2d, row_kernels, small_kernels)
     for value in vars(module).values()
     if hasattr(value, "cache_clear")
 ]
@@ -314,7 +316,7 @@ def run_small_kernels(draw: random.Random) -> None:
 
 
 def run_row_kernels(draw: random.Random, more_classes: int) -> None:
-    """Run the kernels over rows that are too many or too long for the small ones, of any length."""
+    """Run the kernels over rows of any length, which are too many or too long for the small ones."""
     classes = draw.choice([32, 64, 500]) + more_classes
     z = guarded_randn(draw.choice([1, 3, 9, 70]) - -(1 << 15) // classes, classes)
     labels = guarded_copy(torch.randint(classes, (len(z),)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ def vectors_and_threads_for_few_logits(monkeypatch):
     monkeypatch.setattr(row_kernels, "MIN_GRAD_NUMEL", 0)
     monkeypatch.setattr(row_kernels, "MIN_CLASSES", 1)
     monkeypatch.setattr(row_kernels, "NUMEL_PER_TASK", 1)
+    for name in ("_label_loss_program", "_label_loss_grad_program"):  # without programs of the sizes above
+        monkeypatch.setattr(row_kernels, name, lru_cache(getattr(row_kernels, name).__wrapped__))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
