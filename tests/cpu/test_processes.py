@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,17 @@ def backward_in_a_fork() -> None:
         )
 
 
+@cache
+def network(seed: int) -> DocumentCNN:
+    """A network, made once: its first weights take a lock of PyTorch's, which a fork may find taken for ever."""
+    generator = torch.Generator().manual_seed(seed)
+    model = DocumentCNN(hidden=(20,))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.1, 0.1, generator=generator)
+    return model
+
+
 def results_digest(seed: int = 0) -> bytes:
     """Digest of outputs and gradients of conv2d_relu_max_pool2d and of DocumentCNN.
 
@@ -58,10 +70,7 @@ def results_digest(seed: int = 0) -> bytes:
     out = conv2d_relu_max_pool2d(x, w)
     tensors = [out.detach(), *torch.autograd.grad(out, (x, w), out.detach())]
     images = torch.randn(40, 1, 28, 28, generator=generator)
-    model = DocumentCNN(hidden=(20,))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-0.1, 0.1, generator=generator)
+    model = network(seed)
     z = model(images)
     tensors += [z.detach(), *torch.autograd.grad(z, list(model.parameters()), z.detach())]
     return hashlib.sha256(b"".join(t.contiguous().numpy().tobytes() for t in tensors)).digest()
