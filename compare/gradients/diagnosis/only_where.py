@@ -62,7 +62,7 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
         kind = "only at zeros" if condition.endswith(" is 0") else kind
     difference = "" if ratio else describe_difference(draws, probe.seed)
     statement = f"is wrong only where {condition}{f'; it is {ratio} there' if ratio else ''}"
-    if " is not " in condition and not ratio:
+    if " is not " in condition and not ratio and informative.all():  # elsewhere 0 may be right
         statement = f"is right only where {condition.replace(' is not ', ' is ')}"
     statement += f"; the missing term there is {difference}" if difference else ""
     elements = f"{int(wrong.sum())} of {wrong.numel()} elements in {len(draws)} draws"

@@ -108,9 +108,9 @@ def other_operations(step: Step) -> Iterator[tuple[str, str, StepChange]]:
         yield "another operand", words, lambda s, flat: s.call([flat[0], flat[2], flat[1]])
     if bare in UNARY:
         for name, function in UNARY.items():
-            # The sign of a positive tensor is 1, as where the factor is missing.
             if name in SPECIAL_FUNCTIONS and bare not in SPECIAL_FUNCTIONS:
                 continue
+            # The sign of a positive tensor is 1, as where the factor is missing.
             if name != bare and (name not in SIGN_FUNCTIONS or bare in SIGN_FUNCTIONS):
                 words = f"{name.removeprefix('special_')} is used instead of {bare.removeprefix('special_')}"
                 yield "another operand", words, lambda s, flat, f=function: [f(flat[0])]

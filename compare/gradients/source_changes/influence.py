@@ -42,10 +42,11 @@ class Influence:
 
     Args:
         targets: what is wrong in the variant of the runs.
+        max_runs: the influence of the expressions that come after so many is not known.
     """
 
-    def __init__(self, candidates: Candidates, runs: EditedRuns, targets: Sequence[Mismatch]) -> None:
-        self._runs, self._targets = runs, targets
+    def __init__(self, candidates: Candidates, runs: EditedRuns, targets: Sequence[Mismatch], max_runs: int) -> None:
+        self._runs, self._targets, self._runs_left = runs, targets, max_runs
         self._ranks: dict[int, Rank] = {}
         if any(may_count_values(function.node) for function, _ in candidates.functions):
             return
@@ -56,6 +57,8 @@ class Influence:
             own = [site for site in sites if is_value(site, function.called) and not _is_written(site)][:MAX_PLACES]
             values = record_values(function, own, runs.run)
             for n, present in values.items():
+                if self._runs_left <= 0:
+                    return
                 place = Place(function, own[n], present, (own, values))
                 rank = self._rank(place, before) if present[0].numel() and not _is_whole(present[0]) else None
                 if rank is not None:
@@ -89,6 +92,7 @@ class Influence:
         codes = place.code_with_value
         if codes is None:
             return None
+        self._runs_left -= 1
         copies = [value.clone() for value in values]  # the function may write into them
         with builtin(INSTEAD, one_by_one(copies, copies[0].dtype)):
             return self._numbers(self._runs.run_edited(codes))

@@ -110,7 +110,8 @@ class _Search:
         if not self.obstacle:
             self.runs.prepare()
             if not self.raises:
-                self.candidates.rank = Influence(self.candidates, self.runs, self.targets).rank
+                max_runs = MAX_CALLS_IF_NAMED // (RUN_CALLS + self.num_calls)
+                self.candidates.rank = Influence(self.candidates, self.runs, self.targets, max_runs).rank
             self.sums_gradients = self._sums_gradients()
 
     def find(self, max_calls: int) -> SearchResult:
