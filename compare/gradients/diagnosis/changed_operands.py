@@ -126,17 +126,23 @@ def _site_of(search: NativePaths, call: Call, tensor: Tensor, name: str) -> Any:
 
 
 def _told_apart(key: Any, when: str, words: str, own: Any, name: str) -> str:
-    """ "b is used instead of a", with the source text of both if they have the same words."""
+    """ "b is used instead of a", with the source text of both if they have the same words, but for such a text."""
     if words + when == name != words:
         return f"{name} is used instead of that of another step"
-    if words != name:
-        return f"{words}{when} is used instead of {name}"
     texts = [] if own is None or key[0] == "input" else [source_text(site[0]) for site in (key, own)]
     same = " (of this step)" if when and key == own else ""
-    if texts and all(texts):
-        line = name.removeprefix("the result of ")
+    # The words of both are the same, or are but for the text.
+    line = name if words == name else _without(name, texts[-1:])
+    if texts and all(texts) and line == (words if words == name else _without(words, texts[:1])):
+        line = line.removeprefix("the result of ")
         return f"`{texts[0]}`{when} is used instead of `{texts[1]}`{same}, in {line}"
+    if words != name:
+        return f"{words}{when} is used instead of {name}"
     return f"{words}{when} is used instead of {'that of this step' if same else 'another one there'}"
+
+
+def _without(words: str, texts: list[str]) -> str:
+    return words.removesuffix(f", `{texts[0]}`") if texts else words
 
 
 def _changed_steps(

@@ -17,16 +17,17 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis.decompositions import DECOMPOSITIONS
+from compare.gradients.diagnosis.source_text import MAX_TEXT, source_text
 from compare.gradients.numbers import has_gradient
 
 MAX_CALLS = 400
 ELEMENTS_OF_A_CALL = 5000  # a call that computes so many takes twice as long as a small one
 PRODUCTS = {"matmul", "mm", "bmm", "linear", "einsum", "addmm", "baddbmm", "bilinear"}
-MAX_TEXT = 60  # characters of a line of code in a statement
 OPERATORS = {
     "add": "+", "sub": "-", "rsub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "**", "neg": "-",
     "indexing": "[", "permute": ".", "where": "where", "T": ".T", "mT": ".mT",
 }  # fmt: skip
+NUMBER_FIRST = {"rdiv": "div", "rpow": "pow"}  # 1 / x and 2**x
 # Files whose frames are not native's.
 WATCHING_FILES = {__file__, str(Path(__file__).with_name("tape.py")), str(Path(__file__).parents[2] / "case.py")}
 COMPOSITE = "composite"  # ends the site of a composite function as a whole
@@ -240,6 +241,7 @@ def call_native(native: Callable[..., Any], inputs: Iterable[Tensor]) -> Any:
 def describe(name: str, site: tuple[Any, ...], inside: str) -> str:
     """The operation and the line of native's code that calls it."""
     code, line, module = site[0].code, site[0].line, site[0].module
+    name = NUMBER_FIRST.get(name, name)
     name = f"{name} in {inside}" if inside else name
     name += f" in module {module}" if module else ""
     if code is None:
@@ -248,6 +250,8 @@ def describe(name: str, site: tuple[Any, ...], inside: str) -> str:
     own = name.split()[0]
     sign = inside or (OPERATORS.get(own, own) if own not in text else own)
     # Where code was made by exec, the file may be another one: then the line does not have the operation.
+    if len(text) > MAX_TEXT or sign not in text:
+        text = source_text(site[0])
     shown = 0 < len(text) <= MAX_TEXT and sign in text
     return f"the result of {name} in line {line}" + (f", `{text}`" if shown else "")
 

@@ -6,7 +6,7 @@ import itertools
 import linecache
 from typing import Any
 
-MAX_TEXT = 40
+MAX_TEXT = 60  # characters of code in a statement
 
 
 def source_text(site: Any) -> str:
