@@ -62,7 +62,6 @@ QUICK = {
 NOT_DETECTED = {"logarithmic mean, equal numbers"}  # no draw has equal numbers
 UNNAMED = NOT_DETECTED | {
     "deepest loss, peak of the whole path",
-    "largest value in boxes, width of the image",
     "turns of a chain, force on the inner atoms",
     "square root of a matrix, as if of numbers",
     "weight over its singular value, w not transposed",

@@ -38,6 +38,7 @@ from compare.gradients.source_changes.insertion_edits import (
     product_edits,
     step_edits,
 )
+from compare.gradients.source_changes.length_edits import length_edits
 from compare.gradients.source_changes.mask_edits import interval_edits, mask_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
 from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
@@ -183,6 +184,7 @@ class Candidates:
             yield from _alone(index_edits(site))
         yield from _alone(order_edits(sites))
         yield from _alone(moved_operand_edits(sites, function.called))
+        yield from _alone(length_edits(sites, function.called))
 
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])

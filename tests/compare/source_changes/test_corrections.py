@@ -25,6 +25,12 @@ def matrix(rows=5, columns=4):
     return torch.randn(rows, columns)
 
 
+def largest_in_boxes(x):
+    return torch.stack(
+        [x[top:low, left:right].flatten().max(0).values for top, low, left, right in writing_mistakes.BOXES]
+    )
+
+
 def run(case: Case) -> tuple[CaseRunner, list[Row]]:
     """Compare a case in float64 alone."""
     runner = CaseRunner(case, "cpu", 0, DTYPES)
@@ -61,6 +67,7 @@ MISTAKES = [
     (writing_mistakes.ShiftedSine, lambda x: (x + 0.5).sin(), (matrix,), "save_for_backward(y)", "y.clone()"),
     (writing_mistakes.TakenColumns, lambda x: x[:, writing_mistakes.LABELS] ** 2, (matrix,), "gx[:, LABELS] -=",
      "gx.index_add_(1, LABELS, -(-2 * g * x[:, LABELS]))"),
+    (writing_mistakes.LargestInBoxes, largest_in_boxes, (matrix,), "place // width", "place // (right - left)"),
     (mistakes.Scaled, lambda x: (mistakes.BETA * x).sin(), (matrix,), "(BETA * x).cos()", "(BETA * x).cos() * BETA"),
     (mistakes.Root, lambda x, y: x * y / 2, (matrix, matrix), ", g * x)", "0.5 * (g * x))"),
     (mistakes.Permuted, lambda x, index: x[:, index], (matrix, lambda: INDEX), "[:, index]", "[:, index.argsort()]"),
