@@ -108,6 +108,22 @@ class EditedRuns:
             self._values | {gradient_name(name): None if g is None else dense_copy(g) for name, g in named}
         )
 
+    def attached_gradients(self, codes: Mapping[EditableFunction, CodeType]) -> dict[str, Tensor]:
+        """Gradients of the inputs that backward gives with other code, with derivatives; none where it raises."""
+        versions = [tensor._version for tensor in self._kept]
+        try:
+            with self.kept.restored(), warnings.catch_warnings(), torch.enable_grad(), exchanged(codes):
+                warnings.simplefilter("ignore")
+                gradients = torch.autograd.grad(
+                    self._outputs, list(self._leaves.values()), self._incoming, create_graph=True, allow_unused=True
+                )
+        except Exception:  # a change in place that autograd does not allow, say
+            return {}
+        finally:
+            if [tensor._version for tensor in self._kept] != versions:
+                self._run_forward()
+        return {name: g for name, g in zip(self._leaves, gradients, strict=True) if g is not None}
+
     def _run_forward(self) -> None:
         variant, seed = self.first.variant, self.runner.seed
         self.kept.restore_first()

@@ -18,6 +18,7 @@ from compare.gradients.source_changes.fitting_terms import Terms
 from compare.gradients.source_changes.forward_runs import Functions
 from compare.gradients.source_changes.missing_derivatives import MissingDerivatives
 from compare.gradients.source_changes.operands import Operands
+from compare.gradients.source_changes.required_values import required_values
 from compare.gradients.source_changes.terms import find_ingredients
 
 MAX_OPERANDS = 40  # whose values are fitted by one term
@@ -56,6 +57,7 @@ class ValueSearch:
         operands = Operands(expected.places)
         of_whole = {_key(each): each for each in whole}
         of_parts = {_key(part): part for each in whole for part in operands.of(each)}
+        of_parts |= {_key(each): each for each in required_values(expected.places, self._runs, self._targets)}
         whole = list(of_whole.values())
         parts = [part for key, part in of_parts.items() if key not in of_whole][:MAX_OPERANDS]
         names = [part for part in parts if isinstance(part.place.site.node, ast.Name)]

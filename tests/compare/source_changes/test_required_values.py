@@ -1,0 +1,123 @@
+"""Promise: the value that an expression of backward must have is known where it is the only one."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+import torch
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from compare import Case
+from compare.gradients.case_runner import CaseRunner
+from compare.gradients.source_changes.called_functions import find_called_functions
+from compare.gradients.source_changes.candidates import Candidates
+from compare.gradients.source_changes.edited_runs import EditedRuns
+from compare.gradients.source_changes.kept_values import KeptValues
+from compare.gradients.source_changes.places import find_places
+from compare.gradients.source_changes.required_values import required_values
+from compare.gradients.variants import variants
+
+DTYPES = (torch.float64,)
+
+
+class Mixed(Function):
+    """The slope lacks a factor, and a product with a matrix hides it."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x.square() @ w
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        slope = x.sign()
+        return (g @ w.mT) * slope, (x * x).mT @ g
+
+
+class MixedBefore(Function):
+    """The same before a product with a matrix."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return (x @ w).sin()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        slope = x @ w
+        inner = g * slope
+        return inner @ w.mT, x.mT @ inner
+
+
+class WritesInPlace(Function):
+    """The same with a slope that is written into zeros, and a gradient that is summed up in place."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return (x @ w).sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        slope = x @ w
+        inner = torch.zeros_like(g)
+        inner[:, :] = g * slope
+        total = torch.zeros_like(x)
+        total.add_(inner @ w.mT)
+        return total, x.mT @ inner
+
+
+class RowByRow(Function):
+    """A slope that is one number for each row."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return (x @ w).sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        inner = g * x.sum(1, keepdim=True).cos()
+        return inner @ w.mT, x.mT @ inner
+
+
+def required(function, native):
+    """Required values by the texts of the expressions, and the inputs."""
+    inputs = lambda: {"x": torch.randn(4, 3), "w": torch.randn(3, 3)}  # noqa: E731
+    case = Case("mixed", function.apply, native, inputs)
+    runner = CaseRunner(case, "cpu", 0, DTYPES)
+    list(runner.rows(next(iter(variants(DTYPES)))))
+    runs = EditedRuns(runner, runner.mismatches[0], KeptValues(case.ours))
+    runs.prepare()
+    places = find_places(Candidates(find_called_functions(runs.run_once)[0]), runs.run)
+    known = required_values(places, runs, runner.mismatches)
+    first = runner.mismatches[0].inputs
+    return {ast.unparse(each.place.site.node): each for each in known}, first["x"], first["w"]
+
+
+def test_a_factor_after_a_product_of_matrices_is_known():
+    values, x, _ = required(Mixed, lambda x, w: x.square() @ w)
+    torch.testing.assert_close(values["x.sign()"].value, [2 * x])
+    assert values["x.sign()"].quantities == {"gradient of x"}
+    assert "(x * x).mT @ g" not in values  # no other value of it makes the gradient of x right
+    assert "x" not in values  # the derivative of its sign is 0
+
+
+@pytest.mark.parametrize("function", [MixedBefore, WritesInPlace])
+def test_a_factor_before_products_of_matrices_is_known(function):
+    values, x, w = required(function, lambda x, w: (x @ w).sin())
+    torch.testing.assert_close(values["slope"].value, [(x @ w).cos()])
+    assert values["slope"].quantities == {"gradient of x", "gradient of w"}
+
+
+def test_one_number_for_each_row_is_not_enough():
+    values, _, _ = required(RowByRow, lambda x, w: (x @ w).sin())
+    assert "g * x.sum(1, keepdim=True).cos()" in values
+    assert "x.sum(1, keepdim=True).cos()" not in values
