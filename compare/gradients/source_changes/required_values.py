@@ -118,7 +118,7 @@ def _jacobians(rows: Sequence[Tensor], values: Values) -> dict[int, Tensor]:
 
 
 def _only_solution(jacobian: Tensor, errors: Tensor) -> Tensor | None:
-    """What must be added to a value; None if nothing is enough, or more than one value is."""
+    """The addition to a value that makes all right; None if there is none, or more than one."""
     if jacobian.shape[1] > jacobian.shape[0] or not jacobian.isfinite().all():
         return None
     u, s, vh = torch.linalg.svd(jacobian, full_matrices=False)
