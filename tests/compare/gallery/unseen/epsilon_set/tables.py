@@ -127,7 +127,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(5, 4), "w": 0.5 * torch.randn(3, 4), "b": torch.randn(3, 4)},
         named="x: each layer of the loop overwrites the gradient of x_0 in place of adding to it",
         kinds=("missing term", "step left out"),
-        named_words=(r"missing", r"overwr|accumul|added|\+=", r"grad_x0|grad_xl \* scores|scores"),
+        named_words=(r"missing", r"overwr|accumul|\+="),
         located=(r"gradient of (x|x0)\b",),
     ),
     Operation(
@@ -138,7 +138,7 @@ OPERATIONS = [
         lambda: {"x": 3 * torch.rand(9), "edges": torch.arange(4) + 0.6 * torch.rand(4)},
         named="edges: the lower edge of a bin is also in its width, and this term of the quotient is missing",
         kinds=("missing term", "step left out", "another operand"),
-        named_words=(r"missing", r"width|quotient|divisor|denominator", r"grad_start"),
+        named_words=(r"missing", r"width|quotient|divisor|denominator"),
         located=(r"gradient of edges\b",),
         options={"whole_numbers": False, "kinks": True},
     ),
