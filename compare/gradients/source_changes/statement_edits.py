@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from compare.gradients.source_changes.edits import Edit, Site
 from compare.gradients.source_changes.expression_edits import method, number
 
+INDICES = (ast.Name, ast.Attribute, ast.BinOp, ast.Call, ast.Subscript)  # expressions that may be a tensor of indices
+
 
 def statement_edits(site: Site) -> Iterator[Edit]:
     """A statement left out or changed; the branches of an ``if``."""
@@ -43,7 +45,7 @@ def index_edits(site: Site) -> Iterator[Edit]:
     if not isinstance(target, ast.Subscript) or isinstance(getattr(node, "op", ast.Add()), (ast.Mult, ast.Div)):
         return
     value = ast.UnaryOp(ast.USub(), node.value) if isinstance(getattr(node, "op", None), ast.Sub) else node.value
-    if isinstance(target.slice, (ast.Name, ast.Attribute)):
+    if isinstance(target.slice, INDICES):
         added = method(copy.deepcopy(target.value), "index_add_", number(0), target.slice, value)
         yield site.edit(ast.Expr(added), 2)
     if isinstance(target.slice, ast.Tuple) and not any(
@@ -54,7 +56,7 @@ def index_edits(site: Site) -> Iterator[Edit]:
         yield site.edit(ast.Expr(added), 2)
     if isinstance(target.slice, ast.Tuple):
         others = [n for n, e in enumerate(target.slice.elts) if not _is_whole(e)]
-        if len(others) == 1 and isinstance(index := target.slice.elts[others[0]], (ast.Name, ast.Attribute)):
+        if len(others) == 1 and isinstance(index := target.slice.elts[others[0]], INDICES):
             added = method(copy.deepcopy(target.value), "index_add_", number(others[0]), index, value)
             yield site.edit(ast.Expr(added), 2)
     if isinstance(target.slice, ast.Tuple) and len(target.slice.elts) == 2:

@@ -64,7 +64,7 @@ class NormAndLeakFunction(Function):
         centred = x - x.mean(0)
         deviation = (centred.square().mean(0) + EPS).sqrt()
         normed = centred / deviation
-        to_z = g * torch.where(normed * gain + bias >= 0, 1.0, SLOPE).to(x)
+        to_z = torch.where(normed * gain + bias >= 0, g, SLOPE * g)
         to_normed = to_z * gain
         grad_x = to_normed - to_normed.mean(0) - normed * (to_normed * normed).mean(0)
         return grad_x / deviation, (to_z * normed).sum(0), to_z.sum(0)
