@@ -146,7 +146,7 @@ OPERATIONS = [
         lifetimes,
         named="log_scale: the term -log_sigma belongs to the observed deaths alone, and is counted for every row",
         kinds=("step left out", "another operand", "missing term", "factor of one term"),
-        named_words=(r"event|died", r"mask|where"),
+        named_words=(r"event|died", r"masked?\b|torch\.where"),
         located=(r"gradient of (log_scale|log_sigma)\b",),
         options={"whole_numbers": False},
     ),

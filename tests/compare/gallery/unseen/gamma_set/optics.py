@@ -170,7 +170,7 @@ OPERATIONS = [
             "wrong intermediate value",
             "change of the source",
         ),
-        named_words=(r"sqrt|root", r"square|\*\* ?2", r"\bw\b"),
+        named_words=(r"sqrt|root|square",),
         located=(r"gradient of (waist|z|wavelength|w0|lam)\b",),
         options={"whole_numbers": False},
     ),
