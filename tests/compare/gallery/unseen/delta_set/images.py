@@ -39,7 +39,7 @@ class GrayWorld(Function):
 
     @staticmethod
     def forward(ctx, img):
-        n, c, h, w = img.shape
+        n, c = img.shape[:2]
         mu = img.view(n, c, -1).mean(dim=2)
         gain = mu.mean(dim=1, keepdim=True) / mu
         ctx.save_for_backward(img, mu, gain)
@@ -185,7 +185,7 @@ WRONG += [
             lambda: {"x": torch.randn(2, 3, 4, 4)},
             whole_numbers=False,
         ),
-        named="the sign of the elements is lost in an even power, so negative elements get a gradient of opposite sign",
+        named="the sign of the elements is lost in an even power, so negative elements get the opposite gradient",
         kinds=("only for some values", "flipped", "step left out", "factor by element", "another operand"),
         named_words=(r"sign|negative|x *< *0|abs",),
         located=(r"gradient of x\b",),
@@ -197,7 +197,7 @@ WRONG += [
             depth_to_space,
             lambda: {"x": torch.randn(2, 12, 3, 2)},
         ),
-        named="backward returns the channels in the other order, in which the channel comes before the place in a block",
+        named="backward returns the channels in the order in which the channel comes before the place in a block",
         kinds=("permuted", "transposed", "swapped"),
         named_words=(r"permute|order|permut|dimension|channel",),
         located=(r"gradient of x\b",),
