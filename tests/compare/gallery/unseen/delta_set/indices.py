@@ -172,7 +172,7 @@ OPERATIONS = [
         SoftSortFunction,
         SoftSort,
         soft_sort,
-        lambda: {"scores": torch.randn(3, 6), "values": torch.randn(3, 6, 2)},
+        lambda: {"scores": torch.randn(4, 7), "values": torch.randn(4, 7, 2)},
         named="the sorted scores' gradient is gathered by the order and not scattered by it, which is the inverse",
         kinds=("permuted", "another operand", "step left out"),
         named_words=(r"gather|scatter|perm|order|argsort|inverse",),

@@ -114,7 +114,7 @@ WRONG += [
             boxes_from_anchors,
             lambda: {"deltas": 0.5 * torch.randn(6, 4), "anchors": 0.5 + torch.rand(6, 4)},
         ),
-        named="add_ writes the sum of both corners' gradients into the incoming gradient, where the difference reads it",
+        named="add_ writes the sum of both corners' gradients into the incoming one, where the difference reads it",
         kinds=("changes the incoming gradient", "another operand", "missing term", "change of the source"),
         named_words=(r"add_|in.?place|incoming gradient|\blow\b|\bhigh\b",),
         located=(r"gradients? of (deltas|anchors)\b|incoming gradient",),
