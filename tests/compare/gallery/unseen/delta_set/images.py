@@ -158,7 +158,7 @@ OPERATIONS = [
         lambda: {"image": 0.2 + torch.rand(2, 3, 4, 4)},
         named="the gain depends on the mean of every colour through the common mean, and that term is missing",
         kinds=("missing term", "step left out"),
-        named_words=(r"grad_gain|grad_mu|gain|mean",),
+        named_words=(r"missing", r"grad_mu|\bgain\b|grey", r"constant"),
         located=(r"gradient of (image|img)\b",),
         options={"whole_numbers": False},
     ),
@@ -170,7 +170,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(2, 3, 4, 6), "a": torch.rand(3)},
         named="the weight's gradient has the maximum alone as its factor; the average is not subtracted",
         kinds=("missing term", "another operand", "step left out"),
-        named_words=(r"mean|average|\blo\b|\bhi\b",),
+        named_words=(r"missing", r"\bmean\b|average|\blo\b"),
         located=(r"gradient of (a|alpha)\b",),
     ),
 ]
@@ -187,7 +187,7 @@ WRONG += [
         ),
         named="the sign of the elements is lost in an even power, so negative elements get the opposite gradient",
         kinds=("only for some values", "flipped", "step left out", "factor by element", "another operand"),
-        named_words=(r"sign|negative|x *< *0|abs",),
+        named_words=(r"\bsign\b|\bsgn\b|\babs\b", r"negative|< ?0|below 0"),
         located=(r"gradient of x\b",),
     ),
     WrongFunction(
@@ -199,7 +199,7 @@ WRONG += [
         ),
         named="backward returns the channels in the order in which the channel comes before the place in a block",
         kinds=("permuted", "transposed", "swapped"),
-        named_words=(r"permute|order|permut|dimension|channel",),
+        named_words=(r"permut", r"\border\b|transpos|swapped", r"channel"),
         located=(r"gradient of x\b",),
     ),
 ]

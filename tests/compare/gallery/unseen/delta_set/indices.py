@@ -147,7 +147,7 @@ OPERATIONS = [
         factors_with_zeros,
         named="the product divided by the factor is not the product of the others where the factor is zero",
         kinds=("only at zeros", "zero", "only for some values", "only at some indices"),
-        named_words=(r"zero|nan|divi",),
+        named_words=(r"zero", r"\bnan\b|divi"),
         located=(r"gradient of (x|src)\b",),
     ),
     Operation(
@@ -164,7 +164,7 @@ OPERATIONS = [
         },
         named="backward leaves out the places that do not fill a chunk; their terms of both matrices are missing",
         kinds=("missing term", "only at some indices", "wrong sum", "few elements"),
-        named_words=(r"CHUNK|range|last|row\b|left out|missing",),
+        named_words=(r"CHUNK", r"\blast\b", r"missing|left out", r"numel"),
         located=(r"gradients? of (a|b|A|B)\b",),
     ),
     Operation(
@@ -175,7 +175,7 @@ OPERATIONS = [
         lambda: {"scores": torch.randn(4, 7), "values": torch.randn(4, 7, 2)},
         named="the sorted scores' gradient is gathered by the order and not scattered by it, which is the inverse",
         kinds=("permuted", "another operand", "step left out"),
-        named_words=(r"gather|scatter|perm|order|argsort|inverse",),
+        named_words=(r"gather|scatter", r"perm|\border\b|argsort", r"inverse"),
         located=(r"gradient of (scores|s)\b",),
         options={"whole_numbers": False},
     ),

@@ -92,14 +92,14 @@ class DecodeBoxes(Function):
 
 OPERATIONS = [
     Operation(
-        "distance in the Poincaré ball, conformal factors of the other point",
+        "distance in the hyperbolic ball, conformal factors of the other point",
         DistanceInBallFunction,
         PoincareDistance,
         poincare_distance,
         lambda: {"x": points_in_ball(6, 3), "y": points_in_ball(6, 3)},
         named="the second point's gradient comes from the first one's formula with alpha and beta not exchanged",
         kinds=("another operand", "swapped", "factor of one term", "factor by element"),
-        named_words=(r"alpha|beta",),
+        named_words=(r"alpha|beta", r"exchanged|swapped"),
         located=(r"gradient of (y|v)\b",),
         options={"whole_numbers": False},
     ),
@@ -115,8 +115,8 @@ WRONG += [
             lambda: {"deltas": 0.5 * torch.randn(6, 4), "anchors": 0.5 + torch.rand(6, 4)},
         ),
         named="add_ writes the sum of both corners' gradients into the incoming one, where the difference reads it",
-        kinds=("changes the incoming gradient", "another operand", "missing term", "change of the source"),
-        named_words=(r"add_|in.?place|incoming gradient|\blow\b|\bhigh\b",),
+        kinds=("changes the incoming gradient", "another operand", "missing term", "raises", "change of the source"),
+        named_words=(r"add_", r"in.?place|clone", r"incoming gradient"),
         located=(r"gradients? of (deltas|anchors)\b|incoming gradient",),
     ),
 ]

@@ -118,7 +118,7 @@ OPERATIONS = [
         lambda: {"p": 2 * torch.randn(12, 2), "a": torch.randn(12, 2), "b": torch.randn(12, 2)},
         named="forward saves the place of the foot before the clamp, so the ends get wrong shares beyond the segment",
         kinds=("another operand", "only at some indices", "only for some values", "step left out"),
-        named_words=(r"clamp|clip|bound|\bt\b",),
+        named_words=(r"clamp|clip", r"foot|beyond|outside"),
         located=(r"gradients? of (a|b)\b",),
         options={"whole_numbers": False},
     ),
@@ -130,7 +130,7 @@ OPERATIONS = [
         lambda: {"places": torch.randn(5, 3), "known": torch.randn(4, 3), "values": torch.randn(4, 2)},
         named="the sum of the weights depends on the places too: the product with the output is not subtracted",
         kinds=("missing term", "step left out"),
-        named_words=(r"sum|normali|grad_out|output|w_norm",),
+        named_words=(r"missing", r"normali|w_norm|w\.sum", r"constant"),
         located=(r"gradients? of (places|query|known)\b",),
     ),
 ]

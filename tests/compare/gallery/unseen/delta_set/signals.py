@@ -142,7 +142,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(3, 9)},
         named="each factor of the product of neighbours gets itself as its derivative, not the other factor",
         kinds=("another operand", "swapped", "shifted"),
-        named_words=(r"nxt|prev", r"x\[.*2"),
+        named_words=(r"nxt|prev", r"x\[.*2", r"neighbou?r|exchanged|swapped"),
         located=(r"gradient of x\b",),
     ),
     Operation(
@@ -153,8 +153,9 @@ OPERATIONS = [
         lambda: {"frames": torch.randn(2, 4, FRAME), "window": 0.5 + torch.rand(FRAME)},
         named="window: the term through the sum of the squared windows, which divides the output, is missing",
         kinds=("missing term", "step left out"),
-        named_words=(r"env|weight|divisor|square",),
+        named_words=(r"missing", r"\benv\b|weight|divisor|denominator", r"constant"),
         located=(r"gradient of window\b",),
+        options={"whole_numbers": False},
     ),
 ]
 
