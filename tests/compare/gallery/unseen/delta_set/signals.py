@@ -52,7 +52,7 @@ class TeagerKaiser(Function):
         return grad_x
 
 
-def overlap_add(frames, window):
+def add_frames(frames, window):
     count = frames.size(1)
     total = frames.new_zeros(frames.size(0), (count - 1) * HOP + FRAME)
     weight = torch.zeros_like(total[0])
@@ -66,7 +66,7 @@ def overlap_add(frames, window):
 class AddedFramesFunction(Function):
     @staticmethod
     def forward(ctx, frames, window):
-        y = overlap_add(frames, window)
+        y = add_frames(frames, window)
         weight = frames.new_zeros(y.size(1))
         for k in range(frames.size(1)):
             weight[k * HOP : k * HOP + FRAME] += window**2
@@ -149,7 +149,7 @@ OPERATIONS = [
         "frames added with a window, window in the divisor",
         AddedFramesFunction,
         WeightedOverlapAdd,
-        overlap_add,
+        add_frames,
         lambda: {"frames": torch.randn(2, 4, FRAME), "window": 0.5 + torch.rand(FRAME)},
         named="window: the term through the sum of the squared windows, which divides the output, is missing",
         kinds=("missing term", "step left out"),
