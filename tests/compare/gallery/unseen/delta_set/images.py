@@ -39,8 +39,7 @@ class GrayWorld(Function):
 
     @staticmethod
     def forward(ctx, img):
-        n, c = img.shape[:2]
-        mu = img.view(n, c, -1).mean(dim=2)
+        mu = img.flatten(2).mean(dim=2)
         gain = mu.mean(dim=1, keepdim=True) / mu
         ctx.save_for_backward(img, mu, gain)
         return img * gain[:, :, None, None]
@@ -48,8 +47,8 @@ class GrayWorld(Function):
     @staticmethod
     def backward(ctx, grad_output):
         img, mu, gain = ctx.saved_tensors
-        n, c, h, w = img.shape
-        grad_gain = (grad_output * img).view(n, c, -1).sum(dim=2)
+        h, w = img.shape[2:]
+        grad_gain = (grad_output * img).flatten(2).sum(dim=2)
         grad_mu = -grad_gain * gain / mu
         return grad_output * gain[:, :, None, None] + grad_mu[:, :, None, None] / (h * w)
 
