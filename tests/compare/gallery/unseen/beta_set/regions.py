@@ -1,4 +1,4 @@
-"""Regions: overlap of a predicted map with a mask, scores with soft targets, boxes far from their targets."""
+"""Regions: scores with soft targets, boxes far from their targets."""
 
 from __future__ import annotations
 
@@ -9,57 +9,7 @@ from torch.nn.functional import softplus
 from compare import Case
 from tests.compare.gallery.unseen.operation import Operation, WrongFunction, wrong_and_right
 
-ALPHA, BETA, SMOOTH = 0.3, 0.7, 0.1
-REGION = torch.tensor([[1, 0, 0, 1, 1, 0], [0, 0, 1, 0, 0, 0], [1, 1, 0, 1, 0, 1]], dtype=torch.bool)
 QUALITY = torch.tensor([[0.0, 0.8, 0.0], [0.35, 0.0, 0.6], [0.0, 0.0, 0.0], [0.9, 0.2, 0.0]])
-
-
-def tversky_loss(logits):
-    p, t = logits.sigmoid(), REGION.to(logits)
-    hit, extra, missed = (p * t).sum(1), (p * (1 - t)).sum(1), ((1 - p) * t).sum(1)
-    return 1 - (hit + SMOOTH) / (hit + ALPHA * extra + BETA * missed + SMOOTH)
-
-
-class TverskyFunction(Function):
-    @staticmethod
-    def forward(ctx, logits):
-        ctx.save_for_backward(logits)
-        return tversky_loss(logits)
-
-    @staticmethod
-    def backward(ctx, g):
-        (logits,) = ctx.saved_tensors
-        p, t = logits.sigmoid(), REGION.to(logits)
-        hit = (p * t).sum(1, keepdim=True)
-        whole = hit + ALPHA * (p * (1 - t)).sum(1, keepdim=True) + BETA * ((1 - p) * t).sum(1, keepdim=True) + SMOOTH
-        of_whole = ALPHA + (1 - BETA - ALPHA) * t
-        grad_p = -t / whole + (hit + SMOOTH) * of_whole / whole**2
-        return g[:, None] * grad_p * p * (1 - p)
-
-
-class TverskyLoss(Function):
-    """1 - TI with TI = (TP + s) / (TP + a FP + b FN + s), one value for each image."""
-
-    @staticmethod
-    def forward(ctx, logits):
-        prob = torch.sigmoid(logits)
-        target = REGION.to(prob)
-        tp = (prob * target).sum(dim=1)
-        fp = (prob * (1 - target)).sum(dim=1)
-        fn = target.sum(dim=1) - tp
-        num = tp + SMOOTH
-        den = tp + ALPHA * fp + BETA * fn + SMOOTH
-        ctx.save_for_backward(prob, target, num, den)
-        return 1 - num / den
-
-    @staticmethod
-    def backward(ctx, grad_loss):
-        prob, target, num, den = ctx.saved_tensors
-        num, den = num.unsqueeze(1), den.unsqueeze(1)
-        d_num = target
-        d_den = target + ALPHA * (1 - target)
-        d_ti = (d_num * den - num * d_den) / (den * den)
-        return -grad_loss.unsqueeze(1) * d_ti * prob * (1 - prob)
 
 
 def quality_loss(logits):
@@ -151,17 +101,6 @@ def distance_overlap_of_constants(boxes, targets):
 
 
 OPERATIONS = [
-    Operation(
-        "overlap with weights, pixels missed",
-        TverskyFunction,
-        TverskyLoss,
-        tversky_loss,
-        lambda: {"logits": torch.randn(3, 6)},
-        named="the denominator: pixels of the region that are missed enter it too, and their derivative is left out",
-        kinds=("missing term", "only at some indices", "factor of one term"),
-        named_words=(r"BETA|missed|\bfn\b", r"d_den|denominator", r"REGION|target"),
-        located=(r"gradient of logits\b",),
-    ),
     Operation(
         "scores with soft targets, the focal factor as a constant",
         QualityFunction,
