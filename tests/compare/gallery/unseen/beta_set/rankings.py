@@ -9,7 +9,7 @@ from torch.nn.functional import logsigmoid, softplus
 from compare import Case
 from tests.compare.gallery.unseen.operation import Operation, WrongFunction, wrong_and_right
 
-NEAR, FAR, LAMBDA = 2.0, 5.0, 0.5
+PULL, PUSH, LAMBDA = 2.0, 3.0, 0.5
 TAU = 0.25
 IDENTITY = torch.tensor([0, 1, 0, 2, 1, 0])
 RELEVANT = torch.tensor([[0, 1, 0, 0, 1, 1, 0], [1, 0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 1, 1]], dtype=torch.bool)
@@ -22,8 +22,8 @@ def same_identity():
 
 def similarity_loss(s):
     near, far = same_identity()
-    pulled = (torch.exp(-NEAR * (s - LAMBDA)) * near).sum(1).log1p() / NEAR
-    return pulled + (torch.exp(FAR * (s - LAMBDA)) * far).sum(1).log1p() / FAR
+    pulled = (torch.exp(-PULL * (s - LAMBDA)) * near).sum(1).log1p() / PULL
+    return pulled + (torch.exp(PUSH * (s - LAMBDA)) * far).sum(1).log1p() / PUSH
 
 
 class TwoSidedLossFunction(Function):
@@ -36,7 +36,7 @@ class TwoSidedLossFunction(Function):
     def backward(ctx, g):
         (s,) = ctx.saved_tensors
         near, far = same_identity()
-        attract, repel = torch.exp(-NEAR * (s - LAMBDA)) * near, torch.exp(FAR * (s - LAMBDA)) * far
+        attract, repel = torch.exp(-PULL * (s - LAMBDA)) * near, torch.exp(PUSH * (s - LAMBDA)) * far
         grad = repel / (1 + repel.sum(1, keepdim=True)) - attract / (1 + attract.sum(1, keepdim=True))
         return g[:, None] * grad
 
@@ -45,12 +45,12 @@ class MultiSimilarityLoss(Function):
     @staticmethod
     def forward(ctx, sim):
         pos_mask, neg_mask = same_identity()
-        pos_logits = (-NEAR * (sim - LAMBDA)).masked_fill(~pos_mask, float("-inf"))
-        neg_logits = (FAR * (sim - LAMBDA)).masked_fill(~neg_mask, float("-inf"))
+        pos_logits = (-PULL * (sim - LAMBDA)).masked_fill(~pos_mask, float("-inf"))
+        neg_logits = (PUSH * (sim - LAMBDA)).masked_fill(~neg_mask, float("-inf"))
         ctx.save_for_backward(pos_logits, neg_logits)
         zero = sim.new_zeros(sim.size(0), 1)
-        pos_loss = torch.logsumexp(torch.cat([pos_logits, zero], dim=1), dim=1) / NEAR
-        neg_loss = torch.logsumexp(torch.cat([neg_logits, zero], dim=1), dim=1) / FAR
+        pos_loss = torch.logsumexp(torch.cat([pos_logits, zero], dim=1), dim=1) / PULL
+        neg_loss = torch.logsumexp(torch.cat([neg_logits, zero], dim=1), dim=1) / PUSH
         return pos_loss + neg_loss
 
     @staticmethod
