@@ -6,7 +6,8 @@ signs, so ties stay ties.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ EXACT_OPERATORS = frozenset({
     "slice_scatter", "sort", "split", "stack", "take", "threshold", "threshold_backward", "topk", "tril",
     "triu", "trunc", "unbind", "unfold_backward", "where",
 })  # fmt: skip
+
+# Smooth changes are scaled down by so much at most, and by half of it without kinks.
+ENLARGEMENT_KINKS = 8
+LEFT_OUT = 2 * ENLARGEMENT_KINKS  # of what an operator leaves out, so that the tolerance is twice as large at least
 
 
 class PerturbOperations(TorchDispatchMode):
@@ -73,17 +78,21 @@ class PerturbOperations(TorchDispatchMode):
         ):
             return result  # a view or an in-place result: no new numbers, or numbers that other tensors share
         size = self.size if is_variable else self.constant_size
-        perturbed = tree_map(lambda value: self._perturb(value, size), result)
+        left_out = _left_out_by_softplus(operator._schema.name.removeprefix("aten::"), args)
+        perturbed = tree_map(lambda value: self._perturb(value, size, left_out), result)
         if is_variable:
             self.variable_storages.update(map(_storage, _tensors(perturbed)))
         return perturbed
 
-    def _perturb(self, value: Any, size: float) -> Any:
+    def _perturb(self, value: Any, size: float, left_out: Tensor | None) -> Any:
         if not isinstance(value, Tensor) or value.dtype not in (torch.float64, torch.complex128):
             return value
         parts = as_real(value)
         is_exact = parts.to(self.exact_dtype).double() == parts
-        perturbed = torch.where(is_exact, parts, parts * (1 + size * self._signs(parts)))
+        changes = torch.where(is_exact, 0.0, size * self._signs(parts))
+        if left_out is not None:
+            changes = torch.where(left_out == 0, changes, math.copysign(LEFT_OUT, size) * left_out)
+        perturbed = torch.where(changes == 0, parts, parts * (1 + changes))
         return torch.view_as_complex(perturbed) if value.is_complex() else perturbed  # the mode is off in here
 
     def _signs(self, parts: Tensor) -> Tensor:
@@ -95,6 +104,21 @@ class PerturbOperations(TorchDispatchMode):
         if self.records:
             self.signs.append(signs)
         return signs
+
+
+def _left_out_by_softplus(name: str, args: Sequence[Any]) -> Tensor | None:
+    """Relative part of log(1 + exp(x)) that softplus leaves out, and of the derivative that its own has too much.
+
+    PyTorch takes x and 1 where ``beta · x`` is above a threshold; a more exact function is right, too. None for other
+    operators.
+    """
+    if name not in ("softplus", "softplus_backward"):
+        return None
+    is_backward = name == "softplus_backward"
+    x, beta, threshold = (*args[is_backward:], *(1, 20)[len(args) - 1 - is_backward :])
+    scaled = beta * x.double()
+    part = -torch.exp(-scaled) if is_backward else torch.exp(-scaled) / scaled
+    return torch.where(scaled > threshold, part, 0.0)
 
 
 def _storage(value: Tensor) -> int:

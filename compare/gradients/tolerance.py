@@ -22,7 +22,12 @@ import torch
 from torch import Tensor
 
 from compare.gradients.numbers import as_real, has_gradient
-from compare.gradients.perturbations import PerturbOperations, perturb_by_position, perturb_by_value
+from compare.gradients.perturbations import (
+    ENLARGEMENT_KINKS,
+    PerturbOperations,
+    perturb_by_position,
+    perturb_by_value,
+)
 from compare.gradients.run_variant import output_name, run_variant
 from compare.gradients.variants import Variant, incoming_gradient
 
@@ -34,8 +39,7 @@ ROUNDINGS = (
 ROUNDINGS_FLOAT64 = 64
 # Perturbations are larger than that, and smooth changes are scaled down: whatever a rounding error can carry across a
 # kink, one of them carries across too, with near certainty.
-ENLARGEMENT = 4
-ENLARGEMENT_KINKS = 8
+ENLARGEMENT = ENLARGEMENT_KINKS // 2
 INPUT_PAIRS, OPERATION_PAIRS = 2, 1  # pairs of perturbations with opposite signs, of inputs and of operations
 # Further pairs before a result is called wrong. Of one number, twelve normal draws are all below a seventh of their
 # spread once in 10**11 times.

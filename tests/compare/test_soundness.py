@@ -249,3 +249,26 @@ def test_a_constant_that_is_rounded_to_a_narrow_dtype_is_wrong(function, is_righ
     )
     findings = compare.compare(case).findings
     assert not findings if is_right else [finding.kind for finding in findings] == ["only in one dtype"]
+
+
+class ExactSoftplus(Function):
+    """log(1 + exp(x)) for every x; PyTorch's softplus is x itself above 20."""
+
+    @staticmethod
+    def forward(ctx, x, too_much=0.0):
+        ctx.save_for_backward(x)
+        ctx.too_much = too_much
+        return x.clamp(min=0) + torch.exp(-x.abs()).log1p()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * torch.sigmoid(x) * (1 + ctx.too_much), None
+
+
+def test_a_more_exact_softplus_than_native_is_right():
+    inputs = lambda: (15 + 10 * torch.rand(8, 4),)  # noqa: E731
+    case = Case("softplus", ExactSoftplus.apply, torch.nn.functional.softplus, inputs)
+    assert not compare(case).findings
+    wrong = Case("softplus", lambda x: ExactSoftplus.apply(x, 1e-7), torch.nn.functional.softplus, inputs)
+    assert compare(wrong, dtypes=(torch.float64,)).findings
