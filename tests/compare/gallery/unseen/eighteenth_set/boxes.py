@@ -242,7 +242,7 @@ WRONG += [
         ),
         named="in the last bin both neighbours are the same, and the second weight overwrites the first",
         kinds=("missing term", "only at some indices", "only for some values", "few elements"),
-        named_words=(r"overwrit|assign|accumulat|\+=", r"onehot", r"last|right|bin"),
+        named_words=(r"overwrit|assign|accumulat|\+=", r"onehot", r"\blast\b|\bbins?\b"),
         located=(r"gradient of (logits|pred)\b",),
     ),
 ]

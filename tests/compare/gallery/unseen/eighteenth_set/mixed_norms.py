@@ -83,7 +83,7 @@ WRONG = [
         ),
         named="alpha's gradient is taken from the incoming gradient before the length's part is subtracted",
         kinds=("missing term", "step left out", "wrong intermediate value", "another operand"),
-        named_words=(r"missing", r"constant", r"norm|length", r"grad"),
+        named_words=(r"missing", r"constant", r"norm\b|length"),
         located=(r"gradient of alpha\b",),
     ),
     WrongFunction(

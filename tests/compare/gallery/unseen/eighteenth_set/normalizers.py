@@ -189,7 +189,7 @@ OPERATIONS = [
         },
         named="x: the normalized rows are multiplied by 1 + scale, and backward multiplies by scale",
         kinds=("another operand", "missing term", "step left out"),
-        named_words=(r"1 \+ scale", r"scale.*1", r"missing|left out"),
+        named_words=(r"1 \+ scale", r"scale\S* \+ 1", r"missing|left out"),
         located=(r"gradient of x\b",),
     ),
 ]

@@ -170,7 +170,7 @@ OPERATIONS = [
         },
         named="the scale is an exponential, and its argument gets the gradient of the exponential itself",
         kinds=("step left out", "missing term", "factor by element", "another operand"),
-        named_words=(r"exp\b", r"\bt\b", r"left out"),
+        named_words=(r"exp\b", r"\bt \*|\* t\b", r"left out"),
         located=(r"gradient of (log_scale|t_prime)\b",),
     ),
     Operation(

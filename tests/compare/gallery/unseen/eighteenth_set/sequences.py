@@ -92,7 +92,7 @@ WRONG = [
         ),
         named="the state's gradient is carried back with the gate of its own step, not with that of the step after",
         kinds=("another operand", "shifted", "wrong intermediate value"),
-        named_words=(r"t \+ 1", r"\ba\b.*\ba\b", r"step|order"),
+        named_words=(r"t \+ 1", r"step (before|after)|later step"),
         located=(r"gradients? of .*\b(k|v|a)\b",),
     ),
     WrongFunction(
