@@ -118,9 +118,9 @@ class S4DZOH(Function):
         for i in range(u.shape[1]):
             x = dA[:, i] * x + dB[:, i] * u[:, i, None]
             xs.append(x)
-        xs = torch.stack(xs, dim=1)
-        ctx.save_for_backward(u, dt, A, B, dA, dB, xs)
-        return xs
+        states = torch.stack(xs, dim=1)
+        ctx.save_for_backward(u, dt, A, B, dA, dB, states)
+        return states
 
     @staticmethod
     def backward(ctx, dout):

@@ -10,7 +10,7 @@ from tests.compare.gallery.unseen.operation import Operation, wrong_and_right
 
 EPS = 1e-3
 CHUNKS = 2
-PART = 3
+COUNTED = 3
 
 
 def norm_of_parts(x, weight, bias):
@@ -66,13 +66,13 @@ class GhostBatchNorm(Function):
 
 
 def norm_by_a_part(x, weight):
-    return x * weight / (x[:, :PART].square().mean(1, keepdim=True) + EPS).sqrt()
+    return x * weight / (x[:, :COUNTED].square().mean(1, keepdim=True) + EPS).sqrt()
 
 
 class NormByAPartFunction(Function):
     @staticmethod
     def forward(ctx, x, weight):
-        scale = (x[:, :PART].square().mean(1, keepdim=True) + EPS).rsqrt()
+        scale = (x[:, :COUNTED].square().mean(1, keepdim=True) + EPS).rsqrt()
         ctx.save_for_backward(x, weight, scale)
         return x * scale * weight
 
@@ -81,7 +81,7 @@ class NormByAPartFunction(Function):
         x, weight, scale = ctx.saved_tensors
         to_scale = (g * weight * x).sum(1, keepdim=True)
         to_x = g * weight * scale
-        to_x[:, :PART] -= to_scale * scale**3 * x[:, :PART] / PART
+        to_x[:, :COUNTED] -= to_scale * scale**3 * x[:, :COUNTED] / COUNTED
         return to_x, (g * x * scale).sum(0)
 
 
@@ -90,7 +90,7 @@ class PartialRMSNorm(Function):
 
     @staticmethod
     def forward(ctx, x, g):
-        rms = torch.sqrt(x[:, :PART].pow(2).mean(dim=1, keepdim=True) + EPS)
+        rms = torch.sqrt(x[:, :COUNTED].pow(2).mean(dim=1, keepdim=True) + EPS)
         x_hat = x / rms
         ctx.save_for_backward(x_hat, rms, g)
         return g * x_hat
@@ -100,7 +100,7 @@ class PartialRMSNorm(Function):
         x_hat, rms, g = ctx.saved_tensors
         dg = (dy * x_hat).sum(dim=0)
         dx_hat = dy * g
-        dx = (dx_hat - x_hat * (dx_hat * x_hat).sum(dim=1, keepdim=True) / PART) / rms
+        dx = (dx_hat - x_hat * (dx_hat * x_hat).sum(dim=1, keepdim=True) / COUNTED) / rms
         return dx, dg
 
 
@@ -173,7 +173,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(4, 7), "weight": torch.randn(7)},
         named="the features that do not enter the root mean square get its correction too",
         kinds=("missing term", "only at some indices", "step left out", "wrong sum"),
-        named_words=(r"PART|:3|first", r"index|column|>= ?3|> ?2", r"path|term"),
+        named_words=(r"COUNTED|:3|first", r"index|column|>= ?3|> ?2", r"path|term"),
         located=(r"gradient of x\b",),
     ),
     Operation(
