@@ -251,7 +251,7 @@ def test_a_constant_that_is_rounded_to_a_narrow_dtype_is_wrong(function, is_righ
     assert not findings if is_right else [finding.kind for finding in findings] == ["only in one dtype"]
 
 
-class ExactSoftplus(Function):
+class ExactSoftplus(torch.autograd.Function):
     """log(1 + exp(x)) for every x; PyTorch's softplus is x itself above 20."""
 
     @staticmethod
@@ -268,7 +268,7 @@ class ExactSoftplus(Function):
 
 def test_a_more_exact_softplus_than_native_is_right():
     inputs = lambda: (15 + 10 * torch.rand(8, 4),)  # noqa: E731
-    case = Case("softplus", ExactSoftplus.apply, torch.nn.functional.softplus, inputs)
-    assert not compare(case).findings
-    wrong = Case("softplus", lambda x: ExactSoftplus.apply(x, 1e-7), torch.nn.functional.softplus, inputs)
-    assert compare(wrong, dtypes=(torch.float64,)).findings
+    case = compare.Case("softplus", ExactSoftplus.apply, torch.nn.functional.softplus, inputs)
+    assert not compare.compare(case).findings
+    wrong = compare.Case("softplus", lambda x: ExactSoftplus.apply(x, 1e-7), torch.nn.functional.softplus, inputs)
+    assert compare.compare(wrong, dtypes=(torch.float64,)).findings
