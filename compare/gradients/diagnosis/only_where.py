@@ -18,6 +18,7 @@ from compare.gradients.diagnosis.native_calls import record_calls, results_by_na
 from compare.gradients.diagnosis.probe import NUM_DRAWS, Probe
 from compare.gradients.diagnosis.two_factors import find_two_factors
 from compare.gradients.diagnosis.wording import format_number, index_name
+from compare.gradients.numbers import has_gradient
 from compare.gradients.run_variant import OUTPUT
 
 MIN_SURPLUS = 3  # elements that should be 0
@@ -49,6 +50,7 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     if separated is None:
         return
     condition, is_index = separated
+    zeros = _zeros_there(shape, draws, wrong, informative) if is_index else ""
     for d, size in enumerate(shape):
         if is_index and condition == f"{index_name(mismatch.oracle, d)} is 0 or {size - 1}":
             condition += " (the first and the last)"
@@ -57,6 +59,8 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     )
     kind = "only at some indices" if is_index else "only for some values"
     kind = "unknown" if is_index and not ratio else kind  # a place is no name
+    if zeros:
+        kind, condition = "only at zeros", f"{zeros} is 0 ({condition})"
     if mismatch.variant.data == "whole numbers" and not is_index:
         kind = "only at ties" if " equals " in condition else "only at bounds"
         kind = "only at zeros" if condition.endswith(" is 0") else kind
@@ -68,6 +72,13 @@ def find_condition(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
     elements = f"{int(wrong.sum())} of {wrong.numel()} elements in {len(draws)} draws"
     evidence = f"{worst_example(mismatch)}; {elements} are wrong"
     yield Finding(kind, mismatch.quantity, statement, evidence)
+
+
+def _zeros_there(shape: torch.Size, draws: list[Mismatch], wrong: Tensor, informative: Tensor) -> str:
+    """Name of an input that is exactly 0 at the wrong elements in all draws, and at no right one; "" without one."""
+    features = join([value_features(shape, {n: v for n, v in m.inputs.items() if has_gradient(v)}) for m in draws])
+    right = informative & ~wrong
+    return next((f.name for f in features if not f.values[wrong].any() and bool((f.values[right] != 0).all())), "")
 
 
 def find_condition_of_factor(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:
