@@ -10,7 +10,7 @@ from torch import Tensor
 from compare.case import CaseError
 from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.findings import Finding
-from compare.gradients.diagnosis.locations import worst_example
+from compare.gradients.diagnosis.locations import worst_example, wrong_slices
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch, RerunNative, equal_up_to_rounding
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.transformations import moves
@@ -18,6 +18,7 @@ from compare.gradients.diagnosis.wording import dimension_name, format_number
 from compare.gradients.run_variant import OUTPUT
 
 MAX_LISTED = 12  # slices of a permutation in one sentence
+MIN_EXCHANGED = 3  # elements that another gradient has in their places
 
 
 def find_whole_tensor_patterns(
@@ -50,6 +51,15 @@ def find_replaced(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> I
     for name, other in values.items():
         if name.startswith("gradient") and name != mismatch.quantity and mismatch.equals(other):
             yield Finding("swapped", mismatch.quantity, f"equals the {name}")
+    wrong = mismatch.wrong
+    if int(wrong.sum()) < MIN_EXCHANGED or wrong.all():
+        return
+    for name, other in values.items():
+        if name.startswith("gradient") and name != mismatch.quantity and other is not None:
+            part = mismatch.oracle.where(~wrong, other.double().cpu()) if other.shape == wrong.shape else None
+            if part is not None and mismatch.equals(part):
+                statement = f"equals the {name} in the {int(wrong.sum())} elements that are wrong"
+                yield Finding("swapped", mismatch.quantity, statement + wrong_slices(mismatch))
 
 
 def find_factor(mismatch: Mismatch, probe: Probe | None = None) -> Iterator[Finding]:
