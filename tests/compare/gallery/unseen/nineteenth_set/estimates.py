@@ -170,7 +170,13 @@ def sensors():
 
 WRONG = [
     WrongFunction(
-        Case("filter for a moving state, gain in the spread", ScalarKalman.apply, filtered_states, walks),
+        Case(
+            "filter for a moving state, gain in the spread",
+            ScalarKalman.apply,
+            filtered_states,
+            walks,
+            whole_numbers=False,
+        ),
         named="drift and noise: the gain's part through the spread after the step, (1 - gain) spread, is missing",
         kinds=("missing term", "step left out"),
         named_words=(r"missing", r"\bK\b|gain", r"grad_P|spread|\bP\b", r"constant"),

@@ -21,14 +21,14 @@ class EmissionUpdateFunction(Function):
     @staticmethod
     def backward(ctx, g):
         image, counts, system = ctx.saved_tensors
-        expected, seen = system @ image, system.sum(0)
+        expected, column_sums = system @ image, system.sum(0)
         ratio = counts / expected
         back = system.T @ ratio
-        to_back = g * image / seen
+        to_back = g * image / column_sums
         to_ratio = system @ to_back
         to_expected = -to_ratio * ratio / expected
-        to_system = torch.outer(ratio, to_back) + torch.outer(to_expected, image) - to_back * back / seen
-        return g * back / seen + system.T @ to_expected, to_ratio / expected, to_system
+        to_system = torch.outer(ratio, to_back) + torch.outer(to_expected, image) - to_back * back / column_sums
+        return g * back / column_sums + system.T @ to_expected, to_ratio / expected, to_system
 
 
 class MLEMStep(Function):
