@@ -193,10 +193,10 @@ class RayleighFrequency(Function):
     def backward(ctx, grad_omega):
         v, K, M, vMv, omega = ctx.saved_tensors
         c = (grad_omega / (2 * omega * vMv)).unsqueeze(1)
-        residual = v @ K.t() - omega.square().unsqueeze(1) * (v @ M.t())
-        grad_v = 2 * c * residual
+        residual = v @ (K + K.t()) - omega.square().unsqueeze(1) * (v @ (M + M.t()))
+        grad_v = c * residual
         grad_K = (c * v).t() @ v
-        grad_M = -(c * omega.square().unsqueeze(1) * v).t() @ v
+        grad_M = -(c * omega.unsqueeze(1) * v).t() @ v
         return grad_v, grad_K, grad_M
 
 
@@ -253,15 +253,15 @@ OPERATIONS = [
         options={"whole_numbers": False},
     ),
     Operation(
-        "natural frequency, matrices without symmetry",
+        "natural frequency, frequency for its square",
         NaturalFrequencyFunction,
         RayleighFrequency,
         natural_frequency,
         beam,
-        named="shape: twice the product with the transposed matrices, where it is the sum of both products",
-        kinds=("missing term", "not transposed", "transposed", "another operand", "wrong half", "factor of one term"),
-        named_words=(r"transpos|symmetr|\.t\(\)|\.T\b",),
-        located=(r"gradient of (shape|v)\b",),
+        named="mass: the frequency stands for its square, the quotient of the two forms",
+        kinds=("another operand", "factor by element", "step left out", "factor of one term"),
+        named_words=(r"omega|squar|pow|sqrt|root",),
+        located=(r"gradient of (mass|M)\b",),
         options={"whole_numbers": False},
     ),
 ]
