@@ -32,11 +32,11 @@ RELATIVE_ERROR = 1e-5
 
 @dataclass(frozen=True)
 class MissingFactor:
-    """A derivative by which an expression should be multiplied.
+    """A derivative by which an expression should be multiplied; for a mask, the derivative that should make it.
 
     Attributes:
         words: "the derivative of `x.clamp(0, 1)` in line 7".
-        sign: 1, or -1 for the negated derivative.
+        sign: 1, or -1 for the negated derivative; a mask is true where the derivative is not 0, or where it is 0.
         is_reversed: the derivatives are those of a loop, from the last step on.
     """
 
@@ -46,8 +46,21 @@ class MissingFactor:
     is_reversed: bool
 
     @property
+    def is_mask(self) -> bool:
+        """True where the expression is a mask."""
+        return self.place.present[0].dtype is torch.bool
+
+    def changed(self, value: Tensor, derivative: Tensor) -> Tensor:
+        """The value that should be there instead."""
+        if self.is_mask:
+            return ((derivative != 0) == (self.sign > 0)).expand(value.shape)
+        return value * (self.sign * derivative).to(value.dtype)
+
+    @property
     def told(self) -> str:
         """The factor in words, after "should be"."""
+        if self.is_mask:
+            return f"true where {self.words} is {'not 0' if self.sign > 0 else '0'}"
         minus = "minus " if self.sign < 0 else ""
         return f"multiplied by {minus}{self.words}" + (", at each step" if len(self.place.present) > 1 else "")
 
@@ -92,7 +105,8 @@ class MissingDerivatives:
     def _factors(self, known: Mapping[str, list[Tensor]]) -> Iterator[MissingFactor]:
         for place in self._places:
             present = place.present[0]
-            for words, derivatives in known.items() if not place.more and present.is_floating_point() else ():
+            is_changed = present.is_floating_point() or present.dtype is torch.bool
+            for words, derivatives in known.items() if not place.more and is_changed else ():
                 if len(derivatives) in (1, len(place.present)) and _fits(derivatives[0], present):
                     for is_reversed in (False, True)[: len(derivatives)]:
                         for sign in (1, -1):
@@ -157,4 +171,4 @@ def _multiplied(factors: Sequence[MissingFactor], known: Mapping[str, list[Tenso
     """A function for ``INSTEAD``: the value of the n-th factor's place, times the derivative of the step."""
     orders = [known[each.words][:: -1 if each.is_reversed else 1] for each in factors]
     steps = [cycle(order) for order in orders]
-    return lambda n, value: value * (factors[n].sign * next(steps[n])).to(value.dtype)
+    return lambda n, value: factors[n].changed(value, next(steps[n]))

@@ -14,6 +14,7 @@ from compare.gradients.source_changes.correction import Correction
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.edits import assigned_name
 from compare.gradients.source_changes.expected_values import MAX_VALUES, ExpectedValue, ExpectedValues, as_correction
+from compare.gradients.source_changes.fitting_steps import step_that_fits
 from compare.gradients.source_changes.fitting_terms import Terms
 from compare.gradients.source_changes.forward_runs import Functions
 from compare.gradients.source_changes.missing_derivatives import MissingDerivatives
@@ -63,6 +64,9 @@ class ValueSearch:
         names = [part for part in parts if isinstance(part.place.site.node, ast.Name)]
         names += [part for part in parts if assigned_name(part.place.site)]
         places = {id(each): expected.with_operands(each) for each in (*whole, *parts)}
+        for each in (*whole, *parts):
+            for edit in step_that_fits(each.place.site, each.place.present[each.step], each.value[each.step]):
+                yield each.place.with_edit(edit)
         for of_two, known in ((False, [*whole, *parts]), (True, [*whole[:MAX_FOR_TWO], *names[:MAX_NAMES]])):
             for each in known:
                 place, value = places[id(each)], each.value[each.step]

@@ -35,7 +35,7 @@ class BoundedGateFunction(Function):
         s = torch.sigmoid(ALPHA * gate)
         to_x = torch.empty_like(x)
         to_x[:, ::2] = g * (linear + 1) * s * (1 + ALPHA * gate * (1 - s)) * (x[:, ::2] <= LIMIT)
-        to_x[:, 1::2] = g * gate * s * (x[:, 1::2].abs() <= LIMIT)
+        to_x[:, 1::2] = g * gate * s * (x[:, 1::2].abs() < LIMIT)
         return to_x
 
 
