@@ -34,6 +34,7 @@ class CalledFunction:
         in_backward: True if backward called it first.
         local_values: the values that its names had where its last call returned.
         constants: the numbers among the global names of the user's functions.
+        global_tensors: the tensors among them.
         inner: the local values of the functions that it defines, by name and first line.
     """
 
@@ -42,6 +43,7 @@ class CalledFunction:
     in_backward: bool
     local_values: dict[str, Any] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
+    global_tensors: dict[str, Tensor] = field(default_factory=dict)
     inner: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     _within: dict[tuple[str, int], CalledFunction] = field(default_factory=dict, repr=False)
 
@@ -112,12 +114,14 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
             functions[function.__code__].append(function)
     inner = {code: [c for c in with_inner(code) if c is not code] for code in functions}
     all_inner = {each for codes in inner.values() for each in codes}
-    constants = {
+    global_values = {
         name: objects[0].__globals__[name]
         for code, objects in functions.items()
         for name in code.co_names
-        if objects and is_number(objects[0].__globals__.get(name))
+        if objects and name in objects[0].__globals__
     }
+    constants = {name: value for name, value in global_values.items() if is_number(value)}
+    global_tensors = {name: value for name, value in global_values.items() if isinstance(value, Tensor)}
     called = [
         CalledFunction(
             code,
@@ -125,6 +129,7 @@ def find_called_functions(run: Callable[[], Any]) -> tuple[list[CalledFunction],
             in_backward[code],
             local_values.get(code, {}),
             constants,
+            global_tensors,
             {(c.co_name, c.co_firstlineno): local_values[c] for c in inner[code] if c in local_values},
         )
         for code, objects in functions.items()

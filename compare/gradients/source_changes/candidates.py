@@ -13,6 +13,8 @@ from typing import Any
 from compare.gradients.source_changes.call_edits import call_edits
 from compare.gradients.source_changes.called_functions import CalledFunction, is_number
 from compare.gradients.source_changes.default_edits import default_edits
+from compare.gradients.source_changes.dimension_edits import dimension_edits, find_dimensions
+from compare.gradients.source_changes.earlier_value_edits import earlier_value_edits
 from compare.gradients.source_changes.editable_function import EditableFunction, SourceUnknown
 from compare.gradients.source_changes.edits import Edit, Site, find_sites
 from compare.gradients.source_changes.einsum_edits import einsum_edits
@@ -111,6 +113,7 @@ class Candidates:
             self.functions.append((function, find_sites(each, function.node)))
         every_site = [site for _, sites in self.functions for site in sites]
         self._ingredients = find_ingredients(every_site)
+        self._dimensions = find_dimensions(every_site)
         self._bounds = _find_bounds(called, every_site)
         constants = [site.node.value for site in every_site if isinstance(site.node, ast.Constant)]
         self._numbers = list(dict.fromkeys(value for value in constants if isinstance(value, float)))[:MAX_NUMBERS]
@@ -182,9 +185,11 @@ class Candidates:
             yield from _alone(tuple_edits(site, called))
             yield from _alone(statement_edits(site))
             yield from _alone(index_edits(site))
+            yield from _alone(dimension_edits(site, called, self._dimensions))
         yield from _alone(order_edits(sites))
         yield from _alone(moved_operand_edits(sites, function.called))
         yield from _alone(length_edits(sites, function.called))
+        yield from _alone(earlier_value_edits(sites, function.called))
 
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])

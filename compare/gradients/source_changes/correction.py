@@ -105,7 +105,12 @@ def correction(candidate: Candidate, quantities: frozenset[str], makes_all_right
             _, old, new = edit.changes[0]
             after = "" if new is None else _text(new if shown is old else shown)
         line = old.lineno
-        if len(edit.changes) > 1 and isinstance(old, ast.stmt):  # two statements in the other order, or at once
+        reads_earlier = (
+            len(edit.changes) > 1 and isinstance(old, ast.stmt) and isinstance(edit.changes[1][1], ast.expr)
+        )
+        if reads_earlier:  # a value that is kept before a statement
+            after = "; ".join(map(_text, new.body))
+        elif len(edit.changes) > 1 and isinstance(old, ast.stmt):  # two statements in the other order, or at once
             _, second, removed = edit.changes[1]
             before, which = f"{_text(old)}; {_text(second)}", ""
             after = _text(new) if removed is None else f"{_text(second)}; {_text(old)}"
@@ -113,6 +118,9 @@ def correction(candidate: Candidate, quantities: frozenset[str], makes_all_right
             line, test = old.orelse[0].lineno, _text(old.orelse[0].test)
             before, after, which = f"elif {test}:", f"if {test}:", ""
         changes[id(shown)] = Change(function.code.co_filename, line, before, after, which=which)
+        if reads_earlier:
+            _, read, kept = edit.changes[1]
+            changes[id(read)] = Change(function.code.co_filename, read.lineno, _text(read), _text(kept))
     return Correction(tuple(changes.values()), quantities, makes_all_right)
 
 

@@ -147,10 +147,16 @@ def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
     parent = site.ancestors[-1]
     if isinstance(parent, ast.Call) and parent.func is node:
         return
-    if node.id in tensors:
-        for other in tensors:
+    own_global = None if node.id in called.local_values else called.global_tensors.get(node.id)
+    if node.id in tensors or own_global is not None:
+        own = tensors[node.id] if own_global is None else own_global
+        for other in tensors if own_global is None else ():
             if other != node.id:
                 yield site.edit(name(other), 1)
+        for other, value in called.global_tensors.items():
+            is_known = other in called.local_values or called.functions[0].__globals__.get(other) is not value
+            if other != node.id and not is_known and (value.dtype, value.shape) == (own.dtype, own.shape):
+                yield site.edit(name(other), 1 if own_global is not None else 2)
     elif node.id in numbers:
         yield from (site.edit(size, 2) for size in lengths(called))
         for other in numbers:

@@ -14,6 +14,7 @@ from compare.gradients.source_changes.edits import Site, assigned_name
 from compare.gradients.source_changes.ending_loops import names_in
 
 MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 22, 2000
+MAX_MATRICES = 5  # of which products of three come before rarer terms
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iter
         yield from _shaped(each, shape)
     for a, b in combinations_with_replacement(ingredients, 2):
         yield from _products_of_two(a, b, shape)
+    if sum(each.value.dim() == 2 for each in names) <= MAX_MATRICES:
+        yield from _matrix_chains(names, shape)
     for a, b in product(ingredients, functions):
         yield from _products_of_two(a, b, shape)
     yield from _products(product(names, ingredients), [reciprocals[each.text] for each in names], shape)
@@ -102,7 +105,8 @@ def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iter
             yield from _products([(a, b)], ingredients[m:], shape)
     for a, b in product(functions_of_names, ingredients):
         yield from _products_of_two(a, reciprocals[b.text], shape)
-    yield from _matrix_chains(names, shape)
+    if sum(each.value.dim() == 2 for each in names) > MAX_MATRICES:
+        yield from _matrix_chains(names, shape)
     yield from _products(combinations_with_replacement(names, 2), sums, shape)
     yield from _products(product(names, ingredients), [reciprocals[each.text] for each in others], shape)
 

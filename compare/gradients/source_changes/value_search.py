@@ -65,7 +65,8 @@ class ValueSearch:
         names += [part for part in parts if assigned_name(part.place.site)]
         places = {id(each): expected.with_operands(each) for each in (*whole, *parts)}
         for each in (*whole, *parts):
-            for edit in step_that_fits(each.place.site, each.place.present[each.step], each.value[each.step]):
+            present, numbers = each.place.present[each.step], each.place.function.called.numbers
+            for edit in step_that_fits(each.place.site, present, each.value[each.step], numbers):
                 yield each.place.with_edit(edit)
         for of_two, known in ((False, [*whole, *parts]), (True, [*whole[:MAX_FOR_TWO], *names[:MAX_NAMES]])):
             for each in known:
