@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compare.gradients.case_runner import CaseRunner
-from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.mismatch import Incoming, Mismatch
 from compare.gradients.run_variant import (
     RunResult,
     call,
@@ -108,14 +108,21 @@ class EditedRuns:
             self._values | {gradient_name(name): None if g is None else dense_copy(g) for name, g in named}
         )
 
-    def attached_gradients(self, codes: Mapping[EditableFunction, CodeType]) -> dict[str, Tensor]:
-        """Gradients of the inputs that backward gives with other code, with derivatives; none where it raises."""
+    def attached_gradients(
+        self, codes: Mapping[EditableFunction, CodeType], incoming: Incoming | None = None
+    ) -> dict[str, Tensor]:
+        """Gradients of the inputs that backward gives with other code, with derivatives; none where it raises.
+
+        Args:
+            incoming: other incoming gradients.
+        """
+        received = self._incoming if incoming is None else [incoming(n, o).to(o.dtype) for n, o in self._numbered]
         versions = [tensor._version for tensor in self._kept]
         try:
             with self.kept.restored(), warnings.catch_warnings(), torch.enable_grad(), exchanged(codes):
                 warnings.simplefilter("ignore")
                 gradients = torch.autograd.grad(
-                    self._outputs, list(self._leaves.values()), self._incoming, create_graph=True, allow_unused=True
+                    self._outputs, list(self._leaves.values()), received, create_graph=True, allow_unused=True
                 )
         except Exception:  # a change in place that autograd does not allow, say
             return {}
@@ -130,7 +137,7 @@ class EditedRuns:
         inputs = {name: make_leaf(value, variant) for name, value in self.first.inputs.items()}
         outputs = call(self.runner.case.ours, inputs.values())
         self._values: dict[str, Tensor | None] = {output_name(n): dense_copy(o) for n, o in enumerate(outputs)}
-        numbered = [(n, output) for n, output in enumerate(outputs) if output.requires_grad]
+        self._numbered = numbered = [(n, output) for n, output in enumerate(outputs) if output.requires_grad]
         self._incoming = [
             gradient_to_layout(incoming_gradient(o, variant, seed + n).to(o.dtype), variant.gradient_layout)
             for n, o in numbered

@@ -45,8 +45,7 @@ def _masks(
             if torch.equal(kept.cpu(), is_kept):
                 bound = size - count if isinstance(comparison, ast.GtE) else count
                 limit = name(named) if named and bound == count else number(bound)
-                length = ast.Subscript(ast.Attribute(node, "shape", ast.Load()), number(dim), ast.Load())
-                index: ast.expr = method(name("torch"), "arange", length)
+                index: ast.expr = method(name("torch"), "arange", number(size))
                 for _ in range(dim + 1, value.dim()):
                     index = method(index, "unsqueeze", number(-1))
                 mask = is_kept.to(value.device).view([-1] + [1] * (value.dim() - dim - 1))

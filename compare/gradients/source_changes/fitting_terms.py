@@ -37,9 +37,10 @@ class Terms:
         for start in range(0, len(self._terms), CHUNK):
             values = torch.stack([term.value for term in self._terms[start : start + CHUNK]])
             self._sums[start : start + CHUNK] = values.view(len(values), -1) @ self._weights
-        named = {key: abs(value) for key, value in numbers.items() if value not in (0, 1, 2, -1, -2)}
-        self._named = {2 * value: f"2 * {key}" for key, value in named.items()}
-        self._named |= {value: key for key, value in named.items()}
+        named = {key: value for key, value in numbers.items() if value not in (0, 1, 2, -1, -2)}
+        # Texts by sizes, and whether the number that a text stands for is negative.
+        self._named = {2 * abs(value): (f"2 * {key}", value < 0) for key, value in named.items()}
+        self._named |= {abs(value): (key, value < 0) for key, value in named.items()}
         self._coefficients = torch.tensor([*COEFFICIENTS, *self._named], dtype=torch.float64)
 
     def __len__(self) -> int:
@@ -104,11 +105,9 @@ class Terms:
 
     def _edited(self, node: ast.expr, kind: str, term: Ingredient, coefficient: float) -> ast.expr | None:
         size = abs(coefficient)
-        factor = (
-            _named_number(self._named[size])
-            if size in self._named
-            else number(int(size) if size == int(size) else size)
-        )
+        text, is_negative = self._named.get(size, ("", False))
+        factor = _named_number(text) if text else number(int(size) if size == int(size) else size)
+        coefficient = -coefficient if is_negative else coefficient
         scaled = term.node if size == 1 else ast.BinOp(factor, ast.Mult(), term.node)
         if kind == "term":
             return ast.BinOp(node, ast.Add() if coefficient > 0 else ast.Sub(), scaled)

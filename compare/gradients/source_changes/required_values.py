@@ -1,68 +1,113 @@
 """Values that expressions of backward must have if all gradients are to be right, from backward's own derivatives.
 
 The gradients that backward returns are functions of the value of each of its expressions. One run gives their
-derivatives, by autograd. Where these have full rank, and the function is affine, one value alone makes all right.
+derivatives, by autograd. Where these have full rank, and the function is affine, one value alone makes all right. The
+few elements of a sum leave the value of a summand open; but if it is the same for every incoming gradient, several
+incoming gradients tell it.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compare.gradients.diagnosis.mismatch import Mismatch
+from compare.gradients.diagnosis.mismatch import Incoming, Mismatch
+from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.run_variant import gradient_name
 from compare.gradients.source_changes.editable_function import EditableFunction
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.edits import Site
 from compare.gradients.source_changes.expected_values import ExpectedValue
-from compare.gradients.source_changes.places import Place
+from compare.gradients.source_changes.places import Place, are_equal
 from compare.gradients.source_changes.recorded_values import RECORD, builtin, recording_code
 
 MAX_ELEMENTS = 150  # of a value in all steps of a loop, and of a gradient that is differentiated
+MAX_RUNS, MAX_OPEN = 60, 48  # further incoming gradients; elements of a value that they are to tell
 MIN_SINGULAR = 1e-8  # of the largest singular value: a smaller one leaves the value open
 RESIDUAL = 1e-7  # of the largest error, after an exact solution
 
-Values = dict[int, list[Tensor]]  # by the number of the expression, one after the other
+Codes = dict[EditableFunction, CodeType]
+
+
+@dataclass
+class _Equations:
+    """Derivatives of elements of the gradients by the values of expressions, for one incoming gradient.
+
+    Attributes:
+        values: of the expressions, by their numbers, one after the other.
+        jacobians: by the same numbers.
+        errors: what is missing in the elements.
+    """
+
+    values: dict[int, list[Tensor]]
+    jacobians: dict[int, Tensor]
+    errors: Tensor
 
 
 def required_values(
-    places: Sequence[Place], runs: EditedRuns, targets: Sequence[Mismatch]
+    places: Sequence[Place], runs: EditedRuns, targets: Sequence[Mismatch], probe: Probe | None = None
 ) -> Iterator[ExpectedValue]:
     """Expressions with the only value that makes every gradient right, in the order of the places."""
-    by_name = {target.quantity: target for target in targets}
-    if not runs.backward_is_repeatable or any(t.ours is None or t.oracle is None for t in targets):
+    expected = {target.quantity: target.oracle for target in targets if target.oracle is not None}
+    if not runs.backward_is_repeatable or len(expected) < len(targets):
         return
-    numbers, values, gradients = _run(places, runs)
-    rows: list[Tensor] = []
-    errors: list[Tensor] = []
-    for name, gradient in gradients.items():
-        elements, target = _elements(gradient), by_name.get(gradient_name(name))
-        error = torch.zeros(gradient.shape, dtype=torch.float64)
-        if target is not None and target.ours is not None and target.oracle is not None:
-            error = target.oracle.cpu() - target.ours.cpu().double()
-        if error.shape != gradient.shape or not error.isfinite().all():
-            return
-        rows += [gradient.flatten()[element] for element in elements]
-        errors.append(error.flatten()[elements])
-    jacobians = _jacobians(rows, values)
-    for place in places:
-        known = [jacobians.get(numbers.get(id(site), -1)) for site in place.sites]
-        size = sum(value.numel() for value in place.present)
-        if any(each is None or each.shape[1] != size for each in known):
-            continue
-        change = _only_solution(sum(known), torch.cat(errors))  # type: ignore[arg-type]
+    numbers, codes = _recording(places)
+    first = _equations(runs, codes, expected)
+    if first is None:
+        return
+    numbered = [(place, [numbers.get(id(site), -1) for site in place.sites]) for place in places]
+    further = list(_further_equations(first, numbered, runs, codes, probe, expected.keys()))
+    for place, sites in numbered:
+        change = _only_solution(_stacked([first], sites), first.errors)
+        if change is None and further and all(_have_same_values(first, each, sites) for each in further):
+            every = [first, *further]
+            change = _only_solution(_stacked(every, sites), torch.cat([each.errors for each in every]))
         if change is not None:
             parts = change.split([value.numel() for value in place.present])
             value = [v.cpu() + part.view(v.shape) for v, part in zip(place.present, parts, strict=True)]
-            yield ExpectedValue(place, value, quantities=frozenset(by_name))
+            yield ExpectedValue(place, value, quantities=frozenset(expected))
 
 
-def _run(places: Sequence[Place], runs: EditedRuns) -> tuple[dict[int, int], Values, dict[str, Tensor]]:
-    """Numbers of the expressions by the ids of their sites, their values, and the gradients as functions of them."""
+def _further_equations(
+    first: _Equations,
+    places: Sequence[tuple[Place, list[int]]],
+    runs: EditedRuns,
+    codes: Codes,
+    probe: Probe | None,
+    wrong: Set[str],
+) -> Iterator[_Equations]:
+    """Equations of what is wrong for other incoming gradients, as many as the small values that are open take."""
+    if probe is None or probe.case.native is None:
+        return
+    counts = [0]
+    for _, sites in places:
+        jacobian = _stacked([first], sites)
+        if (
+            jacobian is not None
+            and jacobian.shape[1] <= MAX_OPEN
+            and _only_solution(jacobian, 0 * first.errors) is None
+        ):
+            told = int((jacobian != 0).any(1).sum())
+            counts.append(math.ceil(1.25 * jacobian.shape[1] / told) if told else 0)
+    for n in range(min(max(counts), MAX_RUNS)):
+        incoming = probe.incoming(1 + n)
+        right = probe.run_native(runs.first.inputs, incoming)
+        known = {name: value for name, value in (right or {}).items() if name in wrong}
+        equations = None if right is None else _equations(runs, codes, known, incoming)
+        if equations is None:
+            return
+        yield equations
+
+
+def _recording(places: Sequence[Place]) -> tuple[dict[int, int], Codes]:
+    """Numbers of the expressions by the ids of their sites, and code that records their values."""
     sites: dict[EditableFunction, dict[int, Site]] = {}
     for place in places:
         own = sites.setdefault(place.function, {})
@@ -74,7 +119,25 @@ def _run(places: Sequence[Place], runs: EditedRuns) -> tuple[dict[int, int], Val
         numbers |= {each: len(numbers) + n for n, each in enumerate(own)}
         if code is not None:
             codes[function] = code
-    values: Values = {}
+    return numbers, codes
+
+
+def _is_changed_in_place(site: Site) -> bool:
+    """True for the tensor of a method that changes it, such as ``add_``: a copy would change instead."""
+    parent = site.ancestors[-1]
+    return isinstance(parent, ast.Attribute) and parent.attr.endswith("_")
+
+
+def _equations(
+    runs: EditedRuns, codes: Codes, expected: Mapping[str, Tensor | None], incoming: Incoming | None = None
+) -> _Equations | None:
+    """Equations of one run; None where a gradient cannot be compared.
+
+    Args:
+        expected: right gradients. Others are right already; for other incoming gradients they are left out.
+        incoming: other incoming gradients.
+    """
+    values: dict[int, list[Tensor]] = {}
 
     def record(n: int, value: Any) -> Any:
         torch.set_grad_enabled(True)  # backward of a function that is once_differentiable has turned it off
@@ -85,13 +148,23 @@ def _run(places: Sequence[Place], runs: EditedRuns) -> tuple[dict[int, int], Val
         return own
 
     with builtin(RECORD, record):
-        return numbers, values, runs.attached_gradients(codes)
-
-
-def _is_changed_in_place(site: Site) -> bool:
-    """True for the tensor of a method that changes it, such as ``add_``: a copy would change instead."""
-    parent = site.ancestors[-1]
-    return isinstance(parent, ast.Attribute) and parent.attr.endswith("_")
+        gradients = runs.attached_gradients(codes, incoming)
+    rows: list[Tensor] = []
+    errors: list[Tensor] = []
+    for name, gradient in gradients.items():
+        right = expected.get(gradient_name(name))
+        if right is None and incoming is not None:
+            continue
+        if right is not None and (right.shape != gradient.shape or gradient.is_complex()):
+            return None
+        got = gradient.detach().cpu().double()
+        error = torch.zeros_like(got) if right is None else right.cpu().double() - got
+        elements = _elements(gradient)
+        rows += [gradient.flatten()[element] for element in elements]
+        errors.append(error.flatten()[elements])
+    if not errors or not torch.cat(errors).isfinite().all():
+        return None
+    return _Equations(values, _jacobians(rows, values), torch.cat(errors))
 
 
 def _elements(gradient: Tensor) -> list[int]:
@@ -102,24 +175,47 @@ def _elements(gradient: Tensor) -> list[int]:
     )
 
 
-def _jacobians(rows: Sequence[Tensor], values: Values) -> dict[int, Tensor]:
+def _jacobians(rows: Sequence[Tensor], values: Mapping[int, list[Tensor]]) -> dict[int, Tensor]:
     """Derivatives of numbers by the values of each expression in all steps."""
     every = [value for own in values.values() for value in own]
     columns = [torch.zeros(len(rows), value.numel(), dtype=torch.float64) for value in every]
     for n, row in enumerate(rows):
-        if row.requires_grad:
-            for column, part in zip(
-                columns, torch.autograd.grad(row, every, retain_graph=True, allow_unused=True), strict=True
-            ):
-                if part is not None:
-                    column[n] = part.detach().cpu().flatten()
+        if not row.requires_grad:
+            continue
+        parts = torch.autograd.grad(row, every, retain_graph=True, allow_unused=True)
+        for column, part in zip(columns, parts, strict=True):
+            if part is not None:
+                column[n] = part.detach().cpu().flatten()
     in_order = iter(columns)
     return {number: torch.cat([next(in_order) for _ in own], 1) for number, own in values.items()}
 
 
-def _only_solution(jacobian: Tensor, errors: Tensor) -> Tensor | None:
+def _stacked(equations: Sequence[_Equations], numbers: Sequence[int]) -> Tensor | None:
+    """Derivatives by the common value of several expressions; None if one of them has none."""
+    parts = []
+    for each in equations:
+        own = [each.jacobians.get(number) for number in numbers]
+        known = [jacobian for jacobian in own if jacobian is not None]
+        if len(known) < len(own) or len({jacobian.shape for jacobian in known}) > 1:
+            return None
+        parts.append(torch.stack(known).sum(0))
+    return torch.cat(parts) if len({part.shape[1] for part in parts}) == 1 else None
+
+
+def _have_same_values(first: _Equations, other: _Equations, numbers: Sequence[int]) -> bool:
+    """True if the expressions do not depend on the incoming gradient."""
+    for number in numbers:
+        own, others = first.values.get(number, []), other.values.get(number, [])
+        if len(own) != len(others) or not all(
+            are_equal(a.detach(), b.detach()) for a, b in zip(own, others, strict=True)
+        ):
+            return False
+    return True
+
+
+def _only_solution(jacobian: Tensor | None, errors: Tensor) -> Tensor | None:
     """The addition to a value that makes all right; None if there is none, or more than one."""
-    if jacobian.shape[1] > jacobian.shape[0] or not jacobian.isfinite().all():
+    if jacobian is None or jacobian.shape[1] > jacobian.shape[0] or not jacobian.isfinite().all():
         return None
     u, s, vh = torch.linalg.svd(jacobian, full_matrices=False)
     if not len(s) or s[-1] <= MIN_SINGULAR * s[0]:

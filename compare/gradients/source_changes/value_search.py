@@ -25,6 +25,7 @@ from compare.gradients.source_changes.terms import find_ingredients
 MAX_OPERANDS = 40  # whose values are fitted by one term
 MAX_FOR_TWO, MAX_NAMES = 4, 5  # whole gradients and operands that are fitted by two
 MAX_TERMS_OF_ALL = 30_000
+MIN_ELEMENTS = 5  # of a value that is fitted early
 
 
 class ValueSearch:
@@ -58,7 +59,9 @@ class ValueSearch:
         operands = Operands(expected.places)
         of_whole = {_key(each): each for each in whole}
         of_parts = {_key(part): part for each in whole for part in operands.of(each)}
-        of_parts |= {_key(each): each for each in required_values(expected.places, self._runs, self._targets)}
+        of_parts |= {
+            _key(each): each for each in required_values(expected.places, self._runs, self._targets, self._probe)
+        }
         whole = list(of_whole.values())
         parts = [part for key, part in of_parts.items() if key not in of_whole][:MAX_OPERANDS]
         names = [part for part in parts if isinstance(part.place.site.node, ast.Name)]
@@ -69,7 +72,8 @@ class ValueSearch:
             for edit in step_that_fits(each.place.site, present, each.value[each.step], numbers):
                 yield each.place.with_edit(edit)
         for of_two, known in ((False, [*whole, *parts]), (True, [*whole[:MAX_FOR_TWO], *names[:MAX_NAMES]])):
-            for each in known:
+            # Many terms are equal to a few numbers, and few are to many.
+            for each in sorted(known, key=lambda each: each.value[each.step].numel() < MIN_ELEMENTS):
                 place, value = places[id(each)], each.value[each.step]
                 ingredients = find_ingredients(place.site, *place.others, len(each.value), each.step)
                 key = (place.function, value.shape, tuple((i.text, float(i.value.sum())) for i in ingredients))
