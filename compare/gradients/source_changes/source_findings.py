@@ -68,7 +68,7 @@ def add_corrections(
     told: set[Correction] = set()
     for finding in findings:
         own = _corrections_of(finding, corrections)
-        if not own or (own[0] in told and finding.kind != "unknown"):
+        if not own or (own[0] in told and not _lacks_a_name(finding)):
             result.append(finding)
         elif own[0] not in told:
             told.update(own)
@@ -89,8 +89,13 @@ def _corrections_of(finding: Finding, corrections: Sequence[Correction]) -> list
     return own
 
 
+def _lacks_a_name(finding: Finding) -> bool:
+    """True for a finding that tells less than a correction: of the only element it tells that it is wrong."""
+    return finding.kind == "unknown" or finding.statement.startswith("1 of 1 elements")
+
+
 def _with_corrections(finding: Finding, own: Sequence[Correction], others: Sequence[Correction]) -> Finding:
-    if finding.kind != "unknown":
+    if not _lacks_a_name(finding):
         words = "\n  ".join(f"{describe(each, others)}: {each.proof}" for each in own)
         return replace(finding, correction=words)
     first = own[0]
