@@ -192,6 +192,10 @@ class CategoricalProjection(Function):
         return grad_probs, grad_rewards
 
 
+def actions():
+    return {"mean": 0.7 * torch.randn(4, 2), "log_std": 0.4 * torch.randn(4, 2), "noise": 0.7 * torch.randn(4, 2)}
+
+
 OPERATIONS = [
     Operation(
         "lambda returns, ends of episodes",
@@ -209,7 +213,7 @@ OPERATIONS = [
         SquashedNormalFunction,
         TanhGaussianSample,
         squashed_normal,
-        lambda: {"mean": torch.randn(4, 2), "log_std": 0.5 * torch.randn(4, 2), "noise": torch.randn(4, 2)},
+        actions,
         named="the tanh's correction of the log-probability sends no gradient to the width",
         kinds=("missing term",),
         named_words=(r"correction", r"missing term|term .*missing|part .*missing"),
@@ -225,7 +229,7 @@ OPERATIONS = [
         kinds=("step left out", "only for some values", "only at bounds"),
         named_words=(r"clamp", r"\btz\b", r"inside|bound|outside|support"),
         located=(r"gradient of (reward|rewards)\b",),
-        options={"whole_numbers": False},
+        options={"whole_numbers": False, "kinks": True},
     ),
 ]
 

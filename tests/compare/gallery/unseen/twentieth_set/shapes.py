@@ -194,7 +194,7 @@ OPERATIONS = [
         kinds=("only for some values", "step left out", "another operand"),
         named_words=(r"\bamax\b|\bmax", r"ones_like|interior", r"largest"),
         located=(r"gradient of (points|p)\b",),
-        options={"whole_numbers": False},
+        options={"whole_numbers": False, "kinks": True},
     ),
     Operation(
         "rays that meet a sphere, root of the product",
