@@ -45,7 +45,7 @@ class CxcywhToXyxy(Function):
 
 def distance_from_box(points, half):
     q = points.abs() - half
-    return q.clamp(min=0).square().sum(-1).add(1e-12).sqrt() + q.max(-1).values.clamp(max=0)
+    return q.clamp(min=0).square().sum(-1).add(1e-4).sqrt() + q.max(-1).values.clamp(max=0)
 
 
 class DistanceFromBoxFunction(Function):
@@ -60,7 +60,7 @@ class DistanceFromBoxFunction(Function):
         q = points.abs() - half
         outside = q.clamp(min=0)
         largest, axis = q.max(-1, keepdim=True)
-        grad = outside / outside.square().sum(-1, keepdim=True).add(1e-12).sqrt()
+        grad = outside / outside.square().sum(-1, keepdim=True).add(1e-4).sqrt()
         grad = g[:, None] * (grad + F.one_hot(axis.squeeze(-1), 3) * (largest < 0))
         return grad * points.sign(), -grad.sum(0)
 
@@ -72,7 +72,7 @@ class BoxSDF(Function):
     def forward(ctx, p, half_extents):
         q = p.abs() - half_extents
         outer = q.clamp_min(0)
-        dist = (outer.pow(2).sum(dim=-1) + 1e-12).sqrt()
+        dist = (outer.pow(2).sum(dim=-1) + 1e-4).sqrt()
         ctx.save_for_backward(p, q, outer, dist)
         return dist + q.amax(dim=-1).clamp_max(0)
 

@@ -59,8 +59,8 @@ class ModulatedFunction(Function):
     @staticmethod
     def backward(ctx, g):
         x, phase = ctx.saved_tensors
-        turned = g * torch.polar(torch.ones_like(phase), -phase)
-        return turned, (turned * x.conj()).imag
+        grad_x = g * torch.polar(torch.ones_like(phase), -phase)
+        return grad_x, (grad_x * x.conj()).imag
 
 
 class PhaseShift(Function):
