@@ -102,7 +102,7 @@ OPERATIONS = [
         options={"whole_numbers": False},
         named="of an even number the gradient goes to the middle element and the next one, not to that before",
         kinds=("another operand", "shifted", "only at some indices"),
-        named_words=(r"half( [+-] 1)?", r"shift|next|order|index"),
+        named_words=(r"half [+-] 1", r"shifted|next one|place before|one (place|element)"),
         located=(r"gradient of x\b",),
     ),
     Operation(

@@ -191,7 +191,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(8, 3), "w1": torch.randn(5, 3), "w2": torch.randn(2, 5)},
         named="the rows that fill no whole chunk, the last two of eight, are left out",
         kinds=("only at some indices",),
-        named_words=(r"// ?ROWS|ROWS", r"last|row(s)? (6|7)|\b[67]\b|indices|index"),
+        named_words=(r"// ?ROWS|ROWS", r"last (two )?(rows|indices)|remainder|\b[67]\b"),
         located=(r"gradient of x\b",),
     ),
     Operation(

@@ -194,7 +194,7 @@ OPERATIONS = [
         lambda: {"z": torch.randn(4, 3), "response": torch.randn(8, 2)},
         named="backward counts the levels from the last, forward from the first",
         kinds=("permuted", "another operand", "flipped", "swapped", "factor by element"),
-        named_words=(r">> d", r"order|reversed|flipped|permuted|swapped", r"went_right"),
+        named_words=(r">> d", r"reversed|flipped|permuted|swapped", r"went_right"),
         located=(r"gradient of (z|logits)\b",),
     ),
     Operation(
