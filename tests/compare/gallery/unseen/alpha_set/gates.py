@@ -141,7 +141,7 @@ OPERATIONS = [
         gaussian_gate,
         lambda: {"x": torch.randn(4, 6)},
         named="forward has the tanh form of GELU, and backward the derivative of the exact one",
-        kinds=("another function's derivative", "wrong derivative", "another operand", "wrong intermediate value"),
+        kinds=("factor by element", "only for some values", "another operand", "wrong intermediate value"),
         named_words=(r"\bpdf\b", r"tanh|erf|exact|GELU", r"another function"),
         located=(r"gradient of x\b",),
     ),
@@ -157,7 +157,7 @@ WRONG += [
             lambda: {"x": torch.randn(5, 3), "w_in": torch.randn(4, 3), "w_out": torch.randn(2, 4)},
         ),
         named="the hidden values are squared in place, so backward sees the squares where the values belong",
-        kinds=("another operand", "wrong intermediate value", "wrong power", "change of the source"),
+        kinds=("another operand", "wrong intermediate value", "factor by element", "change of the source"),
         named_words=(
             r"in.?place|mul_|same tensor|overwr",
             r"\bh2?\b.*(sqrt|square|power)|sqrt\(h2?\)",
