@@ -59,12 +59,12 @@ class MambaScan(Function):
             x = deltaA[:, i] * x + deltaB_u[:, i]
             xs.append(x)
             ys.append(torch.einsum("bdn,bn->bd", x, C[:, i]))
-        ctx.save_for_backward(u, delta, A, B, C, deltaA, torch.stack(xs, dim=1))
+        ctx.save_for_backward(u, delta, B, C, deltaA, torch.stack(xs, dim=1))
         return torch.stack(ys, dim=1)
 
     @staticmethod
     def backward(ctx, dy):
-        u, delta, A, B, C, deltaA, xs = ctx.saved_tensors
+        u, delta, B, C, deltaA, xs = ctx.saved_tensors
         dC = torch.einsum("bld,bldn->bln", dy, xs)
         dxs = torch.einsum("bld,bln->bldn", dy, C)
         for i in range(u.shape[1] - 2, -1, -1):
