@@ -131,6 +131,7 @@ OPERATIONS = [
         kinds=("wrong sum", "another operand", "missing term"),
         named_words=(r"dim ?= ?1|dim ?= ?0", r"keepdim", r"sum.*(dimension|row|column)"),
         located=(r"gradient of weight\b", r"gradient of down\b", r"gradient of up\b"),
+        options={"whole_numbers": False},
     ),
     Operation(
         "mixed experts, asks whether the indices need a gradient",

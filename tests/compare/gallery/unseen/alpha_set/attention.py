@@ -187,8 +187,13 @@ OPERATIONS = [
         },
         named="q and k: the projection on the direction is divided by the square of the norm, not by its cube",
         kinds=("factor of one term", "another operand", "factor by element"),
-        named_words=(r"norm ?\*\* ?3", r"\bnorm\b", r"cube|power|exponent"),
+        named_words=(
+            r"norm ?\*\* ?3|norm\.pow\(3\)",
+            r"(divided|multiplied|times|factor).*\bnorm\b",
+            r"cube|power|exponent",
+        ),
         located=(r"gradient of q\b", r"gradient of k\b"),
+        options={"whole_numbers": False},
     ),
     Operation(
         "attention with a sink, share of the sink",
@@ -198,7 +203,7 @@ OPERATIONS = [
         lambda: {"scores": torch.randn(2, 3, 4, 5), "v": torch.randn(2, 3, 5, 4), "sink": torch.randn(3, 1, 1)},
         named="sink: the factor is the sum of the other probabilities, not the sink's own, 1 minus that sum",
         kinds=("another operand", "factor by element", "missing term"),
-        named_words=(r"1 - p\b|1 - p\.sum", r"p\.sum"),
+        named_words=(r"1 - p\b", r"exp\(sink", r"own (share|probability)"),
         located=(r"gradient of sink\b",),
     ),
 ]
@@ -214,7 +219,7 @@ WRONG += [
         ),
         named="the derivative of tanh is taken from the capped scores, which are CAP times the tanh",
         kinds=("another operand", "factor by element", "step left out", "factor of one term"),
-        named_words=(r"CAP", r"\bcapped\b", r"tanh"),
+        named_words=(r"capped / CAP|CAP \*\* ?2", r"tanh", r"(divided|multiplied|times|factor).*\bCAP\b"),
         located=(r"gradient of q\b", r"gradient of k\b"),
     ),
     WrongFunction(
@@ -226,7 +231,7 @@ WRONG += [
         ),
         named="k: the key also reads the state in the error, and this term is missing",
         kinds=("missing term",),
-        named_words=(r"missing|left out|lacks|add", r"derr", r"\bS\b"),
+        named_words=(r"missing|left out|lacks", r"derr.*\bS\b|\bS\b.*derr"),
         located=(r"gradient of k\b",),
     ),
 ]

@@ -181,7 +181,7 @@ WRONG += [
         ),
         named="slopes: their gradient is taken from the product with probs, not from the gradient of the logits",
         kinds=("another operand", "missing term", "step left out"),
-        named_words=(r"weighted", r"grad_scores", r"missing"),
+        named_words=(r"grad_scores", r"missing|left out|lacks"),
         located=(r"gradient of slopes\b",),
     ),
 ]

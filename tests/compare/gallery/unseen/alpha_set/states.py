@@ -136,7 +136,7 @@ OPERATIONS = [
         },
         named="delta: the step length is in the decay too, and this term is missing",
         kinds=("missing term",),
-        named_words=(r"missing|left out|lacks", r"\bddA\b", r"\bA\b"),
+        named_words=(r"missing|left out|lacks", r"\bddA\b"),
         located=(r"gradient of delta\b",),
     ),
     Operation(
@@ -147,7 +147,11 @@ OPERATIONS = [
         lambda: {"x": torch.randn(5, 3), "weight": torch.rand(7) + 0.5},
         named="weight: the sum over a node's edges is read at the edge's source, not at its target",
         kinds=("another operand", "permuted", "only at some indices"),
-        named_words=(r"SOURCE", r"TARGET", r"permut|in another order|index"),
+        named_words=(
+            r"node\[TARGET\]",
+            r"TARGET.*(instead|not|in place of|where).*SOURCE",
+            r"permut|in another order",
+        ),
         located=(r"gradient of (edge_)?weight\b",),
     ),
 ]
