@@ -169,6 +169,7 @@ class DeltaRule(Function):
             dv[:, t] = derr
             dbeta[:, t] = (dSk * err).sum(-1)
             dk[:, t] = b * torch.einsum("bvk,bv->bk", dS, err)
+            dk[:, t] -= torch.einsum("bvk,bv->bk", states[:, t], derr)
             dS = dS - derr.unsqueeze(-1) * k[:, t].unsqueeze(1)
         return dk, dv, dbeta
 
@@ -229,9 +230,9 @@ WRONG += [
             delta_memory,
             lambda: {"k": torch.randn(2, 4, 3) / 2, "v": torch.randn(2, 4, 2), "beta": torch.rand(2, 4)},
         ),
-        named="k: the key also reads the state in the error, and this term is missing",
-        kinds=("missing term",),
-        named_words=(r"missing|left out|lacks", r"derr.*\bS\b|\bS\b.*derr"),
+        named="k: the key reads the state before the step, and backward takes the state after it",
+        kinds=("another operand", "shifted"),
+        named_words=(r"states\[:, t - 1\]", r"t - 1", r"derr.*\bS\b|\bS\b.*derr", r"shift|one step"),
         located=(r"gradient of k\b",),
     ),
 ]

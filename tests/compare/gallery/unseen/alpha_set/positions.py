@@ -167,6 +167,7 @@ OPERATIONS = [
             r"repeated|several|duplicate|overwr|more than once",
         ),
         located=(r"gradient of table\b",),
+        options={"whole_numbers": False},
     ),
 ]
 
