@@ -91,8 +91,8 @@ class MoECombine(Function):
         gates = torch.softmax(torch.gather(router_logits, 1, topk_idx), dim=1)
         out = x.new_zeros(x.size(0), experts.size(2))
         for e in range(experts.size(0)):
-            token, slot = torch.where(topk_idx == e)
-            out.index_add_(0, token, gates[token, slot, None] * (x[token] @ experts[e]))
+            token, rank = torch.where(topk_idx == e)
+            out.index_add_(0, token, gates[token, rank, None] * (x[token] @ experts[e]))
         ctx.save_for_backward(x, topk_idx, gates, experts)
         ctx.num_experts = router_logits.size(1)
         return out
@@ -102,11 +102,11 @@ class MoECombine(Function):
         x, topk_idx, gates, experts = ctx.saved_tensors
         grad_x, grad_experts, grad_gates = torch.zeros_like(x), torch.zeros_like(experts), torch.zeros_like(gates)
         for e in range(ctx.num_experts):
-            token, slot = torch.where(topk_idx == e)
-            gate, go = gates[token, slot, None], grad_out[token]
+            token, rank = torch.where(topk_idx == e)
+            gate, go = gates[token, rank, None], grad_out[token]
             grad_x.index_add_(0, token, gate * (go @ experts[e].t()))
             grad_experts[e] = x[token].t() @ (gate * go)
-            grad_gates[token, slot] = (go * (x[token] @ experts[e])).sum(dim=1)
+            grad_gates[token, rank] = (go * (x[token] @ experts[e])).sum(dim=1)
         grad_router = None
         if ctx.needs_input_grad[1]:
             grad_gates = gates * (grad_gates - (grad_gates * gates).sum(dim=1, keepdim=True))
