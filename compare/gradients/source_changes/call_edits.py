@@ -126,6 +126,10 @@ def _other_reductions(site: Site) -> Iterator[Edit]:
         kept = [*keywords, ast.keyword("keepdim", ast.Constant(True))]
         for parts in [arguments] if arguments or "dim" in names else [[number(dim)] for dim in (0, 1, 2, -1)]:
             yield site.edit(ast.Call(function, parts, kept), 1 if arguments else 2)
+        if len(arguments) == 1 or names & {"dim", "axis"}:
+            others = [keyword for keyword in kept if keyword.arg not in ("dim", "axis")]
+            for dim in (0, 1, 2, -1):
+                yield site.edit(ast.Call(function, [number(dim)], others), 2)
     if not names & {"dim", "axis"}:
         for dims in PAIRS_OF_DIMENSIONS:
             pair = ast.Tuple([number(dim) for dim in dims], ast.Load())

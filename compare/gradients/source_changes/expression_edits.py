@@ -70,6 +70,9 @@ def operator_edits(site: Site) -> Iterator[Edit]:
         yield site.edit(joined(right, ast.Div(), left), 1)
         yield site.edit(joined(left, ast.Mult(), right), 1)
         yield site.edit(joined(left, ast.Div(), joined(right, ast.Mult(), right)), 2)
+    if isinstance(op, ast.FloorDiv):
+        for shifted in (ast.Sub(), ast.Add()):
+            yield site.edit(joined(joined(left, shifted, number(1)), op, right), 1)
     if isinstance(op, ast.Pow):
         yield site.edit(left, 1)
         yield from exponent_edits(site)
@@ -115,7 +118,10 @@ def constant_edits(site: Site, numbers: Sequence[float] = ()) -> Iterator[Edit]:
     if not isinstance(node, ast.Constant):
         return
     value = node.value
-    is_negated = isinstance(site.ancestors[-1], ast.UnaryOp)
+    parent = site.ancestors[-1]
+    is_negated = isinstance(parent, ast.UnaryOp)
+    # Halves of a length are seldom thirds, even if a third is right for the length of this case.
+    is_divisor = isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.FloorDiv) and parent.right is node
     near: tuple[float, ...] = ()
     far: tuple[float, ...] = ()
     if isinstance(value, bool):
@@ -129,7 +135,7 @@ def constant_edits(site: Site, numbers: Sequence[float] = ()) -> Iterator[Edit]:
     for others, cost in ((near, 1), (far, 2)):
         for other in dict.fromkeys(others):
             if other != value and not (is_negated and other < 0):
-                yield site.edit(number(other), cost)
+                yield site.edit(number(other), cost + is_divisor)
 
 
 def name_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:

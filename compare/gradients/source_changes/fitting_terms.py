@@ -16,6 +16,7 @@ from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 MAX_TERMS = 15_000
 MAX_EDITS = 8
 CHUNK = 1000
+MAX_TRIED = 20_000  # pairs of which one sum of each fits: of repeated numbers there are many
 MAX_FOR_TWO, MIN_FOR_TWO = 6000, 5  # terms of which two are tried together; elements that do not agree by chance
 RELATIVE_ERROR, RATIO_ERROR = 1e-9, 1e-7
 COEFFICIENTS = (1, 2, 3, 4, 0.5, 0.25, 1.5)
@@ -59,6 +60,8 @@ class Terms:
         present, expected = present.double(), expected.double()
         if not (present.isfinite().all() and expected.isfinite().all()):
             return
+        if _is_near(present, expected):  # nothing is missing, and each term would fit 0 times
+            return
         goals = {"term": expected - present, "whole": expected}
         if of_two and expected.numel() >= MIN_FOR_TWO:
             edits = [edit for kind, goal in goals.items() for edit in self._sums_of_two(site, kind, goal)]
@@ -88,6 +91,7 @@ class Terms:
 
     def _sums_of_two(self, site: Site, kind: str, goal: Tensor) -> Iterator[Edit]:
         """Two terms, each plus or minus, once or twice, that are together what an expression lacks, or all of it."""
+        left = MAX_TRIED
         sums = goal.flatten() @ self._weights
         own = self._sums[:MAX_FOR_TWO]
         firsts, order = own[:, 0].sort()
@@ -96,6 +100,9 @@ class Terms:
             needed = (sums - a * own) / b
             low, high = (torch.searchsorted(firsts, needed[:, 0].contiguous() + shift) for shift in (-limit, limit))
             for n in (low < high).nonzero().flatten().tolist():
+                left -= int(high[n] - low[n])
+                if left < 0:
+                    return
                 for m in order[low[n] : high[n]].tolist():
                     first, second = self._terms[n], self._terms[m]
                     if n < m and _is_near(a * first.value + b * second.value, goal):

@@ -69,8 +69,9 @@ def required_values(
         if change is None and further and all(_have_same_values(first, each, sites) for each in further):
             every = [first, *further]
             change = _only_solution(_stacked(every, sites), torch.cat([each.errors for each in every]))
-        if change is not None:
-            parts = change.split([value.numel() for value in place.present])
+        sizes = [value.numel() for value in place.present]
+        if change is not None and len(change) == sum(sizes):  # otherwise not all of its values are known
+            parts = change.split(sizes)
             value = [v.cpu() + part.view(v.shape) for v, part in zip(place.present, parts, strict=True)]
             yield ExpectedValue(place, value, quantities=frozenset(expected))
 
@@ -94,7 +95,7 @@ def _further_equations(
             and jacobian.shape[1] <= MAX_OPEN
             and _only_solution(jacobian, 0 * first.errors) is None
         ):
-            told = int((jacobian != 0).any(1).sum())
+            told = int(torch.linalg.matrix_rank(jacobian))
             counts.append(math.ceil(1.25 * jacobian.shape[1] / told) if told else 0)
     for n in range(min(max(counts), MAX_RUNS)):
         incoming = probe.incoming(1 + n)
@@ -155,7 +156,7 @@ def _equations(
         right = expected.get(gradient_name(name))
         if right is None and incoming is not None:
             continue
-        if right is not None and (right.shape != gradient.shape or gradient.is_complex()):
+        if gradient.is_complex() or (right is not None and right.shape != gradient.shape):
             return None
         got = gradient.detach().cpu().double()
         error = torch.zeros_like(got) if right is None else right.cpu().double() - got

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from compare import Case
 from compare.gradients.case_runner import CaseRunner
+from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.source_changes.called_functions import find_called_functions
 from compare.gradients.source_changes.candidates import Candidates
 from compare.gradients.source_changes.edited_runs import EditedRuns
@@ -20,6 +21,7 @@ from compare.gradients.source_changes.required_values import required_values
 from compare.gradients.variants import variants
 
 DTYPES = (torch.float64,)
+LOWEST = -0.5
 
 
 class Mixed(Function):
@@ -88,7 +90,38 @@ class RowByRow(Function):
         return inner @ w.mT, x.mT @ inner
 
 
-def required(function, native):
+class Shared(Function):
+    """One share for all elements; the gradient of each is a sum, which lacks what is below the range."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x.clamp(min=LOWEST) + w.sum() * (x - x.clamp(LOWEST, 1))
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        share = (x - 1).clamp(min=0)
+        slope = (x >= LOWEST) + w.sum() * ((x > 1) | (x < LOWEST))
+        return g * slope, (g * share).sum().expand_as(w)
+
+
+class Turned(Function):
+    """A complex gradient."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return torch.complex(x, x.sin()) @ w.to(torch.complex128)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        inner = g @ w.mT.to(g.dtype)
+        return inner.real + inner.imag, (torch.complex(x, -x.sin()).mT @ g).real
+
+
+def required(function, native, *, with_probe=False):
     """Required values by the texts of the expressions, and the inputs."""
     inputs = lambda: {"x": torch.randn(4, 3), "w": torch.randn(3, 3)}  # noqa: E731
     case = Case("mixed", function.apply, native, inputs)
@@ -97,7 +130,9 @@ def required(function, native):
     runs = EditedRuns(runner, runner.mismatches[0], KeptValues(case.ours))
     runs.prepare()
     places = find_places(Candidates(find_called_functions(runs.run_once)[0]), runs.run)
-    known = required_values(places, runs, runner.mismatches)
+    oracle = NativeOracle(case, runner.native_rerunner, 0)
+    probe = oracle.probe(runner.mismatches[0].variant) if with_probe else None
+    known = required_values(places, runs, runner.mismatches, probe)
     first = runner.mismatches[0].inputs
     return {ast.unparse(each.place.site.node): each for each in known}, first["x"], first["w"]
 
@@ -121,3 +156,17 @@ def test_one_number_for_each_row_is_not_enough():
     values, _, _ = required(RowByRow, lambda x, w: (x @ w).sin())
     assert "g * x.sum(1, keepdim=True).cos()" in values
     assert "x.sum(1, keepdim=True).cos()" not in values
+
+
+def test_several_incoming_gradients_tell_what_a_sum_leaves_open():
+    native = lambda x, w: x.clamp(min=LOWEST) + w.sum() * (x - x.clamp(LOWEST, 1))  # noqa: E731
+    values, _, _ = required(Shared, native)
+    assert "share" not in values and "(g * share).sum()" in values
+    values, x, _ = required(Shared, native, with_probe=True)
+    torch.testing.assert_close(values["share"].value, [x - x.clamp(LOWEST, 1)])
+    assert "g * share" not in values  # that has another value for every incoming gradient
+
+
+def test_complex_gradients_require_nothing():
+    native = lambda x, w: torch.complex(x, x.sin()) @ w.to(torch.complex128)  # noqa: E731
+    assert required(Turned, native)[0] == {}
