@@ -10,10 +10,11 @@ from torch import Tensor
 
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch, RerunNative, equal_up_to_rounding, solve_least_squares
-from compare.gradients.diagnosis.wording import MAX_LISTED, dimension_name, format_number, slice_names
+from compare.gradients.diagnosis.wording import MAX_LISTED, dimension_name, format_number, join_words, slice_names
 from compare.gradients.run_variant import OUTPUT, output_name
 
 # Contributions are measured one by one, and each costs a run of native.
+MAX_OUTPUTS = 5  # all but one of which may be ignored
 MAX_SLICES = 64  # slices of the output
 MAX_ELEMENTS = 400  # elements of the output
 MAX_TERMS = 9  # contributions to one element, all of whose subsets are tried
@@ -32,15 +33,19 @@ def find_missing_contributions(mismatch: Mismatch, rerun_native: RerunNative, se
 
 
 def find_missing_output(mismatch: Mismatch, rerun_native: RerunNative, seed: int) -> Iterator[Finding]:
-    """A gradient without the contribution of one of several outputs."""
+    """A gradient without the contribution of one or more of several outputs."""
     incoming = mismatch.incoming(seed)
     num_outputs = sum(name.startswith(OUTPUT) for name in mismatch.run.values)
-    for missing in range(num_outputs) if num_outputs > 1 else ():
-        values = rerun_native(lambda n, output, missing=missing: incoming(n, output) * (n != missing))
-        if mismatch.equals(values.get(mismatch.quantity)):
-            name = output_name(missing)
-            statement = f"the contribution of {name} is missing: the incoming gradient of {name} has no effect"
-            yield Finding("missing term", mismatch.quantity, statement)
+    for count in range(1, min(num_outputs, MAX_OUTPUTS)):
+        for missing in itertools.combinations(range(num_outputs), count):
+            values = rerun_native(lambda n, output, missing=missing: incoming(n, output) * (n not in missing))
+            if mismatch.equals(values.get(mismatch.quantity)):
+                names = join_words([output_name(n) for n in missing])
+                contributions, gradients = f"the contribution of {names} is", f"the incoming gradient of {names} has"
+                if count > 1:
+                    contributions, gradients = f"the contributions of {names} are", "their incoming gradients have"
+                statement = f"{contributions} missing: {gradients} no effect"
+                yield Finding("missing term", mismatch.quantity, statement)
 
 
 def _find_missing_slices(
