@@ -14,7 +14,7 @@ from compare.gradients.source_changes.correction import Correction
 from compare.gradients.source_changes.search import search
 from compare.gradients.source_changes.source_findings import add_corrections
 from compare.gradients.variants import variants
-from tests.compare.source_changes import mistakes, writing_mistakes
+from tests.compare.source_changes import mistakes, reading_mistakes, writing_mistakes
 
 DTYPES = (torch.float64,)
 MAX_CALLS = 300_000  # compare takes 250,000 or 500,000
@@ -23,6 +23,10 @@ INDEX = torch.tensor([2, 0, 3, 1])
 
 def matrix(rows=5, columns=4):
     return torch.randn(rows, columns)
+
+
+def images():
+    return torch.randn(2, 3, 2, 4)
 
 
 def largest_in_boxes(x):
@@ -68,6 +72,11 @@ MISTAKES = [
     (writing_mistakes.TakenColumns, lambda x: x[:, writing_mistakes.LABELS] ** 2, (matrix,), "gx[:, LABELS] -=",
      "gx.index_add_(1, LABELS, -(-2 * g * x[:, LABELS]))"),
     (writing_mistakes.LargestInBoxes, largest_in_boxes, (matrix,), "place // width", "place // (right - left)"),
+    (reading_mistakes.CentredImages, lambda x: x - x.mean((2, 3), keepdim=True), (images,), "ctx.dims", "(2, 3)"),
+    (reading_mistakes.PairsOfRows, lambda x: x[reading_mistakes.FIRST] * x[reading_mistakes.SECOND], (matrix,),
+     "g * x[SECOND]", "g * x[FIRST]"),
+    (reading_mistakes.WrittenOver, lambda x: torch.cat([3 * x.sum(1, keepdim=True), 2 * x[:, :-1]], 1), (matrix,),
+     "g[:, :-1] = 2 * g[:, 1:]", "before = 3 * g[:, :1]; g[:, :-1] = 2 * g[:, 1:]"),
     (mistakes.Scaled, lambda x: (mistakes.BETA * x).sin(), (matrix,), "(BETA * x).cos()", "(BETA * x).cos() * BETA"),
     (mistakes.Root, lambda x, y: x * y / 2, (matrix, matrix), ", g * x)", "0.5 * (g * x))"),
     (mistakes.Permuted, lambda x, index: x[:, index], (matrix, lambda: INDEX), "[:, index]", "[:, index.argsort()]"),

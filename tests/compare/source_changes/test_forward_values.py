@@ -12,6 +12,7 @@ from compare.gradients.source_changes.forward_runs import run_forwards
 from compare.gradients.source_changes.forward_values import forward_values, step_derivatives
 from compare.gradients.source_changes.watched_functions import classes_of, watched
 from tests.compare.source_changes import forward_mistakes as mistakes
+from tests.compare.source_changes.reading_mistakes import TwoBounds
 from tests.compare.source_changes.test_corrections import DTYPES, case_of, corrections_of, matrix, texts
 
 pytestmark = pytest.mark.usefixtures("few_edits")
@@ -50,6 +51,14 @@ def test_a_derivative_is_told_that_backward_cannot_compute():
     text = told(mistakes.Sums, lambda x: torch.special.erf(x).sin().cumsum(1), (matrix,))
     line = line_of(mistakes.Sums.forward, 2)
     assert f"should be multiplied by the derivative of `torch.special.erf(x)` in line {line}" in text, text
+
+
+def test_a_mask_is_told_that_a_step_of_forward_has():
+    native = lambda x, a: torch.min(x * a.detach(), x.clamp(-0.5, 0.5) * a.detach())  # noqa: E731
+    report = str(compare(case_of(TwoBounds, native, (matrix, matrix)), dtypes=DTYPES))
+    line = line_of(TwoBounds.forward, 3)
+    words = f"should be true where the derivative of `torch.min(x * a, x.clamp(-0.5, 0.5) * a)` in line {line}"
+    assert words in report, report
 
 
 def test_a_forward_that_autograd_cannot_follow_explains_nothing():
