@@ -40,7 +40,7 @@ from compare.gradients.source_changes.insertion_edits import (
     product_edits,
     step_edits,
 )
-from compare.gradients.source_changes.length_edits import length_edits
+from compare.gradients.source_changes.length_edits import length_edits, other_end_edits
 from compare.gradients.source_changes.mask_edits import interval_edits, mask_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
 from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
@@ -73,8 +73,8 @@ class Candidate:
 
     @property
     def cost(self) -> int:
-        """Cost of the edits; backward, where most mistakes are, comes before forward."""
-        in_forward = any(not function.called.in_backward for function, _ in self.parts)
+        """Cost of the edits; backward and what it gets, where most mistakes are, come before forward."""
+        in_forward = any(not function.called.in_backward and not _is_kept(edit) for function, edit in self.parts)
         return sum(edit.cost for _, edit in self.parts) + in_forward
 
     @contextmanager
@@ -189,6 +189,7 @@ class Candidates:
         yield from _alone(order_edits(sites))
         yield from _alone(moved_operand_edits(sites, function.called))
         yield from _alone(length_edits(sites, function.called))
+        yield from _alone(other_end_edits(sites, function.called))
         yield from _alone(earlier_value_edits(sites, function.called))
 
     def _repeated(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
@@ -229,6 +230,12 @@ class Candidates:
     def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
             yield from _alone(ingredient_edits(site, _called_at(function, site), self._ingredients))
+
+
+def _is_kept(edit: Edit) -> bool:
+    """True for an edit of what forward keeps for backward."""
+    nodes = (edit.changes[0][1], *edit.ancestors)
+    return any(isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "save_for_backward" for n in nodes)
 
 
 def _alone(edits: Iterable[Edit]) -> Iterator[tuple[Edit]]:

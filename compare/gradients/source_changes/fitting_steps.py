@@ -62,13 +62,13 @@ def _steps(value: Tensor, node: ast.expr) -> Iterator[tuple[Tensor, ast.expr]]:
             yield getattr(value, half)(), method(node, half)
     for dim in range(value.dim()):
         at = number(dim)
-        flipped, turned = value.flip(dim), method(node, "flip", at)
-        yield flipped, turned
+        flipped, reverse = value.flip(dim), method(node, "flip", at)
+        yield flipped, reverse
         for shift in range(1, value.shape[dim]):
             amount = shift if 2 * shift <= value.shape[dim] else shift - value.shape[dim]
             yield value.roll(amount, dim), method(node, "roll", number(amount), at)
         yield value.cumsum(dim), method(node, "cumsum", at)
-        yield flipped.cumsum(dim).flip(dim), method(method(turned, "cumsum", at), "flip", at)
+        yield flipped.cumsum(dim).flip(dim), method(method(reverse, "cumsum", at), "flip", at)
         for step, reduced in (("sum", value.sum(dim, keepdim=True)), ("mean", value.mean(dim, keepdim=True))):
             reduction = method(node, step, at, keepdim=ast.Constant(True))
             yield reduced, reduction

@@ -12,6 +12,7 @@ import ast
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import cycle
 from types import CodeType
 from typing import Any
 
@@ -21,12 +22,13 @@ from torch import Tensor
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.run_variant import gradient_name
+from compare.gradients.source_changes.candidates import Candidate
 from compare.gradients.source_changes.editable_function import EditableFunction
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.edits import Site
 from compare.gradients.source_changes.expected_values import ExpectedValue
 from compare.gradients.source_changes.places import Place, are_equal
-from compare.gradients.source_changes.recorded_values import RECORD, builtin, recording_code
+from compare.gradients.source_changes.recorded_values import INSTEAD, RECORD, builtin, recording_code, value_instead
 
 MAX_ELEMENTS = 150  # of a value in all steps of a loop, and of a gradient that is differentiated
 MAX_RUNS, MAX_OPEN = 60, 48  # further incoming gradients; elements of a value that they are to tell
@@ -71,9 +73,31 @@ def required_values(
             change = _only_solution(_stacked(every, sites), torch.cat([each.errors for each in every]))
         sizes = [value.numel() for value in place.present]
         if change is not None and len(change) == sum(sizes):  # otherwise not all of its values are known
-            parts = change.split(sizes)
-            value = [v.cpu() + part.view(v.shape) for v, part in zip(place.present, parts, strict=True)]
-            yield ExpectedValue(place, value, quantities=frozenset(expected))
+            value = _with_additions(place, change.split(sizes), runs)
+            if value is not None:
+                yield ExpectedValue(place, value, quantities=frozenset(expected))
+
+
+def _with_additions(place: Place, additions: Sequence[Tensor], runs: EditedRuns) -> list[Tensor] | None:
+    """The values with what must be added to each; in a loop, each depends on the earlier ones. None without one."""
+    if len(additions) == 1:
+        return [place.present[0].cpu() + additions[0].view(place.present[0].shape)]
+    left = cycle(additions)
+    values: list[Tensor] = []
+
+    def add(_: int, value: Tensor) -> Tensor:
+        values.append(value + next(left).view(value.shape).to(value))
+        return values[-1]
+
+    edits = (site.edit(value_instead(n, site.node), 1) for n, site in enumerate(place.sites))
+    candidate = Candidate(tuple((place.function, edit) for edit in edits))
+    with candidate.made():
+        codes = candidate.compiled()
+    if codes is None or place.more:
+        return None
+    with builtin(INSTEAD, add):
+        runs.run_edited(codes)
+    return [value.cpu() for value in values] if len(values) == len(additions) else None
 
 
 def _further_equations(

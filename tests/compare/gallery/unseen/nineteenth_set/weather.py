@@ -24,7 +24,8 @@ class DewPointFunction(Function):
         temperature, humidity = ctx.saved_tensors
         gamma = humidity.log() + 17.6 * temperature / (243 + temperature)
         to_gamma = g * 243 * 17.6 / (17.6 - gamma) ** 2
-        return to_gamma * 17.6 * 243 / (243 + temperature) ** 2, to_gamma / humidity
+        by_temperature = 17.6 / (243 + temperature) * (243 / (243 + temperature))
+        return to_gamma * by_temperature, to_gamma / humidity
 
 
 class DewPoint(Function):
