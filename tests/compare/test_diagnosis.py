@@ -39,12 +39,13 @@ CONTENTS = {
 pytestmark = pytest.mark.usefixtures("short_search")
 
 
-def product(x, w):
-    return x * w + x
+def product(x, w, mask, label):
+    return x * w + x + 0 * (mask + label)
 
 
 def random_mismatch(shape, ours, oracle, quantity):
     inputs = {name: torch.randn(shape, dtype=torch.float64) for name in ("x", "w")}
+    inputs |= {"mask": torch.rand(shape) < 0.5, "label": torch.randint(3, shape)}
     run = run_variant(product, inputs, Variant())
     ours, oracle = (CONTENTS[name](torch.empty(shape, dtype=torch.float64)) for name in (ours, oracle))
     run = RunResult({**run.values, quantity: ours})

@@ -46,7 +46,7 @@ def _find_input_values(mismatch: Mismatch) -> Iterator[Finding]:
     wrong = mismatch.wrong
     for name, x in mismatch.inputs.items():
         x = x.cpu()
-        if x.shape != wrong.shape:
+        if x.shape != wrong.shape or x.dtype is torch.bool:  # a mask says where, not what
             continue
         values = x[wrong].unique()[: MAX_VALUES + 1]
         special = torch.isin(x, values)
