@@ -114,11 +114,9 @@ def _further_equations(
     counts = [0]
     for _, sites in places:
         jacobian = _stacked([first], sites)
-        if (
-            jacobian is not None
-            and jacobian.shape[1] <= MAX_OPEN
-            and _only_solution(jacobian, 0 * first.errors) is None
-        ):
+        if jacobian is None or jacobian.shape[1] > MAX_OPEN or not jacobian.isfinite().all():
+            continue
+        if _only_solution(jacobian, 0 * first.errors) is None:
             told = int(torch.linalg.matrix_rank(jacobian))
             counts.append(math.ceil(1.25 * jacobian.shape[1] / told) if told else 0)
     for n in range(min(max(counts), MAX_RUNS)):

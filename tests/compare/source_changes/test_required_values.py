@@ -106,6 +106,21 @@ class Shared(Function):
         return g * slope, (g * share).sum().expand_as(w)
 
 
+class Rooted(Function):
+    """Backward takes a root of 0, whose derivative is infinite."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x.clamp(min=0) * w.sum()
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        size = (x.clamp(min=0) ** 2).sqrt()
+        return g * (x > 0) * w.sum(), (g * size).sum().expand_as(w) + 1
+
+
 class Turned(Function):
     """The gradient of complex numbers, which is not conjugated."""
 
@@ -168,3 +183,9 @@ def test_several_incoming_gradients_tell_what_a_sum_leaves_open():
 
 def test_complex_gradients_require_nothing():
     assert required(Turned, torch.matmul, dtype=torch.complex64)[0] == {}
+
+
+def test_an_infinite_derivative_tells_nothing():
+    values, _, _ = required(Rooted, lambda x, w: x.clamp(min=0) * w.sum(), with_probe=True)
+    assert "x.clamp(min=0) ** 2" not in values
+    assert "(g * size).sum().expand_as(w) + 1" in values
