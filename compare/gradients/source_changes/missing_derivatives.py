@@ -70,36 +70,42 @@ class MissingDerivatives:
 
     Args:
         functions: those of the user that run.
-        target: what is wrong, in the variant of the runs.
+        targets: what is wrong, in the variant of the runs.
     """
 
     def __init__(
-        self, functions: Functions, places: Sequence[Place], runs: EditedRuns, target: Mismatch, probe: Probe
+        self,
+        functions: Functions,
+        places: Sequence[Place],
+        runs: EditedRuns,
+        targets: Sequence[Mismatch],
+        probe: Probe,
     ) -> None:
-        self._functions, self._places, self._runs, self._target, self._probe = functions, places, runs, target, probe
+        self._functions, self._places, self._runs, self._probe = functions, places, runs, probe
+        self._targets = [target for target in targets if _has_two_tensors(target)]
 
     def find(self) -> Correction | None:
-        """The first factor, or the first two, with which the gradient is right in this draw and another one."""
-        target = self._target
-        if target.wrong is None or target.ours is None or target.oracle is None:
-            return None
-        if target.ours.shape != target.oracle.shape:
+        """The first factor, or the first two, with which a gradient is right in this draw and another one."""
+        if not self._targets:
             return None
         known = step_derivatives(run_forwards(self._functions, self._runs.run))
-        parts: list[tuple[MissingFactor, Tensor]] = []
-        wrong = target.wrong.cpu()
+        parts: dict[str, list[tuple[MissingFactor, Tensor]]] = {target.quantity: [] for target in self._targets}
         for factor, _ in zip(self._factors(known), range(MAX_RUNS), strict=False):
-            right = self._right_elements(self._run((factor,), known))
-            if right is None or not (right | wrong).all():
-                continue
-            if right.all():
-                if self._is_confirmed((factor,)):
-                    return self._correction((factor,))
-            elif (right & wrong).sum() >= MIN_SHARE * wrong.sum() and len(parts) < MAX_PARTS:
-                parts.append((factor, right))
-        for (first, right), (second, also) in combinations(parts, 2):
-            if (right | also).all() and self._is_confirmed((first, second)):
-                return self._correction((first, second))
+            result = self._run((factor,), known)
+            for target in self._targets:
+                right, wrong = _right_elements(result, target), _wrong(target)
+                if right is None or not (right | wrong).all():
+                    continue
+                own = parts[target.quantity]
+                if right.all():
+                    if self._is_confirmed((factor,), target.quantity):
+                        return _correction((factor,), target.quantity)
+                elif (right & wrong).sum() >= MIN_SHARE * wrong.sum() and len(own) < MAX_PARTS:
+                    own.append((factor, right))
+        for quantity, own in parts.items():
+            for (first, right), (second, also) in combinations(own, 2):
+                if (right | also).all() and self._is_confirmed((first, second), quantity):
+                    return _correction((first, second), quantity)
         return None
 
     def _factors(self, known: Mapping[str, list[Tensor]]) -> Iterator[MissingFactor]:
@@ -112,10 +118,6 @@ class MissingDerivatives:
                         for sign in (1, -1):
                             yield MissingFactor(place, words, sign, is_reversed)
 
-    def _correction(self, factors: Sequence[MissingFactor]) -> Correction:
-        changes = tuple(factor.place.change(factor.told) for factor in factors)
-        return Correction(changes, frozenset({self._target.quantity}), makes_all_right=False)
-
     def _run(self, factors: Sequence[MissingFactor], known: Mapping[str, list[Tensor]]) -> RunResult | None:
         codes = _codes(factors)
         if codes is None:
@@ -123,18 +125,9 @@ class MissingDerivatives:
         with builtin(INSTEAD, _multiplied(factors, known)):
             return self._runs.run_edited(codes)
 
-    def _right_elements(self, result: RunResult | None) -> Tensor | None:
-        target = self._target
-        got = None if result is None else result.values.get(target.quantity)
-        if got is None or target.ours is None or target.oracle is None or as_real(got).shape != target.oracle.shape:
-            return None
-        before = (target.ours.double().cpu() - target.oracle.cpu()).abs()
-        limit = (RELATIVE_ERROR * before).clamp(min=2 * target.tolerance)
-        return (as_real(got).double().cpu() - target.oracle.cpu()).abs() <= limit
-
-    def _is_confirmed(self, factors: Sequence[MissingFactor]) -> bool:
+    def _is_confirmed(self, factors: Sequence[MissingFactor], name: str) -> bool:
         """True if the gradient is right with the same factors in another draw."""
-        probe, name = self._probe, self._target.quantity
+        probe = self._probe
         inputs, incoming = probe.draw(SECOND_DRAW), probe.incoming(SECOND_DRAW)
         with self._runs.from_the_start():
             right = None if inputs is None else probe.run_native(inputs, incoming)
@@ -148,6 +141,30 @@ class MissingDerivatives:
         with self._runs.from_the_start(), builtin(INSTEAD, _multiplied(factors, known)), exchanged(codes):
             result = probe.run_ours(inputs, incoming)
         return are_equal(result.values.get(name), right.get(name))
+
+
+def _has_two_tensors(target: Mismatch) -> bool:
+    ours, oracle = target.ours, target.oracle
+    return target.wrong is not None and ours is not None and oracle is not None and ours.shape == oracle.shape
+
+
+def _wrong(target: Mismatch) -> Tensor:
+    assert target.wrong is not None
+    return target.wrong.cpu()
+
+
+def _right_elements(result: RunResult | None, target: Mismatch) -> Tensor | None:
+    got = None if result is None else result.values.get(target.quantity)
+    if got is None or target.ours is None or target.oracle is None or as_real(got).shape != target.oracle.shape:
+        return None
+    before = (target.ours.double().cpu() - target.oracle.cpu()).abs()
+    limit = (RELATIVE_ERROR * before).clamp(min=2 * target.tolerance)
+    return (as_real(got).double().cpu() - target.oracle.cpu()).abs() <= limit
+
+
+def _correction(factors: Sequence[MissingFactor], quantity: str) -> Correction:
+    changes = tuple(factor.place.change(factor.told) for factor in factors)
+    return Correction(changes, frozenset({quantity}), makes_all_right=False)
 
 
 def _fits(derivative: Tensor, present: Tensor) -> bool:

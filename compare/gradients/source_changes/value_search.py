@@ -88,12 +88,10 @@ class ValueSearch:
         """A derivative of a step of forward that backward leaves out; otherwise the first value, in words."""
         if self._probe is None or self._probe.case.native is None:
             return None
-        for target in self._targets:
-            places = self._expected.places
-            search = MissingDerivatives(self._functions, places, self._runs, target, self._probe)
-            known = search.find()
-            if known is not None:
-                return known
+        places = self._expected.places
+        known = MissingDerivatives(self._functions, places, self._runs, self._targets, self._probe).find()
+        if known is not None:
+            return known
         return next((as_correction(each) for each in self._of_native if self._expected.is_confirmed(each)), None)
 
 
