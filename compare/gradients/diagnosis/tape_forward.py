@@ -133,12 +133,21 @@ def changed_inputs(tape: Tape) -> Iterator[tuple[str, str, Inputs]]:
         alike = equal_slices(tensor, name) if max(tensor.shape, default=0) == tensor.numel() else ()
         for kind, words, function in (*changed_operand(tensor, name), *alike):
             if kind != "missing term":
-                words = words.replace("the indices are", f"the indices in {tape.names[number]} are")
+                kind, words = _with_name(kind, words, tensor, tape.names[number])
                 yield kind, words, lambda tape, n=number, f=function: {n: f(tape.values[n]).clone()}
     for a, b in itertools.combinations(used, 2):
         if fits(tape.values[a], tape.values[b]) and tape.values[a].shape == tape.values[b].shape:
             words = f"{tape.names[a]} and {tape.names[b]} are exchanged"
             yield "another operand", words, lambda tape, a=a, b=b: {a: tape.values[b], b: tape.values[a]}
+
+
+def _with_name(kind: str, words: str, tensor: Tensor, name: str) -> tuple[str, str]:
+    """Kind and words of a change of indices, with the input's name; of 0 and 1 as values of a mask."""
+    for which in ("first", "last"):
+        if words.startswith(f"the {which} index is used") and bool(((tensor == 0) | (tensor == 1)).all()):
+            return "another operand", f"the {which} value of {name} is used for each element"
+        words = words.replace(f"the {which} index is used", f"the {which} index in {name} is used")
+    return kind, words.replace("the indices are", f"the indices in {name} are")
 
 
 def _equal_steps(tape: Tape) -> list[Places]:

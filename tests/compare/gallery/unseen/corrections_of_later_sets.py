@@ -1,4 +1,4 @@
-"""Judgements of a reader on the fourteenth to the seventeenth set, and on reports that have changed since."""
+"""Judgements of a reader on the fourteenth to the twenty-first set, and on reports that have changed since."""
 
 from __future__ import annotations
 
@@ -127,6 +127,69 @@ CORRECTIONS_OF_LATER_SETS = tuple(
             "weights of three values, number of all",
             r"the derivative of div in line 115 is left out: .*multiplied by 0\.166667 = 1/6",
             "the number of the kept ones is left out, and the number of all stands in its place",
+        ),
+        (
+            "states with a gate for each feature, gate of the step before",
+            r"\(of the previous step\) is used instead of `a\[:, t, :, None\]` \(of this step\)",
+            "beside the gate of the step after, that of its own step is the one before",
+        ),
+        ("steady spread, both halves as equal", r"S @ A @ X\.mT \+ S\.mT @ A @ X", CHANGE),
+        (
+            "gravity by latitude, derivative of the root",
+            r"through the second argument \(the result of sqrt.*is 2 times as large as it should be",
+            "the derivative of the root twice as large is that without its factor 1/2",
+        ),
+        (
+            "logarithm of a covariance, diagonal of the quotients",
+            r"the derivative of log in line 16.*is left out",
+            "1 in the place of 1 / s on the diagonal is the derivative of the logarithm left out",
+        ),
+        (
+            "light that passes two mirrors, derivative of a power",
+            r"through the second argument \(the result of square\).*is 0\.5 times as large",
+            "the derivative of the power half as large is that without its factor 2",
+        ),
+        (
+            "products by segment, quotient at a zero",
+            r"is wrong only where x is 0 .*it is 0 there",
+            "where a factor is 0 the gradient is 0, and should not be",
+        ),
+        (
+            "logish, sigmoid of a sigmoid",
+            r"the result of sigmoid in line 14.*is used instead of x",
+            "that is the mistake in other words",
+        ),
+        (
+            "tanh of an exponential, output saved as input",
+            r"should be `ctx\.save_for_backward\(x\)`",
+            "what is saved is not the input",
+        ),
+        (
+            "smooth ReLU of a learned width, quotient's second term",
+            r"second argument \(the result of mul\) of div in line 133.*is missing",
+            "the second argument is the divisor, 4 width",
+        ),
+        ("middle of each row, one place further", r"half = \(order\.size\(1\) - 1\) // 2", CHANGE),
+        (
+            "mixed examples, partners of partners",
+            r"indexing in line 61.*applied again, instead of its transpose",
+            "the transpose of a permutation is its inverse",
+        ),
+        ("log-sum-exp in one pass, last block's maximum", r"save_for_backward\(x, run_max, denom\)", CHANGE),
+        (
+            "modulation, real part for imaginary",
+            r"the multiplication by 1j is left out",
+            "the real part of -i z is its imaginary part",
+        ),
+        (
+            "weighted log-cosh, sum of the weights",
+            r"second argument \(the result of sum\) of div in line 55.*is missing",
+            "the second argument is the sum of the weights",
+        ),
+        (
+            "attention with a sink, share of the sink",
+            r"1 - the result of _softmax in line 97 is used instead of the result of _softmax",
+            "that is the mistake in other words",
         ),
     )
 )
