@@ -1,4 +1,4 @@
-"""Losses: a Laplace distribution's, a masked squared error, the divergence from a normal prior, distances to centres."""
+"""Losses: Laplace likelihood, masked squared error, divergence from a normal prior, distances to centres."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class MaskedMSE(Function):
     @staticmethod
     def forward(ctx, pred, target, mask):
         diff = (pred - target) * mask
-        ctx.save_for_backward(diff, mask)
+        ctx.save_for_backward(diff)
         return diff.pow(2).sum() / mask.sum()
 
     @staticmethod
     def backward(ctx, grad_output):
-        diff, mask = ctx.saved_tensors
+        (diff,) = ctx.saved_tensors
         grad = grad_output * 2.0 * diff / diff.numel()
         return grad, -grad, None
 
