@@ -140,7 +140,7 @@ class TokenPositionEmbedding(Function):
     @staticmethod
     def backward(ctx, dout):
         (tokens,) = ctx.saved_tensors
-        B, T, C = dout.shape
+        _, T, C = dout.shape
         dwte = torch.zeros(ctx.vocab, C, dtype=dout.dtype, device=dout.device)
         dwte.index_add_(0, tokens.reshape(-1), dout.reshape(-1, C))
         dwpe = torch.zeros(ctx.block, C, dtype=dout.dtype, device=dout.device)
