@@ -1,4 +1,4 @@
-"""Normalizers: rows of a learned length, weights with mean 0 and variance 1, weights over their largest singular value."""
+"""Normalizers: rows of a learned length, weights with mean 0 and variance 1, a bounded linear layer."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class WSConv1d(Function):
 
     @staticmethod
     def forward(ctx, x, weight):
-        out_channels, in_channels, k = weight.shape
-        w = weight.reshape(out_channels, -1)
+        k = weight.size(2)
+        w = weight.reshape(weight.size(0), -1)
         mean = w.mean(dim=1, keepdim=True)
         std = torch.sqrt(((w - mean) ** 2).mean(dim=1, keepdim=True) + EPS)
         w_hat = (w - mean) / std
@@ -178,7 +178,7 @@ OPERATIONS = [
         spectral_linear,
         lambda: {
             "x": torch.randn(5, 4),
-            "w": torch.randn(4, 4) + 2 * torch.eye(4),
+            "w": torch.randn(4, 4) / 4 + 2 * torch.eye(4),
             "u": 0.5 + torch.rand(4),
             "v": 0.5 + torch.rand(4),
         },
