@@ -1,4 +1,4 @@
-"""Gates: a recurrent unit with one gate, mixed branches of two tasks, a gate over places, recalled patterns."""
+"""Gates: a recurrent unit with one gate, mixed branches of two tasks, a gate over places."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class MinimalGatedUnit(Function):
     @staticmethod
     def backward(ctx, grad_out):
         x, Wf, Wh, hs, fs, cs = ctx.saved_tensors
-        I = x.size(2)  # noqa: E741
+        n_in = x.size(2)
         dx = torch.zeros_like(x)
         dWf = torch.zeros_like(Wf)
         dWh = torch.zeros_like(Wh)
@@ -86,8 +86,8 @@ class MinimalGatedUnit(Function):
             df = dh * (c - h) * f * (1 - f)
             dWf += torch.cat((x[t], h), dim=1).t() @ df
             dxh = df @ Wf.t()
-            dx[t] = dxfh[:, :I] + dxh[:, :I]
-            dh_next = dh * (1 - f) + dxfh[:, I:] * f + dxh[:, I:]
+            dx[t] = dxfh[:, :n_in] + dxh[:, :n_in]
+            dh_next = dh * (1 - f) + dxfh[:, n_in:] * f + dxh[:, n_in:]
         return dx, dh_next, dWf, dWh
 
 
