@@ -145,7 +145,7 @@ WRONG += [
         ),
         named="backward compares y, not its absolute value, with lambda: negative values get no gradient",
         kinds=("only for some values", "another operand", "step left out", "only at some indices"),
-        named_words=(r"negative|below|y <|sign", r"\babs\b|absolute|magnitude", r"mask|threshold|LAMBDA"),
+        named_words=(r"negative|below|y <|< ?-|sign", r"\babs\b|absolute|magnitude"),
         located=(r"gradient of (x|w)\b",),
     ),
 ]

@@ -60,7 +60,7 @@ OPERATIONS = [
         lambda: {"query": torch.randn(4, 3), "patterns": torch.randn(5, 3), "beta": 0.5 + torch.rand(())},
         named="patterns are keys and values: the gradient of the keys is missing",
         kinds=("missing term",),
-        named_words=(r"missing", r"keys?\b|softmax|similarity|grad_s|scores"),
+        named_words=(r"missing", r"keys?\b|both|through.*(softmax|similarity|sim\b|scores)"),
         located=(r"gradient of (patterns|X)\b",),
     ),
 ]

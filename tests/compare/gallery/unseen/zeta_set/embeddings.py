@@ -194,7 +194,7 @@ WRONG += [
         ),
         named="the derivative of -log sigmoid(d) is -sigmoid(-d), and backward has -sigmoid(d)",
         kinds=("another operand", "flipped", "step left out", "factor by element", "missing term"),
-        named_words=(r"sign\b|-diff|minus|negati|flipped", r"1 - |sigmoid"),
+        named_words=(r"sign\b|-diff|minus|negati|flipped", r"1 - |sigmoid\(-"),
         located=(r"gradient of user\b", r"gradient of (positive|pos)\b", r"gradient of (negative|neg)\b"),
     ),
     WrongFunction(

@@ -171,7 +171,7 @@ OPERATIONS = [
         },
         named="the gate also multiplies the state inside of tanh, and its gradient from there is missing",
         kinds=("missing term",),
-        named_words=(r"missing", r"gate|\bf\b|sigmoid"),
+        named_words=(r"missing", r"through.*(gate|\bf\b|sigmoid)"),
         located=(r"gradient of (w_gate|Wf)\b",),
     ),
     Operation(
@@ -182,7 +182,7 @@ OPERATIONS = [
         lambda: {"a": torch.randn(4, 3), "b": torch.randn(4, 3), "mix": torch.randn(2, 2)},
         named="the gradients of the branches are mixed by the matrix, not by its transpose",
         kinds=("not transposed", "another operand", "transposed", "swapped"),
-        named_words=(r"transpos|\.t\(\)|\.mT|\.T\b", r"swap|exchang|\bmix\b|alpha"),
+        named_words=(r"transpos|\.t\(\)|\.mT|\.T\b", r"swap|exchang"),
         located=(r"gradient of (a|xa)\b", r"gradient of (b|xb)\b"),
     ),
 ]

@@ -148,7 +148,7 @@ OPERATIONS = [
         lambda: {"mu": torch.randn(4, 3), "b": 0.5 + torch.rand(4, 3), "y": torch.randn(4, 3)},
         named="b: the derivative of 1/b is -1/b^2, and the absolute difference is divided by b only once",
         kinds=("step left out", "another operand", "factor of one term", "missing term", "factor by element"),
-        named_words=(r"square|\*\* ?2|b\^2", r"\bb\b.*\bb\b|once|divi"),
+        named_words=(r"square|\*\* ?2|b\^2", r"\bb\b.*(\bb\b|once|divi)|divi.*\bb\b"),
         located=(r"gradient of b\b",),
         options={"whole_numbers": False},
     ),
@@ -175,7 +175,10 @@ OPERATIONS = [
         },
         named="centers: an assignment to indexed rows keeps one example of each label; it does not add them up",
         kinds=("only at some indices", "wrong sum", "another operand", "step left out"),
-        named_words=(r"repeat|several|twice|more than once|duplicat", r"accumulat|index_add|index_put|overwrit|add"),
+        named_words=(
+            r"repeat|several|twice|more than once|duplicat",
+            r"accumulat|index_add|index_put|overwrit|added",
+        ),
         located=(r"gradient of centers\b",),
     ),
 ]

@@ -118,7 +118,7 @@ OPERATIONS = [
         lambda: {"x": torch.randn(2, 5, 3), "w": torch.randn(4, 3), "centers": torch.randn(4, 3)},
         named="softmax has only the diagonal of its Jacobian: the sum over the other clusters is missing",
         kinds=("missing term", "another operand", "step left out"),
-        named_words=(r"softmax|Jacobian", r"missing", r"sum"),
+        named_words=(r"softmax|Jacobian", r"missing", r"sum over"),
         located=(r"gradient of x\b", r"gradient of w\b"),
     ),
 ]
