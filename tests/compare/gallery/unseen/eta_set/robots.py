@@ -65,16 +65,16 @@ def seen_by_robot(points, pose):
 class SeenByRobotFunction(Function):
     @staticmethod
     def forward(ctx, points, pose):
-        seen = seen_by_robot(points, pose)
-        ctx.save_for_backward(pose, seen)
-        return seen
+        observed = seen_by_robot(points, pose)
+        ctx.save_for_backward(pose, observed)
+        return observed
 
     @staticmethod
     def backward(ctx, g):
-        pose, seen = ctx.saved_tensors
+        pose, observed = ctx.saved_tensors
         cos, sin = pose[:, 2:].cos(), pose[:, 2:].sin()
         to_points = torch.stack([cos * g[..., 0] - sin * g[..., 1], sin * g[..., 0] + cos * g[..., 1]], 2)
-        to_angle = (g[..., 0] * seen[..., 1] - g[..., 1] * seen[..., 0]).sum(1, keepdim=True)
+        to_angle = (g[..., 0] * observed[..., 1] - g[..., 1] * observed[..., 0]).sum(1, keepdim=True)
         return to_points, torch.cat([-to_points.sum(1), to_angle], 1)
 
 
