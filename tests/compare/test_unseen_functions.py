@@ -42,6 +42,7 @@ ORDINALS = (
     "nineteenth",
     "twentieth",
     "twenty_first",
+    "twenty_second",
 )
 SIZES = {"reported": 24, "twenty_first_set": 70}  # of the other sets it is 40
 MEASURED = (*(f"{ordinal}_set" for ordinal in ORDINALS), "reported")

@@ -29,7 +29,7 @@ class SpringEnergiesFunction(Function):
         way = places[first] - places[second]
         length = way.norm(dim=1)
         stretch = length - rest
-        pull = (g * stiffness * stretch / length)[:, None] * way
+        pull = (g * stiffness * stretch / length.where(length > 0, 1))[:, None] * way
         to_places = torch.zeros_like(places).index_add(0, first, pull).index_add(0, second, -pull)
         return to_places, g * stretch**2 / 2, -g * stiffness * stretch
 
