@@ -43,7 +43,7 @@ from compare.gradients.source_changes.insertion_edits import (
 from compare.gradients.source_changes.length_edits import length_edits, other_end_edits
 from compare.gradients.source_changes.mask_edits import interval_edits, mask_edits
 from compare.gradients.source_changes.moved_operands import moved_operand_edits
-from compare.gradients.source_changes.repeated_edits import repeated_edits, scaled_name_edits
+from compare.gradients.source_changes.repeated_edits import exchanged_name_edits, repeated_edits, scaled_name_edits
 from compare.gradients.source_changes.statement_edits import index_edits, order_edits, statement_edits
 from compare.gradients.source_changes.subscript_edits import subscript_edits, target_edits, tuple_edits
 from compare.gradients.source_changes.transposed_index_edits import transposed_index_edits
@@ -124,6 +124,7 @@ class Candidates:
         yield from self._of(
             (self._exchanges, [*in_backward, *in_forward]),
             (self._repeated, [*in_backward, *in_forward]),
+            (self._exchanged_names, [*in_backward, *in_forward]),
             (self._saved, in_forward),
             (self._factors, in_backward),
             (self._insertions, in_backward),
@@ -196,6 +197,11 @@ class Candidates:
         yield from repeated_edits([edit for (edit,) in self._exchanges(function, sites)])
         yield from scaled_name_edits(sites, function.called)
         yield from halves_edits(sites)
+
+    def _exchanged_names(self, function: EditableFunction, _: list[Site]) -> Iterator[tuple[Edit, ...]]:
+        """Of places of two ranks too: together they may have an influence on all that is wrong."""
+        every = next(sites for each, sites in self.functions if each is function)
+        yield from exchanged_name_edits([site for site in every if self.rank(site) != Rank.NEVER], function.called)
 
     def _factors(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:

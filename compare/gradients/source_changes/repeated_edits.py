@@ -38,6 +38,33 @@ def scaled_name_edits(sites: Sequence[Site], called: CalledFunction) -> Iterator
                 yield tuple(site.edit(ast.BinOp(site.node, ast.Mult(), name(other)), 2) for site in places)
 
 
+def exchanged_name_edits(sites: Sequence[Site], called: CalledFunction) -> Iterator[tuple[Edit, ...]]:
+    """Two names of a statement in the place of each other, such as the ends of the edges of a graph."""
+    statements: dict[int, dict[str, list[Site]]] = {}
+    for site in sites:
+        if isinstance(site.node, ast.Name) and isinstance(site.node.ctx, ast.Load) and _kind(site.node.id, called):
+            statement = next((a for a in reversed(site.ancestors) if isinstance(a, ast.stmt)), None)
+            statements.setdefault(id(statement), {}).setdefault(site.node.id, []).append(site)
+    for names in statements.values():
+        for a, b in combinations(names, 2):
+            if _kind(a, called) == _kind(b, called) and not any(
+                isinstance(site.ancestors[-1], ast.Call) and site.ancestors[-1].func is site.node
+                for site in (*names[a], *names[b])
+            ):
+                yield (
+                    *(site.edit(name(b), 1) for site in names[a]),
+                    *(site.edit(name(a), 1) for site in names[b]),
+                )
+
+
+def _kind(local: str, called: CalledFunction) -> Hashable | None:
+    """Shape and dtype of a tensor, or that it is a whole number; None for other names."""
+    value = called.tensors.get(local, called.global_tensors.get(local))
+    if value is not None:
+        return value.shape, value.dtype
+    return "number" if isinstance(called.numbers.get(local), int) else None
+
+
 def _parts(group: list[Edit]) -> Iterator[tuple[Edit, ...]]:
     in_statements: dict[int, list[Edit]] = {}
     for edit in group:
