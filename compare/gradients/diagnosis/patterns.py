@@ -100,9 +100,9 @@ def _patterns(mismatch: Mismatch, native: NativeOracle) -> Iterator[Finding]:
     rerun_on = lambda m: lambda gradients, inputs=None: rerun_native(gradients, inputs or m.inputs)  # noqa: E731
     equal_to_right = []  # the gradient of another input, which is right itself, may be a consequence
     for finding in confirmed(lambda m: find_whole_tensor_patterns(m, rerun_on(m), seed, probe), mismatch, probe):
-        other = finding.statement.removeprefix("equals the gradient of ")
+        other, part, _ = finding.statement.removeprefix("equals the gradient of ").partition(" in the ")
         if finding.kind == "swapped" and other in probe.right_inputs:
-            equal_to_right.append(finding)
+            equal_to_right += [] if part else [finding]  # parts are exchanged only where both are wrong
         elif finding.kind == "passes the incoming gradient through":  # where that is right, nothing is to be changed
             where = next(find_condition(mismatch, probe), None)
             if where is not None and where.kind in PLACES:  # a step may be missing there alone

@@ -203,7 +203,7 @@ def _jacobians(rows: Sequence[Tensor], values: Mapping[int, list[Tensor]]) -> di
     every = [value for own in values.values() for value in own]
     columns = [torch.zeros(len(rows), value.numel(), dtype=torch.float64) for value in every]
     for n, row in enumerate(rows):
-        if not row.requires_grad:
+        if not row.requires_grad or not every:
             continue
         parts = torch.autograd.grad(row, every, retain_graph=True, allow_unused=True)
         for column, part in zip(columns, parts, strict=True):
