@@ -67,6 +67,11 @@ QUICK = {
 # Mistakes of the measured sets that the diagnosis does not name.
 NOT_DETECTED = {"logarithmic mean, equal numbers"}  # no draw has equal numbers
 UNNAMED = NOT_DETECTED | {
+    "cubic pieces, slopes at the ends",
+    "gate of the Gaussian, slope of the exact form",
+    "moving variance, steps of the mean",
+    "propagation of covariances, both factors of the motion",
+    "similar and dissimilar pairs, weights of the pairs",
     "deepest loss, peak of the whole path",
     "turns of a chain, force on the inner atoms",
     "square root of a matrix, as if of numbers",

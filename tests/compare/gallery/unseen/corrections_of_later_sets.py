@@ -1,4 +1,4 @@
-"""Judgements of a reader on the fourteenth to the twenty-first set, and on reports that have changed since."""
+"""Judgements of a reader on the fourteenth to the twenty-second set, and on reports that have changed since."""
 
 from __future__ import annotations
 
@@ -190,6 +190,21 @@ CORRECTIONS_OF_LATER_SETS = tuple(
             "attention with a sink, share of the sink",
             r"1 - the result of _softmax in line 97 is used instead of the result of _softmax",
             "that is the mistake in other words",
+        ),
+        (
+            "posterior mean of a clipped estimate, sample masked too",
+            r"is wrong only where \|the result of div in line 78.*\| > 1; it is 0 there",
+            "where the estimate is clipped the gradient is 0, and should not be",
+        ),
+        (
+            "pooled gates of a recurrence, state after the step",
+            r"should be `df = df \* \(1 - f\)`",
+            "with the state after the step the factor f is there already: another correction",
+        ),
+        (
+            "smooth way, coefficients of the speed",
+            r"second argument \(the result of mul in line 14, `15 \* part\*\*4`\).*is 0\.75 times as large",
+            "45 for 60 is 0.75 times that term",
         ),
     )
 )
