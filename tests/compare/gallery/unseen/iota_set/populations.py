@@ -187,6 +187,7 @@ OPERATIONS = [
         kinds=("not transposed", "transposed"),
         named_words=(r"transpos", r"\bP\.(T|t\(\)|mT)"),
         located=(r"gradient of (before|bel)\b",),
+        options={"whole_numbers": False},  # rounded beliefs may all be zero, and 0 / 0 has no gradient
     ),
 ]
 
