@@ -1,0 +1,1 @@
+"""The iota set: each wrong Function is written out whole, as in a user's file, without a look at compare."""
