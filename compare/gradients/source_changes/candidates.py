@@ -199,7 +199,7 @@ class Candidates:
         yield from halves_edits(sites)
 
     def _exchanged_names(self, function: EditableFunction, _: list[Site]) -> Iterator[tuple[Edit, ...]]:
-        """Of places of two ranks too: together they may have an influence on all that is wrong."""
+        """Exchanges of places of two ranks too: together they may have an influence on all that is wrong."""
         every = next(sites for each, sites in self.functions if each is function)
         yield from exchanged_name_edits([site for site in every if self.rank(site) != Rank.NEVER], function.called)
 

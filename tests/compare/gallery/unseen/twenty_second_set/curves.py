@@ -78,8 +78,8 @@ class CatmullRom(Function):
 
 
 def depth_of_pairs(disparity, offset, focal, baseline):
-    seen = disparity > offset
-    return torch.where(seen, focal * baseline / torch.where(seen, disparity - offset, 1.0), 0.0)
+    visible = disparity > offset
+    return torch.where(visible, focal * baseline / torch.where(visible, disparity - offset, 1.0), 0.0)
 
 
 class DepthFunction(Function):
@@ -91,9 +91,9 @@ class DepthFunction(Function):
     @staticmethod
     def backward(ctx, g):
         disparity, offset, focal, baseline = ctx.saved_tensors
-        seen = disparity > offset
-        gap = torch.where(seen, disparity - offset, 1.0)
-        g = torch.where(seen, g, 0.0) / gap
+        visible = disparity > offset
+        gap = torch.where(visible, disparity - offset, 1.0)
+        g = torch.where(visible, g, 0.0) / gap
         to_disparity = -g * focal * baseline / gap
         to_focal = (g * baseline).sum((1, 2), keepdim=True)
         to_baseline = (g * focal).sum((1, 2), keepdim=True)
