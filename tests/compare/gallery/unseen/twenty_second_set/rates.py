@@ -173,7 +173,7 @@ WRONG += [
     WrongFunction(
         Case("complex fractional map, factor a", Mobius.apply, fractional_map, map_inputs, whole_numbers=False),
         named="a: the derivative is not conjugated before it is multiplied by the incoming gradient",
-        kinds=("conjugated"),
+        kinds=("conjugated",),
         named_words=(r"conj",),
         located=(r"gradient of a\b",),
     ),
