@@ -12,9 +12,10 @@ from torch.autograd import Function
 import compare
 from compare.gradients.diagnosis import locations
 from compare.gradients.diagnosis.contributions import find_missing_contributions, find_overwritten_contributions
-from compare.gradients.diagnosis.findings import KINDS
+from compare.gradients.diagnosis.findings import KINDS, Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.missing_terms import find_missing_term
+from compare.gradients.diagnosis.one_cause import tell_once
 from compare.gradients.diagnosis.special_values import find_special_values
 from compare.gradients.diagnosis.whole_tensor import find_whole_tensor_patterns
 from compare.gradients.heat_maps import heat_map
@@ -181,3 +182,16 @@ def test_a_native_output_that_is_dense_but_not_row_major():
 
     ours = Formula.of(native, lambda g, x, y: (g * y, g * x * torch.linspace(1, 2, 12).reshape(3, 4)))
     assert statements(compare.Case("product", ours, native, lambda: {"x": matrix(), "y": matrix()}))
+
+
+def test_the_same_of_operations_with_other_source_texts_is_told_once():
+    findings = [
+        Finding(
+            "missing term", f"gradient of {name}", f"the derivative of log in line {line}, `{name}.log()` is left out"
+        )
+        for line, name in ((3, "p"), (3, "q"), (4, "r"))
+    ]
+    joined, other = tell_once(findings)
+    assert joined.quantity == "gradient of p and gradient of q"
+    assert joined.statement == "the derivative of log in line 3 is left out"
+    assert other == findings[2]

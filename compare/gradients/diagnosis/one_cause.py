@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -193,16 +194,27 @@ def _has_change(finding: Finding, probe: Probe, before: Finding) -> bool:
 
 
 def tell_once(findings: Sequence[Finding]) -> list[Finding]:
-    """Join the gradients about which the same is said."""
+    """Join the gradients about which the same is said, but for the source texts of its operations."""
     groups: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        key = (finding.kind, finding.statement)
+        key = (finding.kind, _without_texts(finding.statement))
         is_consequence = finding.statement.startswith(FOLLOWS[:20])
         alone = finding.kind in ("unknown", "raises", "none") and not is_consequence
         if not finding.quantity.startswith("gradient") or alone:
             key = (*key, finding.quantity)
         groups.setdefault(key, []).append(finding)
-    return [
-        group[0] if len(group) == 1 else replace(group[0], quantity=join_words([f.quantity for f in group]))
-        for group in groups.values()
-    ]
+    return [_joined(group) for group in groups.values()]
+
+
+def _joined(group: Sequence[Finding]) -> Finding:
+    first = group[0]
+    if len(group) == 1:
+        return first
+    is_same = len({finding.statement for finding in group}) == 1
+    statement = first.statement if is_same else _without_texts(first.statement)
+    return replace(first, statement=statement, quantity=join_words([finding.quantity for finding in group]))
+
+
+def _without_texts(statement: str) -> str:
+    """The statement without the source texts after the lines: "the result of log in line 17"."""
+    return re.sub(r"(in line \d+), `[^`]*`", r"\1", statement)

@@ -26,7 +26,7 @@ CORRECTIONS_OF_THE_SOURCE = (
     ),
     Correction(
         "divergence from the mean of two, constant",
-        r"through the first argument \(the result of log\) .* is 2 times as large",
+        r"through the first argument \(the result of log[^)]*\) .* is 2 times as large",
         "named",
         True,
         "the 1 that the two corrected lines leave out is what the finding says in other words",
