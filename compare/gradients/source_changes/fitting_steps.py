@@ -1,4 +1,4 @@
-"""The step that an expression lacks, where its right value is known: turned, moved, summed, masked to a triangle."""
+"""The step that an expression lacks, where its right value is known: a flip, a shift, a sum, a mask."""
 
 from __future__ import annotations
 

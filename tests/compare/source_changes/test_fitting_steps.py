@@ -1,4 +1,4 @@
-"""Promise: the step that makes the right value of a known one is told: turned, moved, summed, masked."""
+"""Promise: the step that makes the right value of a known one is told: a flip, a shift, a sum, a mask."""
 
 from __future__ import annotations
 
