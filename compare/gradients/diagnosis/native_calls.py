@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,13 +86,13 @@ class Call:
         """Name of the function: "exp"."""
         return operation_name(self.function)
 
-    @property
+    @cached_property
     def tensors(self) -> list[tuple[int, Tensor]]:
         """Tensor arguments of real or complex numbers, and their positions among all flattened arguments."""
         flat, _ = tree_flatten((self.args, self.kwargs))
         return [(n, value) for n, value in enumerate(flat) if isinstance(value, Tensor) and has_gradient(value)]
 
-    @property
+    @cached_property
     def cost(self) -> int:
         """1 for a small call; more by the number of elements, or of products, that it computes."""
         sizes = sorted((t.numel() for _, t in self.tensors), reverse=True)[:2]

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ast
 import enum
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from types import CodeType
 from typing import Any
 
 from compare.gradients.source_changes.call_edits import call_edits
 from compare.gradients.source_changes.called_functions import CalledFunction, is_number
+from compare.gradients.source_changes.candidate import Candidate
 from compare.gradients.source_changes.default_edits import default_edits
 from compare.gradients.source_changes.dimension_edits import dimension_edits, find_dimensions
 from compare.gradients.source_changes.earlier_value_edits import earlier_value_edits
@@ -59,37 +57,6 @@ class Rank(enum.IntEnum):
     FIRST = 0  # they may make all of a wrong result right, and nothing that is right wrong; or it is not known
     LATER = 1  # only a part of it, or the expression has an influence on something that is right
     NEVER = 2  # the expression has no influence on what is wrong
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One edit, or several that are made together.
-
-    Attributes:
-        parts: each edit with the function that it is in.
-    """
-
-    parts: tuple[tuple[EditableFunction, Edit], ...]
-
-    @property
-    def cost(self) -> int:
-        """Cost of the edits; backward and what it gets, where most mistakes are, come before forward."""
-        in_forward = any(not function.called.in_backward and not _is_kept(edit) for function, edit in self.parts)
-        return sum(edit.cost for _, edit in self.parts) + in_forward
-
-    @contextmanager
-    def made(self) -> Iterator[None]:
-        """Make the edits in the trees, and take them back."""
-        with ExitStack() as stack:
-            for _, edit in self.parts:
-                stack.enter_context(edit.made())
-            yield
-
-    def compiled(self) -> dict[EditableFunction, CodeType] | None:
-        """Code of each edited function while the edits are made; None if one is no Python."""
-        codes = {function: function.compiled() for function in dict.fromkeys(f for f, _ in self.parts)}
-        compiled = {function: code for function, code in codes.items() if code is not None}
-        return compiled if len(compiled) == len(codes) else None
 
 
 class Candidates:
@@ -236,12 +203,6 @@ class Candidates:
     def _compositions(self, function: EditableFunction, sites: list[Site]) -> Iterator[tuple[Edit, ...]]:
         for site in sites:
             yield from _alone(ingredient_edits(site, _called_at(function, site), self._ingredients))
-
-
-def _is_kept(edit: Edit) -> bool:
-    """True for an edit of what forward keeps for backward."""
-    nodes = (edit.changes[0][1], *edit.ancestors)
-    return any(isinstance(n, ast.Call) and getattr(n.func, "attr", "") == "save_for_backward" for n in nodes)
 
 
 def _alone(edits: Iterable[Edit]) -> Iterator[tuple[Edit]]:

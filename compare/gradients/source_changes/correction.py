@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compare.gradients.diagnosis.wording import join_words
-from compare.gradients.source_changes.candidates import Candidate
+from compare.gradients.source_changes.candidate import Candidate
 from compare.gradients.source_changes.edits import Edit, Site
 
 MIN_TEXT, MAX_TEXT = 20, 70  # characters of an expression in a report

@@ -11,7 +11,7 @@ from torch import Tensor
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import RunResult
-from compare.gradients.source_changes.candidates import Candidate
+from compare.gradients.source_changes.candidate import Candidate
 from compare.gradients.source_changes.edits import Edit
 
 MAX_NUMBERS = 4_000_000  # that are kept

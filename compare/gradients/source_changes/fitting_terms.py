@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import nsmallest
 from itertools import islice, product
 
 import torch
@@ -14,13 +16,26 @@ from compare.gradients.source_changes.expression_edits import number
 from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 
 MAX_TERMS = 15_000
-MAX_EDITS = 8
+MAX_EDITS, MAX_TREES = 8, 40  # edits, and those with the shortest terms, of which trees are made
 CHUNK = 1000
 MAX_TRIED = 20_000  # pairs of which one sum of each fits: of repeated numbers there are many
 MAX_FOR_TWO, MIN_FOR_TWO = 6000, 5  # terms of which two are tried together; elements that do not agree by chance
 RELATIVE_ERROR, RATIO_ERROR = 1e-9, 1e-7
 COEFFICIENTS = (1, 2, 3, 4, 0.5, 0.25, 1.5)
 COST = 5
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Terms with their coefficients: together they are what an expression lacks ("term", "factor"), or all of it."""
+
+    kind: str
+    terms: tuple[tuple[Ingredient, float], ...]
+
+    @property
+    def length(self) -> int:
+        """About the length of what is new in the source."""
+        return sum(len(term.text) + (coefficient != 1) for term, coefficient in self.terms)
 
 
 class Terms:
@@ -64,16 +79,18 @@ class Terms:
             return
         goals = {"term": expected - present, "whole": expected}
         if of_two and expected.numel() >= MIN_FOR_TWO:
-            edits = [edit for kind, goal in goals.items() for edit in self._sums_of_two(site, kind, goal)]
+            fits = [fit for kind, goal in goals.items() for fit in self._sums_of_two(kind, goal)]
         elif not of_two:
             if (present != 0).all():
                 goals["factor"] = expected / present
-            edits = [edit for kind, goal in goals.items() for edit in self._fitting(site, kind, goal)]
+            fits = [fit for kind, goal in goals.items() for fit in self._fitting(kind, goal)]
         else:
             return
+        nodes = [self._edited(site.node, fit) for fit in nsmallest(MAX_TREES, fits, key=lambda fit: fit.length)]
+        edits = [site.edit(node, COST + of_two) for node in nodes if node is not None]
         yield from sorted(edits, key=_length_of_what_is_new)[:MAX_EDITS]
 
-    def _fitting(self, site: Site, kind: str, goal: Tensor) -> Iterator[Edit]:
+    def _fitting(self, kind: str, goal: Tensor) -> Iterator[_Fit]:
         sums = goal.flatten() @ self._weights
         ratios = sums[0] / self._sums[:, 0]
         fits = ((ratios[:, None] * self._sums - sums).abs() <= RATIO_ERROR * sums.abs().max()).all(
@@ -85,11 +102,9 @@ class Terms:
             coefficient = near if ratio > 0 else -near
             if abs(near - abs(ratio)) > RATIO_ERROR * near or not _is_near(coefficient * term.value, goal):
                 continue
-            new = self._edited(site.node, kind, term, coefficient)
-            if new is not None:
-                yield site.edit(new, COST)
+            yield _Fit(kind, ((term, coefficient),))
 
-    def _sums_of_two(self, site: Site, kind: str, goal: Tensor) -> Iterator[Edit]:
+    def _sums_of_two(self, kind: str, goal: Tensor) -> Iterator[_Fit]:
         """Two terms, each plus or minus, once or twice, that are together what an expression lacks, or all of it."""
         left = MAX_TRIED
         sums = goal.flatten() @ self._weights
@@ -106,11 +121,16 @@ class Terms:
                 for m in order[low[n] : high[n]].tolist():
                     first, second = self._terms[n], self._terms[m]
                     if n < m and _is_near(a * first.value + b * second.value, goal):
-                        node = self._edited(site.node, kind, first, a)
-                        if node is not None:
-                            yield site.edit(self._edited(node, "term", second, b), COST + 1)
+                        yield _Fit(kind, ((first, a), (second, b)))
 
-    def _edited(self, node: ast.expr, kind: str, term: Ingredient, coefficient: float) -> ast.expr | None:
+    def _edited(self, node: ast.expr, fit: _Fit) -> ast.expr | None:
+        (first, coefficient), *others = fit.terms
+        edited = self._edited_by_one(node, fit.kind, first, coefficient)
+        for term, coefficient in others:
+            edited = None if edited is None else self._edited_by_one(edited, "term", term, coefficient)
+        return edited
+
+    def _edited_by_one(self, node: ast.expr, kind: str, term: Ingredient, coefficient: float) -> ast.expr | None:
         size = abs(coefficient)
         text, is_negative = self._named.get(size, ("", False))
         factor = _named_number(text) if text else number(int(size) if size == int(size) else size)

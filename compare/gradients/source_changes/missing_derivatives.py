@@ -14,7 +14,7 @@ from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.numbers import as_real
 from compare.gradients.run_variant import RunResult
-from compare.gradients.source_changes.candidates import Candidate
+from compare.gradients.source_changes.candidate import Candidate
 from compare.gradients.source_changes.correction import Correction
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns

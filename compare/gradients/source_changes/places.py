@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from compare.gradients.numbers import as_real
-from compare.gradients.source_changes.candidates import Candidate, Candidates
+from compare.gradients.source_changes.candidate import Candidate
+from compare.gradients.source_changes.candidates import Candidates
 from compare.gradients.source_changes.correction import Change, shown_text
 from compare.gradients.source_changes.editable_function import EditableFunction
 from compare.gradients.source_changes.edits import Edit, Site, assigned_name

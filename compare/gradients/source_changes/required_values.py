@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
 from itertools import cycle
 from types import CodeType
 from typing import Any
@@ -22,35 +21,25 @@ from torch import Tensor
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.run_variant import gradient_name
-from compare.gradients.source_changes.candidates import Candidate
+from compare.gradients.source_changes.candidate import Candidate
 from compare.gradients.source_changes.editable_function import EditableFunction
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.edits import Site
+from compare.gradients.source_changes.equations import (
+    Equations,
+    have_same_values,
+    jacobians,
+    only_solution,
+    stacked,
+)
 from compare.gradients.source_changes.expected_values import ExpectedValue
-from compare.gradients.source_changes.places import Place, are_equal
+from compare.gradients.source_changes.places import Place
 from compare.gradients.source_changes.recorded_values import INSTEAD, RECORD, builtin, recording_code, value_instead
 
 MAX_ELEMENTS = 150  # of a value in all steps of a loop, and of a gradient that is differentiated
 MAX_RUNS, MAX_OPEN = 60, 48  # further incoming gradients; elements of a value that they are to tell
-MIN_SINGULAR = 1e-8  # of the largest singular value: a smaller one leaves the value open
-RESIDUAL = 1e-7  # of the largest error, after an exact solution
 
 Codes = dict[EditableFunction, CodeType]
-
-
-@dataclass
-class _Equations:
-    """Derivatives of elements of the gradients by the values of expressions, for one incoming gradient.
-
-    Attributes:
-        values: of the expressions, by their numbers, one after the other.
-        jacobians: by the same numbers.
-        errors: what is missing in the elements.
-    """
-
-    values: dict[int, list[Tensor]]
-    jacobians: dict[int, Tensor]
-    errors: Tensor
 
 
 def required_values(
@@ -67,10 +56,10 @@ def required_values(
     numbered = [(place, [numbers.get(id(site), -1) for site in place.sites]) for place in places]
     further = list(_further_equations(first, numbered, runs, codes, probe, expected.keys()))
     for place, sites in numbered:
-        change = _only_solution(_stacked([first], sites), first.errors)
-        if change is None and further and all(_have_same_values(first, each, sites) for each in further):
+        change = only_solution(stacked([first], sites), first.errors)
+        if change is None and further and all(have_same_values(first, each, sites) for each in further):
             every = [first, *further]
-            change = _only_solution(_stacked(every, sites), torch.cat([each.errors for each in every]))
+            change = only_solution(stacked(every, sites), torch.cat([each.errors for each in every]))
         sizes = [value.numel() for value in place.present]
         if change is not None and len(change) == sum(sizes):  # otherwise not all of its values are known
             value = _with_additions(place, change.split(sizes), runs)
@@ -101,29 +90,30 @@ def _with_additions(place: Place, additions: Sequence[Tensor], runs: EditedRuns)
 
 
 def _further_equations(
-    first: _Equations,
+    first: Equations,
     places: Sequence[tuple[Place, list[int]]],
     runs: EditedRuns,
     codes: Codes,
     probe: Probe | None,
     wrong: Set[str],
-) -> Iterator[_Equations]:
+) -> Iterator[Equations]:
     """Equations of what is wrong for other incoming gradients, as many as the small values that are open take."""
     if probe is None or probe.case.native is None:
         return
-    counts = [0]
+    counts, still_open = [0], set()
     for _, sites in places:
-        jacobian = _stacked([first], sites)
+        jacobian = stacked([first], sites)
         if jacobian is None or jacobian.shape[1] > MAX_OPEN or not jacobian.isfinite().all():
             continue
-        if _only_solution(jacobian, 0 * first.errors) is None:
+        if only_solution(jacobian, 0 * first.errors) is None:
             told = int(torch.linalg.matrix_rank(jacobian))
             counts.append(math.ceil(1.25 * jacobian.shape[1] / told) if told else 0)
+            still_open |= set(sites) if told else set()
     for n in range(min(max(counts), MAX_RUNS)):
         incoming = probe.incoming(1 + n)
         right = probe.run_native(runs.first.inputs, incoming)
         known = {name: value for name, value in (right or {}).items() if name in wrong}
-        equations = None if right is None else _equations(runs, codes, known, incoming)
+        equations = None if right is None else _equations(runs, codes, known, incoming, still_open)
         if equations is None:
             return
         yield equations
@@ -152,19 +142,26 @@ def _is_changed_in_place(site: Site) -> bool:
 
 
 def _equations(
-    runs: EditedRuns, codes: Codes, expected: Mapping[str, Tensor | None], incoming: Incoming | None = None
-) -> _Equations | None:
+    runs: EditedRuns,
+    codes: Codes,
+    expected: Mapping[str, Tensor | None],
+    incoming: Incoming | None = None,
+    only: Set[int] | None = None,
+) -> Equations | None:
     """Equations of one run; None where a gradient cannot be compared.
 
     Args:
         expected: right gradients. Others are right already; for other incoming gradients they are left out.
         incoming: other incoming gradients.
+        only: numbers of the expressions that count; without it, all do.
     """
     values: dict[int, list[Tensor]] = {}
 
     def record(n: int, value: Any) -> Any:
         torch.set_grad_enabled(True)  # backward of a function that is once_differentiable has turned it off
         if not isinstance(value, Tensor) or value.dtype is not torch.float64 or value.numel() > MAX_ELEMENTS:
+            return value
+        if only is not None and n not in only:
             return value
         own = (value if value.requires_grad else value.detach().requires_grad_()).clone()
         values.setdefault(n, []).append(own)
@@ -187,7 +184,7 @@ def _equations(
         errors.append(error.flatten()[elements])
     if not errors or not torch.cat(errors).isfinite().all():
         return None
-    return _Equations(values, _jacobians(rows, values), torch.cat(errors))
+    return Equations(values, jacobians(rows, values), torch.cat(errors))
 
 
 def _elements(gradient: Tensor) -> list[int]:
@@ -196,52 +193,3 @@ def _elements(gradient: Tensor) -> list[int]:
     return sorted(
         {n * size // MAX_ELEMENTS for n in range(MAX_ELEMENTS)} if size > MAX_ELEMENTS else set(range(size))
     )
-
-
-def _jacobians(rows: Sequence[Tensor], values: Mapping[int, list[Tensor]]) -> dict[int, Tensor]:
-    """Derivatives of numbers by the values of each expression in all steps."""
-    every = [value for own in values.values() for value in own]
-    columns = [torch.zeros(len(rows), value.numel(), dtype=torch.float64) for value in every]
-    for n, row in enumerate(rows):
-        if not row.requires_grad or not every:
-            continue
-        parts = torch.autograd.grad(row, every, retain_graph=True, allow_unused=True)
-        for column, part in zip(columns, parts, strict=True):
-            if part is not None:
-                column[n] = part.detach().cpu().flatten()
-    in_order = iter(columns)
-    return {number: torch.cat([next(in_order) for _ in own], 1) for number, own in values.items()}
-
-
-def _stacked(equations: Sequence[_Equations], numbers: Sequence[int]) -> Tensor | None:
-    """Derivatives by the common value of several expressions; None if one of them has none."""
-    parts = []
-    for each in equations:
-        own = [each.jacobians.get(number) for number in numbers]
-        known = [jacobian for jacobian in own if jacobian is not None]
-        if len(known) < len(own) or len({jacobian.shape for jacobian in known}) > 1:
-            return None
-        parts.append(torch.stack(known).sum(0))
-    return torch.cat(parts) if len({part.shape[1] for part in parts}) == 1 else None
-
-
-def _have_same_values(first: _Equations, other: _Equations, numbers: Sequence[int]) -> bool:
-    """True if the expressions do not depend on the incoming gradient."""
-    for number in numbers:
-        own, others = first.values.get(number, []), other.values.get(number, [])
-        if len(own) != len(others) or not all(
-            are_equal(a.detach(), b.detach()) for a, b in zip(own, others, strict=True)
-        ):
-            return False
-    return True
-
-
-def _only_solution(jacobian: Tensor | None, errors: Tensor) -> Tensor | None:
-    """The addition to a value that makes all right; None if there is none, or more than one."""
-    if jacobian is None or jacobian.shape[1] > jacobian.shape[0] or not jacobian.isfinite().all():
-        return None
-    u, s, vh = torch.linalg.svd(jacobian, full_matrices=False)
-    if not len(s) or s[-1] <= MIN_SINGULAR * s[0]:
-        return None
-    change = vh.mT @ ((u.mT @ errors) / s)
-    return change if ((jacobian @ change - errors).abs() <= RESIDUAL * errors.abs().max()).all() else None

@@ -11,14 +11,14 @@ from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.measure import WRONG
-from compare.gradients.numbers import as_real
-from compare.gradients.run_variant import RunResult
 from compare.gradients.source_changes.called_functions import find_called_functions
-from compare.gradients.source_changes.candidates import Candidate, Candidates
+from compare.gradients.source_changes.candidate import Candidate
+from compare.gradients.source_changes.candidates import Candidates
 from compare.gradients.source_changes.correction import Correction, correction, of_parts, separated
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.effects import Effects
+from compare.gradients.source_changes.goals import Goal
 from compare.gradients.source_changes.influence import Influence
 from compare.gradients.source_changes.kept_values import KeptValues
 from compare.gradients.source_changes.obstacles import find_obstacle, left_out
@@ -34,7 +34,6 @@ RUN_CALLS = 120
 MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do
 ALTERNATIVES = 6
-MIN_CHANGE = 1e-3  # a right element has lost at least this share of its error, or is within the tolerance
 
 
 def search(
@@ -84,6 +83,7 @@ class _Search:
         self.runner, self.mismatches, self.variants, self.probe = runner, mismatches, variants, probe
         first = mismatches[0]
         self.targets = [m for m in mismatches if m.variant == first.variant]
+        self.goals = [Goal(target) for target in self.targets]
         self.wrong = frozenset(m.quantity for m in mismatches)
         self.raises = first.run.error is not None  # then nothing is known of the other quantities
         self.runs = EditedRuns(runner, first, kept)
@@ -163,6 +163,9 @@ class _Search:
 
     def _try_single_edits(self, candidates: Iterator[Candidate], max_calls: int) -> int:
         """Try one edit after the other; return what is left of the calls."""
+        if max_calls < 0:  # to put the candidates in order would take time
+            self.is_at_limit = True
+            return max_calls
         for candidate in candidates:
             self.is_at_limit = max_calls < 0 or self.comparisons <= 0
             if self.is_at_limit or self._is_enough(candidate):
@@ -214,7 +217,7 @@ class _Search:
                 return False
             result = self.runs.run_edited(codes)
             self.effects.add(candidate, result)
-            right = frozenset(target.quantity for target in self.targets if _is_right(result, target))
+            right = frozenset(goal.quantity for goal in self.goals if goal.is_reached(result))
             known = [c.quantities for _, c in self.corrections]
             if not right or any(right <= quantities and right != self.wrong for quantities in known):
                 return True  # the nearest edit for these quantities is known
@@ -245,20 +248,3 @@ class _Search:
             if not self.raises and not wrong < self.wrong:
                 return self.wrong | wrong
         return frozenset(wrong)
-
-
-def _is_right(result: RunResult, target: Mismatch) -> bool:
-    """True if a run gives about the expected numbers where they were wrong; the comparison that follows is exact."""
-    got, expected = result.values.get(target.quantity), target.oracle
-    if result.error is not None or got is None or expected is None:
-        return False
-    got = as_real(got).double().cpu()
-    if got.shape != expected.shape:
-        return False
-    if target.wrong is None or target.ours is None or target.ours.shape != expected.shape:
-        return bool(((got - expected).abs() <= 1e-2 * expected.abs().max()).all()) if got.numel() else True
-    wrong = target.wrong.cpu()
-    before, now = ((t.double().cpu() - expected)[wrong].abs() for t in (target.ours, got))
-    limit = (MIN_CHANGE * before.nan_to_num(posinf=float("inf"), nan=float("inf"))).clamp(max=1e300)
-    same = (got == expected)[wrong] | (got.isnan() & expected.isnan())[wrong]
-    return bool(((now <= limit.clamp(min=2 * target.tolerance)) & now.isfinite() | same).all())

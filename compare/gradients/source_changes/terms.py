@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, combinations_with_replacement, product
+from itertools import combinations_with_replacement, product
 
 import torch
 from torch import Tensor
 
 from compare.gradients.source_changes.edits import Site, assigned_name
 from compare.gradients.source_changes.ending_loops import names_in
+from compare.gradients.source_changes.term_shapes import common_shape, ways_to_shape
 
 MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 22, 2000
 MAX_MATRICES = 5  # of which products of three come before rarer terms
@@ -155,10 +156,14 @@ def _less_its_mean(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[
 
 def _product(a: Ingredient, b: Ingredient) -> Ingredient | None:
     """The product of each two numbers; None for shapes that do not go together."""
-    try:
-        return a * b
-    except RuntimeError:
-        return None
+    return None if common_shape(a.value.shape, b.value.shape) is None else a * b
+
+
+def _shaped_product(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
+    """The product of each two numbers, if it has the shape or a sum of it has."""
+    common = common_shape(a.value.shape, b.value.shape)
+    if common is not None and ways_to_shape(common, shape):
+        yield from _shaped(a * b, shape)
 
 
 def _products(
@@ -167,17 +172,14 @@ def _products(
     """The product of each pair with each factor, if it has the shape or a sum of it has."""
     for a, b in pairs:
         pair = _product(a, b)
-        for factor in factors if pair is not None else ():
-            whole = None if pair is None else _product(pair, factor)
-            if whole is not None:
-                yield from _shaped(whole, shape)
+        if pair is not None:
+            for factor in factors:
+                yield from _shaped_product(pair, factor, shape)
 
 
 def _products_of_two(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
     """The product and the matrix products of two, if they have the shape or a sum of them has."""
-    whole = _product(a, b)
-    if whole is not None:
-        yield from _shaped(whole, shape)
+    yield from _shaped_product(a, b, shape)
     yield from _matrix_products(a, b, shape)
     yield from _matrix_products(b, a, shape)
 
@@ -199,36 +201,25 @@ def _matrix_chains(names: Sequence[Ingredient], shape: torch.Size) -> Iterator[I
 
 
 def _matrix_products(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
-    """``a @ b`` and ``a.mT @ b``."""
-    if a.value.dim() == 2 and b.value.dim() == 1 == len(shape):
-        for matrix in (a, _transposed(a)):
-            if matrix.value.shape == (shape[0], len(b.value)):
-                yield _matrix_product(matrix, b)
-    if a.value.dim() < 2 or b.value.dim() < 2 or len(shape) < 2:
+    """``a @ b`` and ``a.mT @ b``, if they have the shape or a sum of them has."""
+    own, other = a.value.shape, b.value.shape
+    is_vector = len(own) == 2 and len(other) == 1 == len(shape)
+    if not is_vector and min(len(own), len(other), len(shape)) < 2:
         return
-    for left in (a, _transposed(a)):
-        sizes = (left.value.shape[-2], b.value.shape[-1])
-        if left.value.shape[-1] == b.value.shape[-2] and sizes == tuple(shape[-2:]):
-            try:
-                yield from _shaped(_matrix_product(left, b), shape)
-            except RuntimeError:  # batches that do not go together
-                continue
+    if common_shape(own[:-2], other[:-2]) is None:  # batches that do not go together
+        return
+    inner, columns = (other[0], shape[:0]) if is_vector else (other[-2], other[-1:])
+    for left, (rows, own_columns) in ((a, own[-2:]), (None, own[:-3:-1])):  # None: transposed
+        if own_columns != inner or shape[-1 if is_vector else -2 :] != (rows, *columns):
+            continue
+        yield from _shaped(_matrix_product(left or _transposed(a), b), shape)
 
 
 def _shaped(each: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
     """The term itself or expanded, if it fits the shape; its sums over one or two dimensions, if they do."""
-    value = each.value
-    if value.shape == shape:
-        yield each
-        return
-    if value.dim() <= len(shape) and all(a in (1, b) for a, b in zip(value.shape[::-1], shape[::-1], strict=False)):
-        yield Ingredient(each.text, value.expand(shape), each.divisor)
-    if value.numel() % max(shape.numel(), 1):
-        return  # no sum has so many elements
-    for count in (1, 2):
-        for dims in combinations(range(value.dim()), count):
-            for kept in (False, True):
-                sizes = [1 if d in dims else s for d, s in enumerate(value.shape) if kept or d not in dims]
-                if torch.Size(sizes) == shape:
-                    arguments = f"{dims[0] if count == 1 else dims}{', keepdim=True' if kept else ''}"
-                    yield Ingredient(f"({each.text}).sum({arguments})", value.sum(dims, keepdim=kept))
+    for dims, kept in ways_to_shape(each.value.shape, shape):
+        if not dims:
+            yield each if each.value.shape == shape else Ingredient(each.text, each.value.expand(shape), each.divisor)
+            continue
+        arguments = f"{dims if len(dims) > 1 else dims[0]}{', keepdim=True' if kept else ''}"
+        yield Ingredient(f"({each.text}).sum({arguments})", each.value.sum(dims, keepdim=kept))

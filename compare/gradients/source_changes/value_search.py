@@ -9,7 +9,8 @@ from typing import Any
 
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.probe import Probe
-from compare.gradients.source_changes.candidates import Candidate, Candidates
+from compare.gradients.source_changes.candidate import Candidate
+from compare.gradients.source_changes.candidates import Candidates
 from compare.gradients.source_changes.correction import Correction
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.edits import assigned_name
