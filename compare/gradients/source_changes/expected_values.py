@@ -12,7 +12,7 @@ from torch import Tensor
 from compare.gradients.diagnosis.mismatch import Incoming, Mismatch
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.numbers import as_real
-from compare.gradients.source_changes.candidates import Candidates
+from compare.gradients.source_changes.candidates import Candidates, Rank
 from compare.gradients.source_changes.correction import Correction
 from compare.gradients.source_changes.editable_function import exchanged
 from compare.gradients.source_changes.edited_runs import EditedRuns
@@ -23,7 +23,7 @@ from compare.gradients.source_changes.places import Place, are_equal, find_place
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, record_values
 
 SECOND_DRAW = 1
-MAX_RUNS, MAX_VALUES = 1500, 6
+MAX_RUNS, MAX_VALUES = 800, 6
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class ExpectedValues:
     Args:
         functions: those of the user that run, native's too.
         targets: what is wrong in the variant of the runs.
+
+    Attributes:
+        places: expressions of backward.
+        with_influence: those that may have an influence on what is wrong.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class ExpectedValues:
         self._functions = functions
         is_known = len(self._expected) == len(targets)
         self.places = find_places(candidates, runs.run) if is_known else []
+        self.with_influence = [place for place in self.places if candidates.rank(place.site) != Rank.NEVER]
 
     def with_operands(self, expected: ExpectedValue) -> Place:
         """The place with the values that it and others have in a loop whose earlier steps give what they should."""
@@ -100,7 +105,7 @@ class ExpectedValues:
             if not (target.ours != 0).all():
                 continue
             ratio = target.oracle / target.ours
-            for place in sorted(self.places, key=lambda place: len(ast.unparse(place.site.node))):
+            for place in sorted(self.with_influence, key=lambda place: len(ast.unparse(place.site.node))):
                 present = place.present[0]
                 if len(place.present) == 1 and present.shape == ratio.shape and not present.is_complex():
                     value = [present.double() * ratio]
@@ -117,7 +122,7 @@ class ExpectedValues:
             return
         values = _distinct(self._known_values(first.inputs, first.incoming(probe.seed)))
         trials = 0
-        for place in self.places:
+        for place in self.with_influence:
             for words, in_order in values.items():
                 if _have_shapes(in_order, place.present) and not self._are_a_gradient(in_order):
                     for is_reversed in (False, True)[: len(in_order)]:

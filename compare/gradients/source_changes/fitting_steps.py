@@ -39,7 +39,7 @@ def _masks(
         count = int(kept.sum())
         if not 0 < count < size:
             continue
-        named = next((key for key, number in numbers.items() if number == count and isinstance(number, int)), "")
+        named = next((key for key, each in numbers.items() if each == count and isinstance(each, int)), "")
         places = torch.arange(size)
         for comparison, is_kept in ((ast.Lt(), places < count), (ast.GtE(), places >= size - count)):
             if torch.equal(kept.cpu(), is_kept):
@@ -76,3 +76,4 @@ def _steps(value: Tensor, node: ast.expr) -> Iterator[tuple[Tensor, ast.expr]]:
     for step in ("abs", "square", "sqrt", "reciprocal", "sign", "exp", "log"):
         yield getattr(value, step)(), method(node, step)
     yield value.clamp(min=0), method(node, "clamp", min=number(0))
+    yield 1 - value, ast.BinOp(number(1), ast.Sub(), node)

@@ -48,11 +48,18 @@ class Terms:
     def __init__(self, ingredients: Sequence[Ingredient], shape: torch.Size, numbers: Mapping[str, float]) -> None:
         generator = torch.Generator().manual_seed(0)
         self._weights = torch.rand(shape.numel(), 3, generator=generator, dtype=torch.float64) + 0.5
-        self._terms = list(islice(terms_of_shape(ingredients, shape), MAX_TERMS))
+        one = Ingredient("1", torch.ones(shape, dtype=torch.float64))
+        self._terms = [one, *islice(terms_of_shape(ingredients, shape), MAX_TERMS)]
         self._sums = torch.zeros(len(self._terms), 3, dtype=torch.float64)
         for start in range(0, len(self._terms), CHUNK):
             values = torch.stack([term.value for term in self._terms[start : start + CHUNK]])
-            self._sums[start : start + CHUNK] = values.view(len(values), -1) @ self._weights
+            values = values.view(len(values), -1)
+            sums = values @ self._weights
+            if shape.numel() > 1:  # other terms that are one number, such as x.sign(), are that only in this run
+                first = values[:, :1]
+                sums[((values - first).abs() <= RELATIVE_ERROR * first.abs()).all(1)] = torch.nan
+            self._sums[start : start + CHUNK] = sums
+        self._sums[0] = self._weights.sum(0)
         named = {key: value for key, value in numbers.items() if value not in (0, 1, 2, -1, -2)}
         # Texts by sizes, and whether the number that a text stands for is negative.
         self._named = {2 * abs(value): (f"2 * {key}", value < 0) for key, value in named.items()}
@@ -135,7 +142,9 @@ class Terms:
         text, is_negative = self._named.get(size, ("", False))
         factor = _named_number(text) if text else number(int(size) if size == int(size) else size)
         coefficient = -coefficient if is_negative else coefficient
-        scaled = term.node if size == 1 else ast.BinOp(factor, ast.Mult(), term.node)
+        scaled = ast.BinOp(factor, ast.Mult(), term.node)
+        if size == 1 or term.text == "1":
+            scaled = term.node if size == 1 else factor
         if kind == "term":
             return ast.BinOp(node, ast.Add() if coefficient > 0 else ast.Sub(), scaled)
         if kind == "factor":

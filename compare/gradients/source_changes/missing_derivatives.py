@@ -23,7 +23,7 @@ from compare.gradients.source_changes.forward_values import step_derivatives
 from compare.gradients.source_changes.places import Place, are_equal
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, value_instead
 
-MAX_RUNS = 1500
+MAX_RUNS = 800
 MAX_PARTS = 24  # factors that make only a part of the elements right
 MIN_SHARE = 0.2  # of the wrong elements that such a factor makes right
 SECOND_DRAW = 1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compare.gradients.numbers import as_real
 from compare.gradients.source_changes.candidate import Candidate
-from compare.gradients.source_changes.candidates import Candidates
+from compare.gradients.source_changes.candidates import Candidates, Rank
 from compare.gradients.source_changes.correction import Change, shown_text
 from compare.gradients.source_changes.editable_function import EditableFunction
 from compare.gradients.source_changes.edits import Edit, Site, assigned_name
@@ -85,7 +85,13 @@ def find_places(candidates: Candidates, run: Callable[[], Any]) -> list[Place]:
         assigned = {name for n in order if (name := assigned_name(own[n]))}
         for n in order:
             place = Place(function, own[n], values[n], (own, values))
-            reads = [m for m in order if _is_same_name(own[n], own[m]) and _are_equal(values[n], values[m])]
+            reads = [
+                m
+                for m in order
+                if _is_same_name(own[n], own[m])
+                and _are_equal(values[n], values[m])
+                and candidates.rank(own[m]) != Rank.NEVER  # not for its shape alone, say
+            ]
             if reads[1:] and n == reads[0] and own[n].node.id not in assigned:
                 places.append(replace(place, more=tuple(own[m] for m in reads[1:])))
             places.append(place)

@@ -160,7 +160,9 @@ def _product(a: Ingredient, b: Ingredient) -> Ingredient | None:
 
 
 def _shaped_product(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
-    """The product of each two numbers, if it has the shape or a sum of it has."""
+    """The product of each two numbers, if it has the shape or a sum of it has; none of an expression over itself."""
+    if b.divisor == a.text:
+        return
     common = common_shape(a.value.shape, b.value.shape)
     if common is not None and ways_to_shape(common, shape):
         yield from _shaped(a * b, shape)
@@ -174,6 +176,8 @@ def _products(
         pair = _product(a, b)
         if pair is not None:
             for factor in factors:
+                if factor.divisor in (a.text, b.text):  # the other one alone
+                    continue
                 yield from _shaped_product(pair, factor, shape)
 
 

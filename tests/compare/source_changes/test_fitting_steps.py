@@ -24,6 +24,7 @@ STEPS = [
     ("e.sum(1, keepdim=True)", lambda e: e.sum(1, keepdim=True).expand_as(e)),
     ("e - e.mean(0, keepdim=True)", lambda e: e - e.mean(0)),
     ("e.square()", torch.square),
+    ("1 - e", lambda e: 1 - e),
     ("e * (torch.arange(5) < KEPT)", lambda e: e * (torch.arange(5) < 3)),
     ("e * (torch.arange(5).unsqueeze(-1) >= 4)", lambda e: e * (torch.arange(5)[:, None] >= 4)),
 ]

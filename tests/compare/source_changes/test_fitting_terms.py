@@ -80,7 +80,7 @@ def test_a_matrix_product_with_a_named_number_is_told():
 
 A, B, C = (torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(n)) for n, shape in
            enumerate([(4, 3), (4, 3), (3,)]))  # fmt: skip
-INGREDIENTS = [Ingredient(text, value) for text, value in {"a": A, "b": B, "c": C}.items()]
+INGREDIENTS = [Ingredient(text, value) for text, value in {"a": A, "b": B, "c": C, "d": B.abs()}.items()]
 FITTING = [
     (A, A + 2 * B * C, "a + 2 * (b * c)"),
     (A, A - (A * B).sum(1, keepdim=True) * C, "a - c * (a * b).sum(1, keepdim=True)"),
@@ -103,6 +103,12 @@ def test_terms_that_fit(present, expected, text):
     assert text in edited(present, expected)
 
 
+def test_a_number_is_told_as_one():
+    texts = edited(A, 0.5 * A)
+    assert texts[0] == "a * 0.5", texts
+    assert not any(text.startswith("a * (0.5 * ") for text in texts), texts  # d.sign() is 1, too
+
+
 def test_nothing_fits_what_has_another_coefficient_or_is_no_term():
     assert edited(A, A + 1.234 * B) == []
     assert edited(A, torch.arange(12.0).view(4, 3).sin()) == []
@@ -110,7 +116,7 @@ def test_nothing_fits_what_has_another_coefficient_or_is_no_term():
 
 
 def test_each_term_has_the_value_of_its_text():
-    scope = {"a": A, "b": B, "c": C}
+    scope = {"a": A, "b": B, "c": C, "d": B.abs()}
     count = 0
     for term in terms_of_shape(INGREDIENTS, torch.Size([4, 3])):
         value = eval(compile(ast.fix_missing_locations(ast.Expression(term.node)), "term", "eval"), scope)
