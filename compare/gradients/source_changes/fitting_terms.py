@@ -15,7 +15,7 @@ from compare.gradients.source_changes.edits import Edit, Site
 from compare.gradients.source_changes.expression_edits import number
 from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
 
-MAX_TERMS = 15_000
+MAX_TERMS = 12_000
 MAX_EDITS, MAX_TREES = 8, 40  # edits, and those with the shortest terms, of which trees are made
 CHUNK = 1000
 MAX_TRIED = 20_000  # pairs of which one sum of each fits: of repeated numbers there are many

@@ -101,6 +101,8 @@ def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iter
     sums = [s for pair in combinations_with_replacement(names, 2) for s in _sums(*pair)]
     for total, each in product(sums, ingredients):
         yield from _products_of_two(each, total, shape)
+    for total, each in product(sums, names):
+        yield from _shaped_product(total, reciprocals[each.text], shape)
     for n, a in enumerate(ingredients):
         for m, b in enumerate(ingredients[n:], n):
             yield from _products([(a, b)], ingredients[m:], shape)
