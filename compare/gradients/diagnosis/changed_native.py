@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_calls import Call, InterceptCalls, call_native
@@ -61,17 +60,20 @@ class Recording:
     records: dict[Any, list[Tensor]] = field(default_factory=dict)
     leaf: Tensor | None = None
     incoming: dict[int, Tensor] = field(default_factory=dict)
+    _with_records: dict[int, Call] = field(default_factory=dict)
 
     def derivative(self, call: Call, change: NativeChange) -> Tensor | None:
         """The part of the gradient through one argument of ``call``, with its derivative changed."""
-        flat, _ = tree_flatten((call.args, call.kwargs))
+        flat = call.flat
         argument, gradient = flat[change.position], self.incoming.get(call.number)
         if gradient is None or self.leaf is None:
             return None
         try:
             own = [value.detach() if isinstance(value, Tensor) else value for value in flat]
             own[change.position] = own[change.position].clone().requires_grad_()
-            surrogate = change.derivative(replace(call, records=self.records), own, change.position)
+            if call.number not in self._with_records:
+                self._with_records[call.number] = replace(call, records=self.records)
+            surrogate = change.derivative(self._with_records[call.number], own, change.position)
             if surrogate is None:
                 return _dense(torch.zeros_like(self.leaf))
             surrogate = crop(surrogate, call.result).expand_as(call.result)
@@ -165,7 +167,7 @@ def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
         if value.shape != result.shape or value.dtype != result.dtype:
             raise ValueError("the shapes differ")
         return value
-    flat, spec = tree_flatten((call.args, call.kwargs))
+    flat = call.flat
     with torch.no_grad():
         detached = [value.detach() if isinstance(value, Tensor) else value for value in flat]
     attached = list(flat)
@@ -174,7 +176,7 @@ def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
     own = list(detached)
     own[change.position] = attached[change.position]
     attached[change.position] = detached[change.position]
-    args, kwargs = tree_unflatten(detached if change.alone else attached, spec)
+    args, kwargs = call.unflatten(detached if change.alone else attached)
     others = call.function(*args, **kwargs)  # with the derivatives by all other arguments
     surrogate = change.derivative(call, own, change.position)
     if surrogate is None:
@@ -183,15 +185,9 @@ def _changed(call: Call, result: Tensor, change: NativeChange) -> Tensor:
     return others + (surrogate - surrogate.detach()).expand_as(others)
 
 
-def flat_arguments(call: Call) -> list[Any]:
-    """The call's arguments, flattened."""
-    return tree_flatten((call.args, call.kwargs))[0]
-
-
 def evaluate(call: Call, flat: list[Any]) -> Tensor:
     """Call the function with other flattened arguments."""
-    _, spec = tree_flatten((call.args, call.kwargs))
-    args, kwargs = tree_unflatten(flat, spec)
+    args, kwargs = call.unflatten(flat)
     return call.function(*args, **kwargs)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
@@ -38,7 +37,7 @@ def find_changed_operands(search: NativePaths) -> Iterator[Finding]:
 def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, NativeChange]]:
     """Changes of one operand in the derivative by one argument."""
     site, position = path.call.site, path.position
-    flat, _ = tree_flatten((path.call.args, path.call.kwargs))
+    flat = path.call.flat
     for other, tensor in path.call.tensors:
         name = search.operand_name(path.call, other) or (
             "its own argument" if other == position else "its other argument"
@@ -87,7 +86,7 @@ def _operands(search: NativePaths, path: Path) -> Iterator[tuple[str, str, Nativ
 def _values(
     search: NativePaths, call: Call, other: int, tensor: Tensor, name: str
 ) -> Iterator[tuple[str, str, Callable[[Call], Tensor]]]:
-    own = lambda c: tree_flatten((c.args, c.kwargs))[0][other].detach()  # noqa: E731
+    own = lambda c: c.flat[other].detach()  # noqa: E731
     yield "missing term", f"the factor {name} is missing (1 is used instead)", lambda c: torch.ones_like(own(c))
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "the square of {}": torch.square, "1 over {}": torch.reciprocal, "minus {}": torch.neg,

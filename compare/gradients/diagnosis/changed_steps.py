@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils._pytree import tree_flatten
-
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
@@ -88,7 +86,7 @@ def find_other_values(search: NativePaths) -> Iterator[Finding]:
                 )
                 statement = f"equals the gradient of the function {words}"
                 yield Finding("step left out", search.mismatch.quantity, statement)
-        flat, _ = tree_flatten((call.args, call.kwargs))
+        flat = call.flat
         options = option_names(call.args, call.kwargs)
         for number, value in enumerate(flat):
             for instead in other_numbers(value, call.result.dim()):
@@ -119,7 +117,7 @@ def _find_shared_numbers(search: NativePaths) -> Iterator[Finding]:
     """A number that several calls of the same function share, such as a smoothing constant, changed in all."""
     sites: dict[tuple[str, Any], dict[Any, int]] = {}
     for call in search.calls:
-        for value in tree_flatten((call.args, call.kwargs))[0]:
+        for value in call.flat:
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 sites.setdefault((call.operation, value), {}).setdefault(call.site, call.result.dim())
     for (operation, value), shared in sites.items():

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis.changed_native import NativeChange, passed_through
 from compare.gradients.diagnosis.findings import Finding
@@ -38,7 +37,7 @@ class WithBackward(Function):
 def find_changed_composites(search: NativePaths) -> Iterator[Finding]:
     """The derivative of softmax, say, with a sum over another dimension."""
     for call in search.composites:
-        flat, _ = tree_flatten((call.args, call.kwargs))
+        flat = call.flat
         for number, tensor in call.tensors:
             is_passed = tensor.requires_grad and tensor.shape == call.result.shape
             if is_passed and search.explains(NativeChange(call.site, number, passed_through)):
@@ -60,7 +59,7 @@ def find_foreign_derivatives(search: NativePaths) -> Iterator[Finding]:
     """The derivative of another function of the same shape, by its formula."""
     hypotheses = []
     for path in search.paths:
-        x, operation = tree_flatten((path.call.args, path.call.kwargs))[0][path.position], path.call.operation
+        x, operation = path.call.flat[path.position], path.call.operation
         if len(path.call.tensors) == 1 and x.shape == path.call.result.shape and x.dim():
             for name, formula in _foreign(x, operation):
                 statement = f"the derivative of {path.words} is taken to be {name}"
@@ -71,7 +70,7 @@ def find_foreign_derivatives(search: NativePaths) -> Iterator[Finding]:
         x = call.args[0] if call.args else None
         if not isinstance(x, Tensor) or not x.requires_grad or x.shape != call.result.shape or not x.dim():
             continue
-        position = next(n for n, value in enumerate(tree_flatten((call.args, call.kwargs))[0]) if value is x)
+        position = next(n for n, value in enumerate(call.flat) if value is x)
         operation = call.name.removeprefix("the result of ")
         for name, formula in _foreign(x, call.operation):
             if search.explains(NativeChange(call.site, position, _derivative(formula))):

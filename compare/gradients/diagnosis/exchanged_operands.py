@@ -51,7 +51,7 @@ def _explains(mismatch: Mismatch, recording: Recording, exchange: tuple[tuple[Pa
         call, from_call = calls.get(path.call.number), calls.get(source_path.call.number)
         if call is None or from_call is None:
             return False
-        operand: Tensor = changed.flat_arguments(from_call)[source].detach()
+        operand: Tensor = from_call.flat[source].detach()
         right = recording.derivative(call, NativeChange(call.site, path.position, changed.scaled(1.0)))
         change = changed.at_operand(other, lambda c, operand=operand: operand)
         wrong = recording.derivative(call, NativeChange(call.site, path.position, change))

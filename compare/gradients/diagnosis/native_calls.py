@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from compare.gradients.diagnosis.decompositions import DECOMPOSITIONS
 from compare.gradients.diagnosis.source_text import MAX_TEXT, source_text
@@ -87,10 +87,23 @@ class Call:
         return operation_name(self.function)
 
     @cached_property
+    def _flattened(self) -> tuple[list[Any], Any]:
+        return tree_flatten((self.args, self.kwargs))
+
+    @property
+    def flat(self) -> list[Any]:
+        """Arguments of the call, flattened."""
+        return list(self._flattened[0])
+
+    def unflatten(self, flat: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional arguments and those by name, from flattened ones."""
+        args, kwargs = tree_unflatten(flat, self._flattened[1])
+        return args, kwargs
+
+    @cached_property
     def tensors(self) -> list[tuple[int, Tensor]]:
         """Tensor arguments of real or complex numbers, and their positions among all flattened arguments."""
-        flat, _ = tree_flatten((self.args, self.kwargs))
-        return [(n, value) for n, value in enumerate(flat) if isinstance(value, Tensor) and has_gradient(value)]
+        return [(n, value) for n, value in enumerate(self.flat) if isinstance(value, Tensor) and has_gradient(value)]
 
     @cached_property
     def cost(self) -> int:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange, gradient_of_changed
@@ -23,7 +22,7 @@ from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import gradient_name
 
 MAX_SITES = 60  # places in native's code
-MAX_CALLS = 20_000  # of native's operations, for one case: four seconds; large ones count several times
+MAX_CALLS = 15_000  # of native's operations, for one case: one or two seconds; large ones count several times
 COST_OF_A_PART = 2  # operations that take as long as the backward of one part of a gradient, beside the call
 MAX_OPERANDS = 14  # tensors that are tried in the place of an operand
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -79,7 +78,7 @@ class NativePaths:
     def _find_paths(self) -> list[Path]:
         paths: dict[Any, Path] = {}
         for call in self.calls:
-            flat, _ = tree_flatten((call.args, call.kwargs))
+            flat = call.flat
             for position, tensor in call.tensors:
                 if not tensor.requires_grad or (call.site, position) in paths:
                     continue
@@ -203,7 +202,7 @@ class NativePaths:
     def operand_name(self, call: Call, number: int) -> str:
         """Name of an argument; in a loop, that of a later step if the first has none; "" if there is no name."""
         for step in (call, *self.steps(call)):
-            name = self.names.get(id(changed.flat_arguments(step)[number]))
+            name = self.names.get(id(step.flat[number]))
             if name:
                 return name if step is call else f"{name} (of the previous step)"
         return ""
@@ -228,7 +227,7 @@ def _names(calls: list[Call], mismatch: Mismatch) -> dict[int, str]:
     """Names of the tensors that are arguments of calls, by identity."""
     names: dict[int, str] = {}
     for call in calls:
-        flat, _ = tree_flatten((call.args, call.kwargs))
+        flat = call.flat
         for value in flat:
             if isinstance(value, Tensor) and id(value) not in names:
                 for name, source in mismatch.inputs.items():

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch.utils._pytree import tree_flatten
-
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.changed_operands import find_changed_operands
@@ -62,7 +60,7 @@ def _transformed_gradients(search: NativePaths) -> Iterator[Hypothesis]:
     tried: set[Any] = set()
     for path in search.paths:
         site, position = path.call.site, path.position
-        flat, _ = tree_flatten((path.call.args, path.call.kwargs))
+        flat = path.call.flat
         places = [("comes out of", flat[position].shape, changed.argument_gradient)]
         if site not in tried:
             places.append(("goes into", path.call.result.shape, changed.with_gradient))

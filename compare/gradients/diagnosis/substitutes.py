@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.native_calls import Call
@@ -29,12 +28,12 @@ def recorded(key: Any, offset: int, operand: Callable[[Call], Tensor]) -> Callab
 
 
 def argument_of(number: int) -> Callable[[Call], Tensor]:
-    return lambda call: tree_flatten((call.args, call.kwargs))[0][number]
+    return lambda call: call.flat[number]
 
 
 def called_with(number: int, instead: Any) -> Callable[[Call], Tensor]:
     def value(call: Call) -> Tensor:
-        flat = list(tree_flatten((call.args, call.kwargs))[0])
+        flat = call.flat
         flat[number] = instead
         if instead == "nearest":  # which has no option align_corners
             flat = [None if isinstance(v, bool) else v for v in flat]
@@ -72,7 +71,7 @@ def everywhere(value: Any, instead: Any) -> Callable[[Call], Tensor]:
     """The call with every argument that is this number replaced."""
 
     def changed_value(call: Call) -> Tensor:
-        flat = tree_flatten((call.args, call.kwargs))[0]
+        flat = call.flat
         return changed.evaluate(call, [instead if type(v) is type(value) and v == value else v for v in flat])
 
     return changed_value

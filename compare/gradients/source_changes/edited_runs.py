@@ -26,6 +26,7 @@ from compare.gradients.source_changes.kept_values import KeptValues
 from compare.gradients.variants import gradient_to_layout, incoming_gradient
 
 MODIFIED = "modified by an inplace operation"
+RUN_CALLS = 120  # a run takes as long as so many calls of functions besides its own
 CHECKED_AFTER = 50  # runs of backward: an edit may have changed something that the next ones need
 
 
@@ -43,10 +44,20 @@ class EditedRuns:
     def __init__(self, runner: CaseRunner, first: Mismatch, kept: KeptValues) -> None:
         self.runner, self.first, self.kept = runner, first, kept
         self.backward_is_repeatable = False
-        self._count = 0
+        self._count = self._num_calls = 0
 
-    def prepare(self) -> None:
-        """Run forward, and find out whether backward is repeatable."""
+    @property
+    def cost(self) -> int:
+        """Work of a run, in calls of functions."""
+        return RUN_CALLS + self._num_calls // (1 + self.backward_is_repeatable)
+
+    def prepare(self, num_calls: int) -> None:
+        """Run forward, and find out whether backward is repeatable.
+
+        Args:
+            num_calls: calls of functions in a whole run.
+        """
+        self._num_calls = num_calls
         try:
             self._run_forward()
         except Exception:  # whatever the function raises: then there is no forward to start from

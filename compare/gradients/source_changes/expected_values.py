@@ -23,7 +23,8 @@ from compare.gradients.source_changes.places import Place, are_equal, find_place
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, record_values
 
 SECOND_DRAW = 1
-MAX_RUNS, MAX_VALUES = 800, 6
+MAX_RUNS, MAX_CALLS = 800, 240_000  # runs with a value of native's, and calls of functions in all of them
+MAX_VALUES = 6
 
 
 @dataclass(frozen=True)
@@ -121,14 +122,14 @@ class ExpectedValues:
         if probe is None or probe.case.native is None or not self.places:
             return
         values = _distinct(self._known_values(first.inputs, first.incoming(probe.seed)))
-        trials = 0
+        trials, max_runs = 0, min(MAX_RUNS, MAX_CALLS // self._runs.cost)
         for place in self.with_influence:
             for words, in_order in values.items():
                 if _have_shapes(in_order, place.present) and not self._are_a_gradient(in_order):
                     for is_reversed in (False, True)[: len(in_order)]:
                         value = in_order[::-1] if is_reversed else in_order
                         trials += 1
-                        quantities = self._right_with(place, value) if trials <= MAX_RUNS else frozenset()
+                        quantities = self._right_with(place, value) if trials <= max_runs else frozenset()
                         if quantities:
                             yield ExpectedValue(place, value, words, is_reversed, quantities)
 

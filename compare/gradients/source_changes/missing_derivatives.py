@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, cycle
+from itertools import combinations, cycle, islice
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from compare.gradients.source_changes.forward_values import step_derivatives
 from compare.gradients.source_changes.places import Place, are_equal
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, value_instead
 
-MAX_RUNS = 800
+MAX_RUNS, MAX_CALLS = 800, 240_000  # runs with a factor, and calls of functions in all of them
 MAX_PARTS = 24  # factors that make only a part of the elements right
 MIN_SHARE = 0.2  # of the wrong elements that such a factor makes right
 SECOND_DRAW = 1
@@ -90,7 +90,8 @@ class MissingDerivatives:
             return None
         known = step_derivatives(run_forwards(self._functions, self._runs.run))
         parts: dict[str, list[tuple[MissingFactor, Tensor]]] = {target.quantity: [] for target in self._targets}
-        for factor, _ in zip(self._factors(known), range(MAX_RUNS), strict=False):
+        max_runs = min(MAX_RUNS, MAX_CALLS // self._runs.cost)
+        for factor in islice(self._factors(known), max_runs):
             result = self._run((factor,), known)
             for target in self._targets:
                 right, wrong = _right_elements(result, target), _wrong(target)

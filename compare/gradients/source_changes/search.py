@@ -16,7 +16,7 @@ from compare.gradients.source_changes.candidate import Candidate
 from compare.gradients.source_changes.candidates import Candidates
 from compare.gradients.source_changes.correction import Correction, correction, of_parts, separated
 from compare.gradients.source_changes.editable_function import exchanged
-from compare.gradients.source_changes.edited_runs import EditedRuns
+from compare.gradients.source_changes.edited_runs import RUN_CALLS, EditedRuns
 from compare.gradients.source_changes.effects import Effects
 from compare.gradients.source_changes.goals import Goal
 from compare.gradients.source_changes.influence import Influence
@@ -30,7 +30,6 @@ from compare.gradients.variants import Variant
 # Calls of functions in all runs of a search, with RUN_CALLS for each run besides: about a second; fewer where the
 # mistakes have names already.
 MAX_CALLS, MAX_CALLS_IF_NAMED = 500_000, 250_000
-RUN_CALLS = 120
 MAX_COMPARISONS = 20  # of edited functions in all variants
 MAX_ELEMENTS = 100_000  # of all inputs: the numbers of larger ones cost more than the calls do
 ALTERNATIVES = 6
@@ -108,7 +107,7 @@ class _Search:
         self.left_out = left_out(called, editable, self.candidates)
         self.is_at_limit = self.sums_gradients = False
         if not self.obstacle:
-            self.runs.prepare()
+            self.runs.prepare(self.num_calls)
             if not self.raises:
                 max_runs = MAX_CALLS_IF_NAMED // (RUN_CALLS + self.num_calls)
                 self.candidates.rank = Influence(self.candidates, self.runs, self.targets, max_runs).rank
@@ -171,7 +170,7 @@ class _Search:
             if self.is_at_limit or self._is_enough(candidate):
                 break
             if self._try(candidate):
-                max_calls -= RUN_CALLS + self.num_calls // (1 + self.runs.backward_is_repeatable)
+                max_calls -= self.runs.cost
         return max_calls
 
     def _try_pairs(self) -> None:

@@ -9,6 +9,8 @@ from compare.case_errors import describe_exception
 from compare.gradients.case_runner import CaseRunner
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_oracle import NativeOracle
+from compare.gradients.diagnosis.native_paths import MAX_CALLS as MAX_NATIVE_CALLS
+from compare.gradients.diagnosis.tape_findings import MAX_COST as MAX_STEPS
 from compare.gradients.measure import REFUSED, Row
 from compare.gradients.source_changes.correction import Correction, describe
 from compare.gradients.source_changes.kept_values import KeptValues
@@ -56,6 +58,8 @@ def add_corrections(
     variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
     is_named = not any(f.kind in VAGUE for f in findings)
     max_calls = MAX_CALLS_IF_NAMED if is_named else MAX_CALLS
+    if native is not None:  # half as long after the longest diagnosis
+        max_calls = int(max_calls * (1 - _work(native) / 4))
     probe = None if native is None else native.probe(runner.mismatches[0].variant)
     try:
         search_result = search(runner, runner.mismatches, variants, max_calls, probe, kept)
@@ -76,6 +80,13 @@ def add_corrections(
     further = [each for each in corrections if each.is_further and each not in told]
     result += [Finding(KIND, each.names, describe(each), each.proof) for each in further]
     return result, search_result.note
+
+
+def _work(native: NativeOracle) -> float:
+    """Work of the diagnosis so far: the share of its limit on runs of changed native, plus that on tapes."""
+    calls = sum(probe.native_calls for probe in native.probes.values())
+    steps = sum(probe.tape_cost for probe in native.probes.values())
+    return min(1.0, calls / MAX_NATIVE_CALLS) + min(1.0, steps / MAX_STEPS)
 
 
 def _corrections_of(finding: Finding, corrections: Sequence[Correction]) -> list[Correction]:

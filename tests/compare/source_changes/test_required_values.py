@@ -142,7 +142,7 @@ def required(function, native, *, with_probe=False, dtype=None):
     runner = CaseRunner(case, "cpu", 0, DTYPES)
     list(runner.rows(next(iter(variants(DTYPES)))))
     runs = EditedRuns(runner, runner.mismatches[0], KeptValues(case.ours))
-    runs.prepare()
+    runs.prepare(num_calls=100)
     places = find_places(Candidates(find_called_functions(runs.run_once)[0]), runs.run)
     oracle = NativeOracle(case, runner.native_rerunner, 0)
     probe = oracle.probe(runner.mismatches[0].variant) if with_probe else None
