@@ -58,8 +58,8 @@ def add_corrections(
     variants = list(dict.fromkeys(row.variant for row in rows if row.status != REFUSED))
     is_named = not any(f.kind in VAGUE for f in findings)
     max_calls = MAX_CALLS_IF_NAMED if is_named else MAX_CALLS
-    if native is not None:  # half as long after the longest diagnosis
-        max_calls = int(max_calls * (1 - _work(native) / 4))
+    if native is not None:  # two thirds as long after the longest diagnosis
+        max_calls = int(max_calls * (1 - _work(native) / 6))
     probe = None if native is None else native.probe(runner.mismatches[0].variant)
     try:
         search_result = search(runner, runner.mismatches, variants, max_calls, probe, kept)

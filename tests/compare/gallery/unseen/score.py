@@ -1,8 +1,9 @@
 """Score of the diagnosis on the unseen Functions.
 
 ``python -m tests.compare.gallery.unseen.score first_half`` prints the findings for each wrong Function, and two
-judgements: is the mistake named, and is it located; then the seconds of wrong and right Functions. Other
-words than those expected may be right too, so read the statements.
+judgements: is the mistake named, and is it located; then the seconds of processor time: of wrong Functions, how much
+of it a Function without a mistake would not take (native in the place of ours), and of right ones. Other words than
+those expected may be right too, so read the statements.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 from compare import Case, Comparison, compare
@@ -84,16 +85,23 @@ def _matches(words: str, text: str) -> bool:
     return re.search(words, text, re.IGNORECASE) is not None
 
 
+def _timed(case: Case) -> tuple[Comparison, float]:
+    start = time.process_time()
+    return compare(case), time.process_time() - start
+
+
 def main(half: str) -> None:
     """Print all findings, then the sums."""
     counts: Counter[str] = Counter()
     kinds: dict[str, Counter[str]] = {}
     wrongs, rights = wrong_functions(half), right_cases(half)
-    seconds: dict[str, list[float]] = {"wrong": [], "right": []}
+    seconds: dict[str, list[float]] = {"wrong": [], "wrong, more": [], "right": []}
+    compare(rights[0])  # the first call imports parts of PyTorch
     for wrong in wrongs:
-        start = time.process_time()
-        result = compare(wrong.case)
-        seconds["wrong"].append(time.process_time() - start)
+        result, of_wrong = _timed(wrong.case)
+        _, without_mistake = _timed(replace(wrong.case, ours=wrong.case.native))
+        seconds["wrong"].append(of_wrong)
+        seconds["wrong, more"].append(of_wrong - without_mistake)
         automatic, (judgement, reason) = judge(wrong, result), corrected(wrong, result)
         counts[f"automatic: {automatic.named}"] += 1
         counts["automatic: located"] += automatic.located
@@ -112,12 +120,11 @@ def main(half: str) -> None:
             print(*(f"      {line}" for line in (finding.evidence, finding.correction) if line), sep="\n")
     print()
     for case in rights:
-        start = time.process_time()
-        findings = compare(case).findings
-        seconds["right"].append(time.process_time() - start)
-        if findings:
+        result, of_right = _timed(case)
+        seconds["right"].append(of_right)
+        if result.findings:
             counts["right ones accused"] += 1
-            print(f"ACCUSED {case.name}: {findings}")
+            print(f"ACCUSED {case.name}: {result.findings}")
     print(f"\n{half}: {len(wrongs)} wrong, {len(rights)} right")
     print(f"  found wrong {counts['found wrong']}, right ones accused {counts['right ones accused']}")
     for key in ("named", "located", "unknown", "wrongly named"):
