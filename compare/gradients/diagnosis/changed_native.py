@@ -62,6 +62,12 @@ class Recording:
     incoming: dict[int, Tensor] = field(default_factory=dict)
     _with_records: dict[int, Call] = field(default_factory=dict)
 
+    def with_records(self, call: Call) -> Call:
+        """The call with the results of the run."""
+        if call.number not in self._with_records:
+            self._with_records[call.number] = replace(call, records=self.records)
+        return self._with_records[call.number]
+
     def derivative(self, call: Call, change: NativeChange) -> Tensor | None:
         """The part of the gradient through one argument of ``call``, with its derivative changed."""
         flat = call.flat
@@ -71,9 +77,7 @@ class Recording:
         try:
             own = [value.detach() if isinstance(value, Tensor) else value for value in flat]
             own[change.position] = own[change.position].clone().requires_grad_()
-            if call.number not in self._with_records:
-                self._with_records[call.number] = replace(call, records=self.records)
-            surrogate = change.derivative(self._with_records[call.number], own, change.position)
+            surrogate = change.derivative(self.with_records(call), own, change.position)
             if surrogate is None:
                 return _dense(torch.zeros_like(self.leaf))
             surrogate = crop(surrogate, call.result).expand_as(call.result)

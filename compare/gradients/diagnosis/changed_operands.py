@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -148,7 +147,7 @@ def _changed_steps(
     search: NativePaths, call: Call, own: Callable[[Call], Tensor], lookup: Callable[[Call], Tensor]
 ) -> list[int]:
     """Steps of a loop in which the value of ``lookup`` is another one than the operand's."""
-    steps = [replace(c, records=search.records) for c in search.steps(call)]
+    steps = [search.recording.with_records(step) for step in search.steps(call)]
     if len(steps) != search.sites[call.site] or len({own(step).shape for step in steps}) > 1:
         return []  # a line of a module's code that calls several functions is no loop; sizes may change in one
     return [n for n, step in enumerate(steps) if not torch.equal(own(step), lookup(step))]

@@ -57,6 +57,7 @@ class NativePaths:
         self.mismatch, self.probe = mismatch, probe
         self.change: NativeChange | None = None  # the last one that explains both draws
         self._scaled: list[tuple[Hypothesis, float]] = []
+        self._steps: dict[int, list[Call]] = {}
         self.recording = changed.record(mismatch, probe)
         self.calls, self.composites = self.recording.calls, self.recording.composites
         self.records = self.recording.records
@@ -114,6 +115,8 @@ class NativePaths:
     def findings(self, hypotheses: Iterable[Hypothesis]) -> Iterator[Finding]:
         """The hypotheses that explain both draws. Those that need a further factor are left to the next method."""
         for each in hypotheses:
+            if self.is_spent():
+                return
             factor = self._factor(each)
             if factor is None:
                 continue
@@ -209,8 +212,11 @@ class NativePaths:
 
     def steps(self, call: Call) -> list[Call]:
         """Calls of the same site that have tensors at the same positions. One line may call several functions."""
-        positions = [n for n, _ in call.tensors]
-        return [c for c in self.calls if c.site == call.site and [n for n, _ in c.tensors] == positions]
+        if call.number not in self._steps:
+            positions = [n for n, _ in call.tensors]
+            same = [c for c in self.calls if c.site == call.site]
+            self._steps[call.number] = [c for c in same if [n for n, _ in c.tensors] == positions]
+        return self._steps[call.number]
 
     def candidates(self, tensor: Tensor) -> list[Any]:
         """Keys of the recorded tensors of the same shape, then of those that differ in dimensions of length 1."""
