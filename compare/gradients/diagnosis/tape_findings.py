@@ -22,7 +22,7 @@ from compare.gradients.diagnosis.tape_sensitivities import Sensitivities
 from compare.gradients.diagnosis.wording import format_number
 
 NUM_TAPES = 3  # draws in which a change must explain the gradient
-MAX_COST = 18_000  # steps, in all searches of one case: about a second
+MAX_COST = 25_000  # steps, in all searches of one case: about a second
 
 
 def find_tape_findings(mismatch: Mismatch, probe: Probe) -> Iterator[Finding]:

@@ -66,6 +66,13 @@ class CalledFunction:
         } | kept
 
     @cached_property
+    def incoming_names(self) -> frozenset[str]:
+        """Names of the incoming gradients, if this is the backward of a Function."""
+        first, *others = self.code.co_varnames[: self.code.co_argcount] or [""]
+        is_backward = self.in_backward and isinstance(self.local_values.get(first), FunctionCtx)
+        return frozenset(others if is_backward else ())
+
+    @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """Tensors among the values, but for empty ones."""
         return {name: v for name, v in self.values.items() if isinstance(v, Tensor) and v.numel()}

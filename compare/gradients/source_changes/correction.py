@@ -149,14 +149,18 @@ def describe(correction: Correction, others: Sequence[Correction] = ()) -> str:
     """The changes in words: "in line 3 of functions.py, `g * y` should be `g * (1 - y)`".
 
     Args:
-        others: further corrections of the same. Where the number 2 does, and a size that is 2, both are told.
+        others: further corrections of the same. Where the number 2 does, and a size that is 2, both are told, the
+            size first: the number may be right for the case alone.
     """
     first, *more = correction.changes
     where = f"in line {first.line} of {Path(first.file).name}, {first.quoted}"
     alike = [c.changes[0] for c in others if len(c.changes) == 1 and not more]
     at_place = [change.new for change in alike if (change.line, change.quoted) == (first.line, first.quoted)]
     sizes = [new for new in at_place if new.count(".shape") != first.new.count(".shape")]
-    told = [f"{where} {first.words}" + (f" or `{sizes[0]}`" if sizes else "")]
+    told = [f"{where} {first.words}"]
+    if sizes:
+        either = sorted([first.new, sizes[0]], key=lambda new: -new.count(".shape"))
+        told = [f"{where} should be `{either[0]}` or `{either[1]}`"]
     for change in more[: MAX_CHANGES - 1]:
         file = "" if change.file == first.file else f" of {Path(change.file).name}"
         told.append(f"in line {change.line}{file}, {change.quoted} {change.words}")

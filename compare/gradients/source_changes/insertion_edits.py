@@ -114,7 +114,7 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
     for other in called.tensors:
         if isinstance(node, ast.Name) and node.id == other:
             continue
-        for operator in OPERATORS:
+        for operator in _operators(called, other):
             if not isinstance(operator, ast.Mult):
                 yield site.edit(ast.BinOp(node, operator, name(other)), 3)
             for shaped in _broadcast(called, other):
@@ -127,6 +127,12 @@ def operand_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         yield site.edit(ast.BinOp(node, ast.Mult(), size), cost)
 
 
+def _operators(called: CalledFunction, *others: str) -> list[ast.operator]:
+    """Operators with tensors on the right: nothing is divided by an incoming gradient, which may be 0."""
+    may_divide = called.incoming_names.isdisjoint(others)
+    return [each for each in OPERATORS if may_divide or not isinstance(each, ast.Div)]
+
+
 def function_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
     """An expression times, divided by, plus or minus a function of a local tensor."""
     node = site.node
@@ -136,7 +142,7 @@ def function_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
         if isinstance(node, ast.Name) and node.id == other:
             continue
         for factor in _functions_of(name(other)):
-            for operator in OPERATORS:
+            for operator in _operators(called, other):
                 yield site.edit(ast.BinOp(node, operator, factor), 4)
 
 
@@ -150,7 +156,7 @@ def product_edits(site: Site, called: CalledFunction) -> Iterator[Edit]:
     for n, first in enumerate(tensors):
         for second in tensors[n:]:
             product = ast.BinOp(name(first), ast.Mult(), name(second))
-            for operator in OPERATORS:
+            for operator in _operators(called, first, second):
                 yield site.edit(ast.BinOp(site.node, operator, product), 5)
             for dim in (0, -1):
                 summed = method(product, "sum", number(dim), keepdim=ast.Constant(True))

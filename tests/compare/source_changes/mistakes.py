@@ -182,6 +182,21 @@ class Root(Function):
         return g * y / math.sqrt(x.shape[1]), g * x
 
 
+class Divided(Function):
+    """The incoming gradient is ignored, and both gradients have the same divisor."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return (a.square() + b.square()).sum() / 2 / len(a)
+
+    @staticmethod
+    def backward(ctx, g):
+        a, b = ctx.saved_tensors
+        count = len(a)
+        return a / count, b / count
+
+
 class Masked(Function):
     """Between two bounds alone the gradient passes."""
 

@@ -162,4 +162,14 @@ def test_of_two_wrong_gradients_each_has_its_own_correction():
 def test_a_number_that_is_also_a_size_is_told_as_both():
     case = case_of(mistakes.Root, lambda x, y: x * y / 2, (matrix, matrix))
     (finding,) = compare(case, dtypes=DTYPES).findings
-    assert "0.5 * (g * x))` or `" in finding.correction and "g * x / " in finding.correction, finding.correction
+    size, number = finding.correction.split(" or ")
+    assert "g * x / " in size and ".shape[" in size and "0.5 * (g * x))`" in number, finding.correction
+
+
+def test_nothing_is_divided_by_the_incoming_gradient():
+    def native(a, b):
+        return (a.square() + b.square()).sum() / 2 / len(a)
+
+    case = case_of(mistakes.Divided, native, (lambda: matrix()[0], lambda: matrix()[1]))
+    result = texts(corrections_of(case))
+    assert {new for _, new in result} == {"(a / count * g, b / count)", "(a / count, b / count * g)"}, result
