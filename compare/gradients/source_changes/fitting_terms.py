@@ -13,7 +13,8 @@ from torch import Tensor
 
 from compare.gradients.source_changes.edits import Edit, Site
 from compare.gradients.source_changes.expression_edits import number
-from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
+from compare.gradients.source_changes.ingredients import Ingredient
+from compare.gradients.source_changes.terms import terms_of_shape
 
 MAX_TERMS = 12_000
 MAX_EDITS, MAX_TREES = 8, 40  # edits, and those with the shortest terms, of which trees are made

@@ -2,116 +2,57 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import combinations_with_replacement, product
 
 import torch
-from torch import Tensor
 
-from compare.gradients.source_changes.edits import Site, assigned_name
-from compare.gradients.source_changes.ending_loops import names_in
-from compare.gradients.source_changes.term_shapes import common_shape, ways_to_shape
+from compare.gradients.source_changes.ingredients import Ingredient
+from compare.gradients.source_changes.term_products import Group, grouped, products, products_of_two, shaped
+from compare.gradients.source_changes.term_shapes import common_shape
 
-MAX_NAMES, MAX_EXPRESSIONS, MAX_NUMBERS = 8, 22, 2000
 MAX_MATRICES = 5  # of which products of three come before rarer terms
-
-
-@dataclass(frozen=True)
-class Ingredient:
-    """An expression of the source, and its value.
-
-    Attributes:
-        text: the expression; a tree is made only of the few that fit.
-        divisor: what 1 is divided by, if the expression is such a quotient.
-    """
-
-    text: str
-    value: Tensor
-    divisor: str = ""
-
-    @property
-    def node(self) -> ast.expr:
-        """The expression as a tree, of no place in a file."""
-        tree = ast.parse(self.text, mode="eval").body
-        for node in ast.walk(tree):
-            for attribute in node._attributes:
-                vars(node).pop(attribute, None)
-        return tree
-
-    @property
-    def is_name(self) -> bool:
-        """True for a name alone."""
-        return self.text.isidentifier()
-
-    def __mul__(self, other: Ingredient) -> Ingredient:
-        factor = f"/ ({other.divisor})" if other.divisor else f"* ({other.text})"
-        return Ingredient(f"({self.text}) {factor}", self.value * other.value)
-
-
-def find_ingredients(
-    place: Site, sites: Sequence[Site], recorded: dict[int, list[Tensor]], steps: int = 1, step: int = 0
-) -> list[Ingredient]:
-    """Expressions with one value, of real numbers, that a place can read: names first, short ones before long ones.
-
-    Args:
-        place: where they are to be used; what is computed after it, or from it, is left out.
-        steps: for expressions of a loop with so many steps, too, with their values in one of them.
-        step: the number of that one.
-    """
-    stored = [n for n in ast.walk(place.ancestors[0]) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    set_later = {n.id for n in stored if n.lineno >= place.node.lineno}
-    known: dict[str, Ingredient] = {}
-    for n, values in recorded.items():
-        node, text = sites[n].node, ast.unparse(sites[n].node)
-        is_later = node.lineno > place.node.end_lineno
-        if (
-            names_in(node) & (set_later if is_later else {assigned_name(place)})
-            or text in known
-            or len(values) not in (1, steps)
-        ):
-            continue
-        value = values[step if len(values) == steps else 0]
-        if value.is_floating_point() and 0 < value.numel() <= MAX_NUMBERS:
-            known[text] = Ingredient(text, value.double())
-    ordered = sorted(known.values(), key=lambda each: (not each.is_name, len(each.text)))
-    names = [each for each in ordered if each.is_name][:MAX_NAMES]
-    return names + [each for each in ordered if not each.is_name][: MAX_EXPRESSIONS - len(names)]
 
 
 def terms_of_shape(ingredients: Sequence[Ingredient], shape: torch.Size) -> Iterator[Ingredient]:
     """Terms of a shape, the simple ones first."""
     names = [each for each in ingredients if each.is_name]
-    functions = [f for each in ingredients for f in _functions(each)]
     functions_of_names = [f for each in names for f in _functions(each)]
-    reciprocals = {each.text: _reciprocal(each) for each in ingredients}
-    others = [each for each in ingredients if not each.is_name]
+    functions = [*functions_of_names, *(f for each in ingredients if not each.is_name for f in _functions(each))]
+    reciprocals_of_names = grouped(_reciprocal(each) for each in names)
+    from_each_on = [grouped(ingredients[n:]) for n in range(len(ingredients))]
     for each in (*ingredients, *functions):
-        yield from _shaped(each, shape)
-    for a, b in combinations_with_replacement(ingredients, 2):
-        yield from _products_of_two(a, b, shape)
+        yield from shaped(each, shape)
+    for a, others in zip(ingredients, from_each_on, strict=True):
+        yield from products_of_two(a, others, shape)
     if sum(each.value.dim() == 2 for each in names) <= MAX_MATRICES:
         yield from _matrix_chains(names, shape)
-    for a, b in product(ingredients, functions):
-        yield from _products_of_two(a, b, shape)
-    yield from _products(product(names, ingredients), [reciprocals[each.text] for each in names], shape)
+    all_functions = grouped(functions)
+    for a in ingredients:
+        yield from products_of_two(a, all_functions, shape)
+    for a, b in product(names, ingredients):
+        yield from _products_of_three(a, b, reciprocals_of_names, shape)
     for a, b in product((*names, *functions_of_names), names):
         yield from _less_its_mean(a, b, shape)
     sums = [s for pair in combinations_with_replacement(names, 2) for s in _sums(*pair)]
-    for total, each in product(sums, ingredients):
-        yield from _products_of_two(each, total, shape)
-    for total, each in product(sums, names):
-        yield from _shaped_product(total, reciprocals[each.text], shape)
+    all_sums = grouped(sums)
+    for a in ingredients:
+        yield from products_of_two(a, all_sums, shape)
+    for total in sums:
+        yield from products(total, reciprocals_of_names, shape)
     for n, a in enumerate(ingredients):
-        for m, b in enumerate(ingredients[n:], n):
-            yield from _products([(a, b)], ingredients[m:], shape)
-    for a, b in product(functions_of_names, ingredients):
-        yield from _products_of_two(a, reciprocals[b.text], shape)
+        for b, others in zip(ingredients[n:], from_each_on[n:], strict=True):
+            yield from _products_of_three(a, b, others, shape)
+    reciprocals = grouped(_reciprocal(each) for each in ingredients)
+    for a in functions_of_names:
+        yield from products_of_two(a, reciprocals, shape)
     if sum(each.value.dim() == 2 for each in names) > MAX_MATRICES:
         yield from _matrix_chains(names, shape)
-    yield from _products(combinations_with_replacement(names, 2), sums, shape)
-    yield from _products(product(names, ingredients), [reciprocals[each.text] for each in others], shape)
+    for a, b in combinations_with_replacement(names, 2):
+        yield from _products_of_three(a, b, all_sums, shape)
+    other_reciprocals = grouped(_reciprocal(each) for each in ingredients if not each.is_name)
+    for a, b in product(names, ingredients):
+        yield from _products_of_three(a, b, other_reciprocals, shape)
 
 
 def _functions(each: Ingredient) -> Iterator[Ingredient]:
@@ -151,43 +92,23 @@ def _less_its_mean(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[
     if a.value.shape != shape or b.value.shape != shape or a is b:
         return
     for dim in range(len(shape)):
-        total, divisor = _sum(a * b, dim), _sum(a, dim)
-        for mean in (total, total * _reciprocal(divisor)):
-            yield a * Ingredient(f"({b.text}) - ({mean.text})", b.value - mean.value)
+        total, divisor = _sum(a.times(b), dim), _sum(a, dim)
+        for mean in (total, total.times(_reciprocal(divisor))):
+            yield a.times(Ingredient(f"({b.text}) - ({mean.text})", b.value - mean.value))
 
 
 def _product(a: Ingredient, b: Ingredient) -> Ingredient | None:
-    """The product of each two numbers; None for shapes that do not go together."""
-    return None if common_shape(a.value.shape, b.value.shape) is None else a * b
+    """The product of each two elements; None for shapes that do not go together."""
+    return None if common_shape(a.value.shape, b.value.shape) is None else a.times(b)
 
 
-def _shaped_product(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
-    """The product of each two numbers, if it has the shape or a sum of it has; none of an expression over itself."""
-    if b.divisor == a.text:
-        return
-    common = common_shape(a.value.shape, b.value.shape)
-    if common is not None and ways_to_shape(common, shape):
-        yield from _shaped(a * b, shape)
-
-
-def _products(
-    pairs: Iterable[tuple[Ingredient, Ingredient]], factors: Sequence[Ingredient], shape: torch.Size
+def _products_of_three(
+    a: Ingredient, b: Ingredient, factors: Sequence[Group], shape: torch.Size
 ) -> Iterator[Ingredient]:
-    """The product of each pair with each factor, if it has the shape or a sum of it has."""
-    for a, b in pairs:
-        pair = _product(a, b)
-        if pair is not None:
-            for factor in factors:
-                if factor.divisor in (a.text, b.text):  # the other one alone
-                    continue
-                yield from _shaped_product(pair, factor, shape)
-
-
-def _products_of_two(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
-    """The product and the matrix products of two, if they have the shape or a sum of them has."""
-    yield from _shaped_product(a, b, shape)
-    yield from _matrix_products(a, b, shape)
-    yield from _matrix_products(b, a, shape)
+    """The product of two with each factor, if it has the shape or a sum of it has."""
+    pair = _product(a, b)
+    if pair is not None:
+        yield from products(pair, factors, shape, a.text, b.text)
 
 
 def _matrix_product(a: Ingredient, b: Ingredient) -> Ingredient:
@@ -204,28 +125,3 @@ def _matrix_chains(names: Sequence[Ingredient], shape: torch.Size) -> Iterator[I
             for c in matrices:
                 if pair.value.shape[1] == c.value.shape[0] and c.value.shape[1] == shape[1]:
                     yield _matrix_product(pair, c)
-
-
-def _matrix_products(a: Ingredient, b: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
-    """``a @ b`` and ``a.mT @ b``, if they have the shape or a sum of them has."""
-    own, other = a.value.shape, b.value.shape
-    is_vector = len(own) == 2 and len(other) == 1 == len(shape)
-    if not is_vector and min(len(own), len(other), len(shape)) < 2:
-        return
-    if common_shape(own[:-2], other[:-2]) is None:  # batches that do not go together
-        return
-    inner, columns = (other[0], shape[:0]) if is_vector else (other[-2], other[-1:])
-    for left, (rows, own_columns) in ((a, own[-2:]), (None, own[:-3:-1])):  # None: transposed
-        if own_columns != inner or shape[-1 if is_vector else -2 :] != (rows, *columns):
-            continue
-        yield from _shaped(_matrix_product(left or _transposed(a), b), shape)
-
-
-def _shaped(each: Ingredient, shape: torch.Size) -> Iterator[Ingredient]:
-    """The term itself or expanded, if it fits the shape; its sums over one or two dimensions, if they do."""
-    for dims, kept in ways_to_shape(each.value.shape, shape):
-        if not dims:
-            yield each if each.value.shape == shape else Ingredient(each.text, each.value.expand(shape), each.divisor)
-            continue
-        arguments = f"{dims if len(dims) > 1 else dims[0]}{', keepdim=True' if kept else ''}"
-        yield Ingredient(f"({each.text}).sum({arguments})", each.value.sum(dims, keepdim=kept))

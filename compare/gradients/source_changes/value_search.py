@@ -18,10 +18,10 @@ from compare.gradients.source_changes.expected_values import MAX_VALUES, Expecte
 from compare.gradients.source_changes.fitting_steps import step_that_fits
 from compare.gradients.source_changes.fitting_terms import Terms
 from compare.gradients.source_changes.forward_runs import Functions
+from compare.gradients.source_changes.ingredients import find_ingredients
 from compare.gradients.source_changes.missing_derivatives import MissingDerivatives
 from compare.gradients.source_changes.operands import Operands
 from compare.gradients.source_changes.required_values import required_values
-from compare.gradients.source_changes.terms import find_ingredients
 
 MAX_OPERANDS = 40  # whose values are fitted by one term
 MAX_FOR_TWO, MAX_NAMES = 4, 5  # whole gradients and operands that are fitted by two

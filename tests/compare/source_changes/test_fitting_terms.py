@@ -11,7 +11,8 @@ from torch.autograd import Function
 from compare import Case, compare
 from compare.gradients.source_changes.edits import Place, Site
 from compare.gradients.source_changes.fitting_terms import Terms
-from compare.gradients.source_changes.terms import Ingredient, terms_of_shape
+from compare.gradients.source_changes.ingredients import Ingredient
+from compare.gradients.source_changes.terms import terms_of_shape
 
 pytestmark = pytest.mark.usefixtures("few_edits")
 
