@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from compare.gradients.diagnosis.diagnose import diagnose
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.one_cause import tell_once
+from compare.gradients.garbage_collection import only_young_objects_collected
 from compare.gradients.measure import REFUSED, WRONG, Row
 from compare.gradients.run_variant import OUTPUT, gradient_name
 from compare.gradients.source_changes.kept_values import KeptValues
@@ -158,9 +160,10 @@ def compare(
         right_inputs = tuple(name for name in runner.input_names if gradient_name(name) not in wrong)
         is_output_wrong = any(quantity.startswith(OUTPUT) for quantity in wrong)
         native = NativeOracle(case, runner.native_rerunner, seed, right_inputs, is_output_wrong)
-        findings = diagnose(runner.mismatches, rows, side_effects, native)
-        findings = tell_once(add_call_mistakes(findings, runner, dtypes, rows, side_effects))
-        findings, search_note = add_corrections(findings, runner, rows, side_effects, native, kept)
+        with only_young_objects_collected() if runner.mismatches else nullcontext():
+            findings = diagnose(runner.mismatches, rows, side_effects, native)
+            findings = tell_once(add_call_mistakes(findings, runner, dtypes, rows, side_effects))
+            findings, search_note = add_corrections(findings, runner, rows, side_effects, native, kept)
         kinds_of_data = DATA if whole_numbers else DATA[:1]
         census = {data: count_zeros_and_ties(case, Variant(data=data, device=device), seed) for data in kinds_of_data}
         if progress is not None:

@@ -22,11 +22,15 @@ class Equations:
         values: of the expressions, by their numbers, one after the other.
         jacobians: by the same numbers.
         errors: what is missing in the elements.
+        now: the elements themselves.
+        elements: their places in each gradient, by its name.
     """
 
     values: dict[int, list[Tensor]]
     jacobians: dict[int, Tensor]
     errors: Tensor
+    now: Tensor
+    elements: dict[str, list[int]]
 
 
 def jacobians(rows: Sequence[Tensor], values: Mapping[int, list[Tensor]]) -> dict[int, Tensor]:

@@ -20,6 +20,8 @@ from compare.gradients.source_changes.forward_runs import Functions, run_forward
 from compare.gradients.source_changes.forward_values import forward_values
 from compare.gradients.source_changes.native_values import native_values
 from compare.gradients.source_changes.places import Place, are_equal, find_places, one_by_one
+from compare.gradients.source_changes.predicted_gradients import PredictedGradients
+from compare.gradients.source_changes.recorded_equations import RecordedEquations
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, record_values
 
 SECOND_DRAW = 1
@@ -60,6 +62,8 @@ class ExpectedValues:
     Attributes:
         places: expressions of backward.
         with_influence: those that may have an influence on what is wrong.
+        recorded: equations of their values.
+        predicted: gradients with other values of theirs.
     """
 
     def __init__(
@@ -73,9 +77,12 @@ class ExpectedValues:
         self._runs, self._targets, self._probe = runs, targets, probe
         self._expected = {t.quantity: t.oracle for t in targets if t.oracle is not None and not t.is_output}
         self._functions = functions
+        self._num_runs = 0
         is_known = len(self._expected) == len(targets)
         self.places = find_places(candidates, runs.run) if is_known else []
         self.with_influence = [place for place in self.places if candidates.rank(place.site) != Rank.NEVER]
+        self.recorded = RecordedEquations(self.with_influence, runs, targets)
+        self.predicted = PredictedGradients(self.recorded)
 
     def with_operands(self, expected: ExpectedValue) -> Place:
         """The place with the values that it and others have in a loop whose earlier steps give what they should."""
@@ -122,14 +129,13 @@ class ExpectedValues:
         if probe is None or probe.case.native is None or not self.places:
             return
         values = _distinct(self._known_values(first.inputs, first.incoming(probe.seed)))
-        trials, max_runs = 0, min(MAX_RUNS, MAX_CALLS // self._runs.cost)
+        last = self._num_runs + min(MAX_RUNS, MAX_CALLS // self._runs.cost)
         for place in self.with_influence:
             for words, in_order in values.items():
                 if _have_shapes(in_order, place.present) and not self._are_a_gradient(in_order):
                     for is_reversed in (False, True)[: len(in_order)]:
                         value = in_order[::-1] if is_reversed else in_order
-                        trials += 1
-                        quantities = self._right_with(place, value) if trials <= max_runs else frozenset()
+                        quantities = self._right_with(place, value) if self._num_runs < last else frozenset()
                         if quantities:
                             yield ExpectedValue(place, value, words, is_reversed, quantities)
 
@@ -173,12 +179,22 @@ class ExpectedValues:
     def _right_with(self, place: Place, value: list[Tensor]) -> frozenset[str]:
         if all(are_equal(a, b) for a, b in zip(value, place.present, strict=True)):
             return frozenset()
+        if not self._may_be_right(place, value):
+            return frozenset()
         codes = place.code_with_value
         if codes is None:
             return frozenset()
+        self._num_runs += 1
         with builtin(INSTEAD, one_by_one(value, place.present[0].dtype)):
             result = self._runs.run_edited(codes)
         return frozenset(q for q, gradient in self._expected.items() if are_equal(result.values.get(q), gradient))
+
+    def _may_be_right(self, place: Place, value: list[Tensor]) -> bool:
+        predicted = self.predicted.with_values(place, value)
+        return predicted is None or any(
+            name not in predicted or are_equal(predicted[name], self.predicted.elements(name, gradient))
+            for name, gradient in self._expected.items()
+        )
 
 
 def _distinct(values: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:

@@ -76,7 +76,7 @@ class Influence:
         wrong = [torch.zeros(1, dtype=torch.bool).expand(len(values)) for values in before.wrong]
         is_known = changes_right = False
         for trial in range(TRIALS):
-            numbers = self._with_values(place, [_other(value, trial) for value in place.present])
+            numbers = self._with_values(place, [other_numbers(value, trial) for value in place.present])
             if numbers is None:
                 continue
             is_known = True
@@ -142,7 +142,7 @@ def _is_whole(value: Tensor) -> bool:
     return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
 
 
-def _other(value: Tensor, trial: int) -> Tensor:
+def other_numbers(value: Tensor, trial: int) -> Tensor:
     """Numbers of the other sign, or far above or far below; for truth values the opposite, or all the same."""
     if value.dtype == torch.bool:
         return ~value if trial == 0 else torch.full_like(value, trial == 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, cycle, islice
+from itertools import combinations, cycle
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.forward_runs import Functions, run_forwards
 from compare.gradients.source_changes.forward_values import step_derivatives
 from compare.gradients.source_changes.places import Place, are_equal
+from compare.gradients.source_changes.predicted_gradients import PredictedGradients
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, value_instead
 
 MAX_RUNS, MAX_CALLS = 800, 240_000  # runs with a factor, and calls of functions in all of them
@@ -50,6 +51,10 @@ class MissingFactor:
         """True where the expression is a mask."""
         return self.place.present[0].dtype is torch.bool
 
+    def in_order(self, known: Mapping[str, list[Tensor]]) -> list[Tensor]:
+        """The derivatives for one value after the other."""
+        return known[self.words][:: -1 if self.is_reversed else 1]
+
     def changed(self, value: Tensor, derivative: Tensor) -> Tensor:
         """The value that should be there instead."""
         if self.is_mask:
@@ -70,6 +75,7 @@ class MissingDerivatives:
 
     Args:
         functions: those of the user that run.
+        predicted: gradients with other values at the places.
         targets: what is wrong, in the variant of the runs.
     """
 
@@ -77,11 +83,13 @@ class MissingDerivatives:
         self,
         functions: Functions,
         places: Sequence[Place],
+        predicted: PredictedGradients,
         runs: EditedRuns,
         targets: Sequence[Mismatch],
         probe: Probe,
     ) -> None:
         self._functions, self._places, self._runs, self._probe = functions, places, runs, probe
+        self._predicted = predicted
         self._targets = [target for target in targets if _has_two_tensors(target)]
 
     def find(self) -> Correction | None:
@@ -90,18 +98,23 @@ class MissingDerivatives:
             return None
         known = step_derivatives(run_forwards(self._functions, self._runs.run))
         parts: dict[str, list[tuple[MissingFactor, Tensor]]] = {target.quantity: [] for target in self._targets}
-        max_runs = min(MAX_RUNS, MAX_CALLS // self._runs.cost)
-        for factor in islice(self._factors(known), max_runs):
+        left = min(MAX_RUNS, MAX_CALLS // self._runs.cost)
+        for factor in self._factors(known):
+            if not self._may_be_right(factor, known):
+                continue
+            if left <= 0:
+                break
+            left -= 1
             result = self._run((factor,), known)
             for target in self._targets:
-                right, wrong = _right_elements(result, target), _wrong(target)
-                if right is None or not (right | wrong).all():
+                right = None if result is None else _right_elements(result.values.get(target.quantity), target)
+                if right is None or not _is_of_use(right, target):
                     continue
                 own = parts[target.quantity]
                 if right.all():
                     if self._is_confirmed((factor,), target.quantity):
                         return _correction((factor,), target.quantity)
-                elif (right & wrong).sum() >= MIN_SHARE * wrong.sum() and len(own) < MAX_PARTS:
+                elif len(own) < MAX_PARTS:
                     own.append((factor, right))
         for quantity, own in parts.items():
             for (first, right), (second, also) in combinations(own, 2):
@@ -118,6 +131,23 @@ class MissingDerivatives:
                     for is_reversed in (False, True)[: len(derivatives)]:
                         for sign in (1, -1):
                             yield MissingFactor(place, words, sign, is_reversed)
+
+    def _may_be_right(self, factor: MissingFactor, known: Mapping[str, list[Tensor]]) -> bool:
+        """False if it is known without a run that no target is right with a factor, nor a part of one."""
+        if factor.is_mask:
+            return True
+        derivatives = [factor.sign * each for each in factor.in_order(known)]
+        predicted = self._predicted.with_factors(factor.place, derivatives)
+        if predicted is None:
+            return True
+        for target in self._targets:
+            numbers = predicted.get(target.quantity)
+            if numbers is None or target.oracle is None or len(numbers) < target.oracle.numel():
+                return True  # not all of its elements are known
+            right = _right_elements(numbers.view(target.oracle.shape), target)
+            if right is not None and _is_of_use(right, target):
+                return True
+        return False
 
     def _run(self, factors: Sequence[MissingFactor], known: Mapping[str, list[Tensor]]) -> RunResult | None:
         codes = _codes(factors)
@@ -154,8 +184,13 @@ def _wrong(target: Mismatch) -> Tensor:
     return target.wrong.cpu()
 
 
-def _right_elements(result: RunResult | None, target: Mismatch) -> Tensor | None:
-    got = None if result is None else result.values.get(target.quantity)
+def _is_of_use(right: Tensor, target: Mismatch) -> bool:
+    """True if all elements are right, or those that were and a part of the others."""
+    wrong = _wrong(target)
+    return bool((right | wrong).all() and (right & wrong).sum() >= MIN_SHARE * wrong.sum())
+
+
+def _right_elements(got: Tensor | None, target: Mismatch) -> Tensor | None:
     if got is None or target.ours is None or target.oracle is None or as_real(got).shape != target.oracle.shape:
         return None
     before = (target.ours.double().cpu() - target.oracle.cpu()).abs()
@@ -176,6 +211,8 @@ def _fits(derivative: Tensor, present: Tensor) -> bool:
 
 
 def _codes(factors: Sequence[MissingFactor]) -> Any:
+    if len(factors) == 1:
+        return factors[0].place.code_with_changed_value
     edits = [
         (each.place.function, each.place.site.edit(value_instead(n, each.place.site.node), 1))
         for n, each in enumerate(factors)
@@ -187,6 +224,5 @@ def _codes(factors: Sequence[MissingFactor]) -> Any:
 
 def _multiplied(factors: Sequence[MissingFactor], known: Mapping[str, list[Tensor]]) -> Any:
     """A function for ``INSTEAD``: the value of the n-th factor's place, times the derivative of the step."""
-    orders = [known[each.words][:: -1 if each.is_reversed else 1] for each in factors]
-    steps = [cycle(order) for order in orders]
+    steps = [cycle(each.in_order(known)) for each in factors]
     return lambda n, value: factors[n].changed(value, next(steps[n]))

@@ -61,6 +61,14 @@ class Place:
         with candidate.made():
             return candidate.compiled()
 
+    @cached_property
+    def code_with_changed_value(self) -> dict[EditableFunction, CodeType] | None:
+        """Code that gives each value of the expression to ``INSTEAD``, and takes another one from it."""
+        edits = (site.edit(value_instead(n, site.node), 1) for n, site in enumerate(self.sites))
+        candidate = Candidate(tuple((self.function, edit) for edit in edits))
+        with candidate.made():
+            return candidate.compiled()
+
     def change(self, words: str) -> Change:
         """A change that tells in words which value should be there."""
         old, line = shown_text(self.site)

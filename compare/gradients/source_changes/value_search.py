@@ -60,7 +60,7 @@ class ValueSearch:
         operands = Operands(expected.places)
         of_whole = {_key(each): each for each in whole}
         of_parts = {_key(part): part for each in whole for part in operands.of(each)}
-        required = required_values(expected.with_influence, self._runs, self._targets, self._probe)
+        required = required_values(expected.with_influence, expected.recorded, self._probe)
         of_parts |= {_key(each): each for each in required}
         whole = list(of_whole.values())
         parts = [part for key, part in of_parts.items() if key not in of_whole][:MAX_OPERANDS]
@@ -88,8 +88,8 @@ class ValueSearch:
         """A derivative of a step of forward that backward leaves out; otherwise the first value, in words."""
         if self._probe is None or self._probe.case.native is None:
             return None
-        places = self._expected.with_influence
-        known = MissingDerivatives(self._functions, places, self._runs, self._targets, self._probe).find()
+        places, predicted = self._expected.with_influence, self._expected.predicted
+        known = MissingDerivatives(self._functions, places, predicted, self._runs, self._targets, self._probe).find()
         if known is not None:
             return known
         return next((as_correction(each) for each in self._of_native if self._expected.is_confirmed(each)), None)

@@ -17,6 +17,7 @@ from compare.gradients.source_changes.candidates import Candidates
 from compare.gradients.source_changes.edited_runs import EditedRuns
 from compare.gradients.source_changes.kept_values import KeptValues
 from compare.gradients.source_changes.places import find_places
+from compare.gradients.source_changes.recorded_equations import RecordedEquations
 from compare.gradients.source_changes.required_values import required_values
 from compare.gradients.variants import variants
 
@@ -146,7 +147,7 @@ def required(function, native, *, with_probe=False, dtype=None):
     places = find_places(Candidates(find_called_functions(runs.run_once)[0]), runs.run)
     oracle = NativeOracle(case, runner.native_rerunner, 0)
     probe = oracle.probe(runner.mismatches[0].variant) if with_probe else None
-    known = required_values(places, runs, runner.mismatches, probe)
+    known = required_values(places, RecordedEquations(places, runs, runner.mismatches), probe)
     first = runner.mismatches[0].inputs
     return {ast.unparse(each.place.site.node): each for each in known}, first["x"], first["w"]
 
