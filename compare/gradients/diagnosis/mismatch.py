@@ -87,6 +87,12 @@ class Mismatch:
             return False
         return equal_up_to_rounding(self.ours, as_real(candidate).to(self.ours), 4 * self.tolerance)
 
+    @property
+    def rounding_error(self) -> float:
+        """More than the largest error with which something :meth:`equals` ours."""
+        largest = 0.0 if self.ours is None else float(self.ours.abs().nan_to_num(posinf=0.0).max())
+        return 4 * self.tolerance + 1e-8 * largest
+
     def incoming(self, seed: int) -> Incoming:
         """Return the incoming gradients of this mismatch's run."""
         return lambda n, output: incoming_gradient(output, self.variant, seed + self.draw + n)

@@ -58,6 +58,7 @@ class NativePaths:
         self.change: NativeChange | None = None  # the last one that explains both draws
         self._scaled: list[tuple[Hypothesis, float]] = []
         self._steps: dict[int, list[Call]] = {}
+        self._error = mismatch.rounding_error
         self.recording = changed.record(mismatch, probe)
         self.calls, self.composites = self.recording.calls, self.recording.composites
         self.records = self.recording.records
@@ -141,10 +142,10 @@ class NativePaths:
         if self.is_spent():
             return None
         self.probe.native_calls += COST_OF_A_PART + path.call.cost
-        part = self.recording.derivative(path.call, change)
+        others = self.mismatch.oracle - path.part
+        part = self.recording.derivative(path.call, change, self.mismatch.ours - others, self._error)
         if part is None:
             return None
-        others = self.mismatch.oracle - path.part
         if self.mismatch.equals(others + part):
             return 1.0
         square = float((part * part).sum())

@@ -132,7 +132,7 @@ class ExpectedValues:
         last = self._num_runs + min(MAX_RUNS, MAX_CALLS // self._runs.cost)
         for place in self.with_influence:
             for words, in_order in values.items():
-                if _have_shapes(in_order, place.present) and not self._are_a_gradient(in_order):
+                if _may_stand_for(in_order, place.present) and not self._are_a_gradient(in_order):
                     for is_reversed in (False, True)[: len(in_order)]:
                         value = in_order[::-1] if is_reversed else in_order
                         quantities = self._right_with(place, value) if self._num_runs < last else frozenset()
@@ -217,7 +217,10 @@ def as_correction(expected: ExpectedValue) -> Correction:
     return Correction((expected.place.change(words),), expected.quantities, makes_all_right=False)
 
 
-def _have_shapes(values: list[Tensor], others: list[Tensor]) -> bool:
+def _may_stand_for(values: list[Tensor], others: list[Tensor]) -> bool:
+    integer = others[0].dtype is torch.int64
+    if integer and any(v.is_floating_point() and not torch.equal(v, v.round()) for v in values):  # no index
+        return False
     return [(v.shape, v.is_complex()) for v in values] == [(v.shape, v.is_complex()) for v in others]
 
 

@@ -82,6 +82,8 @@ class Influence:
             is_known = True
             wrong = [a | b for a, b in zip(wrong, _changes(before.wrong, numbers.wrong), strict=True)]
             changes_right |= _any(_changes(before.right, numbers.right, RELATIVE_ERROR))
+            if changes_right and _any(wrong):  # whatever other numbers do
+                return Rank.LATER
         if not is_known:
             return None
         if not _any(wrong):
@@ -93,8 +95,7 @@ class Influence:
         if codes is None:
             return None
         self._runs_left -= 1
-        copies = [value.clone() for value in values]  # the function may write into them
-        with builtin(INSTEAD, one_by_one(copies, copies[0].dtype)):
+        with builtin(INSTEAD, one_by_one(values, values[0].dtype)):
             return self._numbers(self._runs.run_edited(codes))
 
     def _numbers(self, result: RunResult) -> _Numbers | None:

@@ -24,7 +24,7 @@ from compare.gradients.source_changes.places import Place, are_equal
 from compare.gradients.source_changes.predicted_gradients import PredictedGradients
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin, value_instead
 
-MAX_RUNS, MAX_CALLS = 800, 240_000  # runs with a factor, and calls of functions in all of them
+MAX_RUNS, MAX_CALLS = 500, 150_000  # runs with a factor, and calls of functions in all of them
 MAX_PARTS = 24  # factors that make only a part of the elements right
 MIN_SHARE = 0.2  # of the wrong elements that such a factor makes right
 SECOND_DRAW = 1

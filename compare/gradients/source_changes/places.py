@@ -110,7 +110,7 @@ def one_by_one(values: Sequence[Tensor], dtype: torch.dtype) -> Callable[..., Te
     """A function for ``INSTEAD``: each call at a place returns the next value, after the last one the first."""
     of_dtype = [value if value.is_complex() else value.to(dtype) for value in values]
     at_place: defaultdict[int, Iterator[Tensor]] = defaultdict(lambda: cycle(of_dtype))
-    return lambda n, *_: next(at_place[n])
+    return lambda n, *_: next(at_place[n]).clone()  # the function may write into it
 
 
 def are_equal(got: Tensor | None, expected: Tensor | None) -> bool:
