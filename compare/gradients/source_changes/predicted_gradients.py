@@ -69,14 +69,16 @@ class PredictedGradients:
         codes = place.code_with_changed_value if is_factor else place.code_with_value
         if jacobian is None or codes is None or jacobian.shape[1] != sum(v.numel() for v in place.present):
             return None
-        others = [other_numbers(value, trial=0) for value in place.present]
-        instead = one_by_one(others, torch.float64)
+        present = place.present
         if is_factor:
-            factors = [other / value for other, value in zip(others, place.present, strict=True)]
-            if not _flat(factors).isfinite().all():
-                return None
+            factors = [other_numbers(torch.ones_like(value), trial=0) for value in present]
             left = cycle(factors)
             instead = lambda _, value: value * next(left)  # noqa: E731
+            additions = [(factor - 1) * value for factor, value in zip(factors, present, strict=True)]
+        else:
+            others = [other_numbers(value, trial=0) for value in present]
+            instead = one_by_one(others, torch.float64)
+            additions = [other - value for other, value in zip(others, present, strict=True)]
         with builtin(INSTEAD, instead):
             result = self._recorded.runs.run_edited(codes)
         got = [result.values.get(name) for name in first.elements]
@@ -85,7 +87,7 @@ class PredictedGradients:
         seen = torch.cat(
             [self.elements(n, v.cpu().double()) for n, v in zip(first.elements, got, strict=True) if v is not None]
         )
-        change = jacobian @ _flat([a - b for a, b in zip(others, place.present, strict=True)])
+        change = jacobian @ _flat(additions)
         error = (seen - first.now - change).abs()
         return jacobian if (error <= AGREEMENT * change.abs().max()).all() else None
 
