@@ -117,7 +117,7 @@ class Recording:
         if weights is None or needed.is_complex() or local.layout is not torch.strided:
             return True
         of_leaf, of_argument = weights
-        part, goal = (of_argument * local).flatten(1), (of_leaf * needed).flatten(1)
+        part, goal = (of_argument * local).reshape(2, -1), (of_leaf * needed).reshape(2, -1)
         (p, q), (a, b) = part.sum(1), goal.sum(1)
         limit = error * of_leaf[0].sum() + RATIO_ERROR * goal.abs().sum()
         size = part.abs().sum()

@@ -13,6 +13,7 @@ from compare.gradients.source_changes.influence import other_numbers
 from compare.gradients.source_changes.places import Place, one_by_one
 from compare.gradients.source_changes.recorded_equations import RecordedEquations
 from compare.gradients.source_changes.recorded_values import INSTEAD, builtin
+from compare.gradients.source_changes.term_shapes import common_shape
 
 AGREEMENT = 1e-7  # of the largest change: a backward that is affine differs by rounding alone
 
@@ -32,15 +33,17 @@ class PredictedGradients:
 
         See :attr:`Equations.elements` for which elements.
         """
-        return self._with_additions(
-            place, [a.double() - b.double() for a, b in zip(values, place.present, strict=True)], is_factor=False
-        )
+        pairs = list(zip(values, place.present, strict=True))
+        if any(a.shape != b.shape for a, b in pairs):
+            return None
+        return self._with_additions(place, [a.double() - b.double() for a, b in pairs], is_factor=False)
 
     def with_factors(self, place: Place, factors: Sequence[Tensor]) -> Mapping[str, Tensor] | None:
-        """The same for each value that there is then, times a factor."""
-        return self._with_additions(
-            place, [(a - 1) * b.double() for a, b in zip(cycle(factors), place.present, strict=False)], is_factor=True
-        )
+        """The same for each value that there is then, times a factor; None, too, for factors of other shapes."""
+        pairs = list(zip(cycle(factors), place.present, strict=False))
+        if any(common_shape(a.shape, b.shape) != b.shape for a, b in pairs):
+            return None
+        return self._with_additions(place, [(a - 1) * b.double() for a, b in pairs], is_factor=True)
 
     def elements(self, name: str, gradient: Tensor) -> Tensor:
         """Those elements of a gradient that are predicted."""

@@ -67,7 +67,9 @@ class ValueSearch:
         names = [part for part in parts if isinstance(part.place.site.node, ast.Name)]
         names += [part for part in parts if assigned_name(part.place.site)]
         places = {id(each): expected.with_operands(each) for each in (*whole, *parts)}
-        for each in (*whole, *parts):
+        for each in sorted(
+            (*whole, *parts), key=lambda each: bool(each.place.more)
+        ):  # a change of one place is plainer
             present, numbers = each.place.present[each.step], each.place.function.called.numbers
             for edit in step_that_fits(each.place.site, present, each.value[each.step], numbers):
                 yield each.place.with_edit(edit)
