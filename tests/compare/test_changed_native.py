@@ -48,10 +48,10 @@ def paths():
     list(runner.rows(next(iter(variants(DTYPES)))))
     mismatch = runner.mismatches[0]
     probe = NativeOracle(case, runner.native_rerunner, 0).probe(mismatch.variant)
-    found = NativePaths(mismatch, probe)
+    search = NativePaths(mismatch, probe)
     assert mismatch.quantity == "gradient of x"
-    assert found.is_traced
-    return found
+    assert search.is_traced
+    return search
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -18,7 +18,7 @@ class Ring:
 
 
 def collections_of_all_objects(num_objects: int) -> int:
-    """How often all objects are collected while so many are made, each of which is kept."""
+    """Number of collections of all objects while so many are made, each of which is kept."""
     before = gc.get_stats()[2]["collections"]
     kept = [Ring() for _ in range(num_objects)]
     assert len(kept) == num_objects

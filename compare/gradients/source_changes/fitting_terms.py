@@ -101,16 +101,14 @@ class Terms:
     def _fitting(self, kind: str, goal: Tensor) -> Iterator[_Fit]:
         sums = goal.flatten() @ self._weights
         ratios = sums[0] / self._sums[:, 0]
-        fits = ((ratios[:, None] * self._sums - sums).abs() <= RATIO_ERROR * sums.abs().max()).all(
-            1
-        ) & ratios.isfinite()
+        sizes = ratios.abs()
+        near = self._coefficients[(self._coefficients - sizes[:, None]).abs().argmin(1)]
+        fits = ((ratios[:, None] * self._sums - sums).abs() <= RATIO_ERROR * sums.abs().max()).all(1)
+        fits &= ratios.isfinite() & ((near - sizes).abs() <= RATIO_ERROR * near)
         for n in fits.nonzero().flatten().tolist():
-            term, ratio = self._terms[n], float(ratios[n])
-            near = float(self._coefficients[(self._coefficients - abs(ratio)).abs().argmin()])
-            coefficient = near if ratio > 0 else -near
-            if abs(near - abs(ratio)) > RATIO_ERROR * near or not _is_near(coefficient * term.value, goal):
-                continue
-            yield _Fit(kind, ((term, coefficient),))
+            term, coefficient = self._terms[n], float(near[n].copysign(ratios[n]))
+            if _is_near(coefficient * term.value, goal):
+                yield _Fit(kind, ((term, coefficient),))
 
     def _sums_of_two(self, kind: str, goal: Tensor) -> Iterator[_Fit]:
         """Two terms, each plus or minus, once or twice, that are together what an expression lacks, or all of it."""
@@ -122,14 +120,16 @@ class Terms:
         for a, b in product((1, -1, 2, -2), repeat=2):
             needed = (sums - a * own) / b
             low, high = (torch.searchsorted(firsts, needed[:, 0].contiguous() + shift) for shift in (-limit, limit))
-            for n in (low < high).nonzero().flatten().tolist():
-                left -= int(high[n] - low[n])
-                if left < 0:
-                    return
-                for m in order[low[n] : high[n]].tolist():
-                    first, second = self._terms[n], self._terms[m]
-                    if n < m and _is_near(a * first.value + b * second.value, goal):
-                        yield _Fit(kind, ((first, a), (second, b)))
+            counts = high - low  # of terms whose first sum is what the n-th term needs
+            n = torch.repeat_interleave(torch.arange(len(own)), counts)[:left]
+            nth = torch.arange(len(n)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)[:left]
+            m = order[low[n] + nth]
+            fits = (n < m) & ((needed[n] - own[m]).abs() <= limit).all(1)
+            for first, second in zip(n[fits].tolist(), m[fits].tolist(), strict=True):
+                terms = (self._terms[first], a), (self._terms[second], b)
+                if _is_near(sum(factor * term.value for term, factor in terms), goal):
+                    yield _Fit(kind, terms)
+            left -= len(n)
 
     def _edited(self, node: ast.expr, fit: _Fit) -> ast.expr | None:
         (first, coefficient), *others = fit.terms

@@ -21,7 +21,7 @@ AGREEMENT = 1e-7  # of the largest change: a backward that is affine differs by 
 class PredictedGradients:
     """Gradients from the derivatives of one run, where they are affine in the values of an expression.
 
-    Whether they are is seen in one run for each expression, in which its numbers have the other sign.
+    Whether they are is changed_numbers in one run for each expression, in which its numbers have the other sign.
     """
 
     def __init__(self, recorded: RecordedEquations) -> None:
@@ -46,7 +46,7 @@ class PredictedGradients:
         return self._with_additions(place, [(a - 1) * b.double() for a, b in pairs], is_factor=True)
 
     def elements(self, name: str, gradient: Tensor) -> Tensor:
-        """Those elements of a gradient that are predicted."""
+        """Elements of a gradient: those that are predicted."""
         assert self._recorded.first is not None
         return gradient.flatten()[self._recorded.first.elements[name]]
 
@@ -87,11 +87,11 @@ class PredictedGradients:
         got = [result.values.get(name) for name in first.elements]
         if result.error is not None or any(value is None for value in got):
             return None
-        seen = torch.cat(
+        changed_numbers = torch.cat(
             [self.elements(n, v.cpu().double()) for n, v in zip(first.elements, got, strict=True) if v is not None]
         )
         change = jacobian @ _flat(additions)
-        error = (seen - first.now - change).abs()
+        error = (changed_numbers - first.now - change).abs()
         return jacobian if (error <= AGREEMENT * change.abs().max()).all() else None
 
 

@@ -1,4 +1,4 @@
-"""Judgements of a reader on the fourteenth to the twenty-second set, and on reports that have changed since."""
+"""Judgements of a reader on the fourteenth to the twenty-third set, and on reports that have changed since."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ VALUE = "the value that is told is what the expression should be"
 CORRECTIONS_OF_LATER_SETS = tuple(
     Correction(name, told, "named", True, reason)
     for name, told, reason in (
+        (
+            "delay by part of a sample, phase of the forward",
+            r"should be `grad_spectrum / phase`",
+            "a number of modulus 1 divides as its conjugate multiplies",
+        ),
+        ("payment for a loan, product above the line", r"should be `YEARS / \(1 \+ rate\)`", CHANGE),
+        (
+            "running sums of a picture, rows from the top",
+            r"`torch\.cumsum\(grad, dim=-2\)` should be",
+            "the sum along the rows is told, applied again in place of its transpose, which is reversed",
+        ),
+        (
+            "phase of a spectrum, radial part not conjugated",
+            r"should be `radial = \(grad / unit\)\.real`",
+            "a number of modulus 1 divides as its conjugate multiplies",
+        ),
         (
             "moved pixels, places outside of the image",
             r"multiplied by the derivative of `.*clamp\(0, h - 1\)`",
