@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from compare.gradients.diagnosis import changed_native as changed
-from compare.gradients.diagnosis.changed_native import NativeChange, Recording
+from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_paths import NativePaths, Path
+from compare.gradients.diagnosis.native_recording import Recording
 
 MAX_PAIRS = 300
 

@@ -17,6 +17,7 @@ from compare.gradients.diagnosis.factors import name_factor
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch, equal_up_to_rounding
 from compare.gradients.diagnosis.native_calls import Call
+from compare.gradients.diagnosis.native_recording import Recording, record
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.wording import format_number
 from compare.gradients.run_variant import gradient_name
@@ -59,12 +60,12 @@ class NativePaths:
         self._scaled: list[tuple[Hypothesis, float]] = []
         self._steps: dict[int, list[Call]] = {}
         self._error = mismatch.rounding_error
-        self.recording = changed.record(mismatch, probe)
+        self.recording = record(mismatch, probe)
         self.calls, self.composites = self.recording.calls, self.recording.composites
         self.records = self.recording.records
         self.cost = sum(call.cost for call in self.calls)  # of one run
         self.second = probe.mismatch(mismatch, 1)
-        self.second_recording = changed.Recording() if self.second is None else changed.record(self.second, probe)
+        self.second_recording = Recording() if self.second is None else record(self.second, probe)
         self.second_records = self.second_recording.records
         self.sites = Counter(call.site for call in self.calls)
         self.names = _names(self.calls, mismatch)
@@ -178,9 +179,9 @@ class NativePaths:
         return got is not None and got.shape == spread.ours.shape and spread.equals(got)
 
     @cached_property
-    def _spread(self) -> tuple[Mismatch | None, changed.Recording]:
+    def _spread(self) -> tuple[Mismatch | None, Recording]:
         spread = self.probe.spread(self.mismatch)
-        return spread, changed.Recording() if spread is None else changed.record(spread, self.probe)
+        return spread, Recording() if spread is None else record(spread, self.probe)
 
     def changes_right_gradient(self, change: NativeChange) -> bool:
         """True if the change makes the gradient of another input wrong, which is right."""

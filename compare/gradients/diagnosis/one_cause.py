@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from compare.gradients.diagnosis import tape_findings
-from compare.gradients.diagnosis.changed_native import NativeChange, gradient_of_changed, record
+from compare.gradients.diagnosis.changed_native import NativeChange, gradient_of_changed
 from compare.gradients.diagnosis.findings import Finding
 from compare.gradients.diagnosis.mismatch import Mismatch
 from compare.gradients.diagnosis.native_calls import Call, InterceptCalls, call_native
+from compare.gradients.diagnosis.native_recording import record
 from compare.gradients.diagnosis.probe import Probe
 from compare.gradients.diagnosis.wording import join_words
 from compare.gradients.run_variant import gradient_name

@@ -12,6 +12,7 @@ from compare.gradients.diagnosis import changed_native as changed
 from compare.gradients.diagnosis.changed_native import NativeChange
 from compare.gradients.diagnosis.native_oracle import NativeOracle
 from compare.gradients.diagnosis.native_paths import NativePaths
+from compare.gradients.diagnosis.native_recording import weights_of_sums
 from compare.gradients.variants import variants
 
 DTYPES = (torch.float64,)
@@ -81,6 +82,6 @@ def test_nothing_is_refused_where_an_operation_has_no_second_derivative():
             return 2 * g
 
     leaf = torch.randn(3, dtype=torch.float64).requires_grad_()
-    assert changed._weights_of_sums(OnceOnly.apply(leaf), leaf) is None
-    of_leaf, of_argument = changed._weights_of_sums(2 * leaf, leaf)
+    assert weights_of_sums(OnceOnly.apply(leaf), leaf) is None
+    of_leaf, of_argument = weights_of_sums(2 * leaf, leaf)
     torch.testing.assert_close(of_argument, 2 * of_leaf)
