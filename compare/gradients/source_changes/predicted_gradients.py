@@ -21,7 +21,7 @@ AGREEMENT = 1e-7  # of the largest change: a backward that is affine differs by 
 class PredictedGradients:
     """Gradients from the derivatives of one run, where they are affine in the values of an expression.
 
-    Whether they are is changed_numbers in one run for each expression, in which its numbers have the other sign.
+    Whether they are affine is tried in one run for each expression, in which its numbers have the other sign.
     """
 
     def __init__(self, recorded: RecordedEquations) -> None:
