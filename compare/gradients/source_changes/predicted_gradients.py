@@ -34,14 +34,14 @@ class PredictedGradients:
         See :attr:`Equations.elements` for which elements.
         """
         pairs = list(zip(values, place.present, strict=True))
-        if any(a.shape != b.shape for a, b in pairs):
+        if not _is_double(place) or any(a.shape != b.shape for a, b in pairs):
             return None
         return self._with_additions(place, [a.double() - b.double() for a, b in pairs], is_factor=False)
 
     def with_factors(self, place: Place, factors: Sequence[Tensor]) -> Mapping[str, Tensor] | None:
         """The same for each value that there is then, times a factor; None, too, for factors of other shapes."""
         pairs = list(zip(cycle(factors), place.present, strict=False))
-        if any(common_shape(a.shape, b.shape) != b.shape for a, b in pairs):
+        if not _is_double(place) or any(common_shape(a.shape, b.shape) != b.shape for a, b in pairs):
             return None
         return self._with_additions(place, [(a - 1) * b.double() for a, b in pairs], is_factor=True)
 
@@ -66,7 +66,7 @@ class PredictedGradients:
 
     def _jacobian_if_affine(self, place: Place, *, is_factor: bool) -> Tensor | None:
         first = self._recorded.first
-        if first is None or place.present[0].dtype is not torch.float64:
+        if first is None:
             return None
         jacobian = stacked([first], self._recorded.numbers(place))
         codes = place.code_with_changed_value if is_factor else place.code_with_value
@@ -93,6 +93,11 @@ class PredictedGradients:
         change = jacobian @ _flat(additions)
         error = (changed_numbers - first.now - change).abs()
         return jacobian if (error <= AGREEMENT * change.abs().max()).all() else None
+
+
+def _is_double(place: Place) -> bool:
+    """True for real numbers in double precision; the derivatives of others are not recorded."""
+    return place.present[0].dtype is torch.float64
 
 
 def _flat(values: Sequence[Tensor]) -> Tensor:

@@ -76,12 +76,33 @@ def decayed(x, w):
     return state * 1.0
 
 
+class Turned(Function):
+    """Backward computes with complex numbers, and lacks the sign."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x.cos() * w
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        turn = torch.exp(1j * x)
+        return g * w * turn.imag, g * turn.real
+
+
+def cosine(x, w):
+    return x.cos() * w
+
+
 CASES = {
     "one step": Case("scaled", Scaled.apply, scaled, lambda: (torch.randn(4), torch.randn(4))),
+    "complex": Case("cosine", Turned.apply, cosine, lambda: (torch.randn(4), torch.randn(4))),
     "loop": Case("decayed", Decayed.apply, decayed, lambda: (torch.randn(3, 4), torch.randn(4))),
 }
 KNOWN = {  # expressions in whose values the gradients are affine, and some in which they are not
     "one step": ({"x.cos()", "g * x.cos()", "g * x.sin()", "torch.zeros_like(w)"}, {"x"}),
+    "complex": ({"g * w"}, {"turn", "x", "1j * x"}),
     "loop": ({"2 * passed", "passed * states[n]"}, {"w * states[-1] + step"}),
 }
 
@@ -99,13 +120,14 @@ def predictions(name):
     return {ast.unparse(place.site.node): place for place in places}, runs, PredictedGradients(recorded)
 
 
+@pytest.mark.filterwarnings("error:Casting complex values")
 @pytest.mark.parametrize("is_factor", [False, True], ids=["values", "factors"])
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_predicted_is_what_a_run_gives(name, is_factor):
     places, runs, predicted = predictions(name)
     affine = set()
     for text, place in places.items():
-        if not place.present[0].is_floating_point():
+        if not (place.present[0].is_floating_point() or place.present[0].is_complex()):
             continue
         numbers = [torch.randn_like(value) for value in place.present]
         got = predicted.with_factors(place, numbers) if is_factor else predicted.with_values(place, numbers)
